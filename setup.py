@@ -1,0 +1,88 @@
+"""Only what pyproject.toml cannot say: build the kernel libraries and _C with ninja.
+
+The same kernel sources are compiled once per CPU level into libraries of their own, so that no
+inline function compiled for a newer processor can ever be picked on an older one.
+`CMRFAST_SANITIZE=1` builds with ASan and UBSan. Without a C++ compiler the package installs
+as pure Python.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent
+sys.path.insert(0, str(ROOT / "packaging"))
+import toolchain  # noqa: E402
+
+COMMON = [
+    *("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-DTORCH_TARGET_VERSION=0x020a000000000000"),
+    *("-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-Wall", "-Wextra", "-Werror=return-type"),
+    f"-ffile-prefix-map={ROOT}=.",
+]
+SANITIZE = ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-DCMRFAST_SANITIZE"]
+
+
+class BuildExt(build_ext):
+    """All libraries from one ninja file: parallel, and incremental for editable installs."""
+
+    def run(self) -> None:
+        compiler = toolchain.find_compiler()
+        if compiler is None:
+            print("cmrfast: no C++ compiler found; installing without native kernels", file=sys.stderr)
+            self.extensions = []
+            return
+        torch = toolchain.torch_folder()
+        if torch is None:
+            sys.exit("cmrfast: building the kernels needs torch's headers; install torch first")
+        build = Path(self.build_temp).resolve()
+        build.mkdir(parents=True, exist_ok=True)
+        (build / "build.ninja").write_text(self.ninja_file(" ".join(compiler), torch, build))
+        import ninja
+
+        subprocess.check_call([Path(ninja.BIN_DIR) / "ninja", "-C", build])
+
+    def ninja_file(self, compiler: str, torch: Path, build: Path) -> str:
+        import pybind11
+
+        sanitize = SANITIZE if os.environ.get("CMRFAST_SANITIZE") == "1" else []
+        flags = [*COMMON, f"-I{ROOT / 'csrc'}", *sanitize]
+        lines = [
+            f"cxx = {compiler}",
+            "rule compile",
+            "  command = $cxx -MD -MF $out.d $flags -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "rule link",
+            f"  command = $cxx -shared {' '.join(sanitize)} $in -o $out $libs",
+        ]
+
+        def library(name: str, sources: list[Path], flags: list[str], libs: str = "") -> None:
+            objects = [f"{name}/{source.stem}.o" for source in sources]
+            for source, target in zip(sources, objects, strict=True):
+                lines.extend((f"build {target}: compile {source}", f"  flags = {' '.join(flags)}"))
+            out = Path(self.get_ext_fullpath(f"cmrfast.{name}")).resolve()
+            lines.extend((f"build {out}: link {' '.join(objects)}", f"  libs = {libs}"))
+
+        python = self.include_dirs  # setuptools fills in the folders of Python.h
+        includes = [f"-I{path}" for path in [pybind11.get_include(), *python]]
+        library("_C", [ROOT / "csrc/module.cpp"], flags + includes)
+        kernels = sorted((ROOT / "csrc/cpu").glob("*.cpp"))
+        for level, machine in toolchain.cpu_levels().items():
+            level_flags = [*flags, *machine, f"-isystem {torch / 'include'}", f"-DCMRFAST_LEVEL={level}"]
+            library(f"_cpu_{level}", kernels, level_flags, f"-L{torch / 'lib'} -ltorch_cpu")
+        return "\n".join(lines) + "\n"
+
+    def get_outputs(self) -> list[str]:
+        names = ["_C", *(f"_cpu_{level}" for level in toolchain.cpu_levels())]
+        built = toolchain.find_compiler() is not None
+        return [self.get_ext_fullpath(f"cmrfast.{name}") for name in names] if built else []
+
+
+setup(
+    ext_modules=[Extension("cmrfast._C", ["csrc/module.cpp"])],  # tells setuptools that there is binary code
+    cmdclass={"build_ext": BuildExt},
+)

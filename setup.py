@@ -19,11 +19,30 @@ sys.path.insert(0, str(ROOT / "packaging"))
 import toolchain  # noqa: E402
 
 COMMON = [
-    *("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-DTORCH_TARGET_VERSION=0x020a000000000000"),
-    *("-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-Wall", "-Wextra", "-Werror=return-type"),
+    *(
+        "-std=c++20",
+        "-O3",
+        "-fPIC",
+        "-fvisibility=hidden",
+        "-DTORCH_TARGET_VERSION=0x020a000000000000",
+    ),
+    *(
+        "-fno-math-errno",
+        "-fno-trapping-math",
+        "-fopenmp-simd",
+        "-Wall",
+        "-Wextra",
+        "-Werror=return-type",
+    ),
     f"-ffile-prefix-map={ROOT}=.",
 ]
-SANITIZE = ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-DCMRFAST_SANITIZE"]
+SANITIZE = [
+    "-O1",
+    "-g",
+    "-fno-omit-frame-pointer",
+    "-fsanitize=address,undefined",
+    "-DCMRFAST_SANITIZE",
+]
 
 
 class BuildExt(build_ext):
@@ -32,7 +51,9 @@ class BuildExt(build_ext):
     def run(self) -> None:
         compiler = toolchain.find_compiler()
         if compiler is None:
-            print("cmrfast: no C++ compiler found; installing without native kernels", file=sys.stderr)
+            print(
+                "cmrfast: no C++ compiler found; installing without native kernels", file=sys.stderr
+            )
             self.extensions = []
             return
         torch = toolchain.torch_folder()
@@ -72,7 +93,12 @@ class BuildExt(build_ext):
         library("_C", [ROOT / "csrc/module.cpp"], flags + includes)
         kernels = sorted((ROOT / "csrc/cpu").glob("*.cpp"))
         for level, machine in toolchain.cpu_levels().items():
-            level_flags = [*flags, *machine, f"-isystem {torch / 'include'}", f"-DCMRFAST_LEVEL={level}"]
+            level_flags = [
+                *flags,
+                *machine,
+                f"-isystem {torch / 'include'}",
+                f"-DCMRFAST_LEVEL={level}",
+            ]
             library(f"_cpu_{level}", kernels, level_flags, f"-L{torch / 'lib'} -ltorch_cpu")
         return "\n".join(lines) + "\n"
 
@@ -83,6 +109,8 @@ class BuildExt(build_ext):
 
 
 setup(
-    ext_modules=[Extension("cmrfast._C", ["csrc/module.cpp"])],  # tells setuptools that there is binary code
+    ext_modules=[
+        Extension("cmrfast._C", ["csrc/module.cpp"])
+    ],  # tells setuptools that there is binary code
     cmdclass={"build_ext": BuildExt},
 )

@@ -1,0 +1,82 @@
+"""Loads the native kernels and says which backend each op got, and why not another."""
+
+import importlib
+import os
+import warnings
+from pathlib import Path
+
+import torch
+
+from cmrfast.ops._op import OPS
+
+_CHOICES = ("auto", "native", "triton", "reference")
+_PACKAGE = Path(__file__).parent.parent
+
+BACKEND = os.environ.get("CMRFAST_BACKEND", "auto")
+if BACKEND not in _CHOICES:
+    raise ValueError(f"CMRFAST_BACKEND: must be one of {', '.join(_CHOICES)}; got {BACKEND!r}")
+
+#: The loaded CPU kernel library's level, or None; and in words why it is no better.
+cpu_level: str | None = None
+cpu_reason: str = ""
+
+
+def load() -> None:
+    """Load the CPU kernels once, after every op has been declared; without them, say so once."""
+    global cpu_level, cpu_reason
+    if BACKEND in ("reference", "triton"):
+        cpu_reason = f"CMRFAST_BACKEND={BACKEND}"
+        return
+    try:
+        cpu_level, cpu_reason = _load_cpu(), "native kernels"
+    except (ImportError, OSError) as error:
+        cpu_reason = str(error)
+        if BACKEND == "native":
+            raise ImportError(f"cmrfast: CMRFAST_BACKEND=native, but {cpu_reason}") from error
+        warnings.warn(f"cmrfast: {cpu_reason}", RuntimeWarning, stacklevel=3)
+
+
+def _load_cpu() -> str:
+    if not list(_PACKAGE.glob("_C.*")):
+        raise ImportError(
+            "installed without a C++ compiler, so every op runs its PyTorch reference"
+        )
+    try:
+        module = importlib.import_module("cmrfast._C")
+        level = str(os.environ.get("CMRFAST_CPU_LEVEL") or module.cpu_level())
+        torch.ops.load_library(_library(level))
+    except OSError as error:
+        raise ImportError(
+            f"the native kernels do not load beside torch {torch.__version__}, so every op runs its "
+            "PyTorch reference; mend it with: pip install --force-reinstall --no-deps . "
+            f"(in cmrfast's source folder) - {error}"
+        ) from error
+    return level
+
+
+def _library(level: str) -> str:
+    found = sorted(_PACKAGE.glob(f"_cpu_{level}.*"))
+    if not found:
+        built = ", ".join(sorted(p.name.split(".")[0][5:] for p in _PACKAGE.glob("_cpu_*")))
+        raise ImportError(f"no kernel library for CPU level {level!r}; built are: {built}")
+    return str(found[0])
+
+
+def backends() -> dict[str, dict[str, str]]:
+    """Which implementation each public op runs on each device.
+
+    Returns:
+        ``{op: {"cpu": "native" | "reference", "cuda": "native" | "triton" | "reference"}}``
+
+    Example:
+        >>> from cmrfast import ops
+        >>> ops.backends()["dice_ce_sums"]["cpu"] in ("native", "reference")
+        True
+    """
+    chosen: dict[str, dict[str, str]] = {}
+    for op in OPS.values():
+        row = chosen.setdefault(op.serves, {"cpu": "native", "cuda": "native"})
+        for device, key in (("cpu", "CPU"), ("cuda", "CUDA")):
+            if not torch._C._dispatch_has_kernel_for_dispatch_key(f"cmrfast::{op.name}", key):
+                row[device] = "reference"
+    return chosen

@@ -1,0 +1,31 @@
+"""Seeds, devices, and the folder of real images."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def threads():
+    """Set torch's thread count inside a test; the old one comes back after it."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def real_images() -> Path:
+    """The folder of real images; the test is skipped, and counted, where none is named."""
+    folder = os.environ.get("CMRFAST_TEST_DATA")
+    if not folder:
+        pytest.skip("CMRFAST_TEST_DATA is not set")
+    return Path(folder)

@@ -1,0 +1,136 @@
+"""The contract every op keeps, looped over ops, samples, devices and dtypes."""
+
+import copy
+
+import pytest
+import torch
+from conftest import DEVICES
+from op_samples import SAMPLES
+
+import cmrfast.ops  # noqa: F401  (declares all ops)
+from cmrfast.ops._op import OPS
+
+FLOATS = [torch.float32, torch.float64]
+every_op = pytest.mark.parametrize("op", OPS.values(), ids=lambda op: op.name)
+every_device = pytest.mark.parametrize("device", DEVICES)
+every_float = pytest.mark.parametrize("dtype", FLOATS, ids=str)
+
+
+def samples(op, device, dtype):
+    torch.manual_seed(0)
+    return list(SAMPLES[op.name](device, dtype))
+
+
+def tensors(args):
+    return [a for a in args if isinstance(a, torch.Tensor)]
+
+
+def is_float(x):
+    return isinstance(x, torch.Tensor) and x.is_floating_point()
+
+
+def test_every_op_has_samples():
+    assert set(SAMPLES) == set(OPS)
+
+
+@every_op
+@every_device
+@every_float
+def test_matches_reference(op, device, dtype):
+    for args in samples(op, device, dtype):
+        torch.testing.assert_close(op(*args), op.reference(*args), equal_nan=True)
+
+
+@every_op
+@every_device
+def test_gradients(op, device):
+    if not op.differentiable:
+        pytest.skip("declared without a gradient")
+    for args in samples(op, device, torch.float64):
+        wanted = [i for i, a in enumerate(args) if is_float(a) and a.numel() and i in op.gradients]
+        if not wanted:
+            continue
+
+        def call(*values, args=args, wanted=wanted):
+            full = list(args)
+            for i, value in zip(wanted, values, strict=True):
+                full[i] = value
+            return op(*full)
+
+        values = [args[i].detach().clone().requires_grad_() for i in wanted]
+        if sum(v.numel() for v in values) <= 400:
+            assert torch.autograd.gradcheck(
+                call, values, fast_mode=sum(v.numel() for v in values) > 60
+            )
+
+
+@every_op
+@every_device
+def test_registration(op, device):
+    for args in samples(op, device, torch.float32):
+        args = tuple(
+            a.detach().clone().requires_grad_() if is_float(a) and i in op.gradients else a
+            for i, a in enumerate(args)
+        )
+        torch.library.opcheck(op.call, args)
+
+
+@every_op
+@every_device
+def test_compiles_with_dynamic_shapes(op, device):
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda *a: op(*a), fullgraph=True, backend="aot_eager", dynamic=True)
+    for args in samples(op, device, torch.float32)[:4]:
+        torch.testing.assert_close(compiled(*args), op(*args), equal_nan=True)
+
+
+@every_op
+@every_device
+def test_exports(op, device):
+    args = samples(op, device, torch.float32)[0]
+
+    class Call(torch.nn.Module):
+        def forward(self, *given):
+            given = iter(given)
+            return op(*(next(given) if isinstance(a, torch.Tensor) else a for a in args))
+
+    exported = torch.export.export(Call(), tuple(tensors(args))).module()
+    torch.testing.assert_close(exported(*tensors(args)), op(*args), equal_nan=True)
+
+
+@every_op
+@every_device
+@every_float
+def test_same_bits_every_run_and_thread_count(op, device, dtype, threads):
+    for args in samples(op, device, dtype):
+        first = op(*args)
+        for count in (1, 2, 3, 4) * 5:
+            threads(count)
+            assert torch.equal(first.view(torch.uint8), op(*args).view(torch.uint8))
+
+
+@every_op
+@every_device
+def test_takes_any_strides(op, device):
+    for args in samples(op, device, torch.float32):
+        strided = [_strided(a) if isinstance(a, torch.Tensor) else a for a in args]
+        torch.testing.assert_close(op(*strided), op(*args), rtol=0, atol=0, equal_nan=True)
+
+
+@every_op
+@every_device
+def test_leaves_inputs_unchanged(op, device):
+    for args in samples(op, device, torch.float32):
+        before = copy.deepcopy(args)
+        op(*args)
+        for a, b in zip(tensors(args), tensors(before), strict=True):
+            assert torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
+def _strided(x):
+    """The same values in every second element of a larger tensor."""
+    if x.dim() == 0:
+        return x
+    wide = x.new_zeros(*x.shape, 2)
+    wide[..., 0] = x
+    return wide[..., 0]

@@ -18,31 +18,15 @@ ROOT = Path(__file__).parent
 sys.path.insert(0, str(ROOT / "packaging"))
 import toolchain  # noqa: E402
 
-COMMON = [
-    *(
-        "-std=c++20",
-        "-O3",
-        "-fPIC",
-        "-fvisibility=hidden",
-        "-DTORCH_TARGET_VERSION=0x020a000000000000",
-    ),
-    *(
-        "-fno-math-errno",
-        "-fno-trapping-math",
-        "-fopenmp-simd",
-        "-Wall",
-        "-Wextra",
-        "-Werror=return-type",
-    ),
-    f"-ffile-prefix-map={ROOT}=.",
-]
-SANITIZE = [
-    "-O1",
-    "-g",
-    "-fno-omit-frame-pointer",
-    "-fsanitize=address,undefined",
-    "-DCMRFAST_SANITIZE",
-]
+FLAGS = f"""
+    -std=c++20 -O3 -fPIC -fvisibility=hidden -ffile-prefix-map={ROOT}=. -I{ROOT / "csrc"}
+    -fno-math-errno -fno-trapping-math -fopenmp-simd -Wall -Wextra -Wno-unknown-pragmas
+    -DTORCH_TARGET_VERSION=0x020a000000000000
+""".split()
+SANITIZE = """
+    -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined
+    -DCMRFAST_SANITIZE
+""".split()
 
 
 class BuildExt(build_ext):
@@ -70,7 +54,7 @@ class BuildExt(build_ext):
         import pybind11
 
         sanitize = SANITIZE if os.environ.get("CMRFAST_SANITIZE") == "1" else []
-        flags = [*COMMON, f"-I{ROOT / 'csrc'}", *sanitize]
+        flags = [*FLAGS, *sanitize]
         lines = [
             f"cxx = {compiler}",
             "rule compile",

@@ -1,4 +1,4 @@
-"""Build backend: setuptools, compiling against the torch that is already installed where there is one.
+"""Build backend: setuptools, compiling against the torch that is installed where there is one.
 
 pip builds in an empty environment. Asking for torch there would download it anew (gigabytes) for
 every install; the stable C++ interface makes any torch >= 2.11 good enough to compile against.
@@ -12,7 +12,7 @@ from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403
 
 sys.path.insert(0, __file__.rpartition("/")[0])
-import toolchain  # noqa: E402
+import toolchain
 
 
 def _missing() -> list[str]:

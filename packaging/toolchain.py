@@ -10,7 +10,7 @@ from pathlib import Path
 OLDEST_TORCH = (2, 11)
 TORCH = "torch>=2.11"
 
-#: One kernel library each, the best that the machine runs is loaded. Names and features: _C's cpu_level().
+#: One kernel library each; the widest that the machine runs is loaded (cpu_level() in module.cpp).
 CPU_LEVELS = {
     "baseline": [],
     "avx2": ["-mavx2", "-mfma", "-mf16c", "-mbmi2"],

@@ -38,18 +38,16 @@ def load() -> None:
 
 def _load_cpu() -> str:
     if not list(_PACKAGE.glob("_C.*")):
-        raise ImportError(
-            "installed without a C++ compiler, so every op runs its PyTorch reference"
-        )
+        raise ImportError("installed without a C++ compiler; every op runs its reference")
     try:
         module = importlib.import_module("cmrfast._C")
         level = str(os.environ.get("CMRFAST_CPU_LEVEL") or module.cpu_level())
         torch.ops.load_library(_library(level))
     except OSError as error:
         raise ImportError(
-            f"the native kernels do not load beside torch {torch.__version__}, so every op runs its "
-            "PyTorch reference; mend it with: pip install --force-reinstall --no-deps . "
-            f"(in cmrfast's source folder) - {error}"
+            f"the native kernels do not load beside torch {torch.__version__}; every op runs its "
+            "reference; to mend it, in cmrfast's source folder: "
+            f"pip install --force-reinstall --no-deps .  ({error})"
         ) from error
     return level
 

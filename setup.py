@@ -23,10 +23,10 @@ FLAGS = f"""
     -fno-math-errno -fno-trapping-math -fopenmp-simd -Wall -Wextra -Wno-unknown-pragmas
     -DTORCH_TARGET_VERSION=0x020a000000000000
 """.split()
-SANITIZE = """
-    -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined
-    -DCMRFAST_SANITIZE
-""".split()
+SANITIZE = [
+    *("-O1", "-g", "-fno-omit-frame-pointer", "-DCMRFAST_SANITIZE"),
+    *("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
+]
 
 
 class BuildExt(build_ext):

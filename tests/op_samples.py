@@ -27,3 +27,40 @@ def samples_of(name: str) -> Callable[[Samples], Samples]:
 def normal(*shape: int, device: str, dtype: torch.dtype) -> torch.Tensor:
     """Random numbers made on the CPU, so that all devices see one input."""
     return torch.randn(*shape, dtype=torch.float64).to(dtype).to(device)
+
+
+@samples_of("dice_ce_sums")
+def dice_ce_sums(device, dtype):
+    for activation in (0, 1, 2):
+        for batch, classes, n in ((2, 3, 37), (1, 1, 1), (2, 2, 0), (3, 4, 701)):
+            logits = normal(batch, classes, n, device=device, dtype=dtype)
+            if activation == 2:
+                logits = logits.sigmoid()
+            labels = torch.randint(0, classes, (batch, n))
+            labels[:, ::5] = -100
+            for kind in (torch.uint8, torch.int16, torch.int32, torch.int64):
+                ignored = labels if kind != torch.uint8 else labels.abs()
+                yield logits, ignored.to(kind).to(device), activation, -100, 1e-4
+            masks = torch.rand(batch, classes, n)
+            yield logits, (masks > 0.5).to(device), activation, -100, 1e-4
+            yield logits, (masks > 0.5).to(torch.uint8).to(device), activation, 255, 1e-4
+            yield logits, masks.to(dtype).to(device), activation, -100, 1e-4
+            masks[:, :, ::3] = -1
+            yield logits, masks.to(device), activation, -1, 1e-4
+    yield 1e4 * logits, labels.to(device), 0, -100, 1e-4
+    yield 1e4 * logits, labels.to(device), 1, -100, 1e-4
+
+
+@samples_of("dice_ce_sums_backward")
+def dice_ce_sums_backward(device, dtype):
+    for logits, *others in dice_ce_sums(device, dtype):
+        yield normal(*logits.shape[:2], 4, device=device, dtype=dtype), logits, *others
+
+
+@samples_of("label_faults")
+def label_faults(device, dtype):
+    labels = torch.randint(-2, 6, (3, 1301), device=device)
+    yield labels, 4, -1
+    yield labels.abs().to(torch.uint8), 4, 5
+    yield labels.to(torch.int16), 3, -100
+    yield labels[:, :0].int(), 3, -100

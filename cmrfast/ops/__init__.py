@@ -1,7 +1,8 @@
 """The ops: fast, pure functions of tensors, on the best kernel the dispatcher has."""
 
 from cmrfast.ops._native import backends, load
+from cmrfast.ops.dice_ce_sums import dice_ce_sums
 
 load()
 
-__all__ = ["backends"]
+__all__ = ["backends", "dice_ce_sums"]

@@ -1,0 +1,40 @@
+"""What several ops ask of their arguments, in one wording."""
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+HALVES = (torch.float16, torch.bfloat16)
+
+
+def values_readable(*tensors: Tensor | None) -> bool:
+    """Whether values may be looked at: on CPU tensors outside compilation, nowhere else."""
+    if torch.compiler.is_compiling():
+        return False
+    return all(t is None or t.device.type == "cpu" for t in tensors)
+
+
+def require_floating(op: str, name: str, tensor: Tensor) -> None:
+    """Raise unless the tensor has one of the four floating dtypes that ops compute with."""
+    if not isinstance(tensor, Tensor) or tensor.dtype not in FLOATS:
+        raise TypeError(f"{op}: {name} must be a floating tensor; got {kind(tensor)}")
+
+
+def require_integer(op: str, name: str, tensor: Tensor) -> None:
+    """Raise unless the tensor has an integer dtype (bool is none)."""
+    wrong = not isinstance(tensor, Tensor) or tensor.dtype == torch.bool
+    if wrong or tensor.is_floating_point() or tensor.is_complex():
+        raise TypeError(f"{op}: {name} must be an integer tensor; got {kind(tensor)}")
+
+
+def require_one_device(op: str, **tensors: Tensor | None) -> None:
+    """Raise unless all tensors lie on one device."""
+    devices = {name: t.device for name, t in tensors.items() if t is not None}
+    if len(set(devices.values())) > 1:
+        where = ", ".join(f"{name} on {device}" for name, device in devices.items())
+        raise ValueError(f"{op}: all tensors must lie on one device; got {where}")
+
+
+def kind(value: object) -> str:
+    """How a wrong argument is named in a message."""
+    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__

@@ -1,0 +1,180 @@
+"""The four sums that Dice and cross-entropy losses are made of, in one pass over the logits."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cmrfast.ops._check import HALVES, kind, require_floating, require_one_device, values_readable
+from cmrfast.ops._op import define
+
+Activation = Literal["softmax", "sigmoid", "none"]
+_ACTIVATIONS = ("softmax", "sigmoid", "none")
+_MOST_CLASSES = 16384  # the kernel keeps at least one pixel of all classes in its cache tile
+
+
+def dice_ce_sums(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    activation: Activation = "softmax",
+    ignore_index: int = -100,
+    eps: float = 1e-4,
+) -> Tensor:
+    """Sums of p·t, p, t and cross entropy over the pixels of each image and class.
+
+    Args:
+        logits: (B, K, *S), floating; probabilities for ``activation="none"``.
+        target: integer labels (B, *S), or masks or probabilities of each class (B, K, *S) of bool,
+            integer or floating dtype.
+        activation: ``softmax`` over K: cross entropy is -t·log p, its sum over K the usual one;
+            ``sigmoid``: binary cross entropy per channel; ``none``: the logits are probabilities
+            and cross entropy is -t·log((p + eps) / (1 + K·eps)).
+        ignore_index: pixels of this target value enter none of the sums. Labels outside 0…K-1
+            raise on the CPU and are ignored alike under compilation and on other devices.
+        eps: keeps the logarithm of ``none`` finite.
+
+    Returns:
+        (B, K, 4): sum p·t, sum p, sum t, cross entropy; float32, or float64 for float64 logits.
+
+    Example:
+        >>> logits = torch.zeros(1, 2, 8, 8)
+        >>> target = torch.ones(1, 8, 8, dtype=torch.int64)
+        >>> overlap, p, t, ce = dice_ce_sums(logits, target)[0, 1].tolist()
+        >>> overlap, p, t, round(ce, 3)
+        (32.0, 32.0, 64.0, 44.361)
+    """
+    labels = _check(logits, target, activation)
+    if logits.dtype in HALVES:
+        logits = logits.float()
+    target = target.flatten(1 if labels else 2)
+    if target.dtype not in _TARGETS:
+        target = target.long() if not target.is_floating_point() else target.float()
+    logits = logits.flatten(2)
+    if labels and values_readable(target):
+        bad = int(label_faults(target, logits.shape[1], ignore_index))
+        if bad:
+            raise ValueError(
+                f"dice_ce_sums: labels must be 0 to {logits.shape[1] - 1} or ignore_index "
+                f"{ignore_index}; {bad} pixels hold something else"
+            )
+    kind_of = _ACTIVATIONS.index(activation)
+    return _dice_ce_sums(logits, target, kind_of, ignore_index, eps)
+
+
+_TARGETS = (
+    *(torch.bool, torch.uint8, torch.int16, torch.int32, torch.int64),
+    *(torch.float32, torch.float64),
+)
+
+
+def _check(logits: Tensor, target: Tensor, activation: str) -> bool:
+    """Raise for wrong arguments; say whether the target holds labels (else masks)."""
+    require_floating("dice_ce_sums", "logits", logits)
+    if not isinstance(target, Tensor) or target.is_complex():
+        raise TypeError(f"dice_ce_sums: target must be a real tensor; got {kind(target)}")
+    if activation not in _ACTIVATIONS:
+        raise ValueError(
+            f"dice_ce_sums: activation must be one of {', '.join(_ACTIVATIONS)}; got {activation!r}"
+        )
+    require_one_device("dice_ce_sums", logits=logits, target=target)
+    if logits.dim() < 3:
+        raise ValueError(f"dice_ce_sums: logits must be (B, K, *S); got {tuple(logits.shape)}")
+    if not 1 <= logits.shape[1] <= _MOST_CLASSES:
+        raise ValueError(
+            f"dice_ce_sums: there must be 1 to {_MOST_CLASSES} classes; got {logits.shape[1]}"
+        )
+    if target.shape == logits.shape:
+        return False
+    if target.shape != (logits.shape[0], *logits.shape[2:]):
+        raise ValueError(
+            f"dice_ce_sums: target must be (B, *S) or (B, K, *S) for logits {tuple(logits.shape)}; "
+            f"got {tuple(target.shape)}"
+        )
+    if target.is_floating_point() or target.dtype == torch.bool:
+        raise TypeError(
+            f"dice_ce_sums: labels (B, *S) must be integers, masks have the shape of the logits; "
+            f"got {target.dtype}"
+        )
+    return True
+
+
+def _masks(target: Tensor, classes: int, ignore_index: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The target as (B, K, N) masks, and where it counts."""
+    if target.dim() == 3:
+        valid = target != ignore_index
+        return torch.where(valid, target.to(dtype), 0), valid
+    valid = (target >= 0) & (target < classes) & (target != ignore_index)
+    labels = torch.where(valid, target, 0).long()
+    masks = F.one_hot(labels, classes).movedim(-1, 1) * valid[:, None]
+    return masks.to(dtype), valid[:, None].expand(-1, classes, -1)
+
+
+def _reference(
+    logits: Tensor, target: Tensor, activation: int, ignore_index: int, eps: float
+) -> Tensor:
+    classes = logits.shape[1]
+    t, valid = _masks(target, classes, ignore_index, logits.dtype)
+    if activation == 0:
+        p, log_p = logits.softmax(1), logits.log_softmax(1)
+        ce = torch.where(t != 0, -t * log_p, 0)
+    elif activation == 1:
+        p = logits.sigmoid()
+        ce = F.binary_cross_entropy_with_logits(logits, t, reduction="none")
+    else:
+        p = logits
+        ce = torch.where(t != 0, -t * ((p + eps) / (1 + classes * eps)).log(), 0)
+    p, ce = torch.where(valid, p, 0), torch.where(valid, ce, 0)
+    sums = torch.stack((p * t, p, t, ce), -1)
+    return sums.sum(2, dtype=torch.float64).to(logits.dtype)
+
+
+def _reference_backward(
+    grad: Tensor, logits: Tensor, target: Tensor, activation: int, ignore_index: int, eps: float
+) -> Tensor:
+    t, valid = _masks(target, logits.shape[1], ignore_index, logits.dtype)
+    g_overlap, g_p, _, g_ce = (g[..., None] for g in grad.unbind(-1))  # each (B, K, 1)
+    inner = torch.where(valid, g_overlap * t + g_p, 0)
+    if activation == 0:
+        p = logits.softmax(1)
+        mean = (p * inner).sum(1, keepdim=True)
+        return p * (inner - mean + (g_ce * t).sum(1, keepdim=True)) - g_ce * t
+    if activation == 1:
+        p = logits.sigmoid()
+        return inner * p * (1 - p) + torch.where(valid, g_ce * (p - t), 0)
+    return inner - torch.where(t != 0, g_ce * t / (logits + eps), 0)
+
+
+def _backward(inputs: Any, output: None, grad: Tensor, needed: Any) -> Any:
+    logits, target, activation, ignore_index, eps = inputs
+    gradient = _dice_ce_sums_backward(grad, logits, target, activation, ignore_index, eps)
+    return gradient, None, None, None, None
+
+
+def _reference_faults(target: Tensor, classes: int, ignore_index: int) -> Tensor:
+    return (((target < 0) | (target >= classes)) & (target != ignore_index)).sum()
+
+
+_dice_ce_sums = define(
+    "dice_ce_sums(Tensor logits, Tensor target, int activation, int ignore_index, float eps)"
+    " -> Tensor",
+    reference=_reference,
+    fake=lambda logits, *_: logits.new_empty(logits.shape[0], logits.shape[1], 4),
+    backward=_backward,
+)
+
+_dice_ce_sums_backward = define(
+    "dice_ce_sums_backward(Tensor grad, Tensor logits, Tensor target, int activation,"
+    " int ignore_index, float eps) -> Tensor",
+    reference=_reference_backward,
+    fake=lambda grad, logits, *_: torch.empty_like(logits, memory_format=torch.contiguous_format),
+    serves="dice_ce_sums",
+)
+
+label_faults = define(
+    "label_faults(Tensor target, int classes, int ignore_index) -> Tensor",
+    reference=_reference_faults,
+    fake=lambda target, *_: target.new_empty((), dtype=torch.int64),
+    serves="dice_ce_sums",
+)

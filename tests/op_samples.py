@@ -40,20 +40,21 @@ def dice_ce_sums(device, dtype):
             labels[:, ::5] = -100
             for kind in (torch.uint8, torch.int16, torch.int32, torch.int64):
                 ignored = labels if kind != torch.uint8 else labels.abs()
-                yield logits, ignored.to(kind).to(device), activation, -100, 1e-4
+                yield logits, ignored.to(kind).to(device), activation, -100, 1e-4, True
             masks = torch.rand(batch, classes, n)
-            yield logits, (masks > 0.5).to(device), activation, -100, 1e-4
-            yield logits, (masks > 0.5).to(torch.uint8).to(device), activation, 255, 1e-4
-            yield logits, masks.to(dtype).to(device), activation, -100, 1e-4
+            yield logits, (masks > 0.5).to(device), activation, -100, 1e-4, True
+            yield logits, (masks > 0.5).to(torch.uint8).to(device), activation, 255, 1e-4, True
+            yield logits, masks.to(dtype).to(device), activation, -100, 1e-4, True
             masks[:, :, ::3] = -1
-            yield logits, masks.to(device), activation, -1, 1e-4
-    yield 1e4 * logits, labels.to(device), 0, -100, 1e-4
-    yield 1e4 * logits, labels.to(device), 1, -100, 1e-4
+            yield logits, masks.to(device), activation, -1, 1e-4, True
+    yield 1e4 * logits, labels.to(device), 0, -100, 1e-4, True
+    yield 1e4 * logits, labels.to(device), 1, -100, 1e-4, True
+    yield logits, labels.to(device), 1, -100, 1e-4, False
 
 
 @samples_of("dice_ce_sums_backward")
 def dice_ce_sums_backward(device, dtype):
-    for logits, *others in dice_ce_sums(device, dtype):
+    for logits, *others, _ in dice_ce_sums(device, dtype):
         yield normal(*logits.shape[:2], 4, device=device, dtype=dtype), logits, *others
 
 

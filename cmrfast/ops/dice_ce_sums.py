@@ -45,6 +45,19 @@ def dice_ce_sums(
         >>> overlap, p, t, round(ce, 3)
         (32.0, 32.0, 64.0, 44.361)
     """
+    return class_sums(logits, target, activation, ignore_index, eps, entropy=True)
+
+
+def class_sums(
+    logits: Tensor,
+    target: Tensor,
+    activation: Activation,
+    ignore_index: int = -100,
+    eps: float = 1e-4,
+    *,
+    entropy: bool,
+) -> Tensor:
+    """``dice_ce_sums`` with a say in the cross entropy: without it, sigmoid's is left zero."""
     labels = _check(logits, target, activation)
     if logits.dtype in HALVES:
         logits = logits.float()
@@ -60,7 +73,7 @@ def dice_ce_sums(
                 f"{ignore_index}; {bad} pixels hold something else"
             )
     kind_of = _ACTIVATIONS.index(activation)
-    return _dice_ce_sums(logits, target, kind_of, ignore_index, eps)
+    return sums_op(logits, target, kind_of, ignore_index, eps, entropy)
 
 
 _TARGETS = (
@@ -100,7 +113,9 @@ def _check(logits: Tensor, target: Tensor, activation: str) -> bool:
     return True
 
 
-def _masks(target: Tensor, classes: int, ignore_index: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _masks(
+    target: Tensor, classes: int, ignore_index: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """The target as (B, K, N) masks, and where it counts."""
     if target.dim() == 3:
         valid = target != ignore_index
@@ -112,7 +127,7 @@ def _masks(target: Tensor, classes: int, ignore_index: int, dtype: torch.dtype) 
 
 
 def _reference(
-    logits: Tensor, target: Tensor, activation: int, ignore_index: int, eps: float
+    logits: Tensor, target: Tensor, activation: int, ignore_index: int, eps: float, entropy: bool
 ) -> Tensor:
     classes = logits.shape[1]
     t, valid = _masks(target, classes, ignore_index, logits.dtype)
@@ -121,7 +136,7 @@ def _reference(
         ce = torch.where(t != 0, -t * log_p, 0)
     elif activation == 1:
         p = logits.sigmoid()
-        ce = F.binary_cross_entropy_with_logits(logits, t, reduction="none")
+        ce = F.binary_cross_entropy_with_logits(logits, t, reduction="none") * entropy
     else:
         p = logits
         ce = torch.where(t != 0, -t * ((p + eps) / (1 + classes * eps)).log(), 0)
@@ -147,24 +162,23 @@ def _reference_backward(
 
 
 def _backward(inputs: Any, output: None, grad: Tensor, needed: Any) -> Any:
-    logits, target, activation, ignore_index, eps = inputs
-    gradient = _dice_ce_sums_backward(grad, logits, target, activation, ignore_index, eps)
-    return gradient, None, None, None, None
+    logits, target, *options, _ = inputs
+    return dice_ce_sums_backward(grad, logits, target, *options), *(None,) * 5
 
 
 def _reference_faults(target: Tensor, classes: int, ignore_index: int) -> Tensor:
     return (((target < 0) | (target >= classes)) & (target != ignore_index)).sum()
 
 
-_dice_ce_sums = define(
-    "dice_ce_sums(Tensor logits, Tensor target, int activation, int ignore_index, float eps)"
-    " -> Tensor",
+sums_op = define(
+    "dice_ce_sums(Tensor logits, Tensor target, int activation, int ignore_index, float eps,"
+    " bool entropy) -> Tensor",
     reference=_reference,
     fake=lambda logits, *_: logits.new_empty(logits.shape[0], logits.shape[1], 4),
     backward=_backward,
 )
 
-_dice_ce_sums_backward = define(
+dice_ce_sums_backward = define(
     "dice_ce_sums_backward(Tensor grad, Tensor logits, Tensor target, int activation,"
     " int ignore_index, float eps) -> Tensor",
     reference=_reference_backward,

@@ -156,30 +156,30 @@ Four<T> sum_tile(int64_t n, const TargetTile<T>& tile, Probability probability, 
   for (int64_t i = 0; i < n; ++i) {
     const bool valid = tile.valid[i] != 0;
     const T t = tile.t[i];
-    const T p = valid ? probability(i) : T{0};
-    pt += t != 0 ? p * t : T{0};
+    const T any = probability(i);
+    const T p = valid ? any : T{0};
+    const T entropy = loss(i, any, t);
+    pt += p * t;
     ps += p;
     ts += t;
-    ce += valid ? loss(i, p, t) : T{0};
+    ce += valid ? entropy : T{0};
   }
   return {pt, ps, ts, ce};
 }
 
 template <class T>
 struct Sigmoid {
-  T p, softplus;  // softplus = log(1 + e^x)
-  explicit Sigmoid(T x) {
-    const T magnitude = x < 0 ? -x : x;
-    const T e = simd::exp_nonpositive(-magnitude);
-    const T inverse = 1 / (1 + e);
-    p = x < 0 ? e * inverse : inverse;
-    softplus = (x < 0 ? T{0} : x) + simd::log1p_unit(e);
+  T x, e, p;
+  explicit Sigmoid(T logit) : x(logit) {
+    e = simd::exp_nonpositive(x < 0 ? x : -x);
+    p = (x < 0 ? e : T{1}) / (1 + e);
   }
+  T softplus() const { return (x < 0 ? T{0} : x) + simd::log1p_unit(e); }  // log(1 + e^x)
 };
 
 template <class T, Activation activation>
 void sums_of_stretch(const T* logits, const TargetSource<T>& target, const Shape& s, int64_t b,
-                     int64_t begin, int64_t end, T eps, double* sums) {
+                     int64_t begin, int64_t end, T eps, bool entropy, double* sums) {
   TargetTile<T> tile;
   T p[kTileValues], lse[kTile];
   for (int64_t at = begin; at < end; at += s.tile()) {
@@ -196,16 +196,13 @@ void sums_of_stretch(const T* logits, const TargetSource<T>& target, const Shape
             n, tile, [&](int64_t i) { return p[k * n + i]; },
             [&](int64_t i, T, T t) { return t != 0 ? t * (lse[i] - row[i]) : T{0}; });
       } else if constexpr (activation == kSigmoid) {
-        // One exponential serves both: the probability and its logarithm, left in two tiles.
-#pragma omp simd
-        for (int64_t i = 0; i < n; ++i) {
-          const Sigmoid<T> value(row[i]);
-          p[i] = value.p;
-          lse[i] = value.softplus;
-        }
-        four = sum_tile<T>(
-            n, tile, [&](int64_t i) { return p[i]; },
-            [&](int64_t i, T, T t) { return lse[i] - row[i] * t; });
+        const auto probability = [&](int64_t i) { return Sigmoid<T>(row[i]).p; };
+        // The logarithm would cost as much as all the rest, so only where it is asked for.
+        const auto loss = [&](int64_t i, T, T t) {
+          return Sigmoid<T>(row[i]).softplus() - row[i] * t;
+        };
+        four = entropy ? sum_tile<T>(n, tile, probability, loss)
+                       : sum_tile<T>(n, tile, probability, [](int64_t, T, T) { return T{0}; });
       } else {
         const T scale = 1 / (1 + static_cast<T>(s.K) * eps);
         four = sum_tile<T>(
@@ -291,7 +288,7 @@ Shape checked_shape(const Tensor& logits, const Tensor& target) {
 }
 
 Tensor dice_ce_sums(const Tensor& logits_any, const Tensor& target_any, int64_t activation,
-                    int64_t ignore_index, double eps) {
+                    int64_t ignore_index, double eps, bool entropy) {
   const Shape s = checked_shape(logits_any, target_any);
   const Tensor logits = torch::stable::contiguous(logits_any);
   const Tensor target = torch::stable::contiguous(target_any);
@@ -302,7 +299,7 @@ Tensor dice_ce_sums(const Tensor& logits_any, const Tensor& target_any, int64_t 
     for_each_task(s.B * s.stretches(), [&](int64_t task) {
       const int64_t b = task / s.stretches(), begin = task % s.stretches() * kStretch;
       sums_of_stretch<T, kind>(read<T>(logits), source, s, b, begin,
-                               std::min(s.N, begin + kStretch), static_cast<T>(eps),
+                               std::min(s.N, begin + kStretch), static_cast<T>(eps), entropy,
                                partial.data() + task * s.K * 4);
     });
     for (int64_t b = 0; b < s.B; ++b) {

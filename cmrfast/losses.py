@@ -1,0 +1,192 @@
+"""Segmentation losses: a few lines each over the sums of ``dice_ce_sums``.
+
+With ``group``, sums are taken over all ranks of a ``torch.distributed`` process group, so that the
+loss is that of the whole batch and DDP's mean of gradients is the gradient of one process.
+"""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from cmrfast.ops.dice_ce_sums import Activation, class_sums
+
+Over = Literal["image", "batch", "all"]
+Classes = Literal["foreground", "all"]
+
+
+def batch_dice_loss(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    activation: Activation = "sigmoid",
+    smooth: float = 1e-5,
+    group: Any = None,
+) -> Tensor:
+    """Negative Dice of the whole batch as one ratio: all images, classes and pixels together.
+
+    Args:
+        logits: (B, K, *S).
+        target: labels (B, *S) or masks (B, K, *S).
+        activation: as in ``dice_ce_sums``.
+        smooth: added above and below the line, inside the factor 2: empty in both scores -2.
+        group: process group to sum over.
+
+    Returns:
+        -2·(smooth + Σpt) / (smooth + Σp + Σt), a scalar.
+
+    Example:
+        >>> logits = torch.full((2, 5, 8, 8, 8), 100.0)
+        >>> batch_dice_loss(logits, torch.ones(2, 5, 8, 8, 8, dtype=torch.uint8)).item()
+        -1.0
+    """
+    sums = class_sums(logits, target, activation, entropy=False).sum((0, 1))
+    overlap, p, t, _ = _over_ranks(sums, group).unbind()
+    return -2 * (smooth + overlap) / (smooth + p + t)
+
+
+def dice_ce_loss(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    activation: Activation = "softmax",
+    ce_weight: float = 1.0,
+    dice_weight: float = 1.0,
+    over: Over = "image",
+    classes: Classes = "foreground",
+    smooth: float = 1e-6,
+    group: Any = None,
+) -> Tensor:
+    """ce_weight · cross entropy + dice_weight · (1 - Dice).
+
+    Args:
+        logits: (B, K, *S); probabilities for ``activation="none"``.
+        target: labels (B, *S) or masks (B, K, *S). Pixels labelled -100 count nowhere.
+        activation: as in ``dice_ce_sums``.
+        ce_weight: of the cross entropy, the mean over pixels (sigmoid: over pixels and classes).
+        dice_weight: of the Dice term.
+        over: what one Dice score sums over: ``image`` (one per image and class, then their mean),
+            ``batch`` (one per class), ``all`` (one for batch and classes together).
+        classes: ``foreground`` leaves class 0 out of the Dice term (unless it is the only one).
+        smooth: added above and below the line of each Dice score.
+        group: process group to sum over.
+
+    Returns:
+        A scalar.
+
+    Example:
+        >>> logits = torch.zeros(1, 2, 8, 8)
+        >>> labels = torch.zeros(1, 8, 8, dtype=torch.int64)
+        >>> labels[:, :4, :4] = 1
+        >>> round(dice_ce_loss(logits, labels).item(), 6)
+        1.359815
+    """
+    for name, value, options in (
+        ("over", over, ("image", "batch", "all")),
+        ("classes", classes, ("foreground", "all")),
+    ):
+        if value not in options:
+            raise ValueError(
+                f"dice_ce_loss: {name} must be one of {', '.join(options)}; got {value!r}"
+            )
+    sums = class_sums(logits, target, activation, entropy=True)  # (B, K, 4)
+    batch, first = sums.shape[0], int(classes == "foreground" and sums.shape[1] > 1)
+    if activation == "sigmoid":
+        pixels = sums.new_tensor(float(logits.numel()))
+    elif target.dim() == logits.dim():
+        pixels = sums.new_tensor(float(logits.numel() // logits.shape[1]))
+    else:
+        pixels = sums[..., 2].detach().sum()  # labels: those that were not ignored
+    entropy, pixels = _over_ranks(torch.stack((sums[..., 3].sum(), pixels)), group).unbind()
+
+    scored = sums[:, first:, :3]
+    if over == "image":
+        scores = _dice(scored, smooth).sum(0).mean()
+        total, images = _over_ranks(torch.stack((scores, scores.new_tensor(float(batch)))), group)
+        dice = total / images
+    else:
+        scored = _over_ranks(scored.sum(0), group)  # (K, 3)
+        dice = _dice(scored if over == "batch" else scored.sum(0), smooth).mean()
+    return ce_weight * entropy / pixels.clamp(min=1) + dice_weight * (1 - dice)
+
+
+def joint_scar_loss(logits: Tensor, target: Tensor, *, group: Any = None) -> Tensor:
+    """Cross entropy + (1 - Dice of each image's foreground): the loss of ``joint_scar``.
+
+    Args:
+        logits: (B, 2, H, W).
+        target: labels (B, H, W).
+        group: process group to sum over.
+
+    Returns:
+        A scalar.
+    """
+    return dice_ce_loss(logits, target, group=group)
+
+
+def dual_loss(
+    pred: Tensor, target: Tensor, *, activation: Activation = "softmax", group: Any = None
+) -> Tensor:
+    """Half cross entropy, half Dice of the foreground classes over the batch.
+
+    The loss of ``joint_registration``: of logits, and with ``activation="none"`` of warped masks.
+
+    Args:
+        pred: (B, 4, H, W), logits or probabilities.
+        target: labels (B, H, W) or masks (B, 4, H, W).
+        activation: ``softmax``, or ``none`` for probabilities.
+        group: process group to sum over.
+
+    Returns:
+        A scalar.
+    """
+    return dice_ce_loss(
+        pred,
+        target,
+        activation=activation,
+        ce_weight=0.5,
+        dice_weight=0.5,
+        over="batch",
+        smooth=1e-5,
+        group=group,
+    )
+
+
+def adversarial_segmentation_loss(logits: Tensor, target: Tensor, *, group: Any = None) -> Tensor:
+    """0.9 cross entropy + 0.1 Dice loss of batch and classes together.
+
+    The loss of ``adversarial_transfer``. Cross entropy comes from logits and needs no clipping of
+    probabilities, which the published code does at 1e-7.
+
+    Args:
+        logits: (B, 4, H, W).
+        target: labels (B, H, W) or masks (B, 4, H, W).
+        group: process group to sum over.
+
+    Returns:
+        A scalar.
+    """
+    return dice_ce_loss(
+        logits,
+        target,
+        ce_weight=0.9,
+        dice_weight=0.1,
+        over="all",
+        classes="all",
+        smooth=1.0,
+        group=group,
+    )
+
+
+def _dice(sums: Tensor, smooth: float) -> Tensor:
+    overlap, p, t = sums.unbind(-1)
+    return (2 * overlap + smooth) / (p + t + smooth)
+
+
+def _over_ranks(sums: Tensor, group: Any) -> Tensor:
+    """Sum over ranks. Its gradient is summed too: that factor is what DDP's mean divides by."""
+    if group is None:
+        return sums
+    from torch.distributed.nn.functional import all_reduce
+
+    return all_reduce(sums, group=group)

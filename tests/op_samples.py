@@ -65,3 +65,18 @@ def label_faults(device, dtype):
     yield labels.abs().to(torch.uint8), 4, 5
     yield labels.to(torch.int16), 3, -100
     yield labels[:, :0].int(), 3, -100
+
+
+@samples_of("nt_xent")
+def nt_xent(device, dtype):
+    for n, m, d in ((5, 7, 3), (1, 1, 1), (33, 41, 17), (101, 130, 35)):
+        anchors = normal(n, d, device=device, dtype=dtype)
+        candidates = normal(m, d, device=device, dtype=dtype)
+        targets = torch.randint(0, m, (n,), device=device)
+        yield anchors, candidates, targets, 0.07, True
+        yield anchors, candidates, targets, 0.5, False
+    candidates[3] = 0
+    anchors[1] = 0
+    yield anchors, candidates, targets, 0.07, True
+    yield anchors * 1e6, candidates * 1e-6, targets, 0.07, True
+    yield anchors, candidates, targets - 60, 0.07, True

@@ -2,7 +2,8 @@
 
 from cmrfast.ops._native import backends, load
 from cmrfast.ops.dice_ce_sums import dice_ce_sums
+from cmrfast.ops.nt_xent import nt_xent
 
 load()
 
-__all__ = ["backends", "dice_ce_sums"]
+__all__ = ["backends", "dice_ce_sums", "nt_xent"]

@@ -20,8 +20,8 @@ class Op:
     """One operator: calling it goes through the dispatcher to the best kernel there is."""
 
     name: str
-    call: Callable[..., Tensor]
-    reference: Callable[..., Tensor]
+    call: Callable[..., Any]
+    reference: Callable[..., Any]
     serves: str
     gradients: tuple[int, ...]
 
@@ -30,15 +30,15 @@ class Op:
         """Whether any input has a gradient."""
         return bool(self.gradients)
 
-    def __call__(self, *args: Any) -> Tensor:
+    def __call__(self, *args: Any) -> Any:
         return self.call(*args)
 
 
 def define(
     schema: str,
     *,
-    reference: Callable[..., Tensor],
-    fake: Callable[..., Tensor],
+    reference: Callable[..., Any],
+    fake: Callable[..., Any],
     backward: Backward | None = None,
     gradients: tuple[int, ...] = (0,),
     saves_output: bool = False,
@@ -50,11 +50,12 @@ def define(
         schema: in torch's notation, ``name(Tensor x, …) -> Tensor``.
         reference: plain PyTorch, the definition; serves every device without a kernel.
         fake: the same signature, an empty result of the right shape and dtype.
-        backward: ``backward(inputs, output, grad, needed)`` returns one gradient or None per input
+        backward: ``backward(inputs, outputs, grad, needed)`` returns one gradient or None per input
             (``needed``: which inputs want one);
             None for an op that has no gradient.
         gradients: positions of the inputs that ``backward`` has a gradient for.
-        saves_output: keep the output for the backward (else it gets None).
+        saves_output: keep the outputs for the backward, as a tuple (else it gets None). Of several
+            outputs only the first has a gradient.
         serves: the public function that this op is a part of; default its own name.
     """
     name = schema.partition("(")[0]
@@ -64,20 +65,25 @@ def define(
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
 
     # Without a formula an output would claim requires_grad and fail only in backward().
-    def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        tensors = [x if isinstance(x, Tensor) else None for x in inputs]
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        kept = [x if isinstance(x, Tensor) else None for x in inputs]
+        outputs = output if isinstance(output, tuple) else (output,)
         if saves_output:
-            tensors.append(output)
-        ctx.save_for_backward(*tensors)
+            kept.extend(outputs)
+        ctx.mark_non_differentiable(*outputs[1:])
+        ctx.save_for_backward(*kept)
         ctx.others = [None if isinstance(x, Tensor) else x for x in inputs]
+        ctx.set_materialize_grads(False)
 
-    def apply(ctx: Any, grad: Tensor) -> Any:
+    def apply(ctx: Any, grad: Tensor | None, *_: None) -> Any:
         if backward is None:
-            raise RuntimeError(f"{name}: has no gradient (or is differentiable only once)")
-        saved = list(ctx.saved_tensors)
-        output = saved.pop() if saves_output else None
+            raise RuntimeError(f"{name}: has no second derivative")
+        if grad is None:
+            return (None,) * len(ctx.others)
+        count = len(ctx.others)
+        saved, outputs = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
         inputs = [o if s is None else s for s, o in zip(saved, ctx.others, strict=True)]
-        return backward(inputs, output, grad, ctx.needs_input_grad)
+        return backward(inputs, outputs or None, grad, ctx.needs_input_grad)
 
     torch.library.register_autograd(qualified, apply, setup_context=setup, lib=_LIBRARY)
     op = Op(

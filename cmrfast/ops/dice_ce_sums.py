@@ -73,7 +73,8 @@ def class_sums(
                 f"{ignore_index}; {bad} pixels hold something else"
             )
     kind_of = _ACTIVATIONS.index(activation)
-    return sums_op(logits, target, kind_of, ignore_index, eps, entropy)
+    sums: Tensor = sums_op(logits, target, kind_of, ignore_index, eps, entropy)
+    return sums
 
 
 _TARGETS = (

@@ -1,0 +1,46 @@
+"""Rows of all ranks of a process group, with gradients back to the rank they came from."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def gather_rows(rows: Tensor, group: Any) -> tuple[Tensor, int]:
+    """All ranks' rows in rank order, and where this rank's own begin; counts may differ."""
+    counts = row_counts(rows, group)
+    first = sum(counts[: dist.get_rank(group)])
+    gathered: Tensor = _Gather.apply(rows, counts, first, group)  # type: ignore[no-untyped-call]
+    return gathered, first
+
+
+def row_counts(rows: Tensor, group: Any) -> list[int]:
+    """How many rows each rank has."""
+    own = torch.tensor([rows.shape[0]], device=rows.device)
+    counts = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(counts, own, group=group)
+    return [int(count) for count in counts]
+
+
+def share_of_mean(rows: Tensor, group: Any) -> float:
+    """What a rank's mean is multiplied by for the mean over ranks to be the mean of all rows."""
+    counts = row_counts(rows, group)
+    return rows.shape[0] * len(counts) / max(sum(counts), 1)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, counts: list[int], first: int, group: Any) -> Tensor:
+        ctx.group, ctx.first, ctx.count = group, first, rows.shape[0]
+        padded = rows.new_zeros(max(counts), rows.shape[1])
+        padded[: rows.shape[0]] = rows.detach()
+        gathered = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(gathered, padded, group=group)
+        return torch.cat([part[:n] for part, n in zip(gathered, counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        total = grads[0].contiguous().clone()
+        dist.all_reduce(total, group=ctx.group)
+        return total[ctx.first : ctx.first + ctx.count], None, None, None

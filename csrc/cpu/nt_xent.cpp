@@ -1,0 +1,240 @@
+// NT-Xent with both gradients in one sweep over row blocks of the similarity matrix.
+//
+// A block of anchors is compared with all candidates; while its rows are in cache they turn into
+// losses and into d loss / d similarity, from which both gradients are summed: three products, and
+// one block x M buffer instead of N x M. Within a block every number is made by one task in a fixed
+// order, and blocks follow one another, so bits do not depend on threads.
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "common.h"
+#include "matmul.h"
+#include "simd_math.h"
+
+namespace cmrfast::cpu {
+namespace {
+
+constexpr int64_t kBlock = 96;    // anchors of a block
+constexpr int64_t kStrip = 24;    // anchors of a task of the anchors' gradient
+constexpr int64_t kColumns = 96;  // candidates of a task of the others
+constexpr int64_t kDepth = 256;   // candidates summed before the next tile, to stay in cache
+
+int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+
+// Unit rows, padded so that tiles may read past the end and rows do not share cache sets.
+template <class T>
+struct UnitRows {
+  int64_t count, D, stride;
+  std::vector<T> data;
+  std::vector<double> inverse;  // 1 / length; 0 for a zero row, which stays zero
+
+  UnitRows(int64_t count, int64_t D)
+      : count(count),
+        D(D),
+        stride(round_up(D, Tile<T>::cols) + Tile<T>::cols),
+        data(static_cast<size_t>(count * stride)),
+        inverse(static_cast<size_t>(count)) {}
+
+  T* row(int64_t i) { return data.data() + i * stride; }
+
+  // Scaled by the largest entry before squaring: rows of 1e18 and 1e-18 have lengths too.
+  void set(int64_t i, const T* from) {
+    T largest = 0;
+    for (int64_t d = 0; d < D; ++d) {
+      const T size = std::abs(from[d]);
+      largest = size > largest || size != size ? size : largest;
+    }
+    double squares = 0;
+    for (int64_t d = 0; d < D; ++d) {
+      const double scaled = static_cast<double>(from[d]) / static_cast<double>(largest);
+      squares += scaled * scaled;
+    }
+    const double length = std::sqrt(squares) * static_cast<double>(largest);
+    inverse[i] = largest == 0 ? 0.0 : 1.0 / length;
+    const double factor = largest == 0 ? 0.0 : 1.0 / std::sqrt(squares);
+    T* to = row(i);
+    for (int64_t d = 0; d < D; ++d) {
+      to[d] = largest == 0 ? T{0}
+                           : static_cast<T>(static_cast<double>(from[d]) /
+                                            static_cast<double>(largest) * factor);
+    }
+  }
+
+  // From the gradient of the unit row to that of the row it came from, in place.
+  void chain(int64_t i, T* gradient) {
+    const T* unit = row(i);
+    double along = 0;
+    for (int64_t d = 0; d < D; ++d) along += static_cast<double>(unit[d]) * gradient[d];
+    for (int64_t d = 0; d < D; ++d) {
+      gradient[d] = static_cast<T>((gradient[d] - along * unit[d]) * inverse[i]);
+    }
+  }
+};
+
+template <class T>
+struct Sweep {
+  int64_t N, M, D;
+  double inverse_temperature;
+  bool gradients;
+  const T* anchors;
+  const int64_t* targets;
+  UnitRows<T> candidates;
+  UnitRows<T> block;
+  std::vector<T> columns;     // the candidates again, tile by tile of columns
+  int64_t stride;             // of the similarity rows
+  std::vector<T> similarity;  // (kBlock, M), later d loss / d similarity
+  std::vector<double> losses;
+
+  Sweep(int64_t N, int64_t M, int64_t D, double temperature, bool gradients, const T* anchors,
+        const T* raw_candidates, const int64_t* targets)
+      : N(N),
+        M(M),
+        D(D),
+        inverse_temperature(1 / temperature),
+        gradients(gradients),
+        anchors(anchors),
+        targets(targets),
+        candidates(M, D),
+        block(std::min(N, kBlock), D),
+        columns(static_cast<size_t>(round_up(M, Tile<T>::cols) * D)),
+        stride(round_up(M, Tile<T>::cols) + Tile<T>::cols),
+        similarity(static_cast<size_t>(std::min(N, kBlock) * stride)),
+        losses(static_cast<size_t>(N)) {
+    for_each_task((M + kColumns - 1) / kColumns, [&](int64_t task) {
+      for (int64_t j = task * kColumns; j < std::min(M, (task + 1) * kColumns); ++j) {
+        candidates.set(j, raw_candidates + j * D);
+        T* to = columns.data() + j / Tile<T>::cols * Tile<T>::cols * D + j % Tile<T>::cols;
+        for (int64_t d = 0; d < D; ++d) to[d * Tile<T>::cols] = candidates.row(j)[d];
+      }
+    });
+  }
+
+  void compare(int64_t rows, int64_t begin, int64_t end) {
+    for (int64_t j = begin; j < end; j += Tile<T>::cols) {
+      for (int64_t i = 0; i < rows; i += Tile<T>::rows) {
+        multiply_tile<T>(std::min<int64_t>(Tile<T>::rows, rows - i), D,
+                         {block.row(i), block.stride, 1}, columns.data() + j * D, Tile<T>::cols,
+                         similarity.data() + i * stride + j, stride, Tile<T>::cols, false);
+      }
+    }
+  }
+
+  // Row i of the block: its loss, and the row itself becomes the loss's derivative.
+  void soften(int64_t first, int64_t i) {
+    T* row = similarity.data() + i * stride;
+    const int64_t target = targets[first + i];
+    const bool legal = target >= 0 && target < M;
+    const T own = legal ? row[target] : std::numeric_limits<T>::quiet_NaN();
+    T top = row[0];
+#pragma omp simd reduction(max : top)
+    for (int64_t j = 0; j < M; ++j) top = row[j] > top ? row[j] : top;
+    const T factor = static_cast<T>(inverse_temperature);
+    T sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = 0; j < M; ++j) {
+      const T e = simd::exp_nonpositive((row[j] - top) * factor);
+      row[j] = e;
+      sum += e;
+    }
+    losses[first + i] = std::log(static_cast<double>(sum)) +
+                        (static_cast<double>(top) - own) * inverse_temperature;
+    if (!gradients) return;
+    const T scale = static_cast<T>(inverse_temperature / static_cast<double>(N));
+    const T share = legal ? scale / sum : std::numeric_limits<T>::quiet_NaN();
+    for (int64_t j = 0; j < M; ++j) row[j] *= share;
+    if (legal) row[target] -= scale;
+  }
+
+  void gradient_of_anchors(int64_t first, int64_t begin, int64_t end, T* grad) {
+    for (int64_t k = 0; k < M; k += kDepth) {
+      for (int64_t d = 0; d < D; d += Tile<T>::cols) {
+        for (int64_t i = begin; i < end; i += Tile<T>::rows) {
+          multiply_tile<T>(std::min<int64_t>(Tile<T>::rows, end - i), std::min(kDepth, M - k),
+                           {similarity.data() + i * stride + k, stride, 1}, candidates.row(k) + d,
+                           candidates.stride, grad + (first + i) * D + d, D,
+                           std::min<int64_t>(Tile<T>::cols, D - d), k > 0);
+        }
+      }
+    }
+    for (int64_t i = begin; i < end; ++i) block.chain(i, grad + (first + i) * D);
+  }
+
+  void gradient_of_candidates(int64_t rows, int64_t begin, int64_t end, bool accumulate, T* grad) {
+    for (int64_t d = 0; d < D; d += Tile<T>::cols) {
+      for (int64_t j = begin; j < end; j += Tile<T>::rows) {
+        multiply_tile<T>(std::min<int64_t>(Tile<T>::rows, end - j), rows,
+                         {similarity.data() + j, 1, stride}, block.row(0) + d, block.stride,
+                         grad + j * D + d, D, std::min<int64_t>(Tile<T>::cols, D - d), accumulate);
+      }
+    }
+  }
+
+  double run(T* grad_anchors, T* grad_candidates) {
+    const int64_t column_tasks = (M + kColumns - 1) / kColumns;
+    for (int64_t first = 0; first < N; first += kBlock) {
+      const int64_t rows = std::min(kBlock, N - first);
+      for (int64_t i = 0; i < rows; ++i) block.set(i, anchors + (first + i) * D);
+      for_each_task(column_tasks, [&](int64_t task) {
+        compare(rows, task * kColumns, std::min(M, (task + 1) * kColumns));
+      });
+      for_each_task(rows, [&](int64_t i) { soften(first, i); });
+      if (!gradients) continue;
+      const int64_t strips = (rows + kStrip - 1) / kStrip;
+      for_each_task(strips + column_tasks, [&](int64_t task) {
+        if (task < strips) {
+          gradient_of_anchors(first, task * kStrip, std::min(rows, (task + 1) * kStrip),
+                              grad_anchors);
+        } else {
+          const int64_t begin = (task - strips) * kColumns;
+          gradient_of_candidates(rows, begin, std::min(M, begin + kColumns), first > 0,
+                                 grad_candidates);
+        }
+      });
+    }
+    if (gradients) {
+      for_each_task(column_tasks, [&](int64_t task) {
+        for (int64_t j = task * kColumns; j < std::min(M, (task + 1) * kColumns); ++j) {
+          candidates.chain(j, grad_candidates + j * D);
+        }
+      });
+    }
+    double total = 0;
+    for (const double loss : losses) total += loss;
+    return total / static_cast<double>(N);
+  }
+};
+
+std::tuple<Tensor, Tensor, Tensor> nt_xent(const Tensor& anchors_any, const Tensor& candidates_any,
+                                           const Tensor& targets_any, double temperature,
+                                           bool gradients) {
+  const Tensor anchors = torch::stable::contiguous(anchors_any);
+  const Tensor candidates = torch::stable::contiguous(candidates_any);
+  const Tensor targets = torch::stable::contiguous(targets_any);
+  const int64_t N = anchors.size(0), M = candidates.size(0), D = anchors.size(1);
+  const ScalarType dtype = anchors.scalar_type();
+  STD_TORCH_CHECK(candidates.size(1) == D && targets.numel() == N && M > 0 &&
+                      candidates.scalar_type() == dtype &&
+                      targets.scalar_type() == ScalarType::Long,
+                  "nt_xent: anchors, candidates and targets do not fit one another");
+  Tensor loss = fresh(anchors, {}, dtype);
+  Tensor grad_anchors = fresh(anchors, {gradients ? N : 0, D}, dtype);
+  Tensor grad_candidates = fresh(anchors, {gradients ? M : 0, D}, dtype);
+  const auto run = [&](auto zero) {
+    using T = decltype(zero);
+    if (N == 0 && gradients) std::fill_n(write<T>(grad_candidates), M * D, T{0});
+    Sweep<T> sweep(N, M, D, temperature, gradients, read<T>(anchors), read<T>(candidates),
+                   read<int64_t>(targets));
+    *write<T>(loss) =
+        static_cast<T>(sweep.run(write<T>(grad_anchors), write<T>(grad_candidates)));
+  };
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double,
+                  "nt_xent: anchors must be float32 or float64");
+  dtype == ScalarType::Double ? run(double{}) : run(float{});
+  return {loss, grad_anchors, grad_candidates};
+}
+
+}  // namespace
+}  // namespace cmrfast::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(cmrfast, CPU, m) { m.impl("nt_xent", TORCH_BOX(&cmrfast::cpu::nt_xent)); }

@@ -161,7 +161,7 @@ def _fake(
 
 
 def _backward(inputs: Any, outputs: Any, grad: Tensor, needed: Any) -> Any:
-    _, grad_anchors, grad_candidates = outputs
+    _, grad_anchors, grad_candidates = outputs if inputs[-1] else nt_xent_op(*inputs[:-1], True)
     return (
         grad * grad_anchors if needed[0] else None,
         grad * grad_candidates if needed[1] else None,

@@ -42,10 +42,13 @@ template <class T, int ROWS>
 void multiply_tile(int64_t K, View<T> a, const T* b, int64_t b_stride, T* c, int64_t c_stride,
                    int64_t cols, bool accumulate) {
   using V = typename Tile<T>::Vector;
-  V sum[ROWS][2] = {};
+  constexpr int lanes = Tile<T>::lanes;
+  V sum[ROWS][2];
+#pragma GCC unroll 6
+  for (int r = 0; r < ROWS; ++r) sum[r][0] = sum[r][1] = V{};
   for (int64_t k = 0; k < K; ++k) {
     const V b0 = Tile<T>::load(b + k * b_stride);
-    const V b1 = Tile<T>::load(b + k * b_stride + Tile<T>::lanes);
+    const V b1 = Tile<T>::load(b + k * b_stride + lanes);
 #pragma GCC unroll 6
     for (int r = 0; r < ROWS; ++r) {
       const T value = a.data[r * a.rs + k * a.cs];
@@ -53,14 +56,19 @@ void multiply_tile(int64_t K, View<T> a, const T* b, int64_t b_stride, T* c, int
       sum[r][1] += value * b1;
     }
   }
+#pragma GCC unroll 6
   for (int r = 0; r < ROWS; ++r) {
-    T row[Tile<T>::cols];
-    std::memcpy(row, sum[r], sizeof(row));
     T* to = c + r * c_stride;
-    if (accumulate) {
-      for (int64_t j = 0; j < cols; ++j) to[j] += row[j];
+    if (cols == 2 * lanes) {
+      if (accumulate) {
+        sum[r][0] += Tile<T>::load(to);
+        sum[r][1] += Tile<T>::load(to + lanes);
+      }
+      std::memcpy(to, sum[r], sizeof(sum[r]));
     } else {
-      for (int64_t j = 0; j < cols; ++j) to[j] = row[j];
+      T row[2 * lanes];
+      std::memcpy(row, sum[r], sizeof(row));
+      for (int64_t j = 0; j < cols; ++j) to[j] = accumulate ? to[j] + row[j] : row[j];
     }
   }
 }

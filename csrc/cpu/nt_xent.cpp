@@ -111,8 +111,8 @@ struct Sweep {
   }
 
   void compare(int64_t rows, int64_t begin, int64_t end) {
-    for (int64_t j = begin; j < end; j += Tile<T>::cols) {
-      for (int64_t i = 0; i < rows; i += Tile<T>::rows) {
+    for (int64_t i = 0; i < rows; i += Tile<T>::rows) {
+      for (int64_t j = begin; j < end; j += Tile<T>::cols) {
         multiply_tile<T>(std::min<int64_t>(Tile<T>::rows, rows - i), D,
                          {block.row(i), block.stride, 1}, columns.data() + j * D, Tile<T>::cols,
                          similarity.data() + i * stride + j, stride, Tile<T>::cols, false);
@@ -161,11 +161,19 @@ struct Sweep {
   }
 
   void gradient_of_candidates(int64_t rows, int64_t begin, int64_t end, bool accumulate, T* grad) {
+    // Walking down columns of the similarity touches a memory page a row: copy the columns first.
+    const int64_t width = end - begin;
+    T slope[kBlock * kColumns];
+    for (int64_t i = 0; i < rows; ++i) {
+      const T* from = similarity.data() + i * stride + begin;
+      std::copy(from, from + width, slope + i * kColumns);
+    }
     for (int64_t d = 0; d < D; d += Tile<T>::cols) {
-      for (int64_t j = begin; j < end; j += Tile<T>::rows) {
-        multiply_tile<T>(std::min<int64_t>(Tile<T>::rows, end - j), rows,
-                         {similarity.data() + j, 1, stride}, block.row(0) + d, block.stride,
-                         grad + j * D + d, D, std::min<int64_t>(Tile<T>::cols, D - d), accumulate);
+      for (int64_t j = 0; j < width; j += Tile<T>::rows) {
+        multiply_tile<T>(std::min<int64_t>(Tile<T>::rows, width - j), rows,
+                         {slope + j, 1, kColumns}, block.row(0) + d, block.stride,
+                         grad + (begin + j) * D + d, D, std::min<int64_t>(Tile<T>::cols, D - d),
+                         accumulate);
       }
     }
   }

@@ -6,10 +6,11 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
+#include <torch/headeronly/util/HeaderOnlyArrayRef.h>
 
 #include <algorithm>
 #include <cstdint>
-#include <initializer_list>
+#include <optional>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -41,7 +42,8 @@ void for_each_task(int64_t count, const Body& body) {
 
 // A new tensor like `like` but for shape and dtype. First writes to fresh memory fault in one page
 // after the other, which costs as much as the work of a large op: ask for huge pages there.
-inline Tensor fresh(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType dtype) {
+inline Tensor fresh(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef shape,
+                    ScalarType dtype) {
   Tensor out = torch::stable::new_empty(like, shape, dtype);
 #if defined(__linux__)
   constexpr uintptr_t huge_page = uintptr_t{2} << 20;

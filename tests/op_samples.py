@@ -78,4 +78,30 @@ def nt_xent(device, dtype):
     candidates[3] = 0
     anchors[1] = 0
     yield anchors, candidates, targets, 0.07, True
-    yield anchors, candidates, targets - 60, 0.07, True
+
+
+def windows(count, shape, spread=4):
+    """Starts that lie inside, across the border, far outside and at the ends of int64."""
+    start = torch.stack([torch.randint(-spread, n + spread, (count,)) for n in shape], 1)
+    start[1::7] = 2**62
+    start[2::7] = -(2**62)
+    return start
+
+
+@samples_of("merge_patches")
+def merge_patches(device, dtype):
+    for shape, size in (((7, 11), (3, 5)), ((1, 1), (1, 1)), ((5, 7, 11), (2, 3, 5))):
+        for count in (0, 1, 13):
+            start = windows(count, shape).to(device)
+            patches = normal(count, 2, *size, device=device, dtype=dtype)
+            weight = torch.rand(size).to(dtype).to(device)
+            weight.view(-1)[::4] = 0
+            yield patches, start, None, shape, 0.5
+            yield patches, start, weight, shape, -1.0
+
+
+@samples_of("merge_add")
+def merge_add(device, dtype):
+    for patches, start, weight, shape, _ in merge_patches(device, dtype):
+        sums = normal(2, *shape, device=device, dtype=dtype)
+        yield sums, normal(*shape, device=device, dtype=dtype), patches, start, weight

@@ -1,5 +1,7 @@
 """What several ops ask of their arguments, in one wording."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -38,3 +40,23 @@ def require_one_device(op: str, **tensors: Tensor | None) -> None:
 def kind(value: object) -> str:
     """How a wrong argument is named in a message."""
     return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
+
+
+def require_sizes(
+    op: str, name: str, sizes: Sequence[int], axes: int | None = None
+) -> tuple[int, ...]:
+    """The sizes as a tuple; raise unless there is one positive entry per axis."""
+    given = tuple(sizes)
+    if axes is not None and len(given) != axes:
+        raise ValueError(f"{op}: {name} must have one entry per space axis ({axes}); got {given}")
+    if any(n < 1 for n in given):
+        raise ValueError(f"{op}: {name} must be at least 1 on every axis; got {given}")
+    return given
+
+
+def require_starts(op: str, start_vox: Tensor, axes: int) -> Tensor:
+    """Window positions as int64; raise unless they are an integer table (P, axes)."""
+    require_integer(op, "start_vox", start_vox)
+    if start_vox.dim() != 2 or start_vox.shape[1] != axes:
+        raise ValueError(f"{op}: start_vox must be (P, {axes}); got {tuple(start_vox.shape)}")
+    return start_vox.long()

@@ -20,7 +20,7 @@ class Op:
     """One operator: calling it goes through the dispatcher to the best kernel there is."""
 
     name: str
-    call: Callable[..., Any]
+    call: Any  # torch's OpOverload
     reference: Callable[..., Any]
     serves: str
     gradients: tuple[int, ...]
@@ -63,6 +63,16 @@ def define(
     _LIBRARY.define(schema)
     _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
+    op = Op(
+        name,
+        getattr(torch.ops.cmrfast, name).default,
+        reference,
+        serves or name,
+        gradients if backward else (),
+    )
+    OPS[name] = op
+    if op.call._schema.is_mutable:  # works in place: there is nothing to differentiate
+        return op
 
     # Without a formula an output would claim requires_grad and fail only in backward().
     def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -86,12 +96,4 @@ def define(
         return backward(inputs, outputs or None, grad, ctx.needs_input_grad)
 
     torch.library.register_autograd(qualified, apply, setup_context=setup, lib=_LIBRARY)
-    op = Op(
-        name,
-        getattr(torch.ops.cmrfast, name).default,
-        reference,
-        serves or name,
-        gradients if backward else (),
-    )
-    OPS[name] = op
     return op

@@ -1,0 +1,192 @@
+"""Overlapping patches back into a volume, as their weighted mean."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmrfast.ops._check import (
+    HALVES,
+    require_floating,
+    require_one_device,
+    require_sizes,
+    require_starts,
+)
+from cmrfast.ops._op import define
+
+
+def merge_patches(
+    patches: Tensor,
+    start_vox: Tensor,
+    shape: Sequence[int],
+    *,
+    weight: Tensor | None = None,
+    fill: float = 0.0,
+) -> Tensor:
+    """Weighted mean, at each voxel, of all patches that cover it.
+
+    Args:
+        patches: (P, C, *size), floating; two or three space axes.
+        start_vox: (P, d) integer, first voxel of each patch; parts outside are ignored.
+        shape: of the volume, d entries.
+        weight: (*size), >= 0; default ones.
+        fill: value of voxels of total weight 0.
+
+    Returns:
+        (C, *shape), of the patches' dtype.
+
+    Example:
+        >>> volume = torch.rand(1, 10, 12)
+        >>> start = cover_starts((10, 12), (4, 4), overlap=2)
+        >>> patches = extract_patches(volume, start, (4, 4))
+        >>> torch.allclose(merge_patches(patches, start, (10, 12)), volume)
+        True
+    """
+    start_vox, shape, weight = _checked("merge_patches", patches, start_vox, shape, weight)
+    dtype = patches.dtype
+    if dtype in HALVES:
+        patches, weight = patches.float(), None if weight is None else weight.float()
+    merged: Tensor = merge_patches_op(patches, start_vox, weight, shape, fill)
+    return merged.to(dtype)
+
+
+class PatchMerger:
+    """``merge_patches`` for patches that come in batches: holds two volumes, never the patches.
+
+    Args:
+        shape: of the volume.
+        channels: of the patches.
+        size: of the patches.
+        weight: (*size), >= 0; default ones.
+        device: where the volumes lie.
+
+    Example:
+        >>> merger = PatchMerger((8, 8), 1, (4, 4))
+        >>> for start in cover_starts((8, 8), (4, 4), overlap=0).split(2):
+        ...     merger.add(torch.ones(2, 1, 4, 4), start)
+        >>> merger.merged().sum().item()
+        64.0
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        channels: int,
+        size: Sequence[int],
+        *,
+        weight: Tensor | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self._shape = require_sizes("PatchMerger", "shape", shape)
+        self._size = require_sizes("PatchMerger", "size", size, axes=len(self._shape))
+        if channels < 1:
+            raise ValueError(f"PatchMerger: channels must be at least 1; got {channels}")
+        dtype = torch.float64 if weight is not None and weight.dtype == torch.float64 else None
+        dtype = dtype or torch.float32
+        self._weight = None if weight is None else weight.to(device, dtype)
+        self._sums = torch.zeros(channels, *self._shape, dtype=dtype, device=device)
+        self._totals = torch.zeros(self._shape, dtype=dtype, device=device)
+
+    def add(self, patches: Tensor, start_vox: Tensor) -> None:
+        """Add a batch: patches (P, C, *size), start_vox (P, d). No gradient is kept."""
+        start_vox, _, weight = _checked(
+            "PatchMerger.add", patches, start_vox, self._shape, self._weight
+        )
+        expected = (self._sums.shape[0], *self._size)
+        if tuple(patches.shape[1:]) != expected:
+            raise ValueError(
+                f"PatchMerger.add: patches must be (P, {', '.join(map(str, expected))}); "
+                f"got {tuple(patches.shape)}"
+            )
+        values = patches.detach().to(self._sums.dtype)
+        merge_add_op(self._sums, self._totals, values, start_vox, weight)
+
+    def merged(self, fill: float = 0.0) -> Tensor:
+        """The mean so far, (C, *shape); ``fill`` where nothing was added."""
+        return torch.where(self._totals > 0, self._sums / self._totals, fill)
+
+
+def _checked(
+    op: str, patches: Tensor, start_vox: Tensor, shape: Sequence[int], weight: Tensor | None
+) -> tuple[Tensor, tuple[int, ...], Tensor | None]:
+    require_floating(op, "patches", patches)
+    axes = patches.dim() - 2
+    if axes not in (2, 3):
+        raise ValueError(
+            f"{op}: patches must be (P, C, *size) with 2 or 3 space axes; got {tuple(patches.shape)}"
+        )
+    require_sizes(op, "size of the patches", patches.shape[2:])
+    shape = require_sizes(op, "shape", shape, axes=axes)
+    start_vox = require_starts(op, start_vox, axes)
+    require_one_device(op, patches=patches, start_vox=start_vox, weight=weight)
+    if start_vox.shape[0] != patches.shape[0]:
+        raise ValueError(
+            f"{op}: start_vox must have one row per patch ({patches.shape[0]}); "
+            f"got {start_vox.shape[0]}"
+        )
+    if weight is None:
+        return start_vox, shape, None
+    if weight.shape != patches.shape[2:]:
+        raise ValueError(
+            f"{op}: weight must have the patches' size {tuple(patches.shape[2:])}; "
+            f"got {tuple(weight.shape)}"
+        )
+    return start_vox, shape, weight.detach().to(patches.dtype)
+
+
+def _reference_add(
+    sums: Tensor, totals: Tensor, patches: Tensor, start_vox: Tensor, weight: Tensor | None
+) -> None:
+    size, shape = patches.shape[2:], totals.shape
+    ones = torch.ones(size, dtype=patches.dtype, device=patches.device)
+    weight = ones if weight is None else weight
+    inside = torch.ones((len(patches), *size), dtype=torch.bool, device=patches.device)
+    index = torch.zeros((len(patches), *size), dtype=torch.int64, device=patches.device)
+    for axis, (s, n) in enumerate(zip(size, shape, strict=True)):
+        at = start_vox[:, axis, None] + torch.arange(s, device=patches.device)
+        view = [len(patches), *(s if a == axis else 1 for a in range(len(size)))]
+        inside = inside & ((at >= 0) & (at < n)).view(view)
+        index = index * n + at.clamp(0, n - 1).view(view)
+    each = torch.where(inside, weight, 0)
+    totals.view(-1).index_add_(0, index.flatten(), each.flatten())
+    values = torch.where(inside[:, None], patches * weight, 0).movedim(1, 0)
+    sums.view(len(sums), -1).index_add_(1, index.flatten(), values.reshape(len(sums), -1))
+
+
+def _reference(
+    patches: Tensor, start_vox: Tensor, weight: Tensor | None, shape: Sequence[int], fill: float
+) -> Tensor:
+    sums, totals = patches.new_zeros(patches.shape[1], *shape), patches.new_zeros(*shape)
+    _reference_add(sums, totals, patches, start_vox, weight)
+    return torch.where(totals > 0, sums / totals, fill)
+
+
+def _backward(inputs: Any, outputs: None, grad: Tensor, needed: Any) -> Any:
+    from cmrfast.ops.extract_patches import extract_patches
+
+    patches, start_vox, weight, shape, _ = inputs
+    totals = grad.new_zeros(*shape)
+    merge_add_op(grad.new_zeros(0, *shape), totals, patches[:, :0], start_vox, weight)
+    share = torch.where(totals > 0, grad / totals, 0)
+    gradient = extract_patches(share, start_vox, patches.shape[2:], dtype=grad.dtype)
+    return gradient if weight is None else gradient * weight, *(None,) * 4
+
+
+merge_add_op = define(
+    "merge_add(Tensor(a!) sums, Tensor(b!) totals, Tensor patches, Tensor start_vox,"
+    " Tensor? weight) -> ()",
+    reference=_reference_add,
+    fake=lambda *_: None,
+    serves="merge_patches",
+)
+
+merge_patches_op = define(
+    "merge_patches(Tensor patches, Tensor start_vox, Tensor? weight, SymInt[] shape, float fill)"
+    " -> Tensor",
+    reference=_reference,
+    fake=lambda patches, start_vox, weight, shape, fill: patches.new_empty(
+        patches.shape[1], *shape
+    ),
+    backward=_backward,
+)

@@ -1,0 +1,266 @@
+// Patches out of packed volumes: cut, flipped, normalised and cast in one pass.
+//
+// A task makes one channel of one patch, row after row: the part inside the volume is one
+// converted run, the rest is fill. Least bytes: each patch's voxels once in and once out.
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+#include <vector>
+
+#include "windows.h"
+
+namespace cmrfast::cpu {
+namespace {
+
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
+
+// Where volume v lies in the buffer: a row of the table (V, 1 + dims), offset and shape.
+struct Volumes {
+  int64_t V, C, dims;
+  const int64_t* table;
+
+  Volumes(const Tensor& table, int64_t channels)
+      : V(table.size(0)), C(channels), dims(table.size(1) - 1), table(read<int64_t>(table)) {}
+  Box shape(int64_t v) const { return box_of(table + v * (dims + 1) + 1, dims); }
+  int64_t offset(int64_t v) const { return table[v * (dims + 1)]; }
+  // Whether the volume exists and lies within a buffer of `numel`; a hostile table reads nothing.
+  bool legal(int64_t v, int64_t numel) const {
+    return v >= 0 && v < V && offset(v) >= 0 && offset(v) + C * shape(v).volume() <= numel;
+  }
+};
+
+template <class T>
+constexpr bool is_real = std::is_same_v<T, float> || std::is_same_v<T, double> ||
+                         std::is_same_v<T, Half> || std::is_same_v<T, BFloat16>;
+
+// Integers of 32 bits and more, and doubles, keep their values only in double.
+template <class T>
+constexpr bool is_wide = std::is_same_v<T, double> || (!is_real<T> && sizeof(T) > 2);
+
+template <class To, class Real>
+To cast(Real value) {
+  if constexpr (is_real<To>) {
+    return static_cast<To>(value);
+  } else {
+    using Limits = std::numeric_limits<To>;
+    const Real rounded = std::nearbyint(value);
+    if (!(rounded >= static_cast<Real>(Limits::min()))) {
+      return rounded < 0 ? Limits::min() : To{0};  // NaN becomes 0
+    }
+    return rounded >= static_cast<Real>(Limits::max()) ? Limits::max() : static_cast<To>(rounded);
+  }
+}
+
+// One run of voxels, read forwards or (step -1) backwards.
+template <class From, class To>
+void convert(const void* source, void* target, int64_t n, int64_t step, double shift,
+             double scale) {
+  using Real = std::conditional_t<is_wide<From> || is_wide<To>, double, float>;
+  const From* from = static_cast<const From*>(source);
+  To* to = static_cast<To*>(target);
+  if constexpr (std::is_same_v<From, To>) {
+    if (shift == 0 && scale == 1) {
+      if (step > 0) {
+        std::memcpy(to, from, static_cast<size_t>(n) * sizeof(To));
+      } else {
+        for (int64_t k = 0; k < n; ++k) to[k] = from[-k];
+      }
+      return;
+    }
+  }
+  const Real minus = static_cast<Real>(shift), times = static_cast<Real>(scale);
+  if (step > 0) {
+    for (int64_t k = 0; k < n; ++k) to[k] = cast<To>((static_cast<Real>(from[k]) - minus) * times);
+  } else {
+    for (int64_t k = 0; k < n; ++k) to[k] = cast<To>((static_cast<Real>(from[-k]) - minus) * times);
+  }
+}
+
+using Convert = void (*)(const void*, void*, int64_t, int64_t, double, double);
+
+template <class Body>
+void with_dtype(ScalarType dtype, const Body& body) {
+  switch (dtype) {
+    case ScalarType::Bool:
+    case ScalarType::Byte:
+      return body(uint8_t{});
+    case ScalarType::Char:
+      return body(int8_t{});
+    case ScalarType::Short:
+      return body(int16_t{});
+    case ScalarType::Int:
+      return body(int32_t{});
+    case ScalarType::Long:
+      return body(int64_t{});
+    case ScalarType::Half:
+      return body(Half{});
+    case ScalarType::BFloat16:
+      return body(BFloat16{});
+    case ScalarType::Float:
+      return body(float{});
+    case ScalarType::Double:
+      return body(double{});
+    default:
+      STD_TORCH_CHECK(false, "extract_patches: no kernel for this dtype");
+  }
+}
+
+struct Request {
+  Tensor start, index, flips, shift, scale;
+  Box size;
+  bool flipped(int64_t p, int64_t axis, int64_t dims) const {
+    if (flips.numel() == 0 || axis < 3 - dims) return false;
+    return read<bool>(flips)[p * dims + axis - (3 - dims)];
+  }
+};
+
+Tensor extract_patches(const Tensor& buffer_any, const Tensor& table_any, const Tensor& start,
+                       const Tensor& index, const Tensor& flips, const Tensor& shift,
+                       const Tensor& scale, int64_t channels,
+                       torch::headeronly::IntHeaderOnlyArrayRef size, double fill,
+                       ScalarType dtype) {
+  const Tensor buffer = torch::stable::contiguous(buffer_any);
+  const Tensor table = torch::stable::contiguous(table_any);
+  const Volumes volumes(table, channels);
+  const Request r{torch::stable::contiguous(start), torch::stable::contiguous(index),
+                  torch::stable::contiguous(flips), torch::stable::contiguous(shift),
+                  torch::stable::contiguous(scale), box_of(size.data(), volumes.dims)};
+  const int64_t P = start.size(0);
+  STD_TORCH_CHECK(start.size(1) == volumes.dims && index.numel() == P &&
+                      (flips.numel() == 0 || flips.numel() == P * volumes.dims) &&
+                      shift.numel() == volumes.V * channels && scale.numel() == shift.numel(),
+                  "extract_patches: arguments do not fit one another");
+  std::vector<int64_t> sizes{P, channels};
+  sizes.insert(sizes.end(), size.begin(), size.end());
+  Tensor out = fresh(buffer, sizes, dtype);
+  const auto run = [&]<class To>(Convert convert_run) {
+    const To filling = cast<To>(fill);
+    const auto source = static_cast<const char*>(buffer.const_data_ptr());
+    const int64_t from_bytes = static_cast<int64_t>(buffer.element_size());
+    for_each_task(P * channels, [&](int64_t task) {
+      const int64_t p = task / channels, c = task % channels;
+      const int64_t v = read<int64_t>(r.index)[p];
+      To* to = write<To>(out) + task * r.size.volume();
+      if (!volumes.legal(v, buffer.numel())) {
+        std::fill_n(to, r.size.volume(), filling);
+        return;
+      }
+      const Box shape = volumes.shape(v);
+      const int64_t base = volumes.offset(v) + c * shape.volume();
+      const double minus = read<double>(r.shift)[v * channels + c];
+      const double times = read<double>(r.scale)[v * channels + c];
+      int64_t at[3];
+      window_start(read<int64_t>(r.start), p, volumes.dims, at);
+      const Inside inside[3] = {{at[0], r.size.n[0], shape.n[0]},
+                                {at[1], r.size.n[1], shape.n[1]},
+                                {at[2], r.size.n[2], shape.n[2]}};
+      const bool flip[3] = {r.flipped(p, 0, volumes.dims), r.flipped(p, 1, volumes.dims),
+                            r.flipped(p, 2, volumes.dims)};
+      const int64_t n = r.size.n[2], run_length = inside[2].end - inside[2].begin;
+      const int64_t before = flip[2] ? n - inside[2].end : inside[2].begin;
+      const int64_t first = flip[2] ? inside[2].end - 1 : inside[2].begin;
+      for (int64_t i = 0; i < r.size.n[0]; ++i) {
+        const int64_t oi = flip[0] ? r.size.n[0] - 1 - i : i;
+        for (int64_t j = 0; j < r.size.n[1]; ++j, to += n) {
+          const int64_t oj = flip[1] ? r.size.n[1] - 1 - j : j;
+          if (run_length == 0 || !inside[0].has(oi) || !inside[1].has(oj)) {
+            std::fill_n(to, n, filling);
+            continue;
+          }
+          const int64_t row = ((at[0] + oi) * shape.n[1] + at[1] + oj) * shape.n[2];
+          std::fill_n(to, before, filling);
+          convert_run(source + (base + row + at[2] + first) * from_bytes, to + before, run_length,
+                      flip[2] ? -1 : 1, minus, times);
+          std::fill_n(to + before + run_length, n - before - run_length, filling);
+        }
+      }
+    });
+  };
+  with_dtype(buffer.scalar_type(), [&](auto from) {
+    with_dtype(dtype, [&](auto to) {
+      run.template operator()<decltype(to)>(&convert<decltype(from), decltype(to)>);
+    });
+  });
+  return out;
+}
+
+// The adjoint: each task owns a few planes of one channel of one volume and adds, patch after
+// patch, what was cut from there.
+Tensor extract_patches_backward(const Tensor& grad_any, const Tensor& table_any,
+                                const Tensor& start, const Tensor& index, const Tensor& flips,
+                                const Tensor& scale, int64_t numel) {
+  constexpr int64_t slab = 8;
+  const Tensor grad = torch::stable::contiguous(grad_any);
+  const Tensor table = torch::stable::contiguous(table_any);
+  const int64_t P = grad.size(0), C = grad.size(1);
+  const Volumes volumes(table, C);
+  const Request r{torch::stable::contiguous(start),
+                  torch::stable::contiguous(index),
+                  torch::stable::contiguous(flips),
+                  scale,
+                  torch::stable::contiguous(scale),
+                  box_of(grad.sizes().data() + 2, volumes.dims)};
+  Tensor out = torch::stable::new_zeros(grad, {numel});
+  struct Task {
+    int64_t v, c, begin, end;
+  };
+  std::vector<Task> tasks;
+  for (int64_t v = 0; v < volumes.V; ++v) {
+    if (!volumes.legal(v, numel)) continue;
+    const int64_t planes = volumes.shape(v).n[0];
+    for (int64_t c = 0; c < C; ++c) {
+      for (int64_t i = 0; i < planes; i += slab) {
+        tasks.push_back({v, c, i, std::min(planes, i + slab)});
+      }
+    }
+  }
+  const auto run = [&](auto zero) {
+    using T = decltype(zero);
+    for_each_task(static_cast<int64_t>(tasks.size()), [&](int64_t task) {
+      const auto [v, c, begin, end] = tasks[task];
+      const Box shape = volumes.shape(v);
+      T* target = write<T>(out) + volumes.offset(v) + c * shape.volume();
+      const T times = static_cast<T>(read<double>(r.scale)[v * C + c]);
+      for (int64_t p = 0; p < P; ++p) {
+        if (read<int64_t>(r.index)[p] != v) continue;
+        int64_t at[3];
+        window_start(read<int64_t>(r.start), p, volumes.dims, at);
+        const Inside i(at[0], r.size.n[0], shape.n[0]), j(at[1], r.size.n[1], shape.n[1]);
+        const Inside k(at[2], r.size.n[2], shape.n[2]);
+        const bool flip[3] = {r.flipped(p, 0, volumes.dims), r.flipped(p, 1, volumes.dims),
+                              r.flipped(p, 2, volumes.dims)};
+        const T* patch = read<T>(grad) + (p * C + c) * r.size.volume();
+        for (int64_t oi = i.begin; oi < i.end; ++oi) {
+          if (at[0] + oi < begin || at[0] + oi >= end) continue;
+          const int64_t pi = flip[0] ? r.size.n[0] - 1 - oi : oi;
+          for (int64_t oj = j.begin; oj < j.end; ++oj) {
+            const int64_t pj = flip[1] ? r.size.n[1] - 1 - oj : oj;
+            T* to = target + ((at[0] + oi) * shape.n[1] + at[1] + oj) * shape.n[2] + at[2];
+            const T* from = patch + (pi * r.size.n[1] + pj) * r.size.n[2];
+            if (flip[2]) {
+              const T* last = from + r.size.n[2] - 1;
+              for (int64_t o = k.begin; o < k.end; ++o) to[o] += times * last[-o];
+            } else {
+              for (int64_t o = k.begin; o < k.end; ++o) to[o] += times * from[o];
+            }
+          }
+        }
+      }
+    });
+  };
+  STD_TORCH_CHECK(
+      grad.scalar_type() == ScalarType::Float || grad.scalar_type() == ScalarType::Double,
+      "extract_patches_backward: grad must be float32 or float64");
+  grad.scalar_type() == ScalarType::Double ? run(double{}) : run(float{});
+  return out;
+}
+
+}  // namespace
+}  // namespace cmrfast::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(cmrfast, CPU, m) {
+  m.impl("extract_patches", TORCH_BOX(&cmrfast::cpu::extract_patches));
+  m.impl("extract_patches_backward", TORCH_BOX(&cmrfast::cpu::extract_patches_backward));
+}

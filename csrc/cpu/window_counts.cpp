@@ -1,0 +1,93 @@
+// Nonzero voxels of windows from a summed-area table: eight look-ups, whatever the window's size.
+//
+// Tables are made volume by volume, only where a window asks for one: first each plane on its own,
+// then plane upon plane.
+#include <vector>
+
+#include "windows.h"
+
+namespace cmrfast::cpu {
+namespace {
+
+// Sums over all voxels below (i, j, k), with a border of zeros in front.
+struct Table {
+  Box shape;
+  std::vector<int64_t> sums;
+
+  int64_t stride_j() const { return shape.n[2] + 1; }
+  int64_t stride_i() const { return (shape.n[1] + 1) * stride_j(); }
+
+  Table(const uint8_t* mask, Box box) : shape(box) {
+    const int64_t row = stride_j(), plane = stride_i();
+    sums.resize(static_cast<size_t>((shape.n[0] + 1) * plane));
+    for_each_task(shape.n[0], [&](int64_t i) {
+      for (int64_t j = 0; j < shape.n[1]; ++j) {
+        const uint8_t* from = mask + (i * shape.n[1] + j) * shape.n[2];
+        int64_t* to = sums.data() + (i + 1) * plane + (j + 1) * row + 1;
+        int64_t along = 0;
+        for (int64_t k = 0; k < shape.n[2]; ++k) {
+          along += from[k] != 0;
+          to[k] = to[k - row] + along;
+        }
+      }
+    });
+    for_each_task(shape.n[1] + 1, [&](int64_t j) {
+      for (int64_t i = 1; i <= shape.n[0]; ++i) {
+        int64_t* to = sums.data() + i * plane + j * row;
+        for (int64_t k = 0; k < row; ++k) to[k] += to[k - plane];
+      }
+    });
+  }
+
+  int64_t count(const Inside& i, const Inside& j, const Inside& k, const int64_t* at) const {
+    if (i.begin == i.end || j.begin == j.end || k.begin == k.end) return 0;
+    const auto below = [&](int64_t a, int64_t b, int64_t c) {
+      return sums[(at[0] + a) * stride_i() + (at[1] + b) * stride_j() + at[2] + c];
+    };
+    const auto plane = [&](int64_t a) {
+      return below(a, j.end, k.end) - below(a, j.begin, k.end) - below(a, j.end, k.begin) +
+             below(a, j.begin, k.begin);
+    };
+    return plane(i.end) - plane(i.begin);
+  }
+};
+
+Tensor window_counts(const Tensor& mask_any, const Tensor& table_any, const Tensor& start_any,
+                     const Tensor& index_any, torch::headeronly::IntHeaderOnlyArrayRef size) {
+  const Tensor mask = torch::stable::contiguous(mask_any);
+  const Tensor table = torch::stable::contiguous(table_any);
+  const Tensor start = torch::stable::contiguous(start_any);
+  const Tensor index = torch::stable::contiguous(index_any);
+  const int64_t V = table.size(0), dims = table.size(1) - 1, P = start.size(0);
+  STD_TORCH_CHECK(mask.element_size() == 1 && start.size(1) == dims && index.numel() == P,
+                  "window_counts: arguments do not fit one another");
+  const Box window = box_of(size.data(), dims);
+  Tensor out = torch::stable::new_zeros(start, {P});
+  std::vector<std::vector<int64_t>> asking(static_cast<size_t>(V));
+  for (int64_t p = 0; p < P; ++p) {
+    const int64_t v = read<int64_t>(index)[p];
+    if (v >= 0 && v < V) asking[v].push_back(p);
+  }
+  for (int64_t v = 0; v < V; ++v) {
+    const int64_t* entry = read<int64_t>(table) + v * (dims + 1);
+    const Box shape = box_of(entry + 1, dims);
+    const bool legal = entry[0] >= 0 && entry[0] + shape.volume() <= mask.numel();
+    if (asking[v].empty() || !legal) continue;
+    const Table sums(static_cast<const uint8_t*>(mask.const_data_ptr()) + entry[0], shape);
+    for (const int64_t p : asking[v]) {
+      int64_t at[3];
+      window_start(read<int64_t>(start), p, dims, at);
+      write<int64_t>(out)[p] =
+          sums.count({at[0], window.n[0], shape.n[0]}, {at[1], window.n[1], shape.n[1]},
+                     {at[2], window.n[2], shape.n[2]}, at);
+    }
+  }
+  return out;
+}
+
+}  // namespace
+}  // namespace cmrfast::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(cmrfast, CPU, m) {
+  m.impl("window_counts", TORCH_BOX(&cmrfast::cpu::window_counts));
+}

@@ -105,3 +105,68 @@ def merge_add(device, dtype):
     for patches, start, weight, shape, _ in merge_patches(device, dtype):
         sums = normal(2, *shape, device=device, dtype=dtype)
         yield sums, normal(*shape, device=device, dtype=dtype), patches, start, weight
+
+
+def packed(device, dtype, axes):
+    """A buffer of three volumes of two channels, and where they lie in it."""
+    shapes = [(7, 11), (1, 1), (13, 5)] if axes == 2 else [(5, 7, 11), (1, 1, 1), (3, 13, 2)]
+    counts = [2 * torch.Size(s).numel() for s in shapes]
+    rows = [(sum(counts[:v]), *shape) for v, shape in enumerate(shapes)]
+    values = 40 * torch.randn(sum(counts))
+    buffer = values.abs().to(dtype) if dtype == torch.uint8 else values.to(dtype)
+    return buffer.to(device), torch.tensor(rows, device=device), shapes
+
+
+@samples_of("extract_patches")
+def extract_patches(device, dtype):
+    for axes, size in ((2, (3, 5)), (3, (2, 3, 7)), (3, (1, 1, 1))):
+        for source in (dtype, torch.uint8, torch.int16, torch.bfloat16):
+            buffer, table, shapes = packed(device, source, axes)
+            for count in (17, 0):
+                start = windows(count, shapes[0]).to(device)
+                index = (torch.arange(count) % 5 - 1).to(device)  # also outside the table
+                flips = (torch.rand(count, axes) < 0.5).to(device)
+                if count == 17 and source == torch.int16:
+                    flips = flips[:0]
+                shift = torch.rand(3, 2, dtype=torch.float64, device=device)
+                scale = 1 + shift
+                yield buffer, table, start, index, flips, shift, scale, 2, size, 0.5, dtype
+    for target in (torch.uint8, torch.int16, torch.int64, torch.float16):
+        yield (
+            buffer,
+            table,
+            *windows_of(17, shapes, device),
+            flips,
+            shift,
+            scale,
+            2,
+            size,
+            -3.5,
+            target,
+        )
+
+
+def windows_of(count, shapes, device):
+    return windows(count, shapes[0]).to(device), (torch.arange(count) % len(shapes)).to(device)
+
+
+@samples_of("extract_patches_backward")
+def extract_patches_backward(device, dtype):
+    for axes, size in ((2, (3, 5)), (3, (2, 3, 7))):
+        buffer, table, shapes = packed(device, dtype, axes)
+        start, index = windows_of(17, shapes, device)
+        flips = (torch.rand(17, axes) < 0.5).to(device)
+        scale = torch.rand(3, 2, dtype=torch.float64, device=device)
+        grad = normal(17, 2, *size, device=device, dtype=dtype)
+        yield grad, table, start, index, flips, scale, len(buffer)
+        yield grad[:0], table, start[:0], index[:0], flips[:0], scale, len(buffer)
+
+
+@samples_of("window_counts")
+def window_counts(device, dtype):
+    for axes, size in ((2, (3, 5)), (3, (2, 3, 7)), (3, (100, 100, 100))):
+        mask, table, shapes = packed(device, dtype, axes)
+        table[:, 0] //= 2
+        start, index = windows_of(29, shapes, device)
+        yield mask > 0, table, start, index - 1, size
+        yield mask > 0, table, start[:0], index[:0], size

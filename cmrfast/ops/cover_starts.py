@@ -36,7 +36,9 @@ def cover_starts(shape: Sequence[int], size: Sequence[int], overlap: int | Seque
         if s > n:
             raise ValueError(f"cover_starts: size must not exceed shape {shape}; got {size}")
         if not 0 <= o < s:
-            raise ValueError(f"cover_starts: overlap must be 0 to size - 1 ({size}); got {overlaps}")
+            raise ValueError(
+                f"cover_starts: overlap must be 0 to size - 1 ({size}); got {overlaps}"
+            )
     axes = [
         torch.tensor([*range(0, n - s, s - o), n - s])
         for n, s, o in zip(shape, size, overlaps, strict=True)

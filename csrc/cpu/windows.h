@@ -31,10 +31,13 @@ struct Inside {
   bool has(int64_t o) const { return o >= begin && o < end; }
 };
 
-// Row p of an integer (P, dims) table as three numbers.
+// Row p of an integer (P, dims) table as three numbers, none beyond 2^62.
 inline void window_start(const int64_t* table, int64_t p, int64_t dims, int64_t* start) {
+  constexpr int64_t far = int64_t{1} << 62;
   start[0] = start[1] = start[2] = 0;
-  for (int64_t a = 0; a < dims; ++a) start[3 - dims + a] = table[p * dims + a];
+  for (int64_t a = 0; a < dims; ++a) {
+    start[3 - dims + a] = std::clamp<int64_t>(table[p * dims + a], -far, far);
+  }
 }
 
 }  // namespace cmrfast::cpu

@@ -1,0 +1,252 @@
+"""Patches out of volumes: cut, flipped, normalised and cast in one pass."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmrfast.ops._check import (
+    kind,
+    require_integer,
+    require_one_device,
+    require_sizes,
+    require_starts,
+    values_readable,
+)
+from cmrfast.ops._op import define
+from cmrfast.ops.volume_store import Packed, VolumeStore
+
+
+def extract_patches(
+    volumes: Tensor | Sequence[Tensor] | VolumeStore,
+    start_vox: Tensor,
+    size: Sequence[int],
+    *,
+    volume_index: Tensor | None = None,
+    flips: Tensor | None = None,
+    shift: float | Tensor | None = None,
+    scale: float | Tensor | None = None,
+    fill: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Windows of volumes as one batch: ``(volume - shift) * scale``, ``fill`` outside.
+
+    Args:
+        volumes: (C, *S), (V, C, *S), a list of (C, *S_v), or a ``VolumeStore`` (which packs only
+            once: use it in loops); any real dtype, two or three space axes.
+        start_vox: (P, d) integer, first voxel of each patch; may lie partly or wholly outside.
+        size: of the patches, d entries.
+        volume_index: (P,) integer, which volume each patch is from; default the first. Checked on
+            the CPU; under compilation and on other devices a wrong one gives ``fill``.
+        flips: (P, d) bool, axes along which a patch is mirrored.
+        shift: subtracted first: a number, (C,) or (V, C).
+        scale: then multiplied: a number, (C,) or (V, C).
+        fill: value outside the volume.
+        dtype: of the result; an integer one rounds half to even and saturates.
+
+    Returns:
+        (P, C, *size).
+
+    Example:
+        >>> volume = torch.arange(12.0).view(1, 3, 4)
+        >>> extract_patches(volume, torch.tensor([[1, 2]]), (2, 3), fill=-1.0)
+        tensor([[[[ 6.,  7., -1.],
+                  [10., 11., -1.]]]])
+    """
+    axes = start_vox.shape[-1] if isinstance(start_vox, Tensor) and start_vox.dim() == 2 else -1
+    size = tuple(size)
+    if len(size) not in (2, 3):
+        raise ValueError(f"extract_patches: size must have 2 or 3 entries; got {size}")
+    if axes not in (2, 3):
+        axes = len(size)
+    start_vox = require_starts("extract_patches", start_vox, axes)
+    size = require_sizes("extract_patches", "size", size, axes=axes)
+    packed = Packed("extract_patches", volumes, axes)
+    index = window_volumes("extract_patches", volume_index, start_vox, packed)
+    if flips is None:
+        flips = torch.empty(0, axes, dtype=torch.bool, device=start_vox.device)
+    elif flips.dtype != torch.bool or flips.shape != start_vox.shape:
+        raise ValueError(
+            f"extract_patches: flips must be a bool tensor {tuple(start_vox.shape)}; "
+            f"got {flips.dtype} {tuple(flips.shape)}"
+        )
+    if not isinstance(dtype, torch.dtype) or dtype.is_complex:
+        raise TypeError(f"extract_patches: dtype must be a real torch.dtype; got {dtype}")
+    require_one_device(
+        "extract_patches",
+        volumes=packed.buffer,
+        start_vox=start_vox,
+        volume_index=index,
+        flips=flips,
+    )
+    patches: Tensor = extract_patches_op(
+        packed.buffer,
+        packed.table,
+        start_vox,
+        index,
+        flips,
+        _per_channel("shift", 0.0 if shift is None else shift, packed),
+        _per_channel("scale", 1.0 if scale is None else scale, packed),
+        packed.channels,
+        size,
+        float(fill),
+        dtype,
+    )
+    return patches
+
+
+def window_volumes(
+    op: str, volume_index: Tensor | None, start_vox: Tensor, packed: Packed
+) -> Tensor:
+    """Which volume each window is from, checked where values may be read."""
+    count = start_vox.shape[0]
+    if volume_index is None:
+        return torch.zeros(count, dtype=torch.int64, device=start_vox.device)
+    require_integer(op, "volume_index", volume_index)
+    if volume_index.shape != (count,):
+        raise ValueError(
+            f"{op}: volume_index must have one entry per patch ({count}); "
+            f"got shape {tuple(volume_index.shape)}"
+        )
+    if count and values_readable(volume_index):
+        low, high = (int(v) for v in volume_index.aminmax())
+        if low < 0 or high >= packed.count:
+            raise ValueError(
+                f"{op}: volume_index must be 0 to {packed.count - 1}; "
+                f"got values from {low} to {high}"
+            )
+    return volume_index.long()
+
+
+def _per_channel(name: str, value: float | Tensor, packed: Packed) -> Tensor:
+    """A number, (C,) or (V, C) as (V, C) float64."""
+    shape, device = (packed.count, packed.channels), packed.buffer.device
+    if not isinstance(value, Tensor):
+        if not isinstance(value, int | float):
+            raise TypeError(
+                f"extract_patches: {name} must be a number or tensor; got {kind(value)}"
+            )
+        return torch.full(shape, float(value), dtype=torch.float64, device=device)
+    if tuple(value.shape) not in ((), shape[1:], shape):
+        raise ValueError(
+            f"extract_patches: {name} must be a number, ({shape[1]},) or {shape}; "
+            f"got {tuple(value.shape)}"
+        )
+    return value.detach().to(device, torch.float64).expand(shape)
+
+
+def _cast(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """To a real dtype; integers round half to even and saturate, NaN becomes 0."""
+    if dtype.is_floating_point:
+        return values.to(dtype)
+    if dtype == torch.bool:
+        return values.round() >= 1
+    limits = torch.iinfo(dtype)
+    rounded = values.round().nan_to_num(0.0, torch.inf, -torch.inf)
+    high, low = rounded >= limits.max, rounded <= limits.min
+    inside = torch.where(high | low, 0, rounded).to(dtype)
+    return torch.where(high, limits.max, torch.where(low, limits.min, inside)).to(dtype)
+
+
+def _is_wide(dtype: torch.dtype) -> bool:
+    return dtype in (torch.float64, torch.int32, torch.int64)
+
+
+def _window_index(
+    table: Tensor,
+    start_vox: Tensor,
+    index: Tensor,
+    flips: Tensor,
+    channels: int,
+    size: Sequence[int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Buffer index of each patch voxel (P, C, *size), whether it is inside, its volume (P,)."""
+    axes, count = len(size), start_vox.shape[0]
+    legal = (index >= 0) & (index < len(table))
+    volume = torch.where(legal, index, 0)
+    entry = table[volume] if len(table) else table.new_zeros(count, 1 + axes)
+    inside = legal.view(-1, *[1] * (axes + 1))
+    flat = torch.arange(channels, device=table.device).view(1, -1, *[1] * axes)
+    for axis, s in enumerate(size):
+        offset = torch.arange(s, device=table.device).expand(count, s)
+        if flips.numel():
+            offset = torch.where(flips[:, axis, None], s - 1 - offset, offset)
+        at, n = start_vox[:, axis, None] + offset, entry[:, 1 + axis, None]
+        view = (count, 1, *(s if a == axis else 1 for a in range(axes)))
+        inside = inside & ((at >= 0) & (at < n)).view(view)
+        at = torch.minimum(at.clamp(min=0), (n - 1).clamp(min=0))
+        flat = flat * n.view(-1, *[1] * (axes + 1)) + at.view(view)
+    flat = flat + entry[:, 0].view(-1, *[1] * (axes + 1))
+    shape = (count, channels, *size)
+    return torch.where(inside, flat, 0).expand(shape), inside.expand(shape), volume
+
+
+def _reference(
+    buffer: Tensor,
+    table: Tensor,
+    start_vox: Tensor,
+    index: Tensor,
+    flips: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    channels: int,
+    size: Sequence[int],
+    fill: float,
+    dtype: torch.dtype,
+) -> Tensor:
+    flat, inside, volume = _window_index(table, start_vox, index, flips, channels, size)
+    real = torch.float64 if _is_wide(buffer.dtype) or _is_wide(dtype) else torch.float32
+    view = (-1, channels, *[1] * len(size))
+    if not buffer.numel():
+        return _cast(torch.full(flat.shape, fill, dtype=real, device=buffer.device), dtype)
+    minus, times = shift[volume].to(real).view(view), scale[volume].to(real).view(view)
+    values = (buffer[flat].to(real) - minus) * times
+    return _cast(torch.where(inside, values, fill), dtype)
+
+
+def _reference_backward(
+    grad: Tensor,
+    table: Tensor,
+    start_vox: Tensor,
+    index: Tensor,
+    flips: Tensor,
+    scale: Tensor,
+    numel: int,
+) -> Tensor:
+    channels, size = grad.shape[1], grad.shape[2:]
+    flat, inside, volume = _window_index(table, start_vox, index, flips, channels, size)
+    if not numel or not len(table):
+        return grad.new_zeros(numel)
+    times = scale[volume].to(grad.dtype).view(-1, channels, *[1] * len(size))
+    values = torch.where(inside, grad * times, 0)
+    return grad.new_zeros(numel).index_add_(0, flat.flatten(), values.flatten())
+
+
+def _backward(inputs: Any, outputs: None, grad: Tensor, needed: Any) -> Any:
+    buffer, table, start_vox, index, flips, _, scale, *_ = inputs
+    wide = grad.to(torch.float64 if buffer.dtype == torch.float64 else torch.float32)
+    gradient = extract_patches_backward(
+        wide, table, start_vox, index, flips, scale, buffer.shape[0]
+    )
+    return gradient.to(buffer.dtype), *(None,) * 10
+
+
+extract_patches_op = define(
+    "extract_patches(Tensor buffer, Tensor table, Tensor start_vox, Tensor volume_index,"
+    " Tensor flips, Tensor shift, Tensor scale, SymInt channels, SymInt[] size, float fill,"
+    " ScalarType dtype) -> Tensor",
+    reference=_reference,
+    fake=lambda buffer, table, start_vox, index, flips, shift, scale, channels, size, fill, dtype: (
+        buffer.new_empty(start_vox.shape[0], channels, *size, dtype=dtype)
+    ),
+    backward=_backward,
+)
+
+extract_patches_backward = define(
+    "extract_patches_backward(Tensor grad, Tensor table, Tensor start_vox, Tensor volume_index,"
+    " Tensor flips, Tensor scale, SymInt numel) -> Tensor",
+    reference=_reference_backward,
+    fake=lambda grad, table, start_vox, index, flips, scale, numel: grad.new_empty(numel),
+    serves="extract_patches",
+)

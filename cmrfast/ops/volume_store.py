@@ -1,0 +1,96 @@
+"""Volumes of different shapes in one buffer, for ops that cut windows out of many of them."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cmrfast.ops._check import kind
+
+
+class VolumeStore:
+    """A cohort packed once, in its stored dtype, in RAM or GPU memory.
+
+    Args:
+        volumes: tensors (C, *S_v) of one dtype and channel count, two or three space axes; their
+            shapes may differ.
+        device: where to keep them; default where the first one is.
+
+    Example:
+        >>> store = VolumeStore([torch.zeros(1, 20, 30, 20), torch.zeros(1, 24, 24, 18)])
+        >>> len(store), store.channels, store.axes
+        (2, 1, 3)
+    """
+
+    def __init__(self, volumes: Sequence[Tensor], device: torch.device | str | None = None) -> None:
+        if isinstance(volumes, Tensor) or not len(volumes):
+            raise ValueError("VolumeStore: volumes must be a list of at least one tensor (C, *S)")
+        first = volumes[0]
+        for volume in volumes:
+            if not isinstance(volume, Tensor) or volume.is_complex():
+                raise TypeError(f"VolumeStore: volumes must be real tensors; got {kind(volume)}")
+            if volume.dim() not in (3, 4) or volume.dim() != first.dim():
+                raise ValueError(
+                    "VolumeStore: volumes must all be (C, *S) with 2 or all with 3 space axes; "
+                    f"got {tuple(first.shape)} and {tuple(volume.shape)}"
+                )
+            if volume.dtype != first.dtype or volume.shape[0] != first.shape[0]:
+                raise ValueError(
+                    "VolumeStore: volumes must have one dtype and number of channels; got "
+                    f"{first.dtype} with {first.shape[0]} and {volume.dtype} with {volume.shape[0]}"
+                )
+        device = first.device if device is None else torch.device(device)
+        self.channels: int = first.shape[0]
+        self.axes: int = first.dim() - 1
+        self.shapes: list[tuple[int, ...]] = [tuple(v.shape[1:]) for v in volumes]
+        #: All voxels, volume after volume.
+        self.buffer = torch.cat([v.to(device).flatten() for v in volumes])
+        #: (V, 1 + d) int64: where each volume begins in the buffer, and its shape.
+        self.table = _table([v.numel() for v in volumes], self.shapes, device)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the voxels."""
+        return self.buffer.dtype
+
+
+def _table(counts: list[int], shapes: list[tuple[int, ...]], device: torch.device) -> Tensor:
+    offsets = [sum(counts[:v]) for v in range(len(counts))]
+    rows = [(offset, *shape) for offset, shape in zip(offsets, shapes, strict=True)]
+    return torch.tensor(rows, dtype=torch.int64, device=device)
+
+
+class Packed:
+    """What the kernels see of volumes in any of the forms that users give them in."""
+
+    def __init__(self, op: str, volumes: Tensor | Sequence[Tensor] | VolumeStore, axes: int):
+        if isinstance(volumes, Tensor):
+            self._pack_dense(op, volumes, axes)
+            return
+        store = volumes if isinstance(volumes, VolumeStore) else VolumeStore(volumes)
+        if store.axes != axes:
+            raise ValueError(
+                f"{op}: start_vox must have one column per space axis of the volumes "
+                f"({store.axes}); got {axes}"
+            )
+        self.buffer, self.table = store.buffer, store.table
+        self.channels, self.count = store.channels, len(store)
+
+    def _pack_dense(self, op: str, volumes: Tensor, axes: int) -> None:
+        if volumes.is_complex():
+            raise TypeError(f"{op}: volumes must be real; got {volumes.dtype}")
+        if volumes.dim() not in (axes + 1, axes + 2):
+            raise ValueError(
+                f"{op}: volumes must be (C, *S) or (V, C, *S) with {axes} space axes, as many as "
+                f"start_vox has columns; got {tuple(volumes.shape)}"
+            )
+        batch = volumes if volumes.dim() == axes + 2 else volumes[None]
+        self.buffer = batch.reshape(-1)
+        self.count, self.channels = batch.shape[:2]
+        device, each = volumes.device, batch[0].numel() if self.count else 0
+        columns = [torch.arange(self.count, device=device) * each]
+        columns += [torch.full((self.count,), n, device=device) for n in batch.shape[2:]]
+        self.table = torch.stack(columns, 1)

@@ -170,3 +170,45 @@ def window_counts(device, dtype):
         start, index = windows_of(29, shapes, device)
         yield mask > 0, table, start, index - 1, size
         yield mask > 0, table, start[:0], index[:0], size
+
+
+def turned(count, axes, n, size, device):
+    """Matrices that turn, shrink and shift; samples fall inside and outside, none on a voxel."""
+    matrix = torch.eye(axes, axes + 1, dtype=torch.float64).repeat(count, 1, 1)
+    matrix += 0.2 * torch.randn(count, axes, axes + 1, dtype=torch.float64)
+    matrix[:, :, :-1] *= torch.tensor(n)[:, None] / torch.tensor(size)
+    return matrix.to(device)
+
+
+@samples_of("affine_sample")
+def affine_sample(device, dtype):
+    for n, size in (((7, 11), (5, 101)), ((5, 4, 11), (3, 5, 13)), ((1, 5, 1), (2, 3, 1))):
+        images = normal(2, 3, *n, device=device, dtype=dtype)
+        matrix = turned(2, len(n), n, size, device)
+        for mode in (0, 1, 2):
+            for border in (0, 1, 2):
+                yield images, matrix, size, mode, border, 0.5 if border == 2 else 0.0
+        yield images[:0], matrix[:0], size, 0, 0, 0.0
+        for bad in (torch.nan, torch.inf, -torch.inf, 1e300, 2.0**62):
+            hostile = matrix.clone()
+            hostile[0, 0, -1] = bad
+            hostile[1, -1, 0] = bad
+            for border in (0, 1, 2):
+                yield images, hostile, size, 1, border, 0.5 if border == 2 else 0.0
+    wide = torch.diag(torch.tensor([0.5, 2.0, 0.9], dtype=torch.float64))  # axis-aligned
+    wide = torch.cat((wide, torch.tensor([[-0.7], [3.1], [0.2]])), 1)[None].to(device)
+    images = normal(1, 2, 5, 17, 13, device=device, dtype=dtype)
+    for matrix in (wide, wide[:, [2, 0, 1]], -wide, wide * torch.tensor([-1.0])):
+        yield images, matrix, (11, 7, 19), 0, 2, 0.25
+
+
+@samples_of("affine_sample_backward")
+def affine_sample_backward(device, dtype):
+    for n, size in (((7, 11), (5, 101)), ((5, 4, 11), (3, 5, 13)), ((1, 5, 1), (2, 3, 1))):
+        images = normal(2, 3, *n, device=device, dtype=dtype)
+        grad = normal(2, 3, *size, device=device, dtype=dtype)
+        matrix = turned(2, len(n), n, size, device)
+        for mode, border in ((0, 0), (0, 1), (0, 2), (1, 0), (2, 2)):
+            yield grad, images, matrix, mode, border, True, True
+        yield grad, images, matrix, 0, 0, False, True
+        yield grad[:0], images[:0], matrix[:0], 0, 0, True, True

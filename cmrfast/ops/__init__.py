@@ -1,12 +1,15 @@
 """The ops: fast, pure functions of tensors, on the best kernel the dispatcher has."""
 
 from cmrfast.ops._native import backends, load
+from cmrfast.ops.affine_sample import affine_sample
 from cmrfast.ops.cover_starts import cover_starts
 from cmrfast.ops.dice_ce_sums import dice_ce_sums
 from cmrfast.ops.extract_patches import extract_patches
 from cmrfast.ops.merge_patches import PatchMerger, merge_patches
 from cmrfast.ops.nt_xent import nt_xent
+from cmrfast.ops.resample import resample
 from cmrfast.ops.volume_store import VolumeStore
+from cmrfast.ops.warp_pair import warp_pair
 from cmrfast.ops.window_counts import window_counts
 
 load()
@@ -14,11 +17,14 @@ load()
 __all__ = [
     "PatchMerger",
     "VolumeStore",
+    "affine_sample",
     "backends",
     "cover_starts",
     "dice_ce_sums",
     "extract_patches",
     "merge_patches",
     "nt_xent",
+    "resample",
+    "warp_pair",
     "window_counts",
 ]

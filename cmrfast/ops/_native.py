@@ -77,4 +77,6 @@ def backends() -> dict[str, dict[str, str]]:
         for device, key in (("cpu", "CPU"), ("cuda", "CUDA")):
             if not torch._C._dispatch_has_kernel_for_dispatch_key(f"cmrfast::{op.name}", key):
                 row[device] = "reference"
+    for public in ("warp_pair", "resample"):  # made of affine_sample's kernels
+        chosen[public] = dict(chosen["affine_sample"])
     return chosen

@@ -37,6 +37,7 @@ def merge_patches(
         (C, *shape), of the patches' dtype.
 
     Example:
+        >>> from cmrfast.ops import cover_starts, extract_patches
         >>> volume = torch.rand(1, 10, 12)
         >>> start = cover_starts((10, 12), (4, 4), overlap=2)
         >>> patches = extract_patches(volume, start, (4, 4))
@@ -62,6 +63,7 @@ class PatchMerger:
         device: where the volumes lie.
 
     Example:
+        >>> from cmrfast.ops import cover_starts
         >>> merger = PatchMerger((8, 8), 1, (4, 4))
         >>> for start in cover_starts((8, 8), (4, 4), overlap=0).split(2):
         ...     merger.add(torch.ones(2, 1, 4, 4), start)
@@ -114,7 +116,8 @@ def _checked(
     axes = patches.dim() - 2
     if axes not in (2, 3):
         raise ValueError(
-            f"{op}: patches must be (P, C, *size) with 2 or 3 space axes; got {tuple(patches.shape)}"
+            f"{op}: patches must be (P, C, *size) with 2 or 3 space axes; "
+            f"got {tuple(patches.shape)}"
         )
     require_sizes(op, "size of the patches", patches.shape[2:])
     shape = require_sizes(op, "shape", shape, axes=axes)

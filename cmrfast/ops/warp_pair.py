@@ -1,0 +1,66 @@
+"""Image and label together through one affine warp, for augmentation."""
+
+import torch
+from torch import Tensor
+
+from cmrfast.ops._check import require_integer, require_one_device
+from cmrfast.ops.affine_sample import check_images, sample, vox_from_theta
+
+
+def warp_pair(
+    images: Tensor,
+    labels: Tensor,
+    theta: Tensor,
+    gamma: Tensor | None = None,
+    fill_label: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Warp images linearly and their labels to the nearest, as ``affine_sample`` does.
+
+    Args:
+        images: (B, C, *S), floating; zero outside.
+        labels: (B, L, *S), any integer dtype, which the result keeps.
+        theta: (B, d, d + 1) or (1, d, d + 1), as in ``affine_sample``.
+        gamma: (B,) or (1,), exponent of each warped image, for images in [0, 1]; default none.
+        fill_label: label outside.
+
+    Returns:
+        Warped images and labels, of the shapes given.
+
+    Example:
+        >>> images, labels = torch.rand(2, 1, 8, 8), torch.ones(2, 1, 8, 8, dtype=torch.uint8)
+        >>> shift = torch.tensor([[[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]]])  # half the width
+        >>> image, label = warp_pair(images, labels, shift, gamma=torch.tensor([0.8, 1.2]))
+        >>> label[0, 0, 0].tolist()
+        [1, 1, 1, 1, 0, 0, 0, 0]
+    """
+    check_images("warp_pair", images, theta)
+    require_integer("warp_pair", "labels", labels)
+    if labels.dim() != images.dim() or labels.shape[0] != images.shape[0]:
+        raise ValueError(
+            f"warp_pair: labels must be (B, L, *S) for images {tuple(images.shape)}; "
+            f"got {tuple(labels.shape)}"
+        )
+    if labels.shape[2:] != images.shape[2:]:
+        raise ValueError(
+            f"warp_pair: images and labels must have one space; "
+            f"got {tuple(images.shape[2:])} and {tuple(labels.shape[2:])}"
+        )
+    require_one_device("warp_pair", images=images, labels=labels, gamma=gamma)
+    limits = torch.iinfo(labels.dtype)
+    if not limits.min <= fill_label <= limits.max:
+        raise ValueError(
+            f"warp_pair: fill_label must fit {labels.dtype} ({limits.min} to {limits.max}); "
+            f"got {fill_label}"
+        )
+    size = tuple(images.shape[2:])
+    matrix = vox_from_theta(theta, size, size, align_corners=False)
+    warped = sample(images, matrix, size, mode=0, border=0)
+    if gamma is not None:
+        if gamma.shape not in ((1,), images.shape[:1]):
+            raise ValueError(
+                f"warp_pair: gamma must be ({images.shape[0]},) or (1,); got {tuple(gamma.shape)}"
+            )
+        exponent = gamma.view(-1, *[1] * (images.dim() - 1)).to(warped.dtype)
+        warped = warped.clamp(min=0) ** exponent
+    nearest = sample(labels, matrix.detach(), size, mode=1, border=0, fill=float(fill_label))
+    return warped, nearest

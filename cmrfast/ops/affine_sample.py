@@ -87,10 +87,9 @@ def check_images(op: str, images: Tensor, theta: Tensor) -> int:
 def vox_from_theta(
     theta: Tensor, shape: Sequence[int], size: Sequence[int], align_corners: bool
 ) -> Tensor:
-    """(B, d, d + 1) float64: input voxel from output voxel, axes in order, for a normalised theta."""
-    options = {"dtype": torch.float64, "device": theta.device}
-    n_in = torch.stack([torch.full((), n, **options) for n in shape])
-    n_out = torch.stack([torch.full((), n, **options) for n in size])
+    """Input voxel from output voxel, (B, d, d + 1) float64, axes in order."""
+    one = torch.ones((), dtype=torch.float64, device=theta.device)
+    n_in, n_out = torch.stack([one * n for n in shape]), torch.stack([one * n for n in size])
     theta = theta.to(torch.float64).flip(1)
     linear, offset = theta[..., :-1].flip(2), theta[..., -1]
     if align_corners:  # an axis of one voxel lies in the middle
@@ -151,7 +150,8 @@ def _corners(images: Tensor, matrix: Tensor, size: Sequence[int], mode: int, bor
         fraction = torch.where(whole.isfinite(), where - whole, 0)
         corners = torch.cartesian_prod(*[torch.tensor([0, 1])] * axes).tolist()
     for corner in corners:
-        flat, weight, inside = torch.zeros_like(counts, dtype=torch.int64), 1.0, counts
+        flat, inside = torch.zeros_like(counts, dtype=torch.int64), counts
+        weight = torch.ones_like(where[:, 0])
         slopes = [1.0 * moves[:, a] for a in range(axes)]
         for a, up in enumerate(corner):
             at = whole[:, a] + up
@@ -171,7 +171,7 @@ def _reference(
     flat_images = images.flatten(2)
     out: Any = 0
     for flat, weight, _, inside, counts in _corners(images, matrix, size, mode, border):
-        index = flat.view(batch, 1, -1).expand(-1, channels, -1)
+        index = flat.flatten(1)[:, None].expand(-1, channels, -1)
         values = flat_images.gather(2, index).view(batch, channels, *size)
         if not mode:
             values = values * weight[:, None].to(images.dtype)
@@ -193,7 +193,7 @@ def _reference_backward(
     to_images = torch.zeros_like(images.flatten(2))
     along = torch.zeros(batch, len(size), *size, dtype=torch.float64, device=grad.device)
     for flat, weight, slopes, inside, _ in _corners(images, matrix, size, mode, border):
-        index = flat.view(batch, 1, -1).expand(-1, channels, -1)
+        index = flat.flatten(1)[:, None].expand(-1, channels, -1)
         share = grad if mode else grad * weight[:, None].to(grad.dtype)
         share = torch.where(inside[:, None], share, 0)
         to_images.scatter_add_(2, index, share.flatten(2))

@@ -20,7 +20,8 @@ def run_python(code, package=None, **environment):
     env = {**os.environ, "CMRFAST_BACKEND": "auto", "CMRFAST_CPU_LEVEL": "", **environment}
     if package is not None:
         env["PYTHONPATH"] = str(package)
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=package)
 
 
 @pytest.fixture

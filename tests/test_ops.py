@@ -11,6 +11,11 @@ import cmrfast.ops  # noqa: F401  (declares all ops)
 from cmrfast.ops._op import OPS
 
 FLOATS = [torch.float32, torch.float64]
+#: Looser than torch's own (rtol, atol), for a reason.
+TOLERANCE = {
+    # The gradient in the matrix sums float32 products as large as voxel index x slope.
+    ("affine_sample_backward", torch.float32): (1.3e-6, 1e-3),
+}
 every_op = pytest.mark.parametrize("op", OPS.values(), ids=lambda op: op.name)
 every_device = pytest.mark.parametrize("device", DEVICES)
 every_float = pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -26,12 +31,6 @@ def run(call, args):
     args = copy.deepcopy(args)
     output = call(*args)
     return tuple(a for a in args if isinstance(a, torch.Tensor)) if output is None else output
-
-
-def close(actual, expected, dtype):
-    """assert_close by the tolerance of the inputs: float64 sums of float32 work are no closer."""
-    rtol, atol = (1.3e-6, 1e-5) if dtype == torch.float32 else (1e-7, 1e-7)
-    torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol, equal_nan=True)
 
 
 def tensors(args):
@@ -51,7 +50,11 @@ def test_every_op_has_samples():
 @every_float
 def test_matches_reference(op, device, dtype):
     for args in samples(op, device, dtype):
-        close(run(op, args), run(op.reference, args), dtype)
+        rtol, atol = TOLERANCE.get((op.name, dtype), (1.3e-6, 1e-5))
+        if dtype == torch.float64:
+            rtol, atol = 1e-7, 1e-7
+        output, reference = run(op, args), run(op.reference, args)
+        torch.testing.assert_close(output, reference, rtol=rtol, atol=atol, equal_nan=True)
 
 
 @every_op

@@ -1,0 +1,91 @@
+"""How things are measured: interleaved medians, peak memory, and the rates behind the floors."""
+
+import ctypes
+import importlib.metadata
+import mmap
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+
+WARM_UPS, ROUNDS = 2, 9
+PEERS = ("torch", "numpy", "monai", "torchio", "kornia", "pytorch-metric-learning", "SimpleITK")
+_STATUS = Path("/proc/self/status")
+
+
+def interleaved(ways: dict[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, float]:
+    """Median milliseconds of each way, run in turn so that a drifting machine hits all alike."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(WARM_UPS + rounds):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            if turn >= WARM_UPS:
+                times[name].append(1e3 * (time.perf_counter() - start))
+    return {name: median(values) for name, values in times.items()}
+
+
+def peak_megabytes(way: Callable[[], object]) -> float | None:
+    """What one call adds to the process's resident memory at its highest; None off Linux."""
+    if not _STATUS.exists():
+        return None
+    way()
+    ctypes.CDLL(None).malloc_trim(0)  # else freed memory would hide what the call needs
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    before = _status("VmRSS")
+    way()
+    return max(0.0, (_status("VmHWM") - before) / 1024)
+
+
+def _status(field: str) -> int:
+    line = next(x for x in _STATUS.read_text().splitlines() if x.startswith(field))
+    return int(line.split()[1])
+
+
+def rates() -> dict[str, float]:
+    """Copy bandwidth, first fill of huge pages (GB/s) and matrix rate (GFLOP/s) of this moment."""
+    a, b = torch.ones(48 << 20), torch.empty(48 << 20)
+    x = torch.randn(1536, 1536)
+
+    def fill() -> None:
+        fresh = mmap.mmap(-1, 192 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        fresh.madvise(mmap.MADV_HUGEPAGE)
+        torch.frombuffer(fresh, dtype=torch.float32).fill_(1.0)
+
+    took = interleaved({"copy": lambda: b.copy_(a), "fill": fill, "matmul": lambda: x @ x})
+    return {
+        "copy_gb_s": 2 * a.nbytes / took["copy"] / 1e6,
+        "fresh_gb_s": (192 << 20) / took["fill"] / 1e6,
+        "matmul_gflop_s": 2 * 1536**3 / took["matmul"] / 1e6,
+    }
+
+
+def machine() -> dict[str, object]:
+    """What a reader needs to place the figures."""
+    from cmrfast.ops import _native
+
+    cpu = platform.processor()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), cpu)
+    versions = {}
+    for name in PEERS:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "missing"
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cpu_level": _native.cpu_level,
+        "versions": versions,
+        "commit": commit,
+    }

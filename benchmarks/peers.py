@@ -1,0 +1,129 @@
+"""What a user could pick instead, by library; each function gives no way where it is missing."""
+
+import importlib.util
+import warnings
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Ways = dict[str, Callable[..., object]]
+
+
+def _has(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def metric_learning(count: int) -> Ways:
+    """NT-Xent of pytorch-metric-learning; above 1024 rows it needs gigabytes."""
+    if not _has("pytorch_metric_learning") or count > 1024:
+        return {}
+    from pytorch_metric_learning.losses import NTXentLoss
+
+    # The same labels object for both would be read as one set compared with itself.
+    loss, own, other = NTXentLoss(temperature=0.07), torch.arange(count), torch.arange(count)
+    return {"pytorch-metric-learning": lambda a, c: loss(a, own, ref_emb=c, ref_labels=other)}
+
+
+def monai_batch_dice(target: Tensor) -> Ways:
+    """MONAI's Dice over batch, with sigmoid."""
+    if not _has("monai"):
+        return {}
+    from monai.losses import DiceLoss
+
+    loss = DiceLoss(sigmoid=True, batch=True)
+    return {"MONAI DiceLoss": lambda logits: loss(logits, target)}
+
+
+def monai_dice_ce(labels: Tensor) -> Ways:
+    """MONAI's Dice + cross entropy, per image, without background."""
+    if not _has("monai"):
+        return {}
+    from monai.losses import DiceCELoss
+
+    loss = DiceCELoss(
+        softmax=True, to_onehot_y=True, include_background=False, smooth_nr=1e-6, smooth_dr=1e-6
+    )
+    return {"MONAI DiceCELoss": lambda logits: loss(logits, labels[:, None])}
+
+
+def kornia_affine() -> Ways:
+    """kornia's homogeneous warp by the same normalised matrix."""
+    if not _has("kornia"):
+        return {}
+    from kornia.geometry.transform import homography_warp
+
+    def warp(images: Tensor, theta: Tensor) -> Tensor:
+        last = torch.tensor([0.0, 0.0, 1.0]).expand(len(theta), 1, 3)
+        n = images.shape[-1]
+        # kornia's normalised grid runs from centre to centre, torch's from edge to edge.
+        to_edges = torch.diag(torch.tensor([(n - 1) / n, (n - 1) / n, 1.0]))
+        matrix = to_edges.inverse() @ torch.cat((theta, last), 1) @ to_edges
+        return homography_warp(images, matrix, images.shape[-2:], align_corners=True)
+
+    return {"kornia": warp}
+
+
+def itk_resample(volume: Tensor, to_world_from_vox: Tensor, to_shape: Sequence[int]) -> Ways:
+    """SimpleITK's linear resampling from a grid of 1 mm."""
+    if not _has("SimpleITK"):
+        return {}
+    import SimpleITK as sitk  # noqa: N813
+
+    image = sitk.GetImageFromArray(volume[0].permute(2, 1, 0).contiguous().numpy())
+    linear = to_world_from_vox[:3, :3]
+    spacing = torch.linalg.vector_norm(linear, dim=0)
+    filter_ = sitk.ResampleImageFilter()
+    filter_.SetSize([int(n) for n in to_shape])
+    filter_.SetOutputSpacing(spacing.tolist())
+    filter_.SetOutputDirection((linear / spacing).flatten().tolist())
+    filter_.SetOutputOrigin(to_world_from_vox[:3, 3].tolist())
+    filter_.SetInterpolator(sitk.sitkLinear)
+
+    kept = []  # the array below is a view of the last image
+
+    def run() -> list[Tensor]:
+        kept[:] = [filter_.Execute(image)]
+        array = sitk.GetArrayViewFromImage(kept[0])
+        with warnings.catch_warnings():  # the view is read-only, and is only read
+            warnings.simplefilter("ignore")
+            return [torch.from_numpy(array).permute(2, 1, 0)[None]]
+
+    return {"SimpleITK": run}
+
+
+def torch_resample(volume: Tensor, to_world_from_vox: Tensor, to_shape: Sequence[int]) -> Ways:
+    """grid_sample by the matrix that maps normalised to normalised positions."""
+    n = torch.tensor([float(s) for s in volume.shape[1:]], dtype=torch.float64)
+    m = torch.tensor([float(s) for s in to_shape], dtype=torch.float64)
+    linear = to_world_from_vox[:3, :3] * m / n[:, None]
+    offset = (to_world_from_vox[:3, :3] @ (m - 1) / 2 + to_world_from_vox[:3, 3] + 0.5) * 2 / n - 1
+    theta = torch.cat((linear.flip(0, 1), offset.flip(0)[:, None]), 1).float()[None]
+
+    def run() -> list[Tensor]:
+        grid = F.affine_grid(theta, [1, 1, *to_shape], align_corners=False)
+        sampled = F.grid_sample(volume[None], grid, align_corners=False, padding_mode="border")
+        inside = (grid.abs() < 1).all(-1)  # the same border rule as resampling's
+        return [sampled[0] * inside]
+
+    return {"torch": run}
+
+
+def torchio_aggregate(patches: Tensor, start: Tensor, shape: Sequence[int]) -> Ways:
+    """TorchIO's GridAggregator, averaging overlaps."""
+    if not _has("torchio"):
+        return {}
+    import torchio as tio
+
+    size = patches.shape[2:]
+    subject = tio.Subject(image=tio.ScalarImage(tensor=torch.zeros(1, *shape)))
+    sampler = tio.GridSampler(subject, size, 14)
+    locations = torch.cat((start, start + torch.tensor(size)), 1)
+
+    def run() -> list[Tensor]:
+        aggregator = tio.GridAggregator(sampler, overlap_mode="average")
+        aggregator.add_batch(patches, locations)
+        return [aggregator.get_output_tensor()]
+
+    return {"TorchIO": run}

@@ -1,0 +1,126 @@
+"""The tables and the plot of a result file.
+
+python -m benchmarks.table results.json [--plot growth.png] [--readme README.md]
+"""
+
+import argparse
+import json
+import math
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
+
+
+def rows(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """One entry per workload, in the order they ran."""
+    infos = [b["extra_info"] for b in results["benchmarks"] if "workload" in b["extra_info"]]
+    for info in infos:
+        times = dict(info["median_ms"])
+        info["ours"] = times.pop("cmrfast")
+        info["compiled"] = times.pop("torch.compile", None)
+        info["peer"], info["best"] = min(times.items(), key=lambda item: item[1])
+    return infos
+
+
+def table(results: dict[str, Any]) -> str:
+    """The workloads as a markdown table: ratios of one run, and the geometric mean."""
+    lines = [
+        "| workload | ours | best peer | ratio | torch.compile | over floor | peak memory |",
+        "|---|---:|---|---:|---:|---:|---:|",
+    ]
+    entries = rows(results)
+    for e in entries:
+        compiled = f"{e['compiled'] / e['ours']:.1f}x" if e["compiled"] else "-"
+        peaks = (e.get("peak_mb") or {}).get("cmrfast"), (e.get("peak_mb") or {}).get(e["peer"])
+        memory = "-" if None in peaks else f"{peaks[0]:.0f} / {peaks[1]:.0f} MB"
+        lines.append(
+            f"| {e['workload']} {e['title']} | {e['ours']:.3g} ms | {e['peer']} {e['best']:.3g} ms "
+            f"| **{e['best'] / e['ours']:.1f}x** | {compiled} | {e['ours'] / e['floor_ms']:.1f}x "
+            f"| {memory} |"
+        )
+    mean = math.exp(sum(math.log(e["best"] / e["ours"]) for e in entries) / len(entries))
+    machine, rates = results["machine_info"], entries[0]["rates"]
+    versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items())
+    lines += [
+        "",
+        f"Geometric mean over best peers: **{mean:.1f}x**. Medians of one run, interleaved; peak "
+        "memory is ours / the best peer's, beyond the inputs. "
+        f"{machine['cpu']}, {machine['threads']} threads, {machine['cpu_level']} kernels; copy "
+        f"{rates['copy_gb_s']:.0f} GB/s, matrix product {rates['matmul_gflop_s']:.0f} GFLOP/s; "
+        f"{versions}.",
+    ]
+    return "\n".join(lines)
+
+
+def growth_table(results: dict[str, Any]) -> str:
+    """How time grows with size: the time of a step over that of the step before, per size."""
+    lines = ["| op | sizes | ours, ms |", "|---|---|---|"]
+    for op, points in growth(results).items():
+        sizes = ", ".join(f"{p['size']:g}" for p in points)
+        times = ", ".join(f"{p['median_ms']['cmrfast']:.3g}" for p in points)
+        lines.append(f"| `{op}` | {sizes} | {times} |")
+    return "\n".join(lines)
+
+
+def growth(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The sweep's points by op."""
+    points = defaultdict(list)
+    for b in results["benchmarks"]:
+        if "growth" in b["extra_info"]:
+            points[b["extra_info"]["growth"]].append(b["extra_info"])
+    return dict(points)
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """Time over size against peers and floor, one panel an op, both axes logarithmic."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels = growth(results)
+    figure, axes = pyplot.subplots(2, math.ceil(len(panels) / 2), figsize=(13, 7.5))
+    for ax, (op, points) in zip(axes.flat, panels.items(), strict=False):
+        sizes = [p["size"] for p in points]
+        for name in sorted({name for p in points for name in p["median_ms"]}):
+            times = [p["median_ms"].get(name, math.nan) for p in points]
+            ours = name == "cmrfast"
+            ax.plot(sizes, times, "o-", label=name, lw=2.5 if ours else 1, zorder=3 if ours else 2)
+        ax.plot(sizes, [p["floor_ms"] for p in points], "k:", label="floor")
+        ax.set(xscale="log", yscale="log", title=op, ylabel="ms")
+        ax.set_xlabel("rows" if op == "nt_xent" else "size (1: the workload of the table)")
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize=8)
+    for ax in axes.flat[len(panels) :]:
+        ax.remove()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Print the tables; on request draw the plot and put the table into a README."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--plot", type=Path, help="write the growth plot here")
+    parser.add_argument("--readme", type=Path, help="replace the table between its marks here")
+    options = parser.parse_args()
+    results = json.loads(options.results.read_text())
+    text = table(results)
+    print(text)
+    if growth(results):
+        print(f"\n{growth_table(results)}")
+        if options.plot:
+            plot(results, options.plot)
+    if options.readme:
+        before, mark, rest = options.readme.read_text().partition(BEGIN)
+        _, end, after = rest.partition(END)
+        if not (mark and end):
+            sys.exit(f"{options.readme} has no {BEGIN} ... {END}")
+        options.readme.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()

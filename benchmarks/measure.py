@@ -13,16 +13,21 @@ from statistics import median
 
 import torch
 
-WARM_UPS, ROUNDS = 2, 9
+WARM_UPS, ROUNDS = 1, 9
 PEERS = ("torch", "numpy", "monai", "torchio", "kornia", "pytorch-metric-learning", "SimpleITK")
 _STATUS = Path("/proc/self/status")
 
 
 def interleaved(ways: dict[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, float]:
-    """Median milliseconds of each way, run in turn so that a drifting machine hits all alike."""
+    """Median milliseconds of each way, run in turn so that a drifting machine hits all alike.
+
+    Each turn runs a way twice and times the second: what the way before it left to the caches and
+    to the system (a virtual machine gives freed memory back) is not charged to the next.
+    """
     times: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(WARM_UPS + rounds):
         for name, way in ways.items():
+            way()
             start = time.perf_counter()
             way()
             if turn >= WARM_UPS:

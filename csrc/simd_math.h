@@ -18,8 +18,9 @@ struct Format<float> {
   using Bits = int32_t;
   static constexpr int mantissa = 23;
   static constexpr Bits bias = 127;
-  static constexpr float round = 12582912.0f;  // adding it leaves the nearest integer in the low bits
-  static constexpr float smallest = -87.0f;    // of exp's argument, below it the result stays here
+  static constexpr float round =
+      12582912.0f;                           // adding it leaves the nearest integer in the low bits
+  static constexpr float smallest = -87.0f;  // of exp's argument, below it the result stays here
   static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
   static constexpr int log_terms = 5, log1p_terms = 8, exp_terms = 7;
 };

@@ -1,9 +1,9 @@
 // Sampling at affine coordinates, row by row, without a grid in memory.
 //
-// Along an output row each coordinate is base + k * step. The stretch of k whose taps all lie inside
-// is solved for once a row and runs in blocks without any check; what is left of the row takes one
-// careful voxel after another. Within a block coordinates are float offsets from a base in double.
-// Least bytes: images and output once; eight (four) taps a voxel come from the caches.
+// Along an output row each coordinate is base + k * step. The stretch of k whose taps all lie
+// inside is solved for once a row and runs in blocks without any check; what is left of the row
+// takes one careful voxel after another. Within a block coordinates are float offsets from a base
+// in double. Least bytes: images and output once; eight (four) taps a voxel come from the caches.
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -40,31 +40,16 @@ void linear_block(const Row<DIMS>& row, int64_t k0, int64_t n, Taps<T, Index>& t
 template <class T, class Index, int DIMS>
 void blend_block(const T* image, const Row<DIMS>& row, int64_t n, const Taps<T, Index>& taps,
                  T* out) {
-  const T* x = image;
-  const T* y = x + row.stride[DIMS - 2];
   const T *fx = taps.fraction[DIMS - 1], *fy = taps.fraction[DIMS - 2];
-  const Index* index = taps.index;
-  if constexpr (DIMS == 2) {
-#pragma omp simd
-    for (int64_t k = 0; k < n; ++k) {
-      const Index i = index[k];
-      const T top = x[i] + fx[k] * (x[i + 1] - x[i]);
-      const T low = y[i] + fx[k] * (y[i + 1] - y[i]);
-      out[k] = top + fy[k] * (low - top);
+  for (int64_t k = 0; k < n; ++k) {
+    const T* at = image + taps.index[k];
+    auto value = blend(load_pair(at), load_pair(at + row.stride[DIMS - 2]), fy[k]);
+    if constexpr (DIMS == 3) {
+      at += row.stride[0];
+      const auto back = blend(load_pair(at), load_pair(at + row.stride[1]), fy[k]);
+      value = blend(value, back, taps.fraction[0][k]);
     }
-  } else {
-    const T *z = x + row.stride[0], *yz = y + row.stride[0];
-    const T* fz = taps.fraction[0];
-#pragma omp simd
-    for (int64_t k = 0; k < n; ++k) {
-      const Index i = index[k];
-      const T a = x[i] + fx[k] * (x[i + 1] - x[i]);
-      const T b = y[i] + fx[k] * (y[i + 1] - y[i]);
-      const T c = z[i] + fx[k] * (z[i + 1] - z[i]);
-      const T d = yz[i] + fx[k] * (yz[i + 1] - yz[i]);
-      const T front = a + fy[k] * (b - a), back = c + fy[k] * (d - c);
-      out[k] = front + fz[k] * (back - front);
-    }
+    out[k] = value[0] + fx[k] * (value[1] - value[0]);
   }
 }
 
@@ -99,8 +84,7 @@ void nearest_row(const T* images, const Row<DIMS>& row, const Call<DIMS>& call, 
   for (int64_t k = 0; k < call.size[DIMS - 1]; ++k) {
     const int64_t at = row.nearest(static_cast<double>(k), call.mode, call.border);
     for (int64_t c = 0; c < call.C; ++c) {
-      out[c * out_channel + k] =
-          at < 0 ? static_cast<T>(call.fill) : images[c * row.numel + at];
+      out[c * out_channel + k] = at < 0 ? static_cast<T>(call.fill) : images[c * row.numel + at];
     }
   }
 }
@@ -126,7 +110,7 @@ void sample(const Tensor& images, const double* matrix, const Call<DIMS>& call, 
 }
 
 // The gradient in the images: one task scatters all of one channel, voxel after voxel.
-template <class T, int DIMS>
+template <class T, class Index, int DIMS>
 void scatter(const Tensor& grad, const double* matrix, const Call<DIMS>& call,
              const Grid<DIMS>& grid, Tensor& out) {
   for_each_task(call.B * call.C, [&](int64_t task) {
@@ -149,10 +133,10 @@ void scatter(const Tensor& grad, const double* matrix, const Call<DIMS>& call,
       }
       const Stretch inside = row.inside(call.size[DIMS - 1]);
       careful(0, inside.begin);
-      Taps<T, int64_t> taps;
+      Taps<T, Index> taps;
       for (int64_t k0 = inside.begin; k0 < inside.end; k0 += kTaps) {
         const int64_t n = std::min(kTaps, inside.end - k0);
-        linear_block<T, int64_t, DIMS>(row, k0, n, taps);
+        linear_block<T, Index, DIMS>(row, k0, n, taps);
         for (int64_t k = 0; k < n; ++k) {
           const int64_t i = taps.index[k];
           const T g = from[k0 + k], fx = taps.fraction[DIMS - 1][k];
@@ -180,7 +164,7 @@ void scatter(const Tensor& grad, const double* matrix, const Call<DIMS>& call,
 }
 
 // The gradient in the matrix: sums over a row, rows in groups, groups in order.
-template <class T, int DIMS>
+template <class T, class Index, int DIMS>
 void gather_matrix(const Tensor& grad, const Tensor& images, const double* matrix,
                    const Call<DIMS>& call, const Grid<DIMS>& grid, Tensor& out) {
   constexpr int64_t group = 64;
@@ -211,15 +195,15 @@ void gather_matrix(const Tensor& grad, const Tensor& images, const double* matri
       };
       const Stretch inside = row.inside(call.size[DIMS - 1]);
       careful(0, inside.begin);
-      Taps<T, int64_t> taps;
+      Taps<T, Index> taps;
       for (int64_t k0 = inside.begin; k0 < inside.end; k0 += kTaps) {
         const int64_t n = std::min(kTaps, inside.end - k0);
-        linear_block<T, int64_t, DIMS>(row, k0, n, taps);
+        linear_block<T, Index, DIMS>(row, k0, n, taps);
         for (int64_t c = 0; c < call.C; ++c) {
           const int64_t bc = b * call.C + c;
           const T* from = read<T>(grad) + bc * grid.out_numel + r * call.size[DIMS - 1] + k0;
-          slopes_block<T, DIMS>(read<T>(images) + bc * grid.numel, row, n, k0, taps, from, slope,
-                                moment);
+          slopes_block<T, Index, DIMS>(read<T>(images) + bc * grid.numel, row, n, k0, taps, from,
+                                       slope, moment);
         }
       }
       careful(inside.end, call.size[DIMS - 1]);
@@ -300,20 +284,28 @@ std::tuple<Tensor, Tensor> affine_sample_backward(const Tensor& grad_any, const 
   Tensor to_images = for_images ? torch::stable::new_zeros(images, images.sizes())
                                 : torch::stable::new_empty(images, {0});
   Tensor to_matrix = torch::stable::new_zeros(matrix, matrix.sizes());
-  with_dims(images, matrix, grad.sizes().data() + 2, mode, border, 0, [&]<int DIMS>(Call<DIMS> call) {
-    const Grid<DIMS> grid(images, call);
-    const auto run = [&](auto zero) {
-      using T = decltype(zero);
-      if (for_images) scatter<T, DIMS>(grad, read<double>(matrix), call, grid, to_images);
-      if (for_matrix && mode == kLinear) {
-        gather_matrix<T, DIMS>(grad, images, read<double>(matrix), call, grid, to_matrix);
-      }
-    };
-    STD_TORCH_CHECK(
-        images.scalar_type() == ScalarType::Float || images.scalar_type() == ScalarType::Double,
-        "affine_sample_backward: images must be float32 or float64");
-    images.scalar_type() == ScalarType::Double ? run(double{}) : run(float{});
-  });
+  with_dims(
+      images, matrix, grad.sizes().data() + 2, mode, border, 0, [&]<int DIMS>(Call<DIMS> call) {
+        const Grid<DIMS> grid(images, call);
+        const auto run_as = [&]<class T, class Index>() {
+          if (for_images)
+            scatter<T, Index, DIMS>(grad, read<double>(matrix), call, grid, to_images);
+          if (for_matrix && mode == kLinear) {
+            gather_matrix<T, Index, DIMS>(grad, images, read<double>(matrix), call, grid,
+                                          to_matrix);
+          }
+        };
+        const auto run = [&](auto zero) {
+          using T = decltype(zero);
+          const bool small = grid.numel < std::numeric_limits<int32_t>::max();
+          small ? run_as.template operator()<T, int32_t>()
+                : run_as.template operator()<T, int64_t>();
+        };
+        STD_TORCH_CHECK(
+            images.scalar_type() == ScalarType::Float || images.scalar_type() == ScalarType::Double,
+            "affine_sample_backward: images must be float32 or float64");
+        images.scalar_type() == ScalarType::Double ? run(double{}) : run(float{});
+      });
   return {to_images, to_matrix};
 }
 

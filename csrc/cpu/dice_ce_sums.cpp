@@ -15,10 +15,10 @@ namespace {
 
 enum Activation : int64_t { kSoftmax = 0, kSigmoid = 1, kNone = 2 };
 
-constexpr int64_t kStretch = 16384;      // pixels of a task
-constexpr int64_t kTile = 512;           // pixels of a tile, fewer where there are many classes
-constexpr int64_t kTileValues = 16384;   // probabilities that a tile may hold
-constexpr int32_t kIgnored = -1;         // the label of a pixel that enters no sum
+constexpr int64_t kStretch = 16384;     // pixels of a task
+constexpr int64_t kTile = 512;          // pixels of a tile, fewer where there are many classes
+constexpr int64_t kTileValues = 16384;  // probabilities that a tile may hold
+constexpr int32_t kIgnored = -1;        // the label of a pixel that enters no sum
 
 struct Shape {
   int64_t B, K, N;

@@ -196,12 +196,9 @@ Tensor extract_patches_backward(const Tensor& grad_any, const Tensor& table_any,
   const Tensor table = torch::stable::contiguous(table_any);
   const int64_t P = grad.size(0), C = grad.size(1);
   const Volumes volumes(table, C);
-  const Request r{torch::stable::contiguous(start),
-                  torch::stable::contiguous(index),
-                  torch::stable::contiguous(flips),
-                  scale,
-                  torch::stable::contiguous(scale),
-                  box_of(grad.sizes().data() + 2, volumes.dims)};
+  const Request r{torch::stable::contiguous(start), torch::stable::contiguous(index),
+                  torch::stable::contiguous(flips), scale,
+                  torch::stable::contiguous(scale), box_of(grad.sizes().data() + 2, volumes.dims)};
   Tensor out = torch::stable::new_zeros(grad, {numel});
   struct Task {
     int64_t v, c, begin, end;

@@ -21,7 +21,7 @@ template <class T>
 struct Tile {
   typedef T Vector __attribute__((vector_size(kVectorBytes)));
   static constexpr int lanes = kVectorBytes / static_cast<int>(sizeof(T));
-  static constexpr int rows = 6;           // 6 x 2 accumulators, 2 vectors of B, 1 of A: 15 registers
+  static constexpr int rows = 6;  // 6 x 2 accumulators, 2 vectors of B, 1 of A: 15 registers
   static constexpr int cols = 2 * lanes;
 
   static Vector load(const T* from) {

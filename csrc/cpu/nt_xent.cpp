@@ -137,8 +137,8 @@ struct Sweep {
       row[j] = e;
       sum += e;
     }
-    losses[first + i] = std::log(static_cast<double>(sum)) +
-                        (static_cast<double>(top) - own) * inverse_temperature;
+    losses[first + i] =
+        std::log(static_cast<double>(sum)) + (static_cast<double>(top) - own) * inverse_temperature;
     if (!gradients) return;
     const T scale = static_cast<T>(inverse_temperature / static_cast<double>(N));
     const T share = legal ? scale / sum : std::numeric_limits<T>::quiet_NaN();
@@ -233,8 +233,7 @@ std::tuple<Tensor, Tensor, Tensor> nt_xent(const Tensor& anchors_any, const Tens
     if (N == 0 && gradients) std::fill_n(write<T>(grad_candidates), M * D, T{0});
     Sweep<T> sweep(N, M, D, temperature, gradients, read<T>(anchors), read<T>(candidates),
                    read<int64_t>(targets));
-    *write<T>(loss) =
-        static_cast<T>(sweep.run(write<T>(grad_anchors), write<T>(grad_candidates)));
+    *write<T>(loss) = static_cast<T>(sweep.run(write<T>(grad_anchors), write<T>(grad_candidates)));
   };
   STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double,
                   "nt_xent: anchors must be float32 or float64");

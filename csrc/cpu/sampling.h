@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <type_traits>
 #include <utility>
@@ -188,34 +189,46 @@ struct Taps {
   T fraction[3][kTaps];
 };
 
+// Two neighbours along the last axis: one load, and blending along the other axes for both at once.
+template <class T>
+struct PairOf {
+  typedef T type __attribute__((vector_size(2 * sizeof(T))));
+};
+
+template <class T>
+typename PairOf<T>::type load_pair(const T* from) {
+  typename PairOf<T>::type pair;
+  std::memcpy(&pair, from, sizeof(pair));
+  return pair;
+}
+
+template <class Pair, class T>
+Pair blend(Pair a, Pair b, T share) {
+  return a + share * (b - a);
+}
+
 // Sums of g * d value / d coordinate, and of that times k, over a block.
-template <class T, int DIMS>
+template <class T, class Index, int DIMS>
 void slopes_block(const T* image, const Row<DIMS>& row, int64_t n, int64_t k0,
-                  const Taps<T, int64_t>& taps, const T* grad, double* slope, double* moment) {
+                  const Taps<T, Index>& taps, const T* grad, double* slope, double* moment) {
   T along[DIMS][kTaps];
-  const T* x = image;
-  const T* y = x + row.stride[DIMS - 2];
-  const T *fx = taps.fraction[DIMS - 1], *fy = taps.fraction[DIMS - 2];
   for (int64_t k = 0; k < n; ++k) {
-    const int64_t i = taps.index[k];
-    const T g = grad[k];
-    const T dx_top = x[i + 1] - x[i], dx_low = y[i + 1] - y[i];
-    const T top = x[i] + fx[k] * dx_top, low = y[i] + fx[k] * dx_low;
-    if constexpr (DIMS == 2) {
-      along[1][k] = g * (dx_top + fy[k] * (dx_low - dx_top));
-      along[0][k] = g * (low - top);
-    } else {
-      const T *z = x + row.stride[0], *yz = y + row.stride[0];
+    const T fx = taps.fraction[DIMS - 1][k], fy = taps.fraction[DIMS - 2][k], g = grad[k];
+    const auto at_x = [fx](auto pair) { return pair[0] + fx * (pair[1] - pair[0]); };
+    const T* at = image + taps.index[k];
+    const auto top = load_pair(at), low = load_pair(at + row.stride[DIMS - 2]);
+    auto across = low - top, value = blend(top, low, fy);
+    if constexpr (DIMS == 3) {
+      at += row.stride[0];
+      const auto deep_top = load_pair(at), deep_low = load_pair(at + row.stride[1]);
+      const auto through = blend(deep_top, deep_low, fy) - value;
       const T fz = taps.fraction[0][k];
-      const T dx_back = z[i + 1] - z[i], dx_deep = yz[i + 1] - yz[i];
-      const T back = z[i] + fx[k] * dx_back, deep = yz[i] + fx[k] * dx_deep;
-      const T front_dx = dx_top + fy[k] * (dx_low - dx_top);
-      const T back_dx = dx_back + fy[k] * (dx_deep - dx_back);
-      const T front = top + fy[k] * (low - top), rear = back + fy[k] * (deep - back);
-      along[2][k] = g * (front_dx + fz * (back_dx - front_dx));
-      along[1][k] = g * ((low - top) + fz * ((deep - back) - (low - top)));
-      along[0][k] = g * (rear - front);
+      along[0][k] = g * at_x(through);
+      across = blend(across, deep_low - deep_top, fz);
+      value += fz * through;
     }
+    along[DIMS - 2][k] = g * at_x(across);
+    along[DIMS - 1][k] = g * (value[1] - value[0]);
   }
   for (int a = 0; a < DIMS; ++a) {
     double sum = 0, weighted = 0;
@@ -251,7 +264,8 @@ struct Axis {
 // is not axis-aligned or the border is another.
 template <class T>
 bool separable(const Tensor& images, const double* matrix, const Call<3>& call, Tensor& out) {
-  if (call.mode != kLinear || call.border != kHalf || call.B != 1 || images.numel() == 0) return false;
+  if (call.mode != kLinear || call.border != kHalf || call.B != 1 || images.numel() == 0)
+    return false;
   int64_t source[3];  // which input axis each output axis walks
   bool used[3] = {};
   for (int a = 0; a < 3; ++a) {

@@ -14,15 +14,17 @@ from setuptools.build_meta import *  # noqa: F403
 sys.path.insert(0, __file__.rpartition("/")[0])
 import toolchain
 
+# Every hook runs in a process of its own, and each must see the environment pip installs into.
+for _key in ("purelib", "platlib"):
+    _path = sysconfig.get_paths()[_key]
+    if _path not in sys.path:
+        sys.path.append(_path)  # at the end: the isolated setuptools stays first
+
 
 def _missing() -> list[str]:
     """What the build needs beyond pyproject.toml: torch, if it can be used and is not there."""
     if toolchain.find_compiler() is None:
         return []
-    for key in ("purelib", "platlib"):  # the environment pip installs into
-        path = sysconfig.get_paths()[key]
-        if path not in sys.path:
-            sys.path.append(path)  # at the end: the isolated setuptools stays first
     try:
         major, minor = importlib.metadata.version("torch").split(".")[:2]
     except importlib.metadata.PackageNotFoundError:

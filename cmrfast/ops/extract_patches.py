@@ -54,14 +54,14 @@ def extract_patches(
         tensor([[[[ 6.,  7., -1.],
                   [10., 11., -1.]]]])
     """
-    axes = start_vox.shape[-1] if isinstance(start_vox, Tensor) and start_vox.dim() == 2 else -1
     size = tuple(size)
-    if len(size) not in (2, 3):
-        raise ValueError(f"extract_patches: size must have 2 or 3 entries; got {size}")
+    axes = len(size)  # a plain number also under dynamic shapes, where a tensor's sizes are not
+    if isinstance(start_vox, Tensor) and start_vox.dim() == 2 and start_vox.shape[1] != axes:
+        require_sizes("extract_patches", "size", size, axes=int(start_vox.shape[1]))
     if axes not in (2, 3):
-        axes = len(size)
+        raise ValueError(f"extract_patches: size must have 2 or 3 entries; got {size}")
     start_vox = require_starts("extract_patches", start_vox, axes)
-    size = require_sizes("extract_patches", "size", size, axes=axes)
+    size = require_sizes("extract_patches", "size", size)
     packed = Packed("extract_patches", volumes, axes)
     index = window_volumes("extract_patches", volume_index, start_vox, packed)
     if flips is None:

@@ -76,7 +76,7 @@ def check_images(op: str, images: Tensor, theta: Tensor) -> int:
     require_one_device(op, images=images, theta=theta)
     if theta.dim() != 3 or tuple(theta.shape[1:]) != (axes, axes + 1):
         raise ValueError(f"{op}: theta must be (B, {axes}, {axes + 1}); got {tuple(theta.shape)}")
-    if theta.shape[0] not in (1, images.shape[0]):
+    if theta.shape[0] != 1 and theta.shape[0] != images.shape[0]:
         raise ValueError(
             f"{op}: theta must have 1 or {images.shape[0]} matrices, as many as images; "
             f"got {theta.shape[0]}"

@@ -128,7 +128,8 @@ def _per_channel(name: str, value: float | Tensor, packed: Packed) -> Tensor:
                 f"extract_patches: {name} must be a number or tensor; got {kind(value)}"
             )
         return torch.full(shape, float(value), dtype=torch.float64, device=device)
-    if tuple(value.shape) not in ((), shape[1:], shape):
+    given = tuple(value.shape)
+    if given != () and given != shape[1:] and given != shape:
         raise ValueError(
             f"extract_patches: {name} must be a number, ({shape[1]},) or {shape}; "
             f"got {tuple(value.shape)}"

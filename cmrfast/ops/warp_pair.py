@@ -56,7 +56,7 @@ def warp_pair(
     matrix = vox_from_theta(theta, size, size, align_corners=False)
     warped = sample(images, matrix, size, mode=0, border=0)
     if gamma is not None:
-        if gamma.shape not in ((1,), images.shape[:1]):
+        if gamma.dim() != 1 or (len(gamma) != 1 and len(gamma) != len(images)):
             raise ValueError(
                 f"warp_pair: gamma must be ({images.shape[0]},) or (1,); got {tuple(gamma.shape)}"
             )

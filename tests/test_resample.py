@@ -1,0 +1,141 @@
+"""resample against SimpleITK, and its special paths against one another."""
+
+import math
+
+import pytest
+import torch
+
+from cmrfast import ops
+
+EYE = torch.eye(4, dtype=torch.float64)
+
+
+def random_affine(spacing):
+    """Rotated axes, anisotropic spacing and an origin."""
+    rotation = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64)).Q
+    rotation[:, 0] *= torch.linalg.det(rotation)
+    affine = EYE.clone()
+    affine[:3, :3] = rotation * torch.tensor(spacing, dtype=torch.float64)
+    affine[:3, 3] = 3 * torch.randn(3, dtype=torch.float64)
+    return affine
+
+
+def itk_image(sitk, volume, affine):
+    image = sitk.GetImageFromArray(volume.permute(2, 1, 0).contiguous().numpy())
+    spacing = torch.linalg.vector_norm(affine[:3, :3], dim=0)
+    image.SetSpacing(spacing.tolist())
+    image.SetDirection((affine[:3, :3] / spacing).flatten().tolist())
+    image.SetOrigin(affine[:3, 3].tolist())
+    return image
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("mode", ["linear", "nearest"])
+def test_equals_simpleitk_on_oblique_grids(seed, mode):
+    sitk = pytest.importorskip("SimpleITK")
+    torch.manual_seed(seed)
+    volume = torch.randn(9, 11, 13)
+    source, target = random_affine((1.0, 0.8, 2.5)), random_affine((0.9, 1.3, 0.7))
+    centre = source @ torch.tensor([4.0, 5.0, 6.0, 1.0], dtype=torch.float64)
+    middle = target @ torch.tensor([7.0, 8.0, 7.5, 1.0], dtype=torch.float64)
+    target[:3, 3] += (centre - middle)[:3]
+    shape = (14, 16, 15)
+    reference = itk_image(sitk, torch.zeros(shape), target)
+    interpolator = sitk.sitkLinear if mode == "linear" else sitk.sitkNearestNeighbor
+    expected = sitk.Resample(
+        itk_image(sitk, volume, source), reference, sitk.Transform(), interpolator, -9.0
+    )
+    expected = torch.from_numpy(sitk.GetArrayFromImage(expected)).permute(2, 1, 0)
+    ours = ops.resample(volume[None], source, target, shape, mode=mode, fill=-9.0)[0]
+    assert (expected == -9).any()
+    assert (expected != -9).any()
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (2, 0, 1), (2, 1, 0)])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_axis_aligned_path_equals_the_general_one(order, sign):
+    volume = torch.randn(2, 8, 9, 10, dtype=torch.float64)
+    target = EYE.clone()
+    target[:3, :3] = torch.diag(torch.tensor([0.7, sign * 1.3, 0.9], dtype=torch.float64))[
+        list(order)
+    ]
+    target[:3, 3] = torch.tensor([1.3, 4.2, 0.4])
+    oblique = target.clone()
+    oblique[0, :3] += 1e-9  # no longer axis-aligned, and moves no sample that counts
+    fast = ops.resample(volume, EYE, target, (9, 7, 8), fill=-1.0)
+    general = ops.resample(volume, EYE, oblique, (9, 7, 8), fill=-1.0)
+    torch.testing.assert_close(fast, general, rtol=0, atol=1e-6)
+
+
+def test_same_grid_is_the_volume():
+    volume, affine = torch.randn(1, 6, 7, 8), random_affine((1.0, 2.0, 3.0))
+    torch.testing.assert_close(ops.resample(volume, affine, affine, (6, 7, 8)), volume)
+
+
+def test_antialias_smooths_shrunk_axes_alone():
+    volume = torch.randn(1, 40, 12, 12)
+    coarser = torch.diag(torch.tensor([4.0, 1.0, 1.0, 1.0]))
+    plain = ops.resample(volume, EYE, coarser, (10, 12, 12))
+    smooth = ops.resample(volume, EYE, coarser, (10, 12, 12), antialias=True)
+    assert smooth.std() < 0.6 * plain.std()
+    same = ops.resample(volume, EYE, EYE, (40, 12, 12), antialias=True)
+    torch.testing.assert_close(same, volume)
+    impulse = torch.zeros(1, 41, 1, 1)
+    impulse[0, 20] = 1
+    shrunk = ops.resample(
+        impulse, EYE, torch.diag(torch.tensor([2.0, 1, 1, 1])), (21, 1, 1), antialias=True
+    )
+    sigma = math.sqrt(3) / 2
+    assert shrunk[0, 10].item() == pytest.approx(1 / (sigma * math.sqrt(2 * math.pi)), rel=0.05)
+
+
+def test_integer_volumes_keep_their_dtype_and_ties_go_up():
+    labels = torch.tensor([0, 500, 200, 600], dtype=torch.int16).view(1, 4, 1, 1)
+    finer = torch.diag(torch.tensor([0.5, 1.0, 1.0, 1.0]))
+    out = ops.resample(labels, EYE, finer, (8, 1, 1), mode="nearest", fill=-1)
+    assert out.dtype == torch.int16
+    assert out.flatten().tolist() == [0, 500, 500, 200, 200, 600, 600, -1]
+
+
+def test_gradient_flows_into_the_volume():
+    volume = torch.randn(1, 4, 5, 6, dtype=torch.float64, requires_grad=True)
+    target = random_affine((1.0, 1.0, 1.0))
+    call = lambda v: ops.resample(v, EYE, target, (3, 4, 5))  # noqa: E731
+    assert torch.autograd.gradcheck(call, [volume])
+
+
+VOLUME = torch.ones(1, 4, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"),
+    [
+        (
+            (VOLUME.bool(), EYE, EYE, (4, 4, 4)),
+            {},
+            TypeError,
+            "volume must be a real tensor, not bool",
+        ),
+        ((VOLUME[0], EYE, EYE, (4, 4, 4)), {}, ValueError, r"volume must be \(C, I, J, K\)"),
+        ((VOLUME, EYE, EYE, (4, 4)), {}, ValueError, "to_shape must have one entry per space axis"),
+        ((VOLUME, EYE[:3], EYE, (4, 4, 4)), {}, ValueError, r"world_from_vox must be a \(4, 4\)"),
+        ((VOLUME, EYE * 0, EYE, (4, 4, 4)), {}, ValueError, "must be finite and invertible"),
+        (
+            (VOLUME, EYE * torch.nan, EYE, (4, 4, 4)),
+            {},
+            ValueError,
+            "must be finite and invertible",
+        ),
+        (
+            (VOLUME.long(), EYE, EYE, (4, 4, 4)),
+            {},
+            TypeError,
+            "torch.int64 volumes need mode nearest",
+        ),
+        ((VOLUME, EYE, EYE, (4, 4, 4)), {"mode": "cubic"}, ValueError, "mode must be one of"),
+    ],
+)
+def test_messages(arguments, options, error, message):
+    with pytest.raises(error, match=message):
+        ops.resample(*arguments, **options)

@@ -1,0 +1,86 @@
+"""What a reference cannot show of dice_ce_sums and the losses on top of it."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from cmrfast import ops
+
+
+def test_sums_of_uniform_logits():
+    labels = torch.zeros(1, 8, 8, dtype=torch.int64)
+    labels[:, :4, :4] = 1
+    sums = ops.dice_ce_sums(torch.zeros(1, 2, 8, 8), labels)
+    expected = torch.tensor([[[24, 32, 48, 48 * math.log(2)], [8, 32, 16, 16 * math.log(2)]]])
+    torch.testing.assert_close(sums, expected)
+
+
+def test_cross_entropy_is_torchs():
+    logits, labels = torch.randn(3, 4, 9, 7), torch.randint(0, 4, (3, 9, 7))
+    labels[:, 0] = -100
+    ce = ops.dice_ce_sums(logits, labels)[..., 3].sum()
+    torch.testing.assert_close(ce, F.cross_entropy(logits, labels, reduction="sum"))
+    masks = torch.rand(3, 4, 9, 7)
+    ce = ops.dice_ce_sums(logits, masks, activation="sigmoid")[..., 3].sum()
+    torch.testing.assert_close(
+        ce, F.binary_cross_entropy_with_logits(logits, masks, reduction="sum")
+    )
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("size", [1e4, -1e4])
+def test_huge_logits_stay_finite(activation, size):
+    logits = torch.zeros(1, 2, 4, 4)
+    logits[:, 1] = size
+    logits.requires_grad_()
+    labels = torch.ones(1, 4, 4, dtype=torch.int64)
+    sums = ops.dice_ce_sums(logits, labels, activation=activation)
+    assert sums.isfinite().all()
+    assert sums[0, 1, 3].item() == pytest.approx(0 if size > 0 else 16e4, abs=1e-3)
+    sums.sum().backward()
+    assert logits.grad.isfinite().all()
+
+
+def test_ignored_pixels_have_no_gradient():
+    logits = torch.randn(1, 3, 4, 4, requires_grad=True)
+    labels = torch.randint(0, 3, (1, 4, 4))
+    labels[:, :2] = 7
+    ops.dice_ce_sums(logits, labels, ignore_index=7).sum().backward()
+    assert (logits.grad[:, :, :2] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_types_accumulate_in_float32(dtype):
+    logits, labels = torch.randn(1, 2, 100, 100).to(dtype), torch.randint(0, 2, (1, 100, 100))
+    sums = ops.dice_ce_sums(logits, labels)
+    assert sums.dtype == torch.float32
+    assert torch.equal(sums, ops.dice_ce_sums(logits.float(), labels))
+
+
+def test_label_faults_are_ignored_under_compilation():
+    logits, labels = torch.randn(1, 2, 4, 4), torch.full((1, 4, 4), 9)
+    compiled = torch.compile(ops.dice_ce_sums, fullgraph=True, backend="aot_eager", dynamic=True)
+    assert (compiled(logits, labels) == 0).all()
+    with pytest.raises(ValueError, match=r"0 to 1 or ignore_index -100; 16 pixels hold"):
+        ops.dice_ce_sums(logits, labels)
+
+
+LOGITS, LABELS = torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"),
+    [
+        ((LOGITS.long(), LABELS), {}, TypeError, "logits must be a floating tensor"),
+        ((LOGITS, LABELS[:1]), {}, ValueError, r"target must be \(B, \*S\) or \(B, K, \*S\)"),
+        ((LOGITS, LABELS.float()), {}, TypeError, "labels .* must be integers"),
+        ((LOGITS[0, 0], LABELS), {}, ValueError, r"logits must be \(B, K, \*S\)"),
+        ((LOGITS, LABELS), {"activation": "relu"}, ValueError, "activation must be one of"),
+        ((LOGITS[:, :0], LABELS), {}, ValueError, "there must be 1 to 16384 classes; got 0"),
+    ],
+)
+def test_messages(arguments, options, error, message):
+    with pytest.raises(error, match=message):
+        ops.dice_ce_sums(*arguments, **options)

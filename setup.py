@@ -19,7 +19,8 @@ sys.path.insert(0, str(ROOT / "packaging"))
 import toolchain  # noqa: E402
 
 FLAGS = f"""
-    -std=c++20 -O2 -ftree-vectorize -fvect-cost-model=dynamic -fPIC -fvisibility=hidden -ffile-prefix-map={ROOT}=. -I{ROOT / "csrc"}
+    -std=c++20 -O2 -ftree-vectorize -fvect-cost-model=dynamic -fPIC -fvisibility=hidden
+    -I{ROOT / "csrc"} -ffile-prefix-map={ROOT}=.
     -fno-math-errno -fno-trapping-math -fopenmp-simd -Wall -Wextra -Wno-unknown-pragmas
     -DTORCH_TARGET_VERSION=0x020a000000000000
 """.split()

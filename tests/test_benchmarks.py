@@ -1,0 +1,55 @@
+"""The benchmark harness: all ways agree at a small size, and the table says what was measured."""
+
+import pytest
+
+pytest.importorskip("pytest_benchmark", reason="the extra [bench] is not installed")
+
+from benchmarks import table, workloads
+from benchmarks.bench_ops import check
+from benchmarks.measure import interleaved
+
+SMALL = {
+    "extract_3d": lambda: workloads.extract_3d(0.05),
+    "extract_2d": lambda: workloads.extract_2d(0.02),
+    "pairing": lambda: workloads.pairing(32),
+    "dice_2d": lambda: workloads.dice_2d(0.05),
+    "affine_2d": lambda: workloads.affine_2d(0.1),
+    "affine_2d_backward": lambda: workloads.affine_2d(0.1, backward=True),
+    "resample_3d": lambda: workloads.resample_3d(0.01, rotated=True),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
+def test_all_ways_agree(name):
+    check(SMALL[name]())
+
+
+def test_a_wrong_way_is_found():
+    case = workloads.extract_2d(0.02)
+    right = case.ways["cmrfast"]
+    case.ways["wrong"] = lambda: [x + 1 for x in right()]
+    with pytest.raises(AssertionError, match="wrong"):
+        check(case)
+
+
+def test_interleaved_runs_every_way_in_turn():
+    order = []
+    interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=2)
+    assert order == ["a", "a", "b", "b"] * 3
+
+
+def test_table_gives_ratios_and_their_geometric_mean():
+    rates = {"copy_gb_s": 10.0, "fresh_gb_s": 5.0, "matmul_gflop_s": 100.0}
+    common = {"rates": rates, "title": "job", "peak_mb": {"cmrfast": 1, "torch": 5, "x": 5}}
+    first = {"cmrfast": 2.0, "torch": 8.0, "x": 9.0, "torch.compile": 3.0}
+    infos = [
+        {"workload": "A", "median_ms": first, "floor_ms": 1.0, **common},
+        {"workload": "B", "median_ms": {"cmrfast": 1.0, "x": 9.0}, "floor_ms": 0.5, **common},
+    ]
+    machine = {"cpu": "a cpu", "threads": 2, "cpu_level": "avx2", "versions": {"torch": "2.13"}}
+    results = {"machine_info": machine, "benchmarks": [{"extra_info": i} for i in infos]}
+    text = table.table(results)
+    assert "| A job | 2 ms | torch 8 ms | **4.0x** | 1.5x | 2.0x | 1 / 5 MB |" in text
+    assert "| B job | 1 ms | x 9 ms | **9.0x** | - | 2.0x | 1 / 5 MB |" in text
+    assert "Geometric mean over best peers: **6.0x**" in text

@@ -109,52 +109,67 @@ void sample(const Tensor& images, const double* matrix, const Call<DIMS>& call, 
   });
 }
 
-// The gradient in the images: one task scatters all of one channel, voxel after voxel.
+// Adds one voxel's gradient to the four (two) pairs of neighbours that it was blended from.
+template <class T, class Index, int DIMS>
+void scatter_voxel(T g, const Row<DIMS>& row, const Taps<T, Index>& taps, int64_t k, T* image) {
+  const T fx = taps.fraction[DIMS - 1][k];
+  const T low = taps.fraction[DIMS - 2][k] * g, top = g - low;
+  const auto pair = [&](T* at, T value) {
+    const T right = fx * value;
+    at[0] += value - right;
+    at[1] += right;
+  };
+  T* at = image + taps.index[k];
+  if constexpr (DIMS == 2) {
+    pair(at, top);
+    pair(at + row.stride[0], low);
+  } else {
+    const T fz = taps.fraction[0][k];
+    pair(at, top - fz * top);
+    pair(at + row.stride[1], low - fz * low);
+    pair(at + row.stride[0], fz * top);
+    pair(at + row.stride[0] + row.stride[1], fz * low);
+  }
+}
+
+// The gradient in the images: a task scatters whole channels, voxel after voxel. With few images a
+// task takes one channel, else all of one image, which shares the taps; the sums are the same.
 template <class T, class Index, int DIMS>
 void scatter(const Tensor& grad, const double* matrix, const Call<DIMS>& call,
              const Grid<DIMS>& grid, Tensor& out) {
-  for_each_task(call.B * call.C, [&](int64_t task) {
-    T* to = write<T>(out) + task * grid.numel;
+  const int64_t parts = call.B < 8 ? call.C : 1, channels = parts > 0 ? call.C / parts : 0;
+  for_each_task(call.B * parts, [&](int64_t task) {
+    T* to = write<T>(out) + task * channels * grid.numel;
     for (int64_t r = 0; r < grid.rows; ++r) {
-      const Row<DIMS> row(matrix + task / call.C * DIMS * (DIMS + 1), grid, r);
-      const T* from = read<T>(grad) + task * grid.out_numel + r * call.size[DIMS - 1];
-      const auto careful = [&](int64_t begin, int64_t end) {
-        for (int64_t k = begin; k < end; ++k) {
-          const Corners<T, DIMS> corners(row, static_cast<double>(k), call.border);
-          if (!corners.outside) corners.scatter(from[k], to);
-        }
-      };
+      const Row<DIMS> row(matrix + task / parts * DIMS * (DIMS + 1), grid, r);
+      const T* from = read<T>(grad) + task * channels * grid.out_numel + r * call.size[DIMS - 1];
       if (call.mode != kLinear) {
         for (int64_t k = 0; k < call.size[DIMS - 1]; ++k) {
           const int64_t at = row.nearest(static_cast<double>(k), call.mode, call.border);
-          if (at >= 0) to[at] += from[k];
+          for (int64_t c = 0; at >= 0 && c < channels; ++c) {
+            to[c * grid.numel + at] += from[c * grid.out_numel + k];
+          }
         }
         continue;
       }
+      const auto careful = [&](int64_t begin, int64_t end) {
+        for (int64_t k = begin; k < end; ++k) {
+          const Corners<T, DIMS> corners(row, static_cast<double>(k), call.border);
+          for (int64_t c = 0; !corners.outside && c < channels; ++c) {
+            corners.scatter(from[c * grid.out_numel + k], to + c * grid.numel);
+          }
+        }
+      };
       const Stretch inside = row.inside(call.size[DIMS - 1]);
       careful(0, inside.begin);
       Taps<T, Index> taps;
       for (int64_t k0 = inside.begin; k0 < inside.end; k0 += kTaps) {
         const int64_t n = std::min(kTaps, inside.end - k0);
         linear_block<T, Index, DIMS>(row, k0, n, taps);
-        for (int64_t k = 0; k < n; ++k) {
-          const int64_t i = taps.index[k];
-          const T g = from[k0 + k], fx = taps.fraction[DIMS - 1][k];
-          const T low = taps.fraction[DIMS - 2][k] * g, top = g - low;
-          const auto pair = [&](int64_t at, T value) {
-            const T right = fx * value;
-            to[at] += value - right;
-            to[at + 1] += right;
-          };
-          if constexpr (DIMS == 2) {
-            pair(i, top);
-            pair(i + row.stride[0], low);
-          } else {
-            const T fz = taps.fraction[0][k];
-            pair(i, top - fz * top);
-            pair(i + row.stride[1], low - fz * low);
-            pair(i + row.stride[0], fz * top);
-            pair(i + row.stride[0] + row.stride[1], fz * low);
+        for (int64_t c = 0; c < channels; ++c) {
+          const T* pull = from + c * grid.out_numel + k0;
+          for (int64_t k = 0; k < n; ++k) {
+            scatter_voxel(pull[k], row, taps, k, to + c * grid.numel);
           }
         }
       }

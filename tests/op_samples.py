@@ -214,3 +214,11 @@ def affine_sample_backward(device, dtype):
         yield grad[:0], images[:0], matrix[:0], 0, 0, True, True
         many = torch.arange(9) % 2  # enough images for one task each
         yield grad[many], images[many], matrix[many], 0, 0, True, False
+
+
+@samples_of("contract_axis")
+def contract_axis(device, dtype):
+    for outer, n, inner, count in ((3, 7, 5, 11), (1, 1, 1, 1), (13, 5, 1, 3), (0, 3, 2, 2)):
+        weights = torch.randn(count, n, dtype=torch.float64)
+        weights[:, : n // 3] = 0
+        yield normal(outer, n, inner, device=device, dtype=dtype), weights.to(device)

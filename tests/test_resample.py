@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter1d
 
 from cmrfast import ops
 
@@ -105,6 +106,60 @@ def test_gradient_flows_into_the_volume():
     assert torch.autograd.gradcheck(call, [volume])
 
 
+def test_ties_and_the_border_survive_the_inverse():
+    """0.3 mm to 0.6 mm puts every sample on a tie, which rounding must not scatter."""
+    labels = torch.arange(40).view(1, 40, 1, 1)
+    fine, coarse = EYE.clone().double(), EYE.clone().double()
+    fine[0, 0], coarse[0, 0] = 0.3, 0.6
+    for origin_mm in (0.0, 5.0, -71.3):
+        fine[0, 3], coarse[0, 3] = origin_mm, origin_mm - 0.15
+        out = ops.resample(labels, fine, coarse, (21, 1, 1), mode="nearest", fill=-1)
+        assert out.flatten().tolist() == [*range(0, 40, 2), -1]
+
+
+def test_antialias_equals_scipy():
+    volume = torch.randn(1, 40, 9, 8, dtype=torch.float64)
+    coarser = torch.diag(torch.tensor([4.0, 1.0, 0.5, 1.0]))
+    smooth = gaussian_filter1d(
+        volume.numpy(), math.sqrt(15) / 2, axis=1, mode="nearest", truncate=6
+    )
+    torch.testing.assert_close(
+        ops.resample(volume, EYE, coarser, (10, 9, 16), antialias=True),
+        ops.resample(torch.from_numpy(smooth), EYE, coarser, (10, 9, 16)),
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_types_and_autocast_smooth_in_float32(dtype):
+    volume, coarser = torch.rand(1, 6, 5, 4).to(dtype), torch.diag(torch.tensor([2.2, 0.7, 1, 1]))
+    with torch.autocast("cpu", torch.bfloat16):
+        half = ops.resample(volume, EYE, coarser, (3, 5, 4), antialias=True)
+    whole = ops.resample(volume.float(), EYE, coarser, (3, 5, 4), antialias=True)
+    assert torch.equal(half, whole.to(dtype))
+
+
+def test_a_slice_of_two_axes():
+    volume, grid = torch.randn(2, 9, 8), torch.diag(torch.tensor([0.5, 0.7, 9.0, 1.0]))
+    flat = ops.resample(volume, EYE, grid, (12, 11))
+    deep = ops.resample(volume[..., None], EYE, grid, (12, 11, 1))
+    torch.testing.assert_close(flat, deep[..., 0])
+
+
+def test_compiles_and_exports_with_antialias():
+    class Resample(torch.nn.Module):
+        def forward(self, volume, affine, target):
+            return ops.resample(volume, affine, target, (6, 5, 4), antialias=True)
+
+    target = torch.diag(torch.tensor([1.7, 0.7, 0.8, 1.0]))
+    compiled = torch.compile(Resample(), fullgraph=True, backend="aot_eager", dynamic=True)
+    for n in (7, 8, 11):
+        arguments = torch.rand(1, n, 6, 5), EYE, target
+        torch.testing.assert_close(compiled(*arguments), Resample()(*arguments))
+    compiled(arguments[0], EYE * 0, target)  # values are checked on the CPU outside compilation
+    exported = torch.export.export(Resample(), arguments).module()
+    torch.testing.assert_close(exported(*arguments), Resample()(*arguments))
+
+
 VOLUME = torch.ones(1, 4, 4, 4)
 
 
@@ -117,9 +172,19 @@ VOLUME = torch.ones(1, 4, 4, 4)
             TypeError,
             "volume must be a real tensor, not bool",
         ),
-        ((VOLUME[0], EYE, EYE, (4, 4, 4)), {}, ValueError, r"volume must be \(C, I, J, K\)"),
+        (
+            (VOLUME[0, 0], EYE, EYE, (4, 4)),
+            {},
+            ValueError,
+            r"volume must be \(C, \*S\) with",
+        ),
         ((VOLUME, EYE, EYE, (4, 4)), {}, ValueError, "to_shape must have one entry per space axis"),
-        ((VOLUME, EYE[:3], EYE, (4, 4, 4)), {}, ValueError, r"world_from_vox must be a \(4, 4\)"),
+        (
+            (VOLUME, EYE[:3], EYE, (4, 4, 4)),
+            {},
+            ValueError,
+            r"world_from_vox must be \(4, 4\)",
+        ),
         ((VOLUME, EYE * 0, EYE, (4, 4, 4)), {}, ValueError, "must be finite and invertible"),
         (
             (VOLUME, EYE * torch.nan, EYE, (4, 4, 4)),

@@ -141,7 +141,7 @@ def _corners(images: Tensor, matrix: Tensor, size: Sequence[int], mode: int, bor
         counts = ((where >= -0.5) & (where < last + 0.5)).all(1)
     if border:
         moves = (where > 0) & (where < last)
-        where = torch.where(where > 0, torch.minimum(where, last), 0)
+        where = torch.where((where > 0) & where.isfinite(), torch.minimum(where, last), 0)
     if mode:
         cell = where.round() if mode == 1 else (where + 0.5).floor()
         whole, fraction, corners = cell, torch.zeros_like(where), [(0,) * axes]

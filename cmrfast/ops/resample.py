@@ -1,13 +1,20 @@
 """A volume from one grid onto another, through world coordinates."""
 
-import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from cmrfast.ops._check import FLOATS, kind, require_sizes, values_readable
+from cmrfast.ops._check import (
+    FLOATS,
+    HALVES,
+    kind,
+    require_floating,
+    require_sizes,
+    values_readable,
+)
+from cmrfast.ops._op import define
 from cmrfast.ops.affine_sample import HOLD_HALF, NEAREST_UP, Mode, sample
 
 
@@ -27,17 +34,18 @@ def resample(
     centres of the old one; there the border is held, further out it is ``fill``.
 
     Args:
-        volume: (C, I, J, K), real; integer volumes with ``nearest`` only.
+        volume: (C, *S), real; integer volumes with ``nearest`` only. Two space axes are the slice
+            k = 0, and what the affines do along k is ignored.
         world_from_vox: (4, 4), of the volume, in mm, voxel centres at integers (a NIfTI affine).
         to_world_from_vox: (4, 4), of the new grid.
-        to_shape: of the new grid, three entries.
+        to_shape: of the new grid, one entry per space axis.
         mode: ``linear`` or ``nearest`` (ties half up).
         fill: value outside.
         antialias: smooth first along axes that get coarser: a Gaussian of
             sqrt(ratio² - 1) / 2 voxels.
 
     Returns:
-        (C, *to_shape), of the volume's dtype.
+        (C, *to_shape), of the volume's dtype. Differentiable in the volume.
 
     Example:
         >>> volume = torch.arange(3.0).view(1, 1, 1, 3)
@@ -47,10 +55,13 @@ def resample(
     """
     if not isinstance(volume, Tensor) or volume.is_complex() or volume.dtype == torch.bool:
         raise TypeError(f"resample: volume must be a real tensor, not bool; got {kind(volume)}")
-    if volume.dim() != 4:
-        raise ValueError(f"resample: volume must be (C, I, J, K); got {tuple(volume.shape)}")
+    axes = volume.dim() - 1
+    if axes not in (2, 3):
+        raise ValueError(
+            f"resample: volume must be (C, *S) with 2 or 3 space axes; got {tuple(volume.shape)}"
+        )
     require_sizes("resample", "space axes of volume", volume.shape[1:])
-    to_shape = require_sizes("resample", "to_shape", to_shape, axes=3)
+    to_shape = require_sizes("resample", "to_shape", to_shape, axes=axes)
     if mode not in ("linear", "nearest"):
         raise ValueError(f"resample: mode must be one of linear, nearest; got {mode!r}")
     if volume.dtype not in FLOATS and (mode == "linear" or antialias):
@@ -62,32 +73,67 @@ def resample(
         ("world_from_vox", world_from_vox),
         ("to_world_from_vox", to_world_from_vox),
     ):
-        if not isinstance(affine, Tensor) or tuple(affine.shape) != (4, 4):
-            raise ValueError(f"resample: {name} must be a (4, 4) tensor")
-    source = world_from_vox.to(volume.device, torch.float64)
-    if values_readable(source) and not torch.linalg.det(source).abs() > 0:
-        raise ValueError("resample: world_from_vox must be finite and invertible")
-    # vox_from_vox = vox_from_world @ world_from_vox
-    matrix = torch.linalg.solve(source, to_world_from_vox.to(volume.device, torch.float64))[:3]
-    matrix = torch.where(matrix.abs() < 1e-12, 0, matrix)  # what solving leaves of exact zeros
+        require_floating("resample", name, affine)
+        if tuple(affine.shape) != (4, 4):
+            raise ValueError(f"resample: {name} must be (4, 4); got {tuple(affine.shape)}")
+    matrix = _vox_from_vox(volume, world_from_vox, to_world_from_vox)
+    dtype = volume.dtype
     if antialias:
-        volume = _smooth(volume, matrix)
+        volume = _smooth(volume.float() if dtype in HALVES else volume, matrix)
     option = 0 if mode == "linear" else NEAREST_UP
-    return sample(volume[None], matrix[None], to_shape, option, HOLD_HALF, fill)[0]
+    return sample(volume[None], matrix[None], to_shape, option, HOLD_HALF, fill)[0].to(dtype)
+
+
+def _vox_from_vox(volume: Tensor, world_from_vox: Tensor, to_world_from_vox: Tensor) -> Tensor:
+    """The matrix (d, d + 1) from the new grid's voxels to the volume's, float64."""
+    source, target = (
+        affine.detach().to(volume.device, torch.float64)
+        for affine in (world_from_vox, to_world_from_vox)
+    )
+    vox_from_world, failed = torch.linalg.inv_ex(source)  # inv would read its verdict back
+    if values_readable(source) and (failed or not source.isfinite().all()):
+        raise ValueError("resample: world_from_vox must be finite and invertible; it is not")
+    product = (vox_from_world[:, :, None] * target).sum(1)
+    # What inverting leaves below 2^-36 voxels is noise: without it, ties and the border fall
+    # where the grids have them, and an axis-aligned change is known as one.
+    product = (product * 2.0**36).round() / 2.0**36
+    axes = volume.dim() - 1
+    return torch.cat((product[:axes, :axes], product[:axes, 3:]), 1)
 
 
 def _smooth(volume: Tensor, matrix: Tensor) -> Tensor:
-    """Gaussian along each axis that one step of the new grid crosses more than one voxel of."""
-    for axis, ratio in enumerate(torch.linalg.vector_norm(matrix[:, :3], dim=1).tolist()):
-        if not 1 < ratio < math.inf:
-            continue
-        sigma = math.sqrt(ratio**2 - 1) / 2
-        radius = math.ceil(4 * sigma)
-        x = torch.arange(-radius, radius + 1, dtype=torch.float64, device=volume.device)
-        kernel = torch.exp(-0.5 * (x / sigma) ** 2)
-        kernel = (kernel / kernel.sum()).to(volume.dtype)
-        rows = volume.movedim(axis + 1, -1)
-        padded = F.pad(rows.reshape(-1, 1, rows.shape[-1]), (radius, radius), mode="replicate")
-        smooth = F.conv1d(padded, kernel.view(1, 1, -1)).reshape(rows.shape)
-        volume = smooth.movedim(-1, axis + 1)
+    """Gaussian along each axis that one step of the new grid crosses more than one voxel of.
+
+    As a product with a matrix of weights, so that no sigma is ever read back to the host.
+    """
+    for axis, n in enumerate(volume.shape[1:], 1):
+        ratio = torch.linalg.vector_norm(matrix[axis - 1, :-1])
+        sigma = (ratio.square() - 1).clamp(min=0).sqrt() / 2
+        voxel = torch.arange(n, dtype=torch.float64, device=volume.device)
+        reach = torch.arange(-n, 2 * n, dtype=torch.float64, device=volume.device)
+        distance = (reach - voxel[:, None]) / sigma.clamp(min=1e-6)
+        weights = torch.exp(-distance.square() / 2).where(distance.abs() <= 6, 0)
+        weights = weights / weights.sum(1, keepdim=True)
+        held = weights[:, n : 2 * n].clone()  # the outer voxels are held beyond the border
+        held[:, 0] += weights[:, :n].sum(1)
+        held[:, -1] += weights[:, 2 * n :].sum(1)
+        lines = volume.reshape(volume.shape[:axis].numel(), n, -1)
+        volume = contract_axis_op(lines, held).view(volume.shape)
     return volume
+
+
+def _contract_backward(inputs: Any, outputs: None, grad: Tensor, needed: Any) -> Any:
+    return contract_axis_op(grad, inputs[1].T), None
+
+
+contract_axis_op = define(
+    "contract_axis(Tensor values, Tensor weights) -> Tensor",  # (O, n, I), (M, n) -> (O, M, I)
+    reference=lambda values, weights: torch.einsum(
+        "oni,mn->omi", values, weights.to(values.dtype)
+    ).contiguous(),
+    fake=lambda values, weights: values.new_empty(
+        values.shape[0], weights.shape[0], values.shape[2]
+    ),
+    backward=_contract_backward,
+    serves="affine_sample",
+)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from cmrfast.ops._check import require_integer, require_one_device
+from cmrfast.ops._check import require_floating, require_integer, require_one_device
 from cmrfast.ops.affine_sample import check_images, sample, vox_from_theta
 
 
@@ -56,6 +56,7 @@ def warp_pair(
     matrix = vox_from_theta(theta, size, size, align_corners=False)
     warped = sample(images, matrix, size, mode=0, border=0)
     if gamma is not None:
+        require_floating("warp_pair", "gamma", gamma)
         if gamma.dim() != 1 or (len(gamma) != 1 and len(gamma) != len(images)):
             raise ValueError(
                 f"warp_pair: gamma must be ({images.shape[0]},) or (1,); got {tuple(gamma.shape)}"

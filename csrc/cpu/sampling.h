@@ -72,6 +72,11 @@ struct Row {
     }
   }
 
+  // Held at the border; a coordinate that is no number counts as 0.
+  static double held(double x, double last) {
+    return x > 0 && std::isfinite(x) ? std::min(x, last) : 0;
+  }
+
   double coordinate(int a, double k) const { return base[a] + k * step[a]; }
 
   // The k for which every tap exists: 0 <= coordinate < n - 1 on all axes, shy of the ends.
@@ -99,7 +104,7 @@ struct Row {
       double x = coordinate(a, k);
       const double last = static_cast<double>(n[a] - 1);
       if (border == kHold) {
-        x = x > 0 ? std::min(x, last) : 0;
+        x = held(x, last);
       } else if (border == kHalf) {
         if (!(x >= -0.5 && x < last + 0.5)) return -1;
         x = std::clamp(x, 0.0, last);
@@ -135,7 +140,7 @@ struct Corners {
       if (outside) return;
       if (border != kZeros) {
         moves[a] = x > 0 && x < last;
-        x = x > 0 ? std::min(x, last) : 0;
+        x = Row<DIMS>::held(x, last);
       }
       const double whole = std::floor(x);
       cell[a] = static_cast<int64_t>(whole);

@@ -27,13 +27,14 @@ def metric_learning(count: int) -> Ways:
 
 
 def monai_batch_dice(target: Tensor) -> Ways:
-    """MONAI's Dice over batch, with sigmoid."""
+    """MONAI's Dice over batch, with sigmoid; classes as space, for one ratio over all of them."""
     if not _has("monai"):
         return {}
     from monai.losses import DiceLoss
 
-    loss = DiceLoss(sigmoid=True, batch=True)
-    return {"MONAI DiceLoss": lambda logits: loss(logits, target)}
+    loss = DiceLoss(sigmoid=True, batch=True, smooth_nr=2e-5, smooth_dr=1e-5)
+    flat = target.flatten(1)[:, None]
+    return {"MONAI DiceLoss": lambda logits: loss(logits.flatten(1)[:, None], flat)}
 
 
 def monai_dice_ce(labels: Tensor) -> Ways:

@@ -12,10 +12,13 @@ SMALL = {
     "extract_3d": lambda: workloads.extract_3d(0.05),
     "extract_2d": lambda: workloads.extract_2d(0.02),
     "pairing": lambda: workloads.pairing(32),
+    "dice_3d": lambda: workloads.dice_3d(0.05),
     "dice_2d": lambda: workloads.dice_2d(0.05),
     "affine_2d": lambda: workloads.affine_2d(0.1),
     "affine_2d_backward": lambda: workloads.affine_2d(0.1, backward=True),
     "resample_3d": lambda: workloads.resample_3d(0.01, rotated=True),
+    "resample_3d_spacing": lambda: workloads.resample_3d(0.01),
+    "merge_3d": lambda: workloads.merge_3d(0.25),
 }
 
 
@@ -30,6 +33,14 @@ def test_a_wrong_way_is_found():
     right = case.ways["cmrfast"]
     case.ways["wrong"] = lambda: [x + 1 for x in right()]
     with pytest.raises(AssertionError, match="wrong"):
+        check(case)
+
+
+def test_zeros_do_not_pass_for_a_tiny_gradient():
+    case = workloads.dice_2d(0.025)
+    ours = case.ways["cmrfast"]
+    case.ways = {"cmrfast": ours, "zeros": lambda: [0 * x for x in ours()]}
+    with pytest.raises(AssertionError, match="zeros"):
         check(case)
 
 

@@ -71,8 +71,12 @@ def extract_3d(factor: float = 1) -> Case:
             labels[p] = masks[window].flip(dims)
         return [images.sub_(0.3).mul_(1.7), labels]
 
+    def indexed() -> list[Tensor]:
+        images = peers.torch_windows(pair[None], start, s, flips).sub_(0.3).mul_(1.7)
+        return [images, peers.torch_windows(masks[None], start, s, flips).float()]
+
     voxels = count * s**3
-    ways = {"cmrfast": ours, "torch slices": sliced}
+    ways = {"cmrfast": ours, "torch slices": sliced, "torch unfold": indexed}
     return Case(ways, moved=voxels * (2 * 8 + 5 * 5), fresh=voxels * 28)
 
 
@@ -101,7 +105,15 @@ def extract_2d(factor: float = 1) -> Case:
             found[p] = lesions[v, i : i + s, j : j + s].sum() / total[v]
         return [pairs, found]
 
-    return Case({"cmrfast": ours, "torch slices": sliced}, moved=count * 2 * s * s * 8)
+    def indexed() -> list[Tensor]:
+        pairs = peers.torch_windows(slices, start, s, flips, index)
+        table = F.pad(lesions.int().cumsum(1).cumsum(2), (1, 0, 1, 0))
+        (i, j), v = start.T, index
+        found = table[v, i + s, j + s] - table[v, i, j + s] - table[v, i + s, j] + table[v, i, j]
+        return [pairs, found / lesions.sum((1, 2))[index]]
+
+    ways = {"cmrfast": ours, "torch slices": sliced, "torch unfold": indexed}
+    return Case(ways, moved=count * 2 * s * s * 8)
 
 
 def pairing(count: int) -> Case:
@@ -204,6 +216,8 @@ def resample_3d(factor: float = 1, *, rotated: bool = False) -> Case:
         for a, b, t in zip((1, 0, 0), (2, 2, 1), turn, strict=True):
             skew[a, b], skew[b, a] = t, -t
         finer[:3, :3] = torch.linalg.matrix_exp(skew) @ finer[:3, :3]
+    else:  # first voxels share an edge, as in torch's own upsampling, which is then a peer
+        finer[:3, 3] = -0.1
     identity = torch.eye(4, dtype=torch.float64)
 
     def ours() -> list[Tensor]:
@@ -212,6 +226,10 @@ def resample_3d(factor: float = 1, *, rotated: bool = False) -> Case:
     moved = 4 * (volume.numel() + torch.Size(to_shape).numel())
     ways: dict[str, Way] = {"cmrfast": ours, **peers.itk_resample(volume, finer, to_shape)}
     ways |= peers.torch_resample(volume, finer, to_shape)
+    if not rotated:
+        ways["torch upsample"] = lambda: [
+            torch.ops.aten.upsample_trilinear3d(volume[None], to_shape, False, *[1.25] * 3)[0]
+        ]
     return Case(ways, moved=moved, fresh=4 * torch.Size(to_shape).numel(), tolerance=1e-3)
 
 
@@ -234,6 +252,7 @@ def merge_3d(factor: float = 1) -> Case:
         "cmrfast": lambda: [ops.merge_patches(patches, start, shape)],
         "torch +=": added,
         **peers.torchio_aggregate(patches, start, shape),
+        **peers.monai_sliding_window(patches, shape),
     }
     return Case(ways, moved=patches.nbytes + 4 * voxels, fresh=4 * voxels)
 

@@ -155,11 +155,13 @@ def _reference_backward(
     if activation == 0:
         p = logits.softmax(1)
         mean = (p * inner).sum(1, keepdim=True)
-        return p * (inner - mean + (g_ce * t).sum(1, keepdim=True)) - g_ce * t
-    if activation == 1:
+        gradient = p * (inner - mean + (g_ce * t).sum(1, keepdim=True)) - g_ce * t
+    elif activation == 1:
         p = logits.sigmoid()
-        return inner * p * (1 - p) + torch.where(valid, g_ce * (p - t), 0)
-    return inner - torch.where(t != 0, g_ce * t / (logits + eps), 0)
+        gradient = inner * p * (1 - p) + torch.where(valid, g_ce * (p - t), 0)
+    else:
+        gradient = inner - torch.where(t != 0, g_ce * t / (logits + eps), 0)
+    return gradient.contiguous()
 
 
 def _backward(inputs: Any, output: None, grad: Tensor, needed: Any) -> Any:

@@ -203,7 +203,11 @@ def _reference(
         return _cast(torch.full(flat.shape, fill, dtype=real, device=buffer.device), dtype)
     minus, times = shift[volume].to(real).view(view), scale[volume].to(real).view(view)
     values = (buffer[flat].to(real) - minus) * times
-    return _cast(torch.where(inside, values, fill), dtype)
+    patches = _cast(torch.where(inside, values, fill), dtype)
+    if dtype != buffer.dtype:
+        return patches
+    unchanged = inside & (minus == 0) & (times == 1)  # also integers that no float holds
+    return torch.where(unchanged, buffer[flat], patches)
 
 
 def _reference_backward(

@@ -154,7 +154,7 @@ def _reference_add(
     each = torch.where(inside, weight, 0)
     totals.view(-1).index_add_(0, index.flatten(), each.flatten())
     values = torch.where(inside[:, None], patches * weight, 0).movedim(1, 0)
-    sums.view(len(sums), -1).index_add_(1, index.flatten(), values.reshape(len(sums), -1))
+    sums.flatten(1).index_add_(1, index.flatten(), values.flatten(1))
 
 
 def _reference(

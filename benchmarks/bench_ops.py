@@ -13,14 +13,18 @@ STEPS = [(op, step) for op, (_, sizes) in GROWTH.items() for step in range(len(s
 
 
 def check(case: Case) -> None:
-    """All ways give what ours gives."""
-    ways = case.compare or case.ways
-    ours = ways["cmrfast"]()
-    for name, way in ways.items():
+    """All ways give what ours gives, to a share of its largest entry.
+
+    No absolute part: the gradient of a mean over millions of voxels is about 1e-7, and zeros would
+    pass.
+    """
+    ours = case.ways["cmrfast"]()
+    for name, way in case.ways.items():
         if name != "cmrfast":
             for a, b in zip(way(), ours, strict=True):
-                error = (a - b).abs().max().item()
-                assert error <= case.tolerance * (1 + b.abs().max().item()), (name, error)
+                assert a.shape == b.shape, (name, a.shape, b.shape)
+                error = ((a - b).abs().max() / b.abs().max()).item()
+                assert error <= case.tolerance, (name, error)
 
 
 def record(benchmark, case: Case, rounds: int, rates: dict[str, float]) -> None:

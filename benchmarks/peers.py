@@ -15,6 +15,21 @@ def _has(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
+def torch_windows(
+    volumes: Tensor, start: Tensor, s: int, flips: Tensor, index: Tensor | None = None
+) -> Tensor:
+    """Windows of side s by one index into an unfolded view, then one flip an axis."""
+    axes = volumes.dim() - 2
+    view = volumes.movedim(1, -1)
+    for a in range(axes):
+        view = view.unfold(1 + a, s, 1)
+    picked = view[torch.zeros(len(start), dtype=torch.long) if index is None else index, *start.T]
+    for a in range(axes):
+        turned = flips[:, a]
+        picked[turned] = picked[turned].flip(2 + a)
+    return picked
+
+
 def metric_learning(count: int) -> Ways:
     """NT-Xent of pytorch-metric-learning; above 1024 rows it needs gigabytes."""
     if not _has("pytorch_metric_learning") or count > 1024:
@@ -27,13 +42,14 @@ def metric_learning(count: int) -> Ways:
 
 
 def monai_batch_dice(target: Tensor) -> Ways:
-    """MONAI's Dice over batch, with sigmoid."""
+    """MONAI's Dice over batch, with sigmoid; classes as space, for one ratio over all of them."""
     if not _has("monai"):
         return {}
     from monai.losses import DiceLoss
 
-    loss = DiceLoss(sigmoid=True, batch=True)
-    return {"MONAI DiceLoss": lambda logits: loss(logits, target)}
+    loss = DiceLoss(sigmoid=True, batch=True, smooth_nr=2e-5, smooth_dr=1e-5)
+    flat = target.flatten(1)[:, None]
+    return {"MONAI DiceLoss": lambda logits: loss(logits.flatten(1)[:, None], flat)}
 
 
 def monai_dice_ce(labels: Tensor) -> Ways:
@@ -127,3 +143,21 @@ def torchio_aggregate(patches: Tensor, start: Tensor, shape: Sequence[int]) -> W
         return [aggregator.get_output_tensor()]
 
     return {"TorchIO": run}
+
+
+def monai_sliding_window(patches: Tensor, shape: Sequence[int]) -> Ways:
+    """MONAI's sliding window over a network that hands out the patches, four at a time."""
+    if not _has("monai"):
+        return {}
+    from monai.inferers import sliding_window_inference
+
+    volume, size = torch.zeros(1, 1, *shape), patches.shape[2:]
+
+    def run() -> list[Tensor]:
+        batches = iter(patches.split(4))
+        merged = sliding_window_inference(
+            volume, size, 4, lambda windows: next(batches), overlap=14 / 56
+        )
+        return [merged[0]]
+
+    return {"MONAI sliding window": run}

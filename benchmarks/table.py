@@ -8,6 +8,7 @@ import json
 import math
 import sys
 from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +57,23 @@ def table(results: dict[str, Any]) -> str:
 
 
 def growth_table(results: dict[str, Any]) -> str:
-    """How time grows with size: the time of a step over that of the step before, per size."""
-    lines = ["| op | sizes | ours, ms |", "|---|---|---|"]
+    """How time grows with size; the last column is the time a doubling of size multiplies by."""
+    lines = ["| op | sizes | ours, ms | a doubling costs |", "|---|---|---|---|"]
     for op, points in growth(results).items():
         sizes = ", ".join(f"{p['size']:g}" for p in points)
         times = ", ".join(f"{p['median_ms']['cmrfast']:.3g}" for p in points)
-        lines.append(f"| `{op}` | {sizes} | {times} |")
+        doubling = ", ".join(f"{x:.2f}x" for x in doublings(points))
+        lines.append(f"| `{op}` | {sizes} | {times} | {doubling} |")
     return "\n".join(lines)
+
+
+def doublings(points: list[dict[str, Any]]) -> list[float]:
+    """From each size to the next: the factor in our time for twice the size, 2 when linear."""
+    found = []
+    for a, b in pairwise(points):
+        slope = math.log(b["median_ms"]["cmrfast"] / a["median_ms"]["cmrfast"])
+        found.append(2 ** (slope / math.log(b["size"] / a["size"])))
+    return found
 
 
 def growth(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:

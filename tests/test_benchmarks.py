@@ -12,10 +12,13 @@ SMALL = {
     "extract_3d": lambda: workloads.extract_3d(0.05),
     "extract_2d": lambda: workloads.extract_2d(0.02),
     "pairing": lambda: workloads.pairing(32),
+    "dice_3d": lambda: workloads.dice_3d(0.05),
     "dice_2d": lambda: workloads.dice_2d(0.05),
     "affine_2d": lambda: workloads.affine_2d(0.1),
     "affine_2d_backward": lambda: workloads.affine_2d(0.1, backward=True),
     "resample_3d": lambda: workloads.resample_3d(0.01, rotated=True),
+    "resample_3d_spacing": lambda: workloads.resample_3d(0.01),
+    "merge_3d": lambda: workloads.merge_3d(0.25),
 }
 
 
@@ -30,6 +33,14 @@ def test_a_wrong_way_is_found():
     right = case.ways["cmrfast"]
     case.ways["wrong"] = lambda: [x + 1 for x in right()]
     with pytest.raises(AssertionError, match="wrong"):
+        check(case)
+
+
+def test_zeros_do_not_pass_for_a_tiny_gradient():
+    case = workloads.dice_2d(0.025)
+    ours = case.ways["cmrfast"]
+    case.ways = {"cmrfast": ours, "zeros": lambda: [0 * x for x in ours()]}
+    with pytest.raises(AssertionError, match="zeros"):
         check(case)
 
 
@@ -53,3 +64,21 @@ def test_table_gives_ratios_and_their_geometric_mean():
     assert "| A job | 2 ms | torch 8 ms | **4.0x** | 1.5x | 2.0x | 1 / 5 MB |" in text
     assert "| B job | 1 ms | x 9 ms | **9.0x** | - | 2.0x | 1 / 5 MB |" in text
     assert "Geometric mean over best peers: **6.0x**" in text
+
+
+def test_growth_table_says_what_a_doubling_costs():
+    points = [(1, 1.0), (2, 2.0), (8, 32.0)]
+    infos = [{"growth": "op", "size": s, "median_ms": {"cmrfast": t}} for s, t in points]
+    text = table.growth_table({"benchmarks": [{"extra_info": i} for i in infos]})
+    assert "| `op` | 1, 2, 8 | 1, 2, 32 | 2.00x, 4.00x |" in text
+
+
+def test_plot_is_written(tmp_path):
+    pytest.importorskip("matplotlib")
+    infos = [
+        {"growth": op, "size": s, "floor_ms": s / 2, "median_ms": {"cmrfast": s, "torch": 3 * s}}
+        for op in ("a", "b", "c")
+        for s in (1.0, 2.0)
+    ]
+    table.plot({"benchmarks": [{"extra_info": i} for i in infos]}, tmp_path / "growth.png")
+    assert (tmp_path / "growth.png").stat().st_size > 10_000

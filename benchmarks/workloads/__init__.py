@@ -1,0 +1,37 @@
+"""The workloads: what is computed, by whom, and the least that must move for it.
+
+Each builder takes a size factor and returns a Case whose ways all compute the same; a way's result
+is compared with ours before anything is timed. Peers that are not installed are left out.
+"""
+
+from collections.abc import Callable
+
+from benchmarks.workloads.case import Case
+from benchmarks.workloads.patches import extract_2d, extract_3d, merge_3d
+from benchmarks.workloads.sampling import affine_2d, resample_3d
+from benchmarks.workloads.training import dice_2d, dice_3d, pairing
+
+#: Name in the tables -> (what it is, builder).
+WORKLOADS: dict[str, tuple[str, Callable[[], Case]]] = {
+    "E3": ("`extract_patches`: 40 of 56³ from a FLAIR pair and 5 masks", extract_3d),
+    "E2": ("`extract_patches` + `window_counts`: 2560 pairs of 64²", extract_2d),
+    "N32": ("`nt_xent`: 32 x 128, forward + backward", lambda: pairing(32)),
+    "N4k": ("`nt_xent`: 4096 x 128, forward + backward", lambda: pairing(4096)),
+    "D3": ("`batch_dice_loss`: (40, 5, 56³), forward + backward", dice_3d),
+    "D2": ("`dice_ce_loss`: (40, 4, 224²), forward + backward", dice_2d),
+    "A2": ("`affine_sample`: (16, 4, 224²), forward", affine_2d),
+    "A2b": ("`affine_sample`: the same, forward + backward", lambda: affine_2d(backward=True)),
+    "A3": ("`resample`: to 225x270x225, rotated", lambda: resample_3d(rotated=True)),
+    "R3": ("`resample`: to 225x270x225, spacing only", resample_3d),
+    "M3": ("`merge_patches`: 252 of 56³ into 225x270x225", merge_3d),
+}
+
+#: Growth is measured over these: builder of a size, and the sizes.
+GROWTH: dict[str, tuple[Callable[[float], Case], tuple[float, ...]]] = {
+    "extract_patches": (extract_3d, (0.1, 0.25, 0.5, 1, 2)),
+    "merge_patches": (merge_3d, (0.25, 0.5, 1, 2)),
+    "affine_sample": (affine_2d, (0.0625, 0.25, 1, 4, 8)),
+    "resample": (resample_3d, (0.05, 0.25, 0.5, 1, 2)),
+    "dice_ce_sums": (dice_2d, (0.025, 0.25, 0.5, 1, 2)),
+    "nt_xent": (lambda n: pairing(int(n)), (128, 256, 512, 1024, 2048, 4096)),
+}

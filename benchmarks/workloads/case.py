@@ -1,0 +1,40 @@
+"""A workload at one size: the ways to do it, and the least that must move for it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+Way = Callable[[], object]
+
+
+@dataclass
+class Case:
+    """One workload at one size."""
+
+    ways: dict[str, Way]
+    moved: int = 0  # bytes read and written at least
+    fresh: int = 0  # bytes of them that are new memory
+    flops: int = 0
+    tolerance: float = 1e-4  # of the largest entry
+
+    def floor_ms(self, rates: dict[str, float]) -> float:
+        """The longest of moving the bytes, filling the new ones, and the operations."""
+        return max(
+            self.moved / rates["copy_gb_s"] / 1e6,
+            self.fresh / rates["fresh_gb_s"] / 1e6,
+            self.flops / rates["matmul_gflop_s"] / 1e6,
+        )
+
+
+def differentiated(loss: Callable[..., Tensor], *inputs: Tensor) -> Way:
+    """Forward and backward, the gradients as the result."""
+
+    def run() -> list[Tensor]:
+        loss(*inputs).backward()
+        gradients = [x.grad for x in inputs]
+        for x in inputs:
+            x.grad = None
+        return gradients
+
+    return run

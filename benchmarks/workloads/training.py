@@ -1,0 +1,68 @@
+"""Losses, forward and backward."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks import peers
+from benchmarks.workloads.case import Case, differentiated
+from cmrfast import losses, ops
+
+
+def pairing(count: int) -> Case:
+    """NT-Xent of count x 128 features, forward and backward."""
+    a, c = (torch.randn(count, 128, requires_grad=True) for _ in range(2))
+    own = torch.arange(count)
+
+    def plain(a: Tensor, c: Tensor) -> Tensor:
+        return F.cross_entropy(F.normalize(a) @ F.normalize(c).T / 0.07, own)
+
+    ways = {
+        "cmrfast": differentiated(ops.nt_xent, a, c),
+        "torch": differentiated(plain, a, c),
+        "torch.compile": differentiated(torch.compile(plain), a, c),
+        **{k: differentiated(v, a, c) for k, v in peers.metric_learning(count).items()},
+    }
+    return Case(ways, moved=count * 128 * 4 * 4, flops=6 * count * count * 128)
+
+
+def dice_3d(factor: float = 1) -> Case:
+    """Batch Dice of (40, 5, 56³) logits against uint8 masks, forward and backward."""
+    shape = (max(1, int(40 * factor)), 5, 56, 56, 56)
+    logits = torch.randn(shape, requires_grad=True)
+    target = (torch.rand(shape) < 0.1).to(torch.uint8)
+
+    def plain(logits: Tensor) -> Tensor:
+        p, t = logits.sigmoid(), target.float()
+        return -2 * (1e-5 + (p * t).sum()) / (1e-5 + (p + t).sum())
+
+    ways = {
+        "cmrfast": differentiated(lambda x: losses.batch_dice_loss(x, target), logits),
+        "torch": differentiated(plain, logits),
+        "torch.compile": differentiated(torch.compile(plain), logits),
+        **{k: differentiated(v, logits) for k, v in peers.monai_batch_dice(target).items()},
+    }
+    n = logits.numel()
+    return Case(ways, moved=n * (5 + 5 + 4), fresh=4 * n)
+
+
+def dice_2d(factor: float = 1) -> Case:
+    """Dice + cross entropy of (40, 4, 224²) logits against labels, forward and backward."""
+    batch = max(1, int(40 * factor))
+    logits = torch.randn(batch, 4, 224, 224, requires_grad=True)
+    labels = torch.randint(0, 4, (batch, 224, 224))
+
+    def plain(logits: Tensor) -> Tensor:
+        p = logits.softmax(1)[:, 1:]
+        t = F.one_hot(labels, 4).movedim(-1, 1)[:, 1:].float()
+        dice = (2 * (p * t).sum((2, 3)) + 1e-6) / (p.sum((2, 3)) + t.sum((2, 3)) + 1e-6)
+        return F.cross_entropy(logits, labels) + 1 - dice.mean()
+
+    ways = {
+        "cmrfast": differentiated(lambda x: losses.dice_ce_loss(x, labels), logits),
+        "torch": differentiated(plain, logits),
+        "torch.compile": differentiated(torch.compile(plain), logits),
+        **{k: differentiated(v, logits) for k, v in peers.monai_dice_ce(labels).items()},
+    }
+    n = labels.numel()
+    return Case(ways, moved=n * (16 + 8 + 16 + 8 + 16), fresh=16 * n)

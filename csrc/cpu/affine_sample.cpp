@@ -154,11 +154,13 @@ void gather_matrix(const Tensor& grad, const Tensor& images, const double* matri
       careful(reached.begin, inside.begin);
       for (int64_t k = inside.begin; k < inside.end; k += kTaps) {
         const Taps<T, Index, DIMS> taps(row, k, std::min(kTaps, inside.end - k));
+        Pull<T, DIMS> pull;
         for (int64_t c = 0; c < call.C; ++c) {
           const int64_t bc = b * call.C + c;
           const T* from = read<T>(grad) + bc * grid.out_numel + r * call.size[DIMS - 1] + k;
-          slopes_block(read<T>(images) + bc * grid.numel, row, k, taps, from, slope, moment);
+          slopes_block(read<T>(images) + bc * grid.numel, row, taps, from, pull);
         }
+        pull.sums(k, taps.count, slope, moment);
       }
       careful(inside.end, reached.end);
       for (int a = 0; a < DIMS; ++a) {

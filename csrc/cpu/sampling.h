@@ -90,16 +90,17 @@ struct Row {
   double first(int a) const { return static_cast<double>(a == 0 ? first_plane : 0); }
   double last(int a) const { return static_cast<double>((a == 0 ? end_plane : n[a]) - 1); }
 
-  bool finite() const {
+  // Whether coordinates are numbers, and steps short enough for blocks of float offsets.
+  bool tame() const {
     for (int a = 0; a < DIMS; ++a) {
-      if (!std::isfinite(base[a]) || !std::isfinite(step[a])) return false;
+      if (!std::isfinite(base[a]) || !(std::abs(step[a]) < 1 << 20)) return false;
     }
     return true;
   }
 
   // The k for which every tap counts, shy of the ends: first <= coordinate < last on all axes.
   Stretch inside(int64_t count) const {
-    if (!finite()) return {0, 0};
+    if (!tame()) return {0, 0};
     double begin = 0, end = static_cast<double>(count);
     for (int a = 0; a < DIMS; ++a) {
       if (last(a) < first(a) + 1) return {0, 0};
@@ -117,7 +118,7 @@ struct Row {
 
   // The k for which any tap may count, generous at the ends; holds the inside.
   Stretch reached(int64_t count) const {
-    if (!finite()) return {0, count};
+    if (!tame()) return {0, count};
     double begin = 0, end = static_cast<double>(count);
     for (int a = 0; a < DIMS; ++a) {
       // What is held at the border reaches the outer planes from however far outside.
@@ -174,15 +175,11 @@ template <class T, int DIMS>
 struct Corners {
   static constexpr int count = 1 << DIMS;
   int64_t offset[count];
-  T weight[count];
-  T slope[DIMS][count];  // of the weights along each axis
-  bool counts[count];
-  bool outside = false;
+  T weight[count], fraction[DIMS];
+  bool counts[count], moves[DIMS], outside = false;
 
   Corners(const Row<DIMS>& row, double k) {
     int64_t cell[DIMS];
-    T fraction[DIMS];
-    bool moves[DIMS];
     for (int a = 0; a < DIMS; ++a) {
       double x = row.coordinate(a, k);
       const double last = static_cast<double>(row.n[a] - 1);
@@ -202,18 +199,19 @@ struct Corners {
       offset[t] = 0;
       weight[t] = 1;
       counts[t] = true;
-      for (int a = 0; a < DIMS; ++a) slope[a][t] = moves[a] ? T{1} : T{0};
       for (int a = 0; a < DIMS; ++a) {
-        const int up = t >> a & 1;
-        const int64_t i = cell[a] + up;
+        const int64_t i = cell[a] + up(t, a);
         counts[t] = counts[t] &&
                     (a == 0 ? i >= row.first_plane && i < row.end_plane : i >= 0 && i < row.n[a]);
         offset[t] += i * row.stride[a];
-        const T share = up ? fraction[a] : 1 - fraction[a];
-        weight[t] *= share;
-        for (int d = 0; d < DIMS; ++d) slope[d][t] *= d == a ? (up ? T{1} : T{-1}) : share;
+        weight[t] *= share(t, a);
       }
     }
+  }
+
+  static int up(int corner, int axis) { return corner >> axis & 1; }
+  T share(int corner, int axis) const {
+    return up(corner, axis) ? fraction[axis] : 1 - fraction[axis];
   }
 
   T value(const T* image) const {
@@ -233,8 +231,10 @@ struct Corners {
   void slopes(const T* image, T* along) const {
     for (int a = 0; a < DIMS; ++a) {
       along[a] = 0;
-      for (int t = 0; t < count; ++t) {
-        if (counts[t]) along[a] += slope[a][t] * image[offset[t]];
+      for (int t = 0; moves[a] && t < count; ++t) {
+        T slope = up(t, a) ? T{1} : T{-1};
+        for (int d = 0; d < DIMS; ++d) slope *= d == a ? T{1} : share(t, d);
+        if (counts[t]) along[a] += slope * image[offset[t]];
       }
     }
   }

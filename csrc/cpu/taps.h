@@ -33,10 +33,7 @@ struct Taps {
 #pragma omp simd
       for (int64_t k = 0; k < padded; ++k) {
         const T t = rest + static_cast<T>(static_cast<int32_t>(k)) * step;
-        T cell = std::floor(t);
-        cell = cell > static_cast<T>(-far) ? cell : static_cast<T>(-far);
-        cell = cell < static_cast<T>(far) ? cell : static_cast<T>(far);
-        int32_t at = static_cast<int32_t>(cell);
+        int32_t at = static_cast<int32_t>(std::floor(t));
         at = at < low ? low : at;  // rounding may step over the border, memory never
         at = at > high ? high : at;
         along[k] = t - static_cast<T>(at);
@@ -119,18 +116,37 @@ void blend_block(const T* image, const Row<DIMS>& row, const Taps<T, Index, DIMS
   });
 }
 
-// Sums of g * d value / d coordinate, and of that times k, over a block.
+// What pulls at the coordinates of a block's voxels: sums over channels of g * d value / d axis.
+template <class T, int DIMS>
+struct Pull {
+  T along[DIMS][kTaps] = {};
+
+  // Adds the block's sum and its sum times k along each axis.
+  void sums(int64_t k0, int64_t count, double* sum, double* moment) const {
+    for (int a = 0; a < DIMS; ++a) {
+      double plain = 0, weighted = 0;
+#pragma omp simd reduction(+ : plain, weighted)
+      for (int64_t k = 0; k < count; ++k) {
+        plain += along[a][k];
+        weighted += along[a][k] * static_cast<double>(k0 + k);
+      }
+      sum[a] += plain;
+      moment[a] += weighted;
+    }
+  }
+};
+
 template <class T, class Index, int DIMS>
-void slopes_block(const T* image, const Row<DIMS>& row, int64_t k0,
-                  const Taps<T, Index, DIMS>& taps, const T* grad, double* slope, double* moment) {
-  T along[DIMS][kTaps];
+void slopes_block(const T* image, const Row<DIMS>& row, const Taps<T, Index, DIMS>& taps,
+                  const T* grad, Pull<T, DIMS>& pull) {
   for_each_four(image, row, taps, [&](int64_t k, auto n) {
     Four<T> g = {};
     std::memcpy(&g, grad + k, sizeof(T) * static_cast<size_t>(n));
     const auto share = [&](int axis) { return load<Four<T>>(taps.fraction[axis] + k); };
-    const auto keep = [&](int axis, Four<T> value) {
-      value *= g;
-      std::memcpy(along[axis] + k, &value, sizeof(value));
+    const auto add = [&](int axis, Four<T> value) {
+      T* to = pull.along[axis] + k;
+      value = load<Four<T>>(to) + g * value;
+      std::memcpy(to, &value, sizeof(value));
     };
     const Four<T> down = share(DIMS - 2), right = share(DIMS - 1);
     const Sides<T> top(image, taps.index + k), low(image + row.stride[DIMS - 2], taps.index + k);
@@ -143,26 +159,16 @@ void slopes_block(const T* image, const Row<DIMS>& row, int64_t k0,
       const Four<T> through = share(0);
       const Four<T> back_left = blend(back_top.left, back_low.left, down);
       const Four<T> back_right = blend(back_top.right, back_low.right, down);
-      keep(0, blend(back_left - left_side, back_right - right_side, right));
+      add(0, blend(back_left - left_side, back_right - right_side, right));
       across = blend(across,
                      blend(back_low.left - back_top.left, back_low.right - back_top.right, right),
                      through);
       left_side = blend(left_side, back_left, through);
       right_side = blend(right_side, back_right, through);
     }
-    keep(DIMS - 2, across);
-    keep(DIMS - 1, right_side - left_side);
+    add(DIMS - 2, across);
+    add(DIMS - 1, right_side - left_side);
   });
-  for (int a = 0; a < DIMS; ++a) {
-    double sum = 0, weighted = 0;
-#pragma omp simd reduction(+ : sum, weighted)
-    for (int64_t k = 0; k < taps.count; ++k) {
-      sum += along[a][k];
-      weighted += along[a][k] * static_cast<double>(k0 + k);
-    }
-    slope[a] += sum;
-    moment[a] += weighted;
-  }
 }
 
 // Adds a block's gradient to the voxels it was blended from. Neighbours add to the same voxel, and

@@ -128,6 +128,15 @@ def test_warp_pair_is_two_samplings():
     assert torch.equal(label, torch.where(inside, nearest, -1).to(torch.int16))
 
 
+def test_warp_pair_takes_labels_without_a_channel():
+    images, labels = torch.rand(2, 1, 7, 9), torch.randint(0, 4, (2, 7, 9))
+    theta = torch.tensor([[[0.9, 0.2, 0.1], [-0.2, 1.1, 0.0]]])
+    _, flat = ops.warp_pair(images, labels, theta)
+    _, stacked = ops.warp_pair(images, labels[:, None], theta)
+    assert flat.shape == labels.shape
+    assert torch.equal(flat, stacked[:, 0])
+
+
 IMAGES, THETA = torch.ones(2, 1, 4, 4), torch.eye(2, 3)[None]
 
 

@@ -71,7 +71,7 @@ def test_axis_aligned_path_equals_the_general_one(order, sign):
 
 def test_same_grid_is_the_volume():
     volume, affine = torch.randn(1, 6, 7, 8), random_affine((1.0, 2.0, 3.0))
-    torch.testing.assert_close(ops.resample(volume, affine, affine, (6, 7, 8)), volume)
+    assert torch.equal(ops.resample(volume, affine, affine, (6, 7, 8)), volume)
 
 
 def test_antialias_smooths_shrunk_axes_alone():
@@ -89,6 +89,15 @@ def test_antialias_smooths_shrunk_axes_alone():
     )
     sigma = math.sqrt(3) / 2
     assert shrunk[0, 10].item() == pytest.approx(1 / (sigma * math.sqrt(2 * math.pi)), rel=0.05)
+
+
+def test_masks_stay_masks():
+    mask = torch.rand(1, 6, 5, 4) < 0.5
+    finer = torch.diag(torch.tensor([0.5, 0.5, 0.5, 1.0]))
+    out = ops.resample(mask, EYE, finer, (13, 10, 8), mode="nearest", fill=1.0)
+    assert out.dtype == torch.bool
+    as_bytes = ops.resample(mask.byte(), EYE, finer, (13, 10, 8), mode="nearest", fill=1.0)
+    assert torch.equal(out, as_bytes.bool())
 
 
 def test_integer_volumes_keep_their_dtype_and_ties_go_up():
@@ -167,10 +176,10 @@ VOLUME = torch.ones(1, 4, 4, 4)
     ("arguments", "options", "error", "message"),
     [
         (
-            (VOLUME.bool(), EYE, EYE, (4, 4, 4)),
+            (VOLUME.to(torch.complex64), EYE, EYE, (4, 4, 4)),
             {},
             TypeError,
-            "volume must be a real tensor, not bool",
+            "volume must be a real tensor",
         ),
         (
             (VOLUME[0, 0], EYE, EYE, (4, 4)),

@@ -34,7 +34,7 @@ def resample(
     centres of the old one; there the border is held, further out it is ``fill``.
 
     Args:
-        volume: (C, *S), real; integer volumes with ``nearest`` only. Two space axes are the slice
+        volume: (C, *S), real or bool; other than floating with ``nearest`` only. Two space axes are the slice
             k = 0, and what the affines do along k is ignored.
         world_from_vox: (4, 4), of the volume, in mm, voxel centres at integers (a NIfTI affine).
         to_world_from_vox: (4, 4), of the new grid.
@@ -53,8 +53,8 @@ def resample(
         >>> resample(volume, torch.eye(4), finer, (1, 1, 6))
         tensor([[[[0.0000, 0.5000, 1.0000, 1.5000, 2.0000, 0.0000]]]])
     """
-    if not isinstance(volume, Tensor) or volume.is_complex() or volume.dtype == torch.bool:
-        raise TypeError(f"resample: volume must be a real tensor, not bool; got {kind(volume)}")
+    if not isinstance(volume, Tensor) or volume.is_complex():
+        raise TypeError(f"resample: volume must be a real tensor; got {kind(volume)}")
     axes = volume.dim() - 1
     if axes not in (2, 3):
         raise ValueError(
@@ -80,6 +80,8 @@ def resample(
     dtype = volume.dtype
     if antialias:
         volume = _smooth(volume.float() if dtype in HALVES else volume, matrix)
+    if dtype == torch.bool:
+        volume, fill = volume.to(torch.uint8), float(bool(fill))
     option = 0 if mode == "linear" else NEAREST_UP
     return sample(volume[None], matrix[None], to_shape, option, HOLD_HALF, fill)[0].to(dtype)
 

@@ -18,7 +18,7 @@ def warp_pair(
 
     Args:
         images: (B, C, *S), floating; zero outside.
-        labels: (B, L, *S), any integer dtype, which the result keeps.
+        labels: (B, L, *S) or (B, *S), any integer dtype, which the result keeps.
         theta: (B, d, d + 1) or (1, d, d + 1), as in ``affine_sample``.
         gamma: (B,) or (1,), exponent of each warped image, for images in [0, 1]; default none.
         fill_label: label outside.
@@ -35,15 +35,17 @@ def warp_pair(
     """
     check_images("warp_pair", images, theta)
     require_integer("warp_pair", "labels", labels)
-    if labels.dim() != images.dim() or labels.shape[0] != images.shape[0]:
+    per_class = labels.dim() == images.dim()
+    if not (per_class or labels.dim() == images.dim() - 1) or len(labels) != len(images):
         raise ValueError(
-            f"warp_pair: labels must be (B, L, *S) for images {tuple(images.shape)}; "
+            f"warp_pair: labels must be (B, L, *S) or (B, *S) for images {tuple(images.shape)}; "
             f"got {tuple(labels.shape)}"
         )
-    if labels.shape[2:] != images.shape[2:]:
+    space = labels.shape[2:] if per_class else labels.shape[1:]
+    if space != images.shape[2:]:
         raise ValueError(
             f"warp_pair: images and labels must have one space; "
-            f"got {tuple(images.shape[2:])} and {tuple(labels.shape[2:])}"
+            f"got {tuple(images.shape[2:])} and {tuple(space)}"
         )
     require_one_device("warp_pair", images=images, labels=labels, gamma=gamma)
     limits = torch.iinfo(labels.dtype)
@@ -63,5 +65,6 @@ def warp_pair(
             )
         exponent = gamma.view(-1, *[1] * (images.dim() - 1)).to(warped.dtype)
         warped = warped.clamp(min=0) ** exponent
-    nearest = sample(labels, matrix.detach(), size, mode=1, border=0, fill=float(fill_label))
-    return warped, nearest
+    stack = labels if per_class else labels[:, None]
+    nearest = sample(stack, matrix.detach(), size, mode=1, border=0, fill=float(fill_label))
+    return warped, nearest.view(labels.shape)

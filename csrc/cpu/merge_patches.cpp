@@ -1,8 +1,8 @@
-// Weighted mean of overlapping patches, gathered: each output row adds the patches that cover it.
+// Weighted mean of overlapping patches, gathered: some rows of a plane add what covers them.
 //
-// A task makes one plane of one channel. Rows stay in the first cache while their patches are added
-// in patch order, so nothing is written twice and bits do not depend on threads. Least bytes: every
-// patch once, the volume once.
+// A task makes a band of rows of one plane, which stays in cache while its patches are added in
+// patch order, long runs of each at a time: nothing is written twice and bits do not depend on
+// threads. Least bytes: every patch once, the volume once.
 #include <vector>
 
 #include "windows.h"
@@ -33,36 +33,67 @@ struct Patches {
   }
 };
 
-// Adds what covers row (i, j): weight * patch to `sum` (of channel c), weight to `total`; either
-// may be null.
-template <class T>
-void add_row(const Patches& w, const T* patches, const T* weight, int64_t c, int64_t i, int64_t j,
-             T* sum, T* total) {
-  for (const int64_t p : w.over[i]) {
+constexpr int64_t kRows = 32;  // of a band
+
+struct Band {
+  int64_t i, begin, end;  // rows [begin, end) of plane i
+};
+
+struct Bands {
+  int64_t per_plane, rows, count;
+  explicit Bands(const Box& shape)
+      : per_plane((shape.n[1] + kRows - 1) / kRows),
+        rows(shape.n[1]),
+        count(shape.n[0] * per_plane) {}
+  Band operator[](int64_t task) const {
+    const int64_t begin = task % per_plane * kRows;
+    return {task / per_plane, begin, std::min(rows, begin + kRows)};
+  }
+};
+
+// Calls add(run in the patches of channel c, run in the weights, run in the band, length) for
+// every run of a patch's row that lies on the band.
+template <class Add>
+void for_each_run(const Patches& w, int64_t c, const Band& band, const Add& add) {
+  for (const int64_t p : w.over[band.i]) {
     const int64_t* at = w.start.data() + 3 * p;
-    if (!Inside(at[1], w.size.n[1], w.shape.n[1]).has(j - at[1])) continue;
-    const Inside k(at[2], w.size.n[2], w.shape.n[2]);
-    const int64_t n = k.end - k.begin;
-    if (n == 0) continue;
-    const int64_t row = ((i - at[0]) * w.size.n[1] + (j - at[1])) * w.size.n[2] + k.begin;
-    const T* values = patches + (p * w.C + c) * w.size.volume() + row;
-    const int64_t to = at[2] + k.begin;
-    if (weight == nullptr) {
-      if (sum != nullptr) {
-        for (int64_t o = 0; o < n; ++o) sum[to + o] += values[o];
-      }
-      if (total != nullptr) {
-        for (int64_t o = 0; o < n; ++o) total[to + o] += 1;
-      }
-    } else {
-      if (sum != nullptr) {
-        for (int64_t o = 0; o < n; ++o) sum[to + o] += weight[row + o] * values[o];
-      }
-      if (total != nullptr) {
-        for (int64_t o = 0; o < n; ++o) total[to + o] += weight[row + o];
-      }
+    const Inside j(at[1], w.size.n[1], w.shape.n[1]), k(at[2], w.size.n[2], w.shape.n[2]);
+    if (k.begin == k.end || j.begin == j.end) continue;
+    const int64_t patch = (p * w.C + c) * w.size.volume();
+    const int64_t end = std::min(band.end, at[1] + j.end);
+    for (int64_t row = std::max(band.begin, at[1] + j.begin); row < end; ++row) {
+      const int64_t offset =
+          ((band.i - at[0]) * w.size.n[1] + (row - at[1])) * w.size.n[2] + k.begin;
+      add(patch + offset, offset, (row - band.begin) * w.shape.n[2] + at[2] + k.begin,
+          k.end - k.begin);
     }
   }
+}
+
+template <class T>
+void add_values(const Patches& w, const T* patches, const T* weights, int64_t c, const Band& band,
+                T* sums) {
+  for_each_run(w, c, band, [&](int64_t from, int64_t weight, int64_t to, int64_t n) {
+    const T* values = patches + from;
+    T* sum = sums + to;
+    if (weights == nullptr) {
+      for (int64_t o = 0; o < n; ++o) sum[o] += values[o];
+    } else {
+      for (int64_t o = 0; o < n; ++o) sum[o] += weights[weight + o] * values[o];
+    }
+  });
+}
+
+template <class T>
+void add_weights(const Patches& w, const T* weights, const Band& band, T* totals) {
+  for_each_run(w, 0, band, [&](int64_t, int64_t weight, int64_t to, int64_t n) {
+    T* total = totals + to;
+    if (weights == nullptr) {
+      for (int64_t o = 0; o < n; ++o) total[o] += 1;
+    } else {
+      for (int64_t o = 0; o < n; ++o) total[o] += weights[weight + o];
+    }
+  });
 }
 
 template <class Body>
@@ -86,19 +117,22 @@ Tensor merge_patches(const Tensor& patches_any, const Tensor& start_any,
   with_type(patches.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const T* weights = weight ? read<T>(*weight) : nullptr;
-    const int64_t rows = w.shape.n[1], n = w.shape.n[2];
-    torch::stable::parallel_for(0, w.C * w.shape.n[0], 1, [&](int64_t begin, int64_t end) {
-      std::vector<T> total(static_cast<size_t>(n));
+    const Bands bands(w.shape);
+    const int64_t n = w.shape.n[2], plane = w.shape.n[1] * n;
+    torch::stable::parallel_for(0, bands.count, 1, [&](int64_t begin, int64_t end) {
+      std::vector<T> totals(static_cast<size_t>(kRows * n));
       for (int64_t task = begin; task < end; ++task) {
-        const int64_t c = task / w.shape.n[0], i = task % w.shape.n[0];
-        for (int64_t j = 0; j < rows; ++j) {
-          T* sum = write<T>(out) + (task * rows + j) * n;
-          std::fill_n(sum, n, T{0});
-          std::fill_n(total.data(), n, T{0});
-          add_row(w, read<T>(patches), weights, c, i, j, sum, total.data());
-          for (int64_t k = 0; k < n; ++k) {
-            const T mean = sum[k] / total[k];
-            sum[k] = total[k] > 0 ? mean : static_cast<T>(fill);
+        const Band band = bands[task];
+        const int64_t voxels = (band.end - band.begin) * n;
+        std::fill_n(totals.data(), voxels, T{0});
+        add_weights(w, weights, band, totals.data());
+        for (int64_t c = 0; c < w.C; ++c) {
+          T* sums = write<T>(out) + (c * w.shape.n[0] + band.i) * plane + band.begin * n;
+          std::fill_n(sums, voxels, T{0});
+          add_values(w, read<T>(patches), weights, c, band, sums);
+          for (int64_t x = 0; x < voxels; ++x) {
+            const T mean = sums[x] / totals[x];
+            sums[x] = totals[x] > 0 ? mean : static_cast<T>(fill);
           }
         }
       }
@@ -122,14 +156,15 @@ void merge_add(Tensor& sums, Tensor& totals, const Tensor& patches_any, const Te
   with_type(patches.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const T* weights = weight ? read<T>(*weight) : nullptr;
-    const int64_t rows = w.shape.n[1], n = w.shape.n[2];
-    for_each_task((w.C + 1) * w.shape.n[0], [&](int64_t task) {  // the last channel is the totals
-      const int64_t c = task / w.shape.n[0], i = task % w.shape.n[0];
-      if (w.over[i].empty()) return;
-      for (int64_t j = 0; j < rows; ++j) {
-        T* sum = c < w.C ? write<T>(sums) + (task * rows + j) * n : nullptr;
-        T* total = c < w.C ? nullptr : write<T>(totals) + (i * rows + j) * n;
-        add_row(w, read<T>(patches), weights, c, i, j, sum, total);
+    const Bands bands(w.shape);
+    const int64_t n = w.shape.n[2], plane = w.shape.n[1] * n;
+    for_each_task(bands.count, [&](int64_t task) {
+      const Band band = bands[task];
+      const int64_t at = band.i * plane + band.begin * n;
+      add_weights(w, weights, band, write<T>(totals) + at);
+      for (int64_t c = 0; c < w.C; ++c) {
+        T* sum = write<T>(sums) + c * w.shape.n[0] * plane + at;
+        add_values(w, read<T>(patches), weights, c, band, sum);
       }
     });
   });

@@ -6,6 +6,8 @@
 // order, and blocks follow one another, so bits do not depend on threads.
 #include <cmath>
 #include <limits>
+#include <memory>
+#include <new>
 #include <vector>
 
 #include "common.h"
@@ -15,10 +17,43 @@
 namespace cmrfast::cpu {
 namespace {
 
-constexpr int64_t kBlock = 96;    // anchors of a block
+constexpr int64_t kBlock = 72;    // anchors of a block
 constexpr int64_t kStrip = 24;    // anchors of a task of the anchors' gradient
 constexpr int64_t kColumns = 96;  // candidates of a task of the others
 constexpr int64_t kDepth = 256;   // candidates summed before the next tile, to stay in cache
+
+// Large work memory of its own pages: freed, it goes back to the system, so that the backward pass
+// does not find its place in the heap's gaps taken and grow the process.
+template <class T>
+struct Pages {
+  using value_type = T;
+  static constexpr size_t large = 1 << 20;  // bytes; less comes from the heap
+
+  T* allocate(size_t count) {
+#if defined(__linux__)
+    if (count * sizeof(T) >= large) {
+      void* at = mmap(nullptr, count * sizeof(T), PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      if (at == MAP_FAILED) throw std::bad_alloc();
+      return static_cast<T*>(at);
+    }
+#endif
+    return std::allocator<T>().allocate(count);
+  }
+  void deallocate(T* at, size_t count) {
+#if defined(__linux__)
+    if (count * sizeof(T) >= large) {
+      munmap(at, count * sizeof(T));
+      return;
+    }
+#endif
+    std::allocator<T>().deallocate(at, count);
+  }
+  friend bool operator==(Pages, Pages) { return true; }
+};
+
+template <class T>
+using Work = std::vector<T, Pages<T>>;
 
 int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
@@ -26,7 +61,7 @@ int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step
 template <class T>
 struct UnitRows {
   int64_t count, D, stride;
-  std::vector<T> data;
+  Work<T> data;
   std::vector<double> inverse;  // 1 / length; 0 for a zero row, which stays zero
 
   UnitRows(int64_t count, int64_t D)
@@ -81,9 +116,9 @@ struct Sweep {
   const int64_t* targets;
   UnitRows<T> candidates;
   UnitRows<T> block;
-  std::vector<T> columns;     // the candidates again, tile by tile of columns
-  int64_t stride;             // of the similarity rows
-  std::vector<T> similarity;  // (kBlock, M), later d loss / d similarity
+  Work<T> columns;     // the candidates again, tile by tile of columns
+  int64_t stride;      // of the similarity rows
+  Work<T> similarity;  // (kBlock, M), later d loss / d similarity
   std::vector<double> losses;
 
   Sweep(int64_t N, int64_t M, int64_t D, double temperature, bool gradients, const T* anchors,

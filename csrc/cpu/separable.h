@@ -18,7 +18,7 @@ struct Axis {
     for (int64_t k = 0; k < count; ++k) {
       const double x = base + step * static_cast<double>(k);
       const double held = std::clamp(x, 0.0, last);
-      const double whole = std::min(std::floor(held), std::max(last - 1, 0.0));
+      const double whole = std::floor(held);
       cell[k] = x >= -0.5 && x < last + 0.5 ? static_cast<int32_t>(whole) : -1;
       fraction[k] = static_cast<T>(held - whole);
     }
@@ -77,7 +77,7 @@ bool separable(const Tensor& images, const double* matrix, const Call<3>& call, 
         continue;
       }
       const T* front = read<T>(image) + (c * I + ai.cell[i]) * J * K;
-      const T* back = front + (I > 1 ? J * K : 0);
+      const T* back = front + (ai.cell[i] + 1 < I ? J * K : 0);
       const T fi = ai.fraction[i];
       for (int64_t x = 0; x < J * K; ++x) plane[x] = front[x] + fi * (back[x] - front[x]);
       for (int64_t j = 0; j < call.size[1]; ++j, to += row_size) {
@@ -86,7 +86,7 @@ bool separable(const Tensor& images, const double* matrix, const Call<3>& call, 
           continue;
         }
         const T* top = plane.data() + aj.cell[j] * K;
-        const T* low = top + (J > 1 ? K : 0);
+        const T* low = top + (aj.cell[j] + 1 < J ? K : 0);
         const T fj = aj.fraction[j];
         for (int64_t x = 0; x < K; ++x) row[x] = top[x] + fj * (low[x] - top[x]);
         row[K] = row[K - 1];

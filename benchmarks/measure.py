@@ -14,7 +14,10 @@ from statistics import median
 import torch
 
 WARM_UPS, ROUNDS = 1, 9
-PEERS = ("torch", "numpy", "monai", "torchio", "kornia", "pytorch-metric-learning", "SimpleITK")
+PEERS = (
+    *("torch", "numpy", "scipy", "monai", "torchio", "kornia"),
+    *("pytorch-metric-learning", "SimpleITK"),
+)
 _STATUS = Path("/proc/self/status")
 
 

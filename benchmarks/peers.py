@@ -109,6 +109,23 @@ def itk_resample(volume: Tensor, to_world_from_vox: Tensor, to_shape: Sequence[i
     return {"SimpleITK": run}
 
 
+def scipy_resample(volume: Tensor, to_world_from_vox: Tensor, to_shape: Sequence[int]) -> Ways:
+    """scipy's affine_transform from a grid of 1 mm, its edge cut to half a voxel as ITK's is."""
+    if not _has("scipy"):
+        return {}
+    from scipy.ndimage import affine_transform
+
+    voxels, matrix = volume[0].numpy(), to_world_from_vox.numpy()
+    ones = torch.ones_like(volume[0]).numpy()
+    inside = affine_transform(ones, matrix, output_shape=to_shape, order=0, mode="grid-constant")
+
+    def run() -> list[Tensor]:
+        out = affine_transform(voxels, matrix, output_shape=to_shape, order=1, mode="nearest")
+        return [torch.from_numpy(out * inside)[None]]
+
+    return {"scipy": run}
+
+
 def torch_resample(volume: Tensor, to_world_from_vox: Tensor, to_shape: Sequence[int]) -> Ways:
     """grid_sample by the matrix that maps normalised to normalised positions."""
     n = torch.tensor([float(s) for s in volume.shape[1:]], dtype=torch.float64)
@@ -117,13 +134,14 @@ def torch_resample(volume: Tensor, to_world_from_vox: Tensor, to_shape: Sequence
     offset = (to_world_from_vox[:3, :3] @ (m - 1) / 2 + to_world_from_vox[:3, 3] + 0.5) * 2 / n - 1
     theta = torch.cat((linear.flip(0, 1), offset.flip(0)[:, None]), 1).float()[None]
 
-    def run() -> list[Tensor]:
+    def run(volume: Tensor) -> list[Tensor]:
         grid = F.affine_grid(theta, [1, 1, *to_shape], align_corners=False)
         sampled = F.grid_sample(volume[None], grid, align_corners=False, padding_mode="border")
         inside = (grid.abs() < 1).all(-1)  # the same border rule as resampling's
         return [sampled[0] * inside]
 
-    return {"torch": run}
+    compiled = torch.compile(run)
+    return {"torch": lambda: run(volume), "torch.compile": lambda: compiled(volume)}
 
 
 def torchio_aggregate(patches: Tensor, start: Tensor, shape: Sequence[int]) -> Ways:

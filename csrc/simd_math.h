@@ -3,6 +3,7 @@
 // Error below 2 units in the last place over the stated domain; NaN stays NaN.
 #pragma once
 
+#include <array>
 #include <bit>
 #include <cstdint>
 #include <limits>
@@ -37,6 +38,18 @@ struct Format<double> {
   static constexpr int log_terms = 11, log1p_terms = 17, exp_terms = 13;
 };
 
+// 1 / k!, the coefficients of exp's series.
+template <class T>
+constexpr auto inverse_factorials = [] {
+  std::array<T, Format<T>::exp_terms + 1> table{};
+  double value = 1;
+  for (int k = 0; k <= Format<T>::exp_terms; ++k) {
+    table[k] = static_cast<T>(value);
+    value /= k + 1;
+  }
+  return table;
+}();
+
 // e^x for x <= 0. Below -87 (float) or -708 (double) it stays at the smallest normal numbers.
 template <class T>
 inline T exp_nonpositive(T x) {
@@ -46,9 +59,9 @@ inline T exp_nonpositive(T x) {
   const T shifted = x * static_cast<T>(1.44269504088896340736) + F::round;
   const T n = shifted - F::round;
   const T r = (x - n * F::ln2_high) - n * F::ln2_low;  // |r| <= ln2 / 2
-  T sum = 1;
+  T sum = inverse_factorials<T>[F::exp_terms];
 #pragma GCC unroll 16
-  for (int k = F::exp_terms; k > 0; --k) sum = 1 + sum * r * (T{1} / static_cast<T>(k));
+  for (int k = F::exp_terms - 1; k >= 0; --k) sum = sum * r + inverse_factorials<T>[k];
   const Bits exponent = std::bit_cast<Bits>(shifted) + F::bias;
   using Unsigned = std::make_unsigned_t<Bits>;
   return sum * std::bit_cast<T>(static_cast<Bits>(static_cast<Unsigned>(exponent) << F::mantissa));

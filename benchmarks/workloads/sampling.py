@@ -64,6 +64,7 @@ def resample_3d(factor: float = 1, *, rotated: bool = False) -> Case:
     moved = 4 * (volume.numel() + torch.Size(to_shape).numel())
     ways: dict[str, Way] = {"cmrfast": ours, **peers.itk_resample(volume, finer, to_shape)}
     ways |= peers.torch_resample(volume, finer, to_shape)
+    ways |= peers.scipy_resample(volume, finer, to_shape)
     if not rotated:
         ways["torch upsample"] = lambda: [
             torch.ops.aten.upsample_trilinear3d(volume[None], to_shape, False, *[1.25] * 3)[0]

@@ -34,8 +34,8 @@ def resample(
     centres of the old one; there the border is held, further out it is ``fill``.
 
     Args:
-        volume: (C, *S), real or bool; other than floating with ``nearest`` only. Two space axes are the slice
-            k = 0, and what the affines do along k is ignored.
+        volume: (C, *S), real or bool; other than floating with ``nearest`` only. Two space axes
+            are the slice k = 0, and what the affines do along k is ignored.
         world_from_vox: (4, 4), of the volume, in mm, voxel centres at integers (a NIfTI affine).
         to_world_from_vox: (4, 4), of the new grid.
         to_shape: of the new grid, one entry per space axis.

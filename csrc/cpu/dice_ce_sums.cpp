@@ -26,12 +26,19 @@ struct Shape {
   int64_t stretches() const { return (N + kStretch - 1) / kStretch; }
 };
 
-// The target of a tile: labels once for all classes, or the masks of one class at a time.
+// The target of a tile: labels once for all classes, or the mask of one class at a time.
 template <class T>
-struct TargetTile {
-  int32_t label[kTile];
-  T t[kTile];
-  T valid[kTile];
+struct LabelTile {
+  int32_t label[kTile], k;
+  T t(int64_t i) const { return label[i] == k ? T{1} : T{0}; }
+  bool counts(int64_t i) const { return label[i] != kIgnored; }
+};
+
+template <class T>
+struct MaskTile {
+  T mask[kTile], valid[kTile];
+  T t(int64_t i) const { return mask[i]; }
+  bool counts(int64_t i) const { return valid[i] != 0; }
 };
 
 template <class From>
@@ -63,53 +70,47 @@ struct TargetSource {
   using LoadMask = void (*)(const void*, int64_t, int64_t, int64_t, T*, T*);
 
   const void* data;
-  bool labels;
   int64_t ignore;
   LoadLabels load_labels;
   LoadMask load_mask;
 
   template <class From>
-  static TargetSource of(const Tensor& target, bool labels, int64_t ignore) {
-    return {target.const_data_ptr(), labels, ignore, &cpu::load_labels<From>,
-            &cpu::load_mask<From, T>};
+  static TargetSource of(const Tensor& target, int64_t ignore) {
+    return {target.const_data_ptr(), ignore, &cpu::load_labels<From>, &cpu::load_mask<From, T>};
   }
 
-  static TargetSource of(const Tensor& target, bool labels, int64_t ignore) {
+  static TargetSource of(const Tensor& target, int64_t ignore) {
     switch (target.scalar_type()) {
       case ScalarType::Bool:
       case ScalarType::Byte:
-        return of<uint8_t>(target, labels, ignore);
+        return of<uint8_t>(target, ignore);
       case ScalarType::Short:
-        return of<int16_t>(target, labels, ignore);
+        return of<int16_t>(target, ignore);
       case ScalarType::Int:
-        return of<int32_t>(target, labels, ignore);
+        return of<int32_t>(target, ignore);
       case ScalarType::Long:
-        return of<int64_t>(target, labels, ignore);
+        return of<int64_t>(target, ignore);
       case ScalarType::Float:
-        return of<float>(target, labels, ignore);
+        return of<float>(target, ignore);
       case ScalarType::Double:
-        return of<double>(target, labels, ignore);
+        return of<double>(target, ignore);
       default:
         STD_TORCH_CHECK(false, "dice_ce_sums: no kernel for this dtype of target");
     }
   }
 
-  // Once per tile; the masks of each class follow in load_class.
-  void load(const Shape& s, int64_t b, int64_t begin, int64_t n, TargetTile<T>& tile) const {
-    if (labels) load_labels(data, b * s.N + begin, n, s.K, ignore, tile.label);
+  // Once per tile, and then for each class.
+  void load(const Shape& s, int64_t b, int64_t begin, int64_t n, LabelTile<T>& tile) const {
+    load_labels(data, b * s.N + begin, n, s.K, ignore, tile.label);
   }
+  void load(const Shape&, int64_t, int64_t, int64_t, MaskTile<T>&) const {}
 
+  void load_class(const Shape&, int64_t, int64_t k, int64_t, int64_t, LabelTile<T>& tile) const {
+    tile.k = static_cast<int32_t>(k);
+  }
   void load_class(const Shape& s, int64_t b, int64_t k, int64_t begin, int64_t n,
-                  TargetTile<T>& tile) const {
-    if (!labels) {
-      load_mask(data, (b * s.K + k) * s.N + begin, n, ignore, tile.t, tile.valid);
-      return;
-    }
-    const int32_t wanted = static_cast<int32_t>(k);
-    for (int64_t i = 0; i < n; ++i) {
-      tile.t[i] = tile.label[i] == wanted ? T{1} : T{0};
-      tile.valid[i] = tile.label[i] != kIgnored ? T{1} : T{0};
-    }
+                  MaskTile<T>& tile) const {
+    load_mask(data, (b * s.K + k) * s.N + begin, n, ignore, tile.mask, tile.valid);
   }
 };
 
@@ -149,13 +150,13 @@ struct Four {
 };
 
 // Adds p(i) t, p, t and loss(i) over the valid pixels of a tile.
-template <class T, class Probability, class Loss>
-Four<T> sum_tile(int64_t n, const TargetTile<T>& tile, Probability probability, Loss loss) {
+template <class T, class Target, class Probability, class Loss>
+Four<T> sum_tile(int64_t n, const Target& tile, Probability probability, Loss loss) {
   T pt = 0, ps = 0, ts = 0, ce = 0;
 #pragma omp simd reduction(+ : pt, ps, ts, ce)
   for (int64_t i = 0; i < n; ++i) {
-    const bool valid = tile.valid[i] != 0;
-    const T t = tile.t[i];
+    const bool valid = tile.counts(i);
+    const T t = tile.t(i);
     const T any = probability(i);
     const T p = valid ? any : T{0};
     const T entropy = loss(i, any, t);
@@ -177,10 +178,10 @@ struct Sigmoid {
   T softplus() const { return (x < 0 ? T{0} : x) + simd::log1p_unit(e); }  // log(1 + e^x)
 };
 
-template <class T, Activation activation>
+template <class T, Activation activation, class Target>
 void sums_of_stretch(const T* logits, const TargetSource<T>& target, const Shape& s, int64_t b,
                      int64_t begin, int64_t end, T eps, bool entropy, double* sums) {
-  TargetTile<T> tile;
+  Target tile;
   T p[kTileValues], lse[kTile];
   for (int64_t at = begin; at < end; at += s.tile()) {
     const int64_t n = std::min(s.tile(), end - at);
@@ -219,10 +220,10 @@ void sums_of_stretch(const T* logits, const TargetSource<T>& target, const Shape
   }
 }
 
-template <class T, Activation activation>
+template <class T, Activation activation, class Target>
 void gradient_of_stretch(const T* logits, const TargetSource<T>& target, const Shape& s, int64_t b,
                          int64_t begin, int64_t end, T eps, const T* grad, T* out) {
-  TargetTile<T> tile;
+  Target tile;
   T p[kTileValues], lse[kTile], mean[kTile], weight[kTile];
   for (int64_t at = begin; at < end; at += s.tile()) {
     const int64_t n = std::min(s.tile(), end - at);
@@ -234,11 +235,13 @@ void gradient_of_stretch(const T* logits, const TargetSource<T>& target, const S
       for (int64_t i = 0; i < n; ++i) mean[i] = weight[i] = 0;
       for (int64_t k = 0; k < s.K; ++k) {
         const T* g = grad + 4 * (b * s.K + k);
+        const T g0 = g[0], g1 = g[1], g3 = g[3];
         target.load_class(s, b, k, at, n, tile);
 #pragma omp simd
         for (int64_t i = 0; i < n; ++i) {
-          mean[i] += p[k * n + i] * tile.valid[i] * (g[0] * tile.t[i] + g[1]);
-          weight[i] += g[3] * tile.t[i];
+          const T inner = g0 * tile.t(i) + g1;
+          mean[i] += p[k * n + i] * (tile.counts(i) ? inner : T{0});
+          weight[i] += g3 * tile.t(i);
         }
       }
     }
@@ -250,13 +253,14 @@ void gradient_of_stretch(const T* logits, const TargetSource<T>& target, const S
       target.load_class(s, b, k, at, n, tile);
 #pragma omp simd
       for (int64_t i = 0; i < n; ++i) {
-        const T t = tile.t[i];
-        const T inner = tile.valid[i] * (g0 * t + g1);
+        const T t = tile.t(i);
+        const bool counts = tile.counts(i);
+        const T inner = counts ? g0 * t + g1 : T{0};
         if constexpr (activation == kSoftmax) {
           to[i] = p[k * n + i] * (inner - mean[i] + weight[i]) - g3 * t;
         } else if constexpr (activation == kSigmoid) {
           const Sigmoid<T> value(row[i]);
-          to[i] = inner * value.p * (1 - value.p) + tile.valid[i] * g3 * (value.p - t);
+          to[i] = inner * value.p * (1 - value.p) + (counts ? g3 * (value.p - t) : T{0});
         } else {
           to[i] = inner - (t != 0 ? g3 * t / (row[i] + eps) : T{0});
         }
@@ -266,12 +270,16 @@ void gradient_of_stretch(const T* logits, const TargetSource<T>& target, const S
 }
 
 template <class Body>
-void dispatch(ScalarType dtype, int64_t activation, const Body& body) {
+void dispatch(ScalarType dtype, int64_t activation, bool labels, const Body& body) {
+  const auto with_target = [&]<class T, class Target>() {
+    if (activation == kSoftmax) body.template operator()<T, kSoftmax, Target>();
+    if (activation == kSigmoid) body.template operator()<T, kSigmoid, Target>();
+    if (activation == kNone) body.template operator()<T, kNone, Target>();
+  };
   const auto with_type = [&](auto zero) {
     using T = decltype(zero);
-    if (activation == kSoftmax) body.template operator()<T, kSoftmax>();
-    if (activation == kSigmoid) body.template operator()<T, kSigmoid>();
-    if (activation == kNone) body.template operator()<T, kNone>();
+    labels ? with_target.template operator()<T, LabelTile<T>>()
+           : with_target.template operator()<T, MaskTile<T>>();
   };
   dtype == ScalarType::Double ? with_type(double{}) : with_type(float{});
 }
@@ -294,13 +302,14 @@ Tensor dice_ce_sums(const Tensor& logits_any, const Tensor& target_any, int64_t 
   const Tensor target = torch::stable::contiguous(target_any);
   Tensor out = fresh(logits, {s.B, s.K, 4}, logits.scalar_type());
   std::vector<double> partial(static_cast<size_t>(s.B * s.stretches() * s.K * 4));
-  dispatch(logits.scalar_type(), activation, [&]<class T, Activation kind>() {
-    const auto source = TargetSource<T>::of(target, target.dim() == 2, ignore_index);
+  const bool labels = target.dim() == 2;
+  dispatch(logits.scalar_type(), activation, labels, [&]<class T, Activation kind, class Target>() {
+    const auto source = TargetSource<T>::of(target, ignore_index);
     for_each_task(s.B * s.stretches(), [&](int64_t task) {
       const int64_t b = task / s.stretches(), begin = task % s.stretches() * kStretch;
-      sums_of_stretch<T, kind>(read<T>(logits), source, s, b, begin,
-                               std::min(s.N, begin + kStretch), static_cast<T>(eps), entropy,
-                               partial.data() + task * s.K * 4);
+      sums_of_stretch<T, kind, Target>(read<T>(logits), source, s, b, begin,
+                                       std::min(s.N, begin + kStretch), static_cast<T>(eps),
+                                       entropy, partial.data() + task * s.K * 4);
     });
     for (int64_t b = 0; b < s.B; ++b) {
       for (int64_t j = 0; j < s.K * 4; ++j) {
@@ -323,13 +332,14 @@ Tensor dice_ce_sums_backward(const Tensor& grad_any, const Tensor& logits_any,
   const Tensor target = torch::stable::contiguous(target_any);
   const Tensor grad = torch::stable::contiguous(grad_any);
   Tensor out = fresh(logits, {s.B, s.K, s.N}, logits.scalar_type());
-  dispatch(logits.scalar_type(), activation, [&]<class T, Activation kind>() {
-    const auto source = TargetSource<T>::of(target, target.dim() == 2, ignore_index);
+  const bool labels = target.dim() == 2;
+  dispatch(logits.scalar_type(), activation, labels, [&]<class T, Activation kind, class Target>() {
+    const auto source = TargetSource<T>::of(target, ignore_index);
     for_each_task(s.B * s.stretches(), [&](int64_t task) {
       const int64_t b = task / s.stretches(), begin = task % s.stretches() * kStretch;
-      gradient_of_stretch<T, kind>(read<T>(logits), source, s, b, begin,
-                                   std::min(s.N, begin + kStretch), static_cast<T>(eps),
-                                   read<T>(grad), write<T>(out));
+      gradient_of_stretch<T, kind, Target>(read<T>(logits), source, s, b, begin,
+                                           std::min(s.N, begin + kStretch), static_cast<T>(eps),
+                                           read<T>(grad), write<T>(out));
     });
   });
   return out;

@@ -61,7 +61,7 @@ def define(
     name = schema.partition("(")[0]
     qualified = f"cmrfast::{name}"
     _LIBRARY.define(schema)
-    _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, _outside_autocast(reference), "CompositeExplicitAutograd")
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
     op = Op(
         name,
@@ -97,3 +97,13 @@ def define(
 
     torch.library.register_autograd(qualified, apply, setup_context=setup, lib=_LIBRARY)
     return op
+
+
+def _outside_autocast(reference: Callable[..., Any]) -> Callable[..., Any]:
+    """The reference as exact as a kernel: autocast would round its products to half."""
+
+    def exact(first: Tensor, *others: Any) -> Any:
+        with torch.autocast(first.device.type, enabled=False):
+            return reference(first, *others)
+
+    return exact

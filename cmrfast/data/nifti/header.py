@@ -4,7 +4,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from cmrfast.data.nifti.source import Source, open_source
 from cmrfast.errors import FileError
 
 #: NIfTI's code of each voxel type that images and masks use.
-DTYPES = {
+DTYPES: dict[int, np.dtype[Any]] = {
     2: np.dtype("u1"),
     4: np.dtype("i2"),
     8: np.dtype("i4"),
@@ -95,7 +95,8 @@ def _fields(source: Source) -> Any:
     from nibabel.nifti2 import header_dtype as nifti2
 
     raw = source.read(540)
-    for order in "<>":
+    orders: tuple[Literal["<"], Literal[">"]] = ("<", ">")
+    for order in orders:
         size = int(np.frombuffer(raw[:4].ljust(4, b"\0"), f"{order}i4")[0])
         if size not in _VERSIONS:
             continue
@@ -112,8 +113,8 @@ def _fields(source: Source) -> Any:
             raise FileError(f"read_nifti: {source.path}: magic {magic!r} is not NIfTI's")
         return fields
     raise FileError(
-        f"read_nifti: {source.path} is no NIfTI file: it begins with {raw[:4].hex(' ') or 'nothing'}"
-        ", not with the header's size (348 or 540)"
+        f"read_nifti: {source.path} is no NIfTI file: it must begin with the header's size, "
+        f"348 or 540; it begins with {raw[:4].hex(' ') or 'nothing'}"
     )
 
 
@@ -127,7 +128,7 @@ def _checked(asked: Path, header_path: Path, fields: Any) -> Header:
     sizes = [int(n) for n in fields["dim"][1 : axes + 1]]
     if min(sizes) < 1:
         raise refuse("dim", f"must be positive; it is {sizes}")
-    space, others = (sizes + [1, 1])[:3], sizes[3:]
+    space, others = [*sizes, 1, 1][:3], sizes[3:]
     if sum(n > 1 for n in others) > 1:
         raise refuse("dim", f"may have one axis longer than 1 beyond space; it is {sizes}")
 

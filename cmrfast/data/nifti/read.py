@@ -54,7 +54,7 @@ def _stored(header: Header) -> npt.NDArray[Any]:
     buffer = np.empty(header.voxel_bytes, np.uint8)
     with open_source(header.voxel_path) as source:
         source.seek(header.offset)
-        filled = source.fill(memoryview(buffer))
+        filled = source.fill(buffer.data)
         if filled < len(buffer):
             raise FileError(
                 f"read_nifti: {header.path} promises {len(buffer)} bytes of voxels, "

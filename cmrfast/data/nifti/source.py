@@ -82,7 +82,7 @@ def _unpacked(stream: BinaryIO) -> BinaryIO:
 def _damage() -> tuple[type[Exception], ...]:
     """What a damaged gzip stream raises, apart from ``OSError``."""
     try:
-        from isal import isal_zlib
+        from isal.igzip_lib import IsalError
     except ImportError:
         return EOFError, zlib.error
-    return EOFError, zlib.error, isal_zlib.error
+    return EOFError, zlib.error, cast(type[Exception], IsalError)

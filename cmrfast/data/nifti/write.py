@@ -124,7 +124,7 @@ def _dump(path: Path, fields: npt.NDArray[Any], data: Tensor, *, packed: bool) -
     with path.open("wb") as file:
         stream = _packer(file) if packed else file
         stream.write(fields.tobytes() + bytes(4))  # four bytes: no extension follows
-        stream.write(memoryview(voxels.reshape(-1).view(np.uint8)))
+        stream.write(voxels.reshape(-1).view(np.uint8).data)
         if packed:
             stream.close()
 

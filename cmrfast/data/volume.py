@@ -9,7 +9,7 @@ from torch import Tensor
 
 #: A matrix whose axes, scaled to length 1, span less than this is called flat.
 FLAT = 1e-6
-#: A voxel is shorter than this, and longer than its inverse.
+#: A voxel is shorter than this, longer than its inverse, and no further away.
 LONGEST_MM = 1e9
 
 
@@ -94,6 +94,8 @@ def fault_of_matrix(world_from_vox: npt.NDArray[np.float64]) -> str:
     largest = np.abs(world_from_vox[:3, :3]).max(axis=0)
     if not ((largest >= 1 / LONGEST_MM) & (largest <= LONGEST_MM)).all():
         return f"must have steps between 1e-9 and 1e9 mm; got {largest.tolist()}"
+    if np.abs(world_from_vox[:3, 3]).max() > LONGEST_MM:
+        return f"must have its origin within 1e9 mm; got {world_from_vox[:3, 3].tolist()}"
     directions = world_from_vox[:3, :3] / np.linalg.norm(world_from_vox[:3, :3], axis=0)
     if abs(np.linalg.det(directions)) < FLAT:
         return "must be invertible; its axes lie in one plane"

@@ -1,10 +1,8 @@
 """Case and Dataset: what lies where, known from names alone; images are read when asked for."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
-from typing import overload
 
 import torch
 

@@ -14,6 +14,7 @@ LENGTHS_DIFFER = 1e-3
 _MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # metres, micrometres; anything else counts as mm
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what overflows is refused as not finite
 def world_from_header(fields: Any) -> tuple[tuple[str, str], Matrix | None, tuple[str, ...]]:
     """The voxel-to-world matrix of a header in mm.
 

@@ -55,6 +55,8 @@ def write_nifti(
     target = Path(path)
     if not target.name.endswith((".nii", ".nii.gz")):
         raise ValueError(f"write_nifti: the name must end in .nii or .nii.gz; got {target.name}")
+    if "\0" in str(target):
+        raise FileError(f"write_nifti: {str(target)!r} is no file name")
     if not volume.data.numel():
         raise ValueError(f"write_nifti: volume is empty; its shape is {tuple(volume.data.shape)}")
     model = None if like is None else read_header(like)
@@ -144,7 +146,7 @@ def _verify(written: Path, target: Path, data: Tensor, volume: Volume) -> None:
     asked = volume.world_from_vox
     apart = (back.world_from_vox - asked).abs()
     if (apart > 1e-5 + _ROUNDING * asked.abs()).any():
-        raise FileError(f"write_nifti: {target}: world_from_vox is beyond what NIfTI can hold")
+        raise FileError(f"write_nifti: {target}: the geometry that came back differs")
     same = np.array_equal(back.data.numpy(), data.numpy(), equal_nan=data.is_floating_point())
     if not same:
         raise FileError(f"write_nifti: {target}: the voxels that came back differ")

@@ -1,5 +1,6 @@
 """Volume: voxels and where they lie in the scanner."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -76,11 +77,9 @@ class Volume:
 
     def shares_grid(self, other: "Volume", *, tolerance_mm: float = 1e-3) -> bool:
         """Whether every voxel of the other volume lies where this one's does."""
-        if self.shape != other.shape:
-            return False
-        corners = torch.cartesian_prod(*(torch.tensor([0.0, n - 1]) for n in self.shape)).double()
-        apart = self.world_from_vox - other.world_from_vox
-        return bool((corners @ apart[:3, :3].T + apart[:3, 3]).norm(dim=1).max() <= tolerance_mm)
+        return self.shape == other.shape and same_grid(
+            self.shape, self.world_from_vox, other.world_from_vox, tolerance_mm=tolerance_mm
+        )
 
 
 def fault_of_matrix(world_from_vox: npt.NDArray[np.float64]) -> str:
@@ -100,6 +99,20 @@ def fault_of_matrix(world_from_vox: npt.NDArray[np.float64]) -> str:
     if abs(np.linalg.det(directions)) < FLAT:
         return "must be invertible; its axes lie in one plane"
     return ""
+
+
+def same_grid(
+    shape: Sequence[int],
+    world_from_vox: Tensor,
+    other_world_from_vox: Tensor,
+    *,
+    tolerance_mm: float = 1e-3,
+) -> bool:
+    """Whether two matrices place every voxel of a grid within a tolerance of each other."""
+    # The difference is linear, so that no voxel is further off than the worst corner.
+    corners = torch.cartesian_prod(*(torch.tensor([0.0, n - 1]) for n in shape)).double()
+    apart = world_from_vox - other_world_from_vox
+    return bool((corners @ apart[:3, :3].T + apart[:3, 3]).norm(dim=1).max() <= tolerance_mm)
 
 
 def orientation_of(world_from_vox: npt.NDArray[np.float64]) -> str:

@@ -5,11 +5,12 @@ from pathlib import Path
 
 from cmrfast.data.datasets import acdc, emidec, mscmrseg, msseg2, myops, open_ms, t1_lge
 from cmrfast.data.datasets.case import Case, Dataset, Labelling
+from cmrfast.data.datasets.layout import Layout
 from cmrfast.data.datasets.slices import slice_pairs, slice_pairs_by_index
 from cmrfast.data.datasets.split import Split, split_by_patient
 
 #: Every layout by its name.
-LAYOUTS = {
+LAYOUTS: dict[str, Layout] = {
     module.LAYOUT.name: module.LAYOUT
     for module in (mscmrseg, myops, emidec, acdc, msseg2, open_ms, t1_lge)
 }

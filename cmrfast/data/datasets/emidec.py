@@ -51,4 +51,5 @@ LAYOUT = Layout(
     },
     place=_place,
     finish=_finish,
+    folders=frozenset({"Images", "Contours"}),
 )

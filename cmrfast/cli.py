@@ -21,7 +21,7 @@ def main() -> None:
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     try:
-        app([argument for argument in arguments if argument != "--debug"])
+        app([word for word in arguments if word != "--debug"], prog_name="cmrfast")
     except Exception as error:
         if debug:
             raise
@@ -42,7 +42,7 @@ def _options(
 def check(
     files: Annotated[
         list[Path],
-        typer.Argument(metavar="FILE...", help="NIfTI files, or folders of DICOM slices."),
+        typer.Argument(metavar="FILE", help="NIfTI files, or folders of DICOM slices."),
     ],
 ) -> None:
     """Read images, print their geometry and name every fault.

@@ -1,0 +1,195 @@
+"""Short-axis stacks of one heart: contrast, grid, motion and noise of each MR sequence."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from cmrfast.data.phantom.chest import TISSUES, paint_chest, paint_heart
+from cmrfast.data.phantom.heart import Heart
+from cmrfast.data.phantom.scanner import Array, Random, rician, shading
+from cmrfast.data.phantom.surfaces import surfaces
+
+Matrix = npt.NDArray[np.float64]
+#: Half the side of the box around the heart that is computed with partial slices, mm.
+_BOX_MM = 80.0
+#: Directions of the heart frame in the world (right, front, head) as columns x, y, z: oblique.
+_WORLD_FROM_HEART = np.array([[-0.71, 0.27, 0.65], [-0.69, -0.47, -0.55], [0.16, -0.84, 0.52]])
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """One kind of image.
+
+    Args:
+        kind: magnitude; psir (signed, zero at 2048); map (T1 in ms, noise where nothing is).
+        spacing_mm: in plane, and between slices.
+        thick_mm: of a slice.
+        signal: of each tissue, 1 the brightest, or ms; also ``seam`` (dark borders of fat and
+            water) and ``wall_sd`` (relative variation along healthy muscle).
+        noise: SD, as the signal.
+        drift: relative variation of the signals between patients.
+        blur: width of the point spread in pixels.
+    """
+
+    kind: str
+    spacing_mm: tuple[float, float]
+    thick_mm: float
+    signal: Mapping[str, float]
+    noise: float
+    drift: float = 0.07
+    blur: float = 1.3
+
+
+@dataclass(frozen=True)
+class Prescription:
+    """The grid of a stack, and where the heart really was while it was taken.
+
+    Args:
+        shape: (I, J, K).
+        world_from_vox: as the header will say.
+        heart_from_world: of the patient when lying still.
+        shift_mm: (K, 3), displacement of the heart in each slice, in its own frame.
+        turn: rotation of the heart in plane, radians.
+        swell: its size relative to rest (another moment of the beat).
+    """
+
+    shape: tuple[int, int, int]
+    world_from_vox: Matrix
+    heart_from_world: Matrix
+    shift_mm: Array = field(default_factory=lambda: np.zeros((1, 3), np.float32))
+    turn: float = 0.0
+    swell: float = 1.0
+
+
+def _signals(*values: float, **extra: float) -> dict[str, float]:
+    return dict(zip(TISSUES, values, strict=True)) | extra
+
+
+#                   air  skin  fat musc bone lung liver gut  vess blood myo  scar  mvo edema
+_CINE = _signals(0.01, 0.5, 0.95, 0.24, 0.6, 0.03, 0.36, 0.5, 0.6, 0.85, 0.3, 0.33, 0.3, 0.33)
+_T2 = _signals(0.01, 0.3, 0.25, 0.28, 0.3, 0.04, 0.3, 0.9, 0.1, 0.13, 0.42, 0.68, 0.55, 0.66)
+_LGE = _signals(0.01, 0.4, 0.8, 0.3, 0.5, 0.03, 0.38, 0.5, 0.3, 0.68, 0.1, 0.9, 0.13, 0.13)
+_PSIR = _signals(0, 0.35, 0.8, 0.2, 0.45, 0, 0.3, 0.35, 0.2, 0.52, -0.05, 0.8, -0.08, -0.02)
+_T1 = _signals(3900, 420, 320, 930, 480, 3900, 640, 1500, 1550, 1600, 1010, 1085, 1040, 1060)
+
+SEQUENCES = {
+    "cine": Sequence("magnitude", (1.25, 8.0), 8.0, _CINE | {"seam": 0.55}, 0.022),
+    "t2": Sequence("magnitude", (1.35, 14.0), 12.0, _T2, 0.035),
+    "lge": Sequence("magnitude", (0.75, 5.0), 5.0, _LGE, 0.026, blur=2.0),
+    "psir": Sequence("psir", (1.45, 10.0), 8.0, _PSIR, 0.035),
+    "t1": Sequence("map", (1.4, 20.0), 8.0, _T1 | {"wall_sd": 0.03}, 55.0, drift=0.035),
+}
+
+
+def prescribe(
+    rng: Random, sequence: Sequence, slices: int, side: int, *, oblique: bool = True
+) -> tuple[tuple[int, int, int], Matrix]:
+    """Grid and heart-frame matrix of a stack: planned a little differently for each sequence."""
+    shape = (side + 2 * int(rng.integers(-8, 9)), side + 2 * int(rng.integers(-8, 9)), slices)
+    mm, gap = sequence.spacing_mm
+    tilt = np.deg2rad(rng.uniform(-4, 4, 3) if oblique else np.zeros(3))
+    heart_from_vox = np.eye(4)
+    heart_from_vox[:3, :3] = _rotation(*tilt) * [mm, mm, -gap]  # slices run from base to apex
+    centre = np.array([-12, 6, 1]) + rng.uniform(-6, 6, 3) * [1, 1, 0.3]
+    heart_from_vox[:3, 3] = centre - heart_from_vox[:3, :3] @ ((np.array(shape) - 1) / 2)
+    return shape, heart_from_vox
+
+
+def patient_frame(rng: Random) -> Matrix:
+    """world_from_heart of a patient on the table."""
+    world_from_heart = np.eye(4)
+    axes, _ = np.linalg.qr(_WORLD_FROM_HEART)
+    axes *= np.sign((axes * _WORLD_FROM_HEART).sum(0))
+    world_from_heart[:3, :3] = axes @ _rotation(*np.deg2rad(rng.uniform(-9, 9, 3)))
+    world_from_heart[:3, 3] = rng.uniform([-40, 10, -60], [-10, 50, 60])
+    return world_from_heart
+
+
+def _rotation(about_x: float, about_y: float, about_z: float) -> Matrix:
+    turn = np.eye(3)
+    for axis, angle in enumerate((about_x, about_y, about_z)):
+        i, j = [(1, 2), (2, 0), (0, 1)][axis]
+        step = np.eye(3)
+        step[[i, j, i, j], [i, j, j, i]] = (*[np.cos(angle)] * 2, -np.sin(angle), np.sin(angle))
+        turn = turn @ step
+    return turn
+
+
+def moved(rng: Random, plan: Prescription, size_mm: float, turn: float = 0.03) -> Prescription:
+    """The plan with breath-holds that differ: one shift for the stack, a smaller one per slice."""
+    slices = plan.shape[2]
+    shift = rng.uniform(-size_mm, size_mm, 3) * [1, 1, 0.4]
+    jitter = rng.normal(0, 0.15 * size_mm, (slices, 3)) * [1, 1, 0.3]
+    return replace(
+        plan,
+        shift_mm=(shift + jitter).astype(np.float32),
+        turn=rng.uniform(-turn, turn),
+        swell=rng.uniform(0.97, 1.03),
+    )
+
+
+def scan(
+    rng: Random, heart: Heart, sequence: Sequence, plan: Prescription
+) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]:
+    """Image and label map (indices into ``heart.LABELS``), both (I, J, K)."""
+    image = np.zeros(plan.shape, np.float32)
+    label = np.zeros(plan.shape, np.uint8)
+    drift = {name: np.exp(rng.normal(0, sequence.drift)) for name in TISSUES}
+    signal = {name: value * drift.get(name, 1) for name, value in sequence.signal.items()}
+    heart_from_vox = plan.heart_from_world @ plan.world_from_vox
+    blur = sequence.blur * sequence.spacing_mm[0]
+    for k in range(plan.shape[2]):
+        points = _plane(heart_from_vox, plan.shape, k, 0)
+        image[:, :, k] = paint_chest(heart, *points, signal, blur)
+        box = _box(points[0], points[1])
+        parts = np.array([-0.33, 0, 0.33]) * sequence.thick_mm / sequence.spacing_mm[1]
+        chest, total = image[box][..., k], 0
+        for part in parts:
+            x, y, z = (p[box] for p in _plane(heart_from_vox, plan.shape, k, part))
+            x, y, z = _still(plan, k, x, y, z)
+            place = surfaces(heart, x, y, z)
+            textures = heart.texture["slow"](x, y, z), heart.texture["fine"](x, y, z)
+            picture = chest.copy()
+            paint_heart(heart, picture, place, textures, signal, blur)
+            total = total + picture
+            if part == 0:
+                label[box][..., k] = place.label()
+        image[box][..., k] = total / np.float32(len(parts))
+    return _acquire(rng, sequence, image), label
+
+
+def _plane(matrix: Matrix, shape: tuple[int, int, int], k: int, part: float) -> list[Array]:
+    i = np.arange(shape[0])[:, None]
+    j = np.arange(shape[1])[None, :]
+    return [(a * i + b * j + (c * (k + part) + d)).astype(np.float32) for a, b, c, d in matrix[:3]]
+
+
+def _still(plan: Prescription, k: int, x: Array, y: Array, z: Array) -> tuple[Array, Array, Array]:
+    """Points of the moving heart, in the frame of the heart at rest."""
+    dx, dy, dz = plan.shift_mm[k % len(plan.shift_mm)]
+    c, s = (np.float32(f(plan.turn) / plan.swell) for f in (np.cos, np.sin))
+    x, y = x - dx, y - dy
+    return c * x + s * y, c * y - s * x, z - dz
+
+
+def _box(x: Array, y: Array) -> tuple[slice, slice]:
+    near = (np.abs(x + 12) < _BOX_MM) & (np.abs(y) < _BOX_MM)
+    rows, columns = np.flatnonzero(near.any(1)), np.flatnonzero(near.any(0))
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+
+
+def _acquire(rng: Random, sequence: Sequence, image: Array) -> npt.NDArray[np.int16]:
+    if sequence.kind == "map":
+        noise = rng.standard_normal(image.shape, dtype=np.float32) * np.float32(sequence.noise)
+        nothing = rng.integers(0, 4096, image.shape, dtype=np.int16)
+        image = np.where(image > 2400, nothing, image + noise)
+        return np.clip(np.rint(image), 0, 4095).astype(np.int16)
+    field = shading(rng, image.shape[:2], 0.35)[..., None]
+    field = field * np.linspace(1.5, 0.7, image.shape[1], dtype=np.float32)[None, :, None]
+    if sequence.kind == "psir":
+        noise = rng.standard_normal(image.shape, dtype=np.float32) * np.float32(sequence.noise)
+        return np.clip(np.rint(2048 + 1400 * (image * field + noise)), 0, 4095).astype(np.int16)
+    image = rician(rng, image * field, sequence.noise)
+    return np.rint(np.minimum(image * np.float32(rng.uniform(350, 700)), 4095)).astype(np.int16)

@@ -37,12 +37,12 @@ def paint_chest(heart: Heart, x: Array, y: Array, z: Array, signal: Signals, blu
     rib = np.maximum(np.abs(within + 8) - np.float32(4.5), (np.float32(0.25) - bars) * 7)
     _lay(image, rib, signal["air"], blur)
     _lay(image, rib + np.float32(1.5), signal["bone"], blur)
-    pleura = within + 14 + 2 * slow
+    pleura = within + 14 + slow + organ
     _lay(image, pleura, signal["lung"], blur)
     fine = np.exp(-thread * 45) * np.float32(signal["vessel"] - signal["lung"])
     image += inside(pleura + 2, blur) * fine * np.float32(0.6)
 
-    dome = np.float32(heart.diaphragm_mm) - y + np.float32(0.0016) * (x + 60) ** 2 + 4 * slow
+    dome = np.float32(heart.diaphragm_mm) - y + np.float32(0.0016) * (x + 60) ** 2 + slow + 4 * organ
     _lay(image, np.maximum(dome, pleura + 1), signal["fat"], blur)
     below = np.maximum(dome + 2, pleura + 3)
     left = x - np.float32(12) - np.float32(0.35) * (y - 60) + 6 * organ
@@ -83,7 +83,7 @@ def paint_heart(
     slow, fine = textures
     wall = place.right - np.float32(RIGHT_WALL_MM)
     sac = smooth_minimum(place.outer, wall, 22) - np.float32(heart.fat_mm) * np.maximum(
-        1 + np.float32(0.9) * slow, 0
+        np.float32(0.7) + np.float32(0.9) * slow, 0
     )
     _lay(image, sac - np.float32(1.2), signal["muscle"] * 0.7, blur)
     _lay(image, sac, signal["fat"], blur)
@@ -98,7 +98,7 @@ def paint_heart(
     _lay(image, np.maximum(place.outer, np.maximum(place.scar, place.core)),
          signal["no_reflow"], 1.3 * blur)
     # above the valve plane the wall ends and blood of atrium and outflow tract goes on
-    rough = place.cavity + np.clip(fine, -0.3, 2) * np.float32(1.0)
+    rough = place.cavity + np.clip(fine, -0.3, 2) * np.float32(0.7)
     atrium = np.maximum(place.outer + np.float32(2.5), -place.base)
     _lay(image, np.minimum(rough, atrium), blood, blur)
     _lay(image, np.maximum(place.papillary, place.cavity), muscle, blur)

@@ -64,12 +64,12 @@ class Heart:
         length = rng.uniform(78, 98)
         cavity = rng.uniform(19, 24) if thick else rng.uniform(22, 30)
         septum = np.pi + rng.uniform(-0.2, 0.25)
-        scales = {"edge": 9, "slow": 34, "fine": 7, "vessel": 21, "branch": 26, "organ": 60}
+        scales = {"edge": 15, "slow": 34, "fine": 8, "vessel": 21, "branch": 26, "organ": 80}
         return cls(
             length_mm=length,
             cavity_mm=cavity,
             wall_mm=rng.uniform(10, 13) if thick else rng.uniform(8, 10.5),
-            right_mm=rng.uniform(26, 36),
+            right_mm=rng.uniform(22, 31),
             fat_mm=rng.uniform(1.5, 6),
             septum_angle=septum,
             curve_mm=(rng.uniform(-4, 4), rng.uniform(-4, 4)),
@@ -77,12 +77,12 @@ class Heart:
             wall_terms=_terms(rng, 0.1),
             bulge=rng.uniform(0.35, 0.9) if thick else rng.uniform(-0.3, 0.05),
             scars=_SCARS[disease](rng, length, septum),
-            chest_mm=(rng.uniform(150, 175), rng.uniform(108, 128)),
+            chest_mm=(rng.uniform(160, 185), rng.uniform(112, 132)),
             diaphragm_mm=rng.uniform(40, 56),
             papillary=tuple(
                 (angle + rng.uniform(-0.2, 0.2), rng.uniform(3.8, 6)) for angle in (-0.75, 1.15)
             ),
-            texture={name: Waves.random(rng, mm) for name, mm in scales.items()},
+            texture={name: Waves.random(rng, mm, 9) for name, mm in scales.items()},
         )
 
     @property

@@ -23,10 +23,10 @@ class Waves:
 
     @classmethod
     def random(cls, rng: Random, wavelength_mm: float, count: int = 6) -> "Waves":
-        """Waves in random directions; their lengths differ by up to a quarter."""
+        """Waves in random directions; their lengths differ by up to a third."""
         way = rng.standard_normal((count, 3))
         way /= np.linalg.norm(way, axis=1, keepdims=True)
-        length = wavelength_mm * rng.uniform(0.8, 1.25, (count, 1))
+        length = wavelength_mm * rng.uniform(0.7, 1.4, (count, 1))
         phase = rng.uniform(0, 2 * np.pi, count)
         return cls((2 * np.pi * way / length).astype(np.float32), phase.astype(np.float32))
 

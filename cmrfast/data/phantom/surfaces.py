@@ -74,11 +74,11 @@ def surfaces(heart: Heart, x: Array, y: Array, z: Array) -> Surfaces:
     window = np.clip(spread, 0, 1)
     taper = np.sqrt(np.clip((up + np.float32(0.4)) / np.float32(0.62), 0, 1.15))
     reach = np.float32(heart.right_mm) * window * (2 - window) * taper
-    right = np.maximum(outer - reach, np.float32(1.5) - outer)
+    right = np.maximum(outer - reach, np.float32(0.3) - outer)
 
     papillary = np.full_like(radius, _FAR)
     for theta, size in heart.papillary:
-        away = inner * np.float32(0.62)
+        away = inner * np.float32(0.68)
         dx, dy = x - away * np.float32(np.cos(theta)), y - away * np.float32(np.sin(theta))
         body = np.sqrt(dx * dx + dy * dy) - np.float32(size) * (1 + np.float32(0.15) * edge)
         papillary = np.minimum(papillary, np.maximum(body, np.abs(z + 4) - np.float32(22)))
@@ -108,7 +108,7 @@ def _lesions(
     core, edema = scar.copy(), scar.copy()
     for one in heart.scars:
         side, height, apart = _extent(one, angle, z, radius)
-        fray = np.float32(1.6) * edge
+        fray = edge
         # the wave front of an infarct reaches deepest at its centre
         shape = np.clip(1 - (apart / np.float32(1.25 * one.half_angle)) ** 2, 0, 1)
         inner, outer = np.float32(one.depth[0]), np.float32(one.depth[1])
@@ -117,7 +117,7 @@ def _lesions(
         across = np.maximum(inner - depth, depth - outer) * thick
         around = np.maximum(side, height)
         scar = np.minimum(scar, np.maximum(around, across) + fray)
-        edema = np.minimum(edema, around - 6 + 2 * fray)
+        edema = np.minimum(edema, around - 6 + 3 * fray)
         if one.no_reflow:
             deep = np.maximum(np.float32(0.1) - depth, depth - np.float32(0.55) * outer) * thick
             core = np.minimum(core, np.maximum(around + 7, deep) + fray)

@@ -82,7 +82,7 @@ class Heart:
             papillary=tuple(
                 (angle + rng.uniform(-0.2, 0.2), rng.uniform(3.8, 6)) for angle in (-0.75, 1.15)
             ),
-            texture={name: Waves.random(rng, mm, 9) for name, mm in scales.items()},
+            texture={name: Waves.random(rng, mm) for name, mm in scales.items()},
         )
 
     @property

@@ -22,11 +22,13 @@ class Waves:
     phase: Array
 
     @classmethod
-    def random(cls, rng: Random, wavelength_mm: float, count: int = 6) -> "Waves":
-        """Waves in random directions; their lengths differ by up to a third."""
+    def random(
+        cls, rng: Random, wavelength_mm: float, count: int = 9, spread: float = 0.35
+    ) -> "Waves":
+        """Waves in random directions; their lengths differ by the relative spread."""
         way = rng.standard_normal((count, 3))
         way /= np.linalg.norm(way, axis=1, keepdims=True)
-        length = wavelength_mm * rng.uniform(0.7, 1.4, (count, 1))
+        length = wavelength_mm * rng.uniform(1 - spread, 1 + spread, (count, 1))
         phase = rng.uniform(0, 2 * np.pi, count)
         return cls((2 * np.pi * way / length).astype(np.float32), phase.astype(np.float32))
 

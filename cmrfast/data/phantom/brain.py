@@ -16,7 +16,7 @@ TISSUES = (
     *("csf", "grey", "white", "deep", "pallidum", "plexus", "lesion"),
 )
 _CORTEX_MM = 2.7
-_SULCUS_MM = 27.0
+_SULCUS_MM = 21.0
 _SLAB = 4
 #: The lateral ventricle as a chain of (x, y, z, radius), once forwards and once round the thalamus.
 _HORNS = (
@@ -47,7 +47,7 @@ class Brain:
         return cls(
             size=tuple(scale * rng.uniform(0.96, 1.04, 3)),
             ventricle_mm=-0.5 + 3.5 * atrophy + rng.uniform(-0.5, 0.5),
-            sulcus_mm=1.0 + 0.9 * atrophy,
+            sulcus_mm=0.5 + 1.1 * atrophy,
             fold=Waves.random(rng, _SULCUS_MM, 18, spread=0.2),
             depth=Waves.random(rng, 60),
             bend=Waves.random(rng, 40),
@@ -81,16 +81,15 @@ def anatomy(brain: Brain, fold: Array, x: Array, y: Array, z: Array) -> Anatomy:
     side = np.abs(x)
     bend = brain.bend(x / 1, y, z)
     cerebrum = smooth_minimum(
-        _ellipsoid(x, y, z, (0, -4, 17), (67, 86, 59)),
+        np.maximum(_ellipsoid(x, y, z, (0, -4, 17), (67, 86, 59)), -16 - z + 4 * bend),
         _ellipsoid(side, y, z, (42, 6, -20), (26, 42, 24)),
         14,
     )
-    hull = np.maximum(cerebrum, -28 - z - np.float32(0.25) * np.maximum(-y, 0))
     cerebellum = _ellipsoid(x, y, z, (0, -58, -36), (49, 33, 27))
     stem = _chain(side, y, z, [_STEM])
-    depth = -hull
+    depth = -cerebrum
     reach = 15 + 5 * brain.depth(x, y, z)
-    opening = np.float32(0.5 * brain.sulcus_mm) + 2 * np.exp(-np.maximum(depth, 0) / 3)
+    opening = np.float32(0.5 * brain.sulcus_mm) + np.float32(1.4) * np.exp(-np.maximum(depth, 0) / 3)
     core = _ellipsoid(x, y, z, (0, -6, 12), (60, 44, 22))
     below = np.maximum(depth - reach, 0)
     sulcus = np.sqrt(fold * fold + below * below) - opening
@@ -107,16 +106,15 @@ def anatomy(brain: Brain, fold: Array, x: Array, y: Array, z: Array) -> Anatomy:
     leaf = np.where(small, folia - np.float32(0.45), 9)
     tree = _ellipsoid(side, y, z, (16, -54, -36), (22, 17, 13)) + 3 * bend + 2 * brain.fine(x, y, z)
     hind = np.minimum(cerebellum, stem)
-    behind = hind < hull
+    behind = hind < cerebrum
     fluid = np.where(behind, np.minimum(np.minimum(leaf, -hind), 9), fluid)
     fluid = np.where(stem < 0, -stem, fluid)
     white = np.where(behind, np.minimum(tree, stem), np.float32(_CORTEX_MM) - fluid)
     horns = _chain(side, y, z, _HORNS) - np.float32(brain.ventricle_mm)
-    third = np.maximum(side - np.float32(1.5 + 0.5 * brain.ventricle_mm), np.maximum(
-        np.abs(y + 4) - 14, np.abs(z - 1) - 9))
+    third = _ellipsoid(side, y, z, (0, -5, 0), (2 + 0.5 * brain.ventricle_mm, 14, 11))
     fourth = _ellipsoid(side, y, z, (0, -40, -32), (8, 5, 10))
     ventricle = np.minimum(np.minimum(horns, third), fourth)
-    return Anatomy(np.minimum(hull, hind), fluid, ventricle, white)
+    return Anatomy(np.minimum(cerebrum, hind), fluid, ventricle, white)
 
 
 def paint(
@@ -148,7 +146,7 @@ def paint(
     skull = here.hull - np.float32(2.5)
     lay(head, "skin")
     lay(head + 2, "fat")
-    lay(np.maximum(head + 7 + 2 * bend, skull - 8), "muscle")
+    lay(head + 8 + 3 * bend, "muscle")
     lay(np.maximum(skull - 7, head + 4), "bone")
     lay(np.maximum(np.abs(skull - np.float32(3.5)) - np.float32(1.6), head + 5), "marrow")
     orbit = _ellipsoid(side, y, z, (32, 66, -30), (19, 24, 18))
@@ -168,6 +166,7 @@ def paint(
     lay(here.ventricle, "csf")
     plexus = _ellipsoid(side, y, z, (20, -34, 15), (3, 6, 4)) + brain.fine(x, y, z)
     lay(np.maximum(plexus, here.ventricle + 1), "plexus")
+    images *= 1 + np.float32(0.015) * bend + np.float32(0.012) * brain.fine(x, y, z)
     return images
 
 

@@ -6,7 +6,60 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float32]
+Matrix = npt.NDArray[np.float64]
+Points = tuple[Array, Array, Array]
+Box = tuple[slice, slice, slice]
 Random = np.random.Generator
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A voxel grid in a frame of the anatomy.
+
+    Args:
+        shape: (I, J, K).
+        frame_from_vox: (4, 4), to mm.
+    """
+
+    shape: tuple[int, int, int]
+    frame_from_vox: Matrix
+
+    @property
+    def voxel_mm3(self) -> float:
+        """Volume of a voxel."""
+        return float(abs(np.linalg.det(self.frame_from_vox[:3, :3])))
+
+    def points(self, box: Box | None = None) -> Points:
+        """Coordinates of the voxels of a box, all by default; they broadcast to its shape."""
+        index = np.ogrid[box or tuple(slice(0, n) for n in self.shape)]
+        x, y, z = (
+            np.asarray(sum((c * n for c, n in zip(row, index, strict=False) if c), row[3]))
+            for row in self.frame_from_vox[:3]
+        )
+        return x.astype(np.float32), y.astype(np.float32), z.astype(np.float32)
+
+    def box(self, centre_mm: Array, reach_mm: float) -> Box | None:
+        """The voxels of a cube around a point; None when it lies off the grid."""
+        vox_from_frame = np.linalg.inv(self.frame_from_vox)
+        centre = vox_from_frame[:3, :3] @ centre_mm + vox_from_frame[:3, 3]
+        reach = reach_mm * np.abs(vox_from_frame[:3, :3]).sum(1)
+        low = np.clip(np.floor(centre - reach), 0, self.shape).astype(int)
+        high = np.clip(np.ceil(centre + reach) + 1, 0, self.shape).astype(int)
+        if (high <= low).any():
+            return None
+        i, j, k = (slice(a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True))
+        return i, j, k
+
+
+def rotation(about_x: float, about_y: float, about_z: float) -> Matrix:
+    """(3, 3), three turns in radians."""
+    turn = np.eye(3)
+    for axis, angle in enumerate((about_x, about_y, about_z)):
+        i, j = [(1, 2), (2, 0), (0, 1)][axis]
+        step = np.eye(3)
+        step[[i, j, i, j], [i, j, j, i]] = (*[np.cos(angle)] * 2, -np.sin(angle), np.sin(angle))
+        turn = turn @ step
+    return turn
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,9 @@ import numpy.typing as npt
 
 from cmrfast.data.phantom.chest import TISSUES, paint_chest, paint_heart
 from cmrfast.data.phantom.heart import Heart
-from cmrfast.data.phantom.scanner import Array, Random, rician, shading
+from cmrfast.data.phantom.scanner import Array, Grid, Matrix, Random, rician, rotation, shading
 from cmrfast.data.phantom.surfaces import surfaces
 
-Matrix = npt.NDArray[np.float64]
 #: Half the side of the box around the heart that is computed with partial slices, mm.
 _BOX_MM = 80.0
 #: Directions of the heart frame in the world (right, front, head) as columns x, y, z: oblique.
@@ -91,7 +90,7 @@ def prescribe(
     mm, gap = sequence.spacing_mm
     tilt = np.deg2rad(rng.uniform(-4, 4, 3) if oblique else np.zeros(3))
     heart_from_vox = np.eye(4)
-    heart_from_vox[:3, :3] = _rotation(*tilt) * [mm, mm, -gap]  # slices run from base to apex
+    heart_from_vox[:3, :3] = rotation(*tilt) * [mm, mm, -gap]  # slices run from base to apex
     centre = np.array([-12, 6, 1]) + rng.uniform(-6, 6, 3) * [1, 1, 0.3]
     heart_from_vox[:3, 3] = centre - heart_from_vox[:3, :3] @ ((np.array(shape) - 1) / 2)
     return shape, heart_from_vox
@@ -102,19 +101,9 @@ def patient_frame(rng: Random) -> Matrix:
     world_from_heart = np.eye(4)
     axes, _ = np.linalg.qr(_WORLD_FROM_HEART)
     axes *= np.sign((axes * _WORLD_FROM_HEART).sum(0))
-    world_from_heart[:3, :3] = axes @ _rotation(*np.deg2rad(rng.uniform(-9, 9, 3)))
+    world_from_heart[:3, :3] = axes @ rotation(*np.deg2rad(rng.uniform(-9, 9, 3)))
     world_from_heart[:3, 3] = rng.uniform([-40, 10, -60], [-10, 50, 60])
     return world_from_heart
-
-
-def _rotation(about_x: float, about_y: float, about_z: float) -> Matrix:
-    turn = np.eye(3)
-    for axis, angle in enumerate((about_x, about_y, about_z)):
-        i, j = [(1, 2), (2, 0), (0, 1)][axis]
-        step = np.eye(3)
-        step[[i, j, i, j], [i, j, j, i]] = (*[np.cos(angle)] * 2, -np.sin(angle), np.sin(angle))
-        turn = turn @ step
-    return turn
 
 
 def moved(rng: Random, plan: Prescription, size_mm: float, turn: float = 0.03) -> Prescription:

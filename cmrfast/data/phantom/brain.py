@@ -88,8 +88,10 @@ def anatomy(brain: Brain, fold: Array, x: Array, y: Array, z: Array) -> Anatomy:
     cerebellum = _ellipsoid(x, y, z, (0, -58, -36), (49, 33, 27))
     stem = _chain(side, y, z, [_STEM])
     depth = -cerebrum
-    reach = 15 + 5 * brain.depth(x, y, z)
-    opening = np.float32(0.5 * brain.sulcus_mm) + np.float32(1.4) * np.exp(-np.maximum(depth, 0) / 3)
+    reach = 18 + 6 * brain.depth(x, y, z)
+    opening = np.float32(0.5 * brain.sulcus_mm) + np.float32(1.4) * np.exp(
+        -np.maximum(depth, 0) / 3
+    )
     core = _ellipsoid(x, y, z, (0, -6, 12), (60, 44, 22))
     below = np.maximum(depth - reach, 0)
     sulcus = np.sqrt(fold * fold + below * below) - opening
@@ -197,7 +199,10 @@ def _ellipsoid(
     x: Array, y: Array, z: Array, centre: Sequence[float], radii: Sequence[float]
 ) -> Array:
     """Nearly the distance to an ellipsoid."""
-    a, b, c = ((p - np.float32(m)) / np.float32(r) for p, m, r in zip((x, y, z), centre, radii, strict=True))
+    a, b, c = (
+        (p - np.float32(m)) / np.float32(r)
+        for p, m, r in zip((x, y, z), centre, radii, strict=True)
+    )
     first = np.sqrt(a * a + b * b + c * c) + np.float32(1e-4)
     a, b, c = (p / np.float32(r) for p, r in zip((a, b, c), radii, strict=True))
     second = np.sqrt(a * a + b * b + c * c) + np.float32(1e-6)
@@ -213,7 +218,8 @@ def _chain(x: Array, y: Array, z: Array, chains: Iterable[Sequence[Sequence[floa
             px, py, pz = (p - np.float32(m) for p, m in zip((x, y, z), start, strict=False))
             along = np.clip((px * step[0] + py * step[1] + pz * step[2]) / (step @ step), 0, 1)
             away = np.sqrt(
-                (px - along * step[0]) ** 2 + (py - along * step[1]) ** 2
+                (px - along * step[0]) ** 2
+                + (py - along * step[1]) ** 2
                 + (pz - along * step[2]) ** 2
             )
             radius = np.float32(start[3]) + along * np.float32(end[3] - start[3])

@@ -26,8 +26,10 @@ def paint_chest(heart: Heart, x: Array, y: Array, z: Array, signal: Signals, blu
     skin = (rho - 1) * np.float32(0.5 * (wide + deep)) * (1 + np.float32(0.25) * (1 - rho))
     image = np.full_like(x, signal["air"])
     _lay(image, skin, signal["skin"], blur)
-    fat = np.float32(9 + 2 * heart.fat_mm) * (1 + np.float32(0.35) * organ) * (
-        1 - np.float32(0.45) * v / rho
+    fat = (
+        np.float32(9 + 2 * heart.fat_mm)
+        * (1 + np.float32(0.35) * organ)
+        * (1 - np.float32(0.45) * v / rho)
     )
     _lay(image, skin + 2, signal["fat"], blur)
     _lay(image, skin + 2 + fat, signal["muscle"], 2 * blur)
@@ -42,7 +44,9 @@ def paint_chest(heart: Heart, x: Array, y: Array, z: Array, signal: Signals, blu
     fine = np.exp(-thread * 45) * np.float32(signal["vessel"] - signal["lung"])
     image += inside(pleura + 2, blur) * fine * np.float32(0.6)
 
-    dome = np.float32(heart.diaphragm_mm) - y + np.float32(0.0016) * (x + 60) ** 2 + slow + 4 * organ
+    dome = (
+        np.float32(heart.diaphragm_mm) - y + np.float32(0.0016) * (x + 60) ** 2 + slow + 4 * organ
+    )
     _lay(image, np.maximum(dome, pleura + 1), signal["fat"], blur)
     below = np.maximum(dome + 2, pleura + 3)
     left = x - np.float32(12) - np.float32(0.35) * (y - 60) + 6 * organ
@@ -72,7 +76,11 @@ def _spine(image: Array, x: Array, y: Array, signal: Signals, blur: float) -> Ar
 
 
 def paint_heart(
-    heart: Heart, image: Array, place: Surfaces, textures: tuple[Array, Array], signal: Signals,
+    heart: Heart,
+    image: Array,
+    place: Surfaces,
+    textures: tuple[Array, Array],
+    signal: Signals,
     blur: float,
 ) -> None:
     """Paint the heart on a picture of the chest around it, in place.
@@ -95,8 +103,12 @@ def paint_heart(
     _lay(image, place.outer, muscle, blur)
     _lay(image, np.maximum(place.outer + 1, place.edema), signal["edema"], 3 * blur)
     _lay(image, np.maximum(place.outer, place.scar), signal["scar"], 1.3 * blur)
-    _lay(image, np.maximum(place.outer, np.maximum(place.scar, place.core)),
-         signal["no_reflow"], 1.3 * blur)
+    _lay(
+        image,
+        np.maximum(place.outer, np.maximum(place.scar, place.core)),
+        signal["no_reflow"],
+        1.3 * blur,
+    )
     # above the valve plane the wall ends and blood of atrium and outflow tract goes on
     rough = place.cavity + np.clip(fine, -0.3, 2) * np.float32(0.7)
     atrium = np.maximum(place.outer + np.float32(2.5), -place.base)

@@ -1,5 +1,6 @@
 """Multiple-sclerosis lesions at two visits, and four raters who outline the new ones."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,7 +63,7 @@ def random_lesions(rng: Random, here: Anatomy, points: Points, new: int) -> list
     white &= np.broadcast_to(points[2] > -48, white.shape)
     candidates = np.flatnonzero(white)
     weight = np.exp(-here.ventricle.ravel()[candidates] / 6) + 0.12
-    old = int(rng.integers(8, 30))
+    old = int(rng.integers(10, 34))
     where = rng.choice(candidates, old + new, replace=False, p=weight / weight.sum())
     i, j, k = np.unravel_index(where, white.shape)
     centres = np.stack([p.ravel()[n] for p, n in zip(points, (i, j, k), strict=True)], 1)
@@ -81,7 +82,7 @@ def _size(rng: Random) -> tuple[float, float]:
 
 
 def _lesion(rng: Random, centre: Array, size: tuple[float, float], periventricular: bool) -> Lesion:
-    radius = float(np.clip(np.exp(rng.normal(0.95, 0.4)), 1.6, 6.5))
+    radius = float(np.clip(np.exp(rng.normal(1.1, 0.45)), 1.6, 8))
     # beside the ventricles they follow the veins, which run outwards in the plane
     way = centre - np.array([0, -10, 15]) if periventricular else rng.standard_normal(3)
     first = way * [1, 1, 0.2] + 1e-3
@@ -92,9 +93,7 @@ def _lesion(rng: Random, centre: Array, size: tuple[float, float], periventricul
     return Lesion(centre, axes.astype(np.float32), radius, size, float(rng.uniform(0.55, 1)))
 
 
-def rate(
-    rng: Random, lesions: list[Lesion], fray: Waves, grid: Grid
-) -> npt.NDArray[np.uint8]:
+def rate(rng: Random, lesions: Iterable[Lesion], fray: Waves, grid: Grid) -> npt.NDArray[np.uint8]:
     """Masks of new lesions: the consensus and four raters, (5, I, J, K).
 
     A rater misses small lesions, draws a border of his own, and now and then takes growth for a new
@@ -124,3 +123,14 @@ def rate(
         if one.is_new and seen.sum() >= 2 and (outline < 0).sum() * grid.voxel_mm3 >= SMALLEST_MM3:
             masks[0][box] |= outline < 0
     return masks
+
+
+def changes(lesions: Iterable[Lesion], fray: Waves, grid: Grid) -> npt.NDArray[np.uint8]:
+    """Whatever is lesion at one visit only: new, grown, shrunk, vanished; 0 or 1, (I, J, K)."""
+    mask = np.zeros(grid.shape, np.uint8)
+    for one in lesions:
+        box = grid.box(one.centre_mm, one.reach_mm)
+        if box is not None and one.size[0] != one.size[1]:
+            earlier, later = (one.distance(grid.points(box), fray, visit) < 0 for visit in (0, 1))
+            mask[box] |= earlier ^ later
+    return mask

@@ -111,7 +111,7 @@ def rician(rng: Random, signal: Array, sigma: float) -> Array:
     real *= np.float32(sigma)
     imaginary *= np.float32(sigma)
     real += signal
-    return np.hypot(real, imaginary)
+    return np.sqrt(real * real + imaginary * imaginary)
 
 
 def shading(rng: Random, shape: tuple[int, ...], strength: float) -> Array:
@@ -121,5 +121,7 @@ def shading(rng: Random, shape: tuple[int, ...], strength: float) -> Array:
         place = np.linspace(-1, 1, length) if length > 1 else np.zeros(1)
         tilt, bend = rng.uniform(-strength, strength, 2)
         curve = np.exp(tilt * place + bend * (place**2 - 1 / 3))
-        field = field * curve.astype(np.float32).reshape([-1 if a == axis else 1 for a in range(len(shape))])
+        field = field * curve.astype(np.float32).reshape(
+            [-1 if a == axis else 1 for a in range(len(shape))]
+        )
     return field

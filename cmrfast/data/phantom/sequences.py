@@ -83,17 +83,35 @@ SEQUENCES = {
 
 
 def prescribe(
-    rng: Random, sequence: Sequence, slices: int, side: int, *, oblique: bool = True
-) -> tuple[tuple[int, int, int], Matrix]:
-    """Grid and heart-frame matrix of a stack: planned a little differently for each sequence."""
-    shape = (side + 2 * int(rng.integers(-8, 9)), side + 2 * int(rng.integers(-8, 9)), slices)
+    rng: Random,
+    sequence: Sequence,
+    slices: int,
+    field_mm: float,
+    world_from_heart: Matrix,
+    *,
+    tilt_deg: float = 4.0,
+    height_mm: float = 1.0,
+) -> Prescription:
+    """Plan a stack from base to apex, each a little differently.
+
+    Args:
+        slices: their number.
+        field_mm: field of view, about.
+        world_from_heart: (4, 4), of the patient.
+        tilt_deg: how far its planes may turn about each axis of the heart.
+        height_mm: of its middle, in the heart frame.
+    """
     mm, gap = sequence.spacing_mm
-    tilt = np.deg2rad(rng.uniform(-4, 4, 3) if oblique else np.zeros(3))
+    i, j = (round((field_mm + rng.uniform(-16, 16)) / mm) for _ in range(2))
     heart_from_vox = np.eye(4)
-    heart_from_vox[:3, :3] = rotation(*tilt) * [mm, mm, -gap]  # slices run from base to apex
-    centre = np.array([-12, 6, 1]) + rng.uniform(-6, 6, 3) * [1, 1, 0.3]
-    heart_from_vox[:3, 3] = centre - heart_from_vox[:3, :3] @ ((np.array(shape) - 1) / 2)
-    return shape, heart_from_vox
+    turn = rotation(*np.deg2rad(rng.uniform(-tilt_deg, tilt_deg, 3)))
+    heart_from_vox[:3, :3] = turn * [mm, mm, -gap]
+    centre = np.array([-12, 6, height_mm]) + rng.uniform(-6, 6, 3) * [1, 1, 0.3]
+    middle = (np.array([i, j, slices]) - 1) / 2
+    heart_from_vox[:3, 3] = centre - heart_from_vox[:3, :3] @ middle
+    return Prescription(
+        (i, j, slices), world_from_heart @ heart_from_vox, np.linalg.inv(world_from_heart)
+    )
 
 
 def patient_frame(rng: Random) -> Matrix:
@@ -106,7 +124,9 @@ def patient_frame(rng: Random) -> Matrix:
     return world_from_heart
 
 
-def moved(rng: Random, plan: Prescription, size_mm: float, turn: float = 0.03) -> Prescription:
+def moved(
+    rng: Random, plan: Prescription, size_mm: float, turn: float = 0.03, swell: float = 0.03
+) -> Prescription:
     """The plan with breath-holds that differ: one shift for the stack, a smaller one per slice."""
     slices = plan.shape[2]
     shift = rng.uniform(-size_mm, size_mm, 3) * [1, 1, 0.4]
@@ -115,7 +135,7 @@ def moved(rng: Random, plan: Prescription, size_mm: float, turn: float = 0.03) -
         plan,
         shift_mm=(shift + jitter).astype(np.float32),
         turn=rng.uniform(-turn, turn),
-        swell=rng.uniform(0.97, 1.03),
+        swell=rng.uniform(1 - swell, 1 + swell),
     )
 
 
@@ -127,17 +147,19 @@ def scan(
     label = np.zeros(plan.shape, np.uint8)
     drift = {name: np.exp(rng.normal(0, sequence.drift)) for name in TISSUES}
     signal = {name: value * drift.get(name, 1) for name, value in sequence.signal.items()}
-    heart_from_vox = plan.heart_from_world @ plan.world_from_vox
+    grid = Grid(plan.shape, plan.heart_from_world @ plan.world_from_vox)
     blur = sequence.blur * sequence.spacing_mm[0]
     for k in range(plan.shape[2]):
-        points = _plane(heart_from_vox, plan.shape, k, 0)
-        image[:, :, k] = paint_chest(heart, *points, signal, blur)
-        box = _box(points[0], points[1])
+        x, y, z = (p[..., 0] for p in grid.points((*_whole(plan), slice(k, k + 1))))
+        image[:, :, k] = paint_chest(heart, x, y, z, signal, blur)
+        box = _box(x, y)
+        points = x[box], y[box], z[box]
         parts = np.array([-0.33, 0, 0.33]) * sequence.thick_mm / sequence.spacing_mm[1]
         chest, total = image[box][..., k], 0
         for part in parts:
-            x, y, z = (p[box] for p in _plane(heart_from_vox, plan.shape, k, part))
-            x, y, z = _still(plan, k, x, y, z)
+            step = grid.frame_from_vox[:3, 2] * part
+            moved_on = (p + np.float32(s) for p, s in zip(points, step, strict=True))
+            x, y, z = _still(plan, k, *moved_on)
             place = surfaces(heart, x, y, z)
             textures = heart.texture["slow"](x, y, z), heart.texture["fine"](x, y, z)
             picture = chest.copy()
@@ -149,10 +171,8 @@ def scan(
     return _acquire(rng, sequence, image), label
 
 
-def _plane(matrix: Matrix, shape: tuple[int, int, int], k: int, part: float) -> list[Array]:
-    i = np.arange(shape[0])[:, None]
-    j = np.arange(shape[1])[None, :]
-    return [(a * i + b * j + (c * (k + part) + d)).astype(np.float32) for a, b, c, d in matrix[:3]]
+def _whole(plan: Prescription) -> tuple[slice, slice]:
+    return slice(0, plan.shape[0]), slice(0, plan.shape[1])
 
 
 def _still(plan: Prescription, k: int, x: Array, y: Array, z: Array) -> tuple[Array, Array, Array]:

@@ -102,7 +102,13 @@ def _profiles(heart: Heart, up: Array) -> tuple[Array, Array]:
 
 
 def _lesions(
-    heart: Heart, angle: list[Array], z: Array, radius: Array, depth: Array, thick: Array, edge: Array
+    heart: Heart,
+    angle: list[Array],
+    z: Array,
+    radius: Array,
+    depth: Array,
+    thick: Array,
+    edge: Array,
 ) -> tuple[Array, Array, Array]:
     scar = np.full_like(radius, _FAR)
     core, edema = scar.copy(), scar.copy()

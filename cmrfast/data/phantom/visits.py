@@ -63,7 +63,9 @@ def _grid(spacing_mm: float) -> Grid:
     return Grid((i, j, k), frame_from_vox)
 
 
-def picture(head: Head, signals: Sequence[Array], visits: Sequence[int], spacing_mm: float) -> Array:
+def picture(
+    head: Head, signals: Sequence[Array], visits: Sequence[int], spacing_mm: float
+) -> Array:
     """The head without noise on a grid of its own (``_grid``), (C, I, J, K).
 
     Args:
@@ -78,7 +80,10 @@ def picture(head: Head, signals: Sequence[Array], visits: Sequence[int], spacing
     images = np.empty((len(signals), *grid.shape), np.float32)
     blur = 1.3 * spacing_mm
     for start in range(0, grid.shape[2], _SLAB):
-        slab = (*(slice(0, n) for n in grid.shape[:2]), slice(start, min(start + _SLAB, grid.shape[2])))
+        slab = (
+            *(slice(0, n) for n in grid.shape[:2]),
+            slice(start, min(start + _SLAB, grid.shape[2])),
+        )
         points = grid.points(slab)
         here = anatomy(brain, fold[slab], *points)
         images[:, *slab] = paint(brain, here, *points, np.stack(signals), blur)
@@ -99,8 +104,10 @@ def picture(head: Head, signals: Sequence[Array], visits: Sequence[int], spacing
 
 def scanner(rng: Random, contrasts: Sequence[str]) -> list[Array]:
     """Signals as one scanner has them: contrast varies from site to site."""
-    return [CONTRASTS[c] * np.exp(rng.normal(0, 0.06, len(TISSUES))).astype(np.float32)
-            for c in contrasts]
+    return [
+        CONTRASTS[c] * np.exp(rng.normal(0, 0.06, len(TISSUES))).astype(np.float32)
+        for c in contrasts
+    ]
 
 
 def acquire(
@@ -128,7 +135,12 @@ def acquire(
     middle = common.frame_from_vox @ [*((np.array(common.shape) - 1) / 2), 1]
     offset = world_from_scan[:3, :3] @ ((np.array(shape) - 1) / 2)
     world_from_scan[:3, 3] = middle[:3] + rng.uniform(-4, 4, 3) - offset
-    scans = _resampled(images, world_from_picture, world_from_scan, shape, antialias=True)
+    scans = np.zeros((len(images), *shape), np.float32)
+    parts = np.array([-1, 0, 1]) / 3 if voxel_mm[2] > 1.4 * spacing_mm else np.zeros(1)
+    for part in parts:  # a slice is the mean over its thickness
+        within = world_from_scan.copy()
+        within[:3, 3] += part * within[:3, 2]
+        scans += _resampled(images, world_from_picture, within, shape) / np.float32(len(parts))
     shade = shading(rng, shape, 0.22)
     scale = rng.uniform(200, 900)
     for scan in scans:
@@ -152,9 +164,13 @@ def brain_mask(head: Head, common: Grid) -> npt.NDArray[np.uint8]:
 
 
 def _resampled(
-    volume: Array, source: Matrix, target: Matrix, shape: Sequence[int],
-    *, fill: float = 0.0, antialias: bool = False,
+    volume: Array,
+    source: Matrix,
+    target: Matrix,
+    shape: Sequence[int],
+    *,
+    fill: float = 0.0,
 ) -> Array:
     matrices = torch.from_numpy(source), torch.from_numpy(target)
     data = torch.from_numpy(np.ascontiguousarray(volume))
-    return np.asarray(resample(data, *matrices, shape, fill=fill, antialias=antialias).numpy())
+    return np.asarray(resample(data, *matrices, shape, fill=fill).numpy())

@@ -5,6 +5,7 @@ Brain frame, in mm: x to the right, y to the front, z up, the origin between the
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -213,7 +214,7 @@ def _chain(x: Array, y: Array, z: Array, chains: Iterable[Sequence[Sequence[floa
     """Distance to tubes that run from knot to knot (x, y, z, radius)."""
     nearest = np.float32(99)
     for knots in chains:
-        for start, end in zip(knots, knots[1:], strict=False):
+        for start, end in pairwise(knots):
             step = np.subtract(end[:3], start[:3]).astype(np.float32)
             px, py, pz = (p - np.float32(m) for p, m in zip((x, y, z), start, strict=False))
             along = np.clip((px * step[0] + py * step[1] + pz * step[2]) / (step @ step), 0, 1)

@@ -1,4 +1,4 @@
-"""A short-axis picture as a scanner would see it: chest, organs and heart, painted back to front."""
+"""A short-axis picture as a scanner would see it: chest, organs, heart, painted back to front."""
 
 from collections.abc import Mapping
 

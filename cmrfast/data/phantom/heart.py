@@ -1,7 +1,7 @@
-"""A heart in its chest as a function of space: short-axis anatomy, scar, and how patients differ.
+"""A heart as a function of space: short-axis anatomy, scar, and how patients differ.
 
 Heart frame, in mm: the origin lies mid-ventricle on the long axis, x runs to the lateral wall (right
-in the usual display), y to the inferior wall (down), z to the base. Surfaces are signed distances,
+in most displays), y to the inferior wall (down), z to the base. Surfaces are signed distances,
 negative inside, so that voxels of any size and orientation can be filled with partial volumes.
 """
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cmrfast.data.phantom.scanner import Array, Random, Waves, inside, smooth_minimum
+from cmrfast.data.phantom.scanner import Array, Random, Waves
 
 #: What a heart's label map holds.
 LABELS = ("background", "cavity", "myocardium", "right_ventricle", "scar", "no_reflow", "edema")

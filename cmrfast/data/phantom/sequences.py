@@ -145,8 +145,7 @@ def scan(
     """Image and label map (indices into ``heart.LABELS``), both (I, J, K)."""
     image = np.zeros(plan.shape, np.float32)
     label = np.zeros(plan.shape, np.uint8)
-    drift = {name: np.exp(rng.normal(0, sequence.drift)) for name in TISSUES}
-    signal = {name: value * drift.get(name, 1) for name, value in sequence.signal.items()}
+    signal = _drifted(rng, sequence)
     grid = Grid(plan.shape, plan.heart_from_world @ plan.world_from_vox)
     blur = sequence.blur * sequence.spacing_mm[0]
     for k in range(plan.shape[2]):
@@ -169,6 +168,14 @@ def scan(
                 label[box][..., k] = place.label()
         image[box][..., k] = total / np.float32(len(parts))
     return _acquire(rng, sequence, image), label
+
+
+def _drifted(rng: Random, sequence: Sequence) -> dict[str, float]:
+    """Signals of one patient; what lies in the wall differs from it as it does in everyone."""
+    drift = {name: np.exp(rng.normal(0, sequence.drift)) for name in TISSUES}
+    for name in ("scar", "no_reflow", "edema"):
+        drift[name] = drift["myocardium"] * drift[name] ** 0.2
+    return {name: value * drift.get(name, 1) for name, value in sequence.signal.items()}
 
 
 def _whole(plan: Prescription) -> tuple[slice, slice]:

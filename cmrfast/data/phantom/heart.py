@@ -1,0 +1,129 @@
+"""A heart as a function of space: short-axis anatomy, scar, how patients differ.
+
+Heart frame, in mm: the origin lies mid-ventricle on the long axis, x runs to the lateral wall (right
+in most displays), y to the inferior wall (down), z to the base. Surfaces are signed distances,
+negative inside, so that voxels of any size and orientation can be filled with partial volumes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from cmrfast.data.phantom.scanner import Array, Random, Waves
+
+#: What a heart's label map holds.
+LABELS = ("background", "cavity", "myocardium", "right_ventricle", "scar", "no_reflow", "edema")
+
+
+@dataclass(frozen=True)
+class Scar:
+    """Where a lesion lies in the wall: angle and height of its centre, and its depth from inside.
+
+    Args:
+        angle: radians from the lateral wall towards the inferior one.
+        half_angle: half its width along the wall, radians.
+        z_mm: height of its centre.
+        half_mm: half its height.
+        depth: (inner, outer) share of the wall; (0, 0.5) is subendocardial, (0.3, 0.7) mid-wall.
+        no_reflow: whether its core is obstructed.
+    """
+
+    angle: float
+    half_angle: float
+    z_mm: float
+    half_mm: float
+    depth: tuple[float, float]
+    no_reflow: bool = False
+
+
+@dataclass(frozen=True)
+class Heart:
+    """One patient: sizes in mm, Fourier terms (cos, sin of 1θ, 2θ, 3θ), lesions and textures."""
+
+    length_mm: float
+    cavity_mm: float
+    wall_mm: float
+    right_mm: float
+    fat_mm: float
+    septum_angle: float
+    curve_mm: tuple[float, float]
+    cavity_terms: Array
+    wall_terms: Array
+    bulge: float
+    scars: tuple[Scar, ...]
+    chest_mm: tuple[float, float]
+    diaphragm_mm: float
+    papillary: tuple[tuple[float, float], ...]
+    texture: Mapping[str, Waves]
+
+    @classmethod
+    def random(cls, rng: Random, disease: str) -> "Heart":
+        """A patient with ``disease`` none, infarct or hypertrophy."""
+        thick = disease == "hypertrophy"
+        length = rng.uniform(78, 98)
+        cavity = rng.uniform(19, 24) if thick else rng.uniform(22, 30)
+        septum = np.pi + rng.uniform(-0.2, 0.25)
+        scales = {"edge": 15, "slow": 34, "fine": 8, "vessel": 21, "branch": 26, "organ": 80}
+        return cls(
+            length_mm=length,
+            cavity_mm=cavity,
+            wall_mm=rng.uniform(10, 13) if thick else rng.uniform(8, 10.5),
+            right_mm=rng.uniform(22, 31),
+            fat_mm=rng.uniform(1.5, 6),
+            septum_angle=septum,
+            curve_mm=(rng.uniform(-4, 4), rng.uniform(-4, 4)),
+            cavity_terms=_terms(rng, 0.05),
+            wall_terms=_terms(rng, 0.1),
+            bulge=rng.uniform(0.35, 0.9) if thick else rng.uniform(-0.3, 0.05),
+            scars=_SCARS[disease](rng, length, septum),
+            chest_mm=(rng.uniform(160, 185), rng.uniform(112, 132)),
+            diaphragm_mm=rng.uniform(40, 56),
+            papillary=tuple(
+                (angle + rng.uniform(-0.2, 0.2), rng.uniform(3.8, 6)) for angle in (-0.75, 1.15)
+            ),
+            texture={name: Waves.random(rng, mm) for name, mm in scales.items()},
+        )
+
+    @property
+    def base_mm(self) -> float:
+        """Height of the valve plane; the apex lies ``length_mm`` below."""
+        return 0.45 * self.length_mm
+
+
+def _terms(rng: Random, size: float) -> Array:
+    return (rng.uniform(-size, size, (3, 2)) / np.array([[3], [1], [1.3]])).astype(np.float32)
+
+
+def _infarct(rng: Random, length: float, septum: float) -> tuple[Scar, ...]:
+    # the territories of the three coronary arteries: anteroseptal, lateral, inferior
+    angle = septum + rng.choice([0.75, -np.pi, -1.6]) + rng.uniform(-0.3, 0.3)
+    outer = rng.uniform(0.4, 1.05)
+    return (
+        Scar(
+            angle,
+            rng.uniform(0.45, 0.95),
+            rng.uniform(-0.25, 0.15) * length,
+            rng.uniform(0.22, 0.4) * length,
+            (-0.2, outer),
+            no_reflow=bool(outer > 0.55 and rng.random() < 0.6),
+        ),
+    )
+
+
+def _patches(rng: Random, length: float, septum: float) -> tuple[Scar, ...]:
+    # fibrosis of hypertrophy gathers mid-wall where the right ventricle is inserted
+    where = rng.permutation([1.0, -1.0, 0.1])[: rng.integers(1, 3)]
+    return tuple(
+        Scar(
+            septum + place + rng.uniform(-0.15, 0.15),
+            rng.uniform(0.25, 0.5),
+            rng.uniform(-0.05, 0.3) * length,
+            rng.uniform(0.2, 0.4) * length,
+            (0.25 + rng.uniform(-0.1, 0.1), 0.75 + rng.uniform(-0.1, 0.1)),
+        )
+        for place in where
+    )
+
+
+_SCARS = {"none": lambda *_: (), "infarct": _infarct, "hypertrophy": _patches}

@@ -1,0 +1,211 @@
+"""Short-axis stacks of one heart: contrast, grid, motion and noise of each MR sequence."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from cmrfast.data.phantom.chest import TISSUES, paint_chest, paint_heart
+from cmrfast.data.phantom.heart import Heart
+from cmrfast.data.phantom.scanner import Array, Grid, Matrix, Random, rician, rotation, shading
+from cmrfast.data.phantom.surfaces import surfaces
+
+#: Half the side of the box around the heart that is computed with partial slices, mm.
+_BOX_MM = 80.0
+#: Directions of the heart frame in the world (right, front, head) as columns x, y, z: oblique.
+_WORLD_FROM_HEART = np.array([[-0.71, 0.27, 0.65], [-0.69, -0.47, -0.55], [0.16, -0.84, 0.52]])
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """One kind of image.
+
+    Args:
+        kind: magnitude; psir (signed, zero at 2048); map (T1 in ms, noise where nothing is).
+        spacing_mm: in plane, and between slices.
+        thick_mm: of a slice.
+        signal: of each tissue, 1 the brightest, or ms; also ``seam`` (dark borders of fat and
+            water) and ``wall_sd`` (relative variation along healthy muscle).
+        noise: SD, as the signal.
+        drift: relative variation of the signals between patients.
+        blur: width of the point spread in pixels.
+    """
+
+    kind: str
+    spacing_mm: tuple[float, float]
+    thick_mm: float
+    signal: Mapping[str, float]
+    noise: float
+    drift: float = 0.07
+    blur: float = 1.3
+
+
+@dataclass(frozen=True)
+class Prescription:
+    """The grid of a stack, and where the heart really was while it was taken.
+
+    Args:
+        shape: (I, J, K).
+        world_from_vox: as the header will say.
+        heart_from_world: of the patient when lying still.
+        shift_mm: (K, 3), displacement of the heart in each slice, in its own frame.
+        turn: rotation of the heart in plane, radians.
+        swell: its size relative to rest (another moment of the beat).
+    """
+
+    shape: tuple[int, int, int]
+    world_from_vox: Matrix
+    heart_from_world: Matrix
+    shift_mm: Array = field(default_factory=lambda: np.zeros((1, 3), np.float32))
+    turn: float = 0.0
+    swell: float = 1.0
+
+
+def _signals(*values: float, **extra: float) -> dict[str, float]:
+    return dict(zip(TISSUES, values, strict=True)) | extra
+
+
+#                   air  skin  fat musc bone lung liver gut  vess blood myo  scar  mvo edema
+_CINE = _signals(0.01, 0.5, 0.95, 0.24, 0.6, 0.03, 0.36, 0.5, 0.6, 0.85, 0.3, 0.33, 0.3, 0.33)
+_T2 = _signals(0.01, 0.3, 0.25, 0.28, 0.3, 0.04, 0.3, 0.9, 0.1, 0.13, 0.42, 0.68, 0.55, 0.66)
+_LGE = _signals(0.01, 0.4, 0.8, 0.3, 0.5, 0.03, 0.38, 0.5, 0.3, 0.68, 0.1, 0.9, 0.13, 0.13)
+_PSIR = _signals(0, 0.35, 0.8, 0.2, 0.45, 0, 0.3, 0.35, 0.2, 0.52, -0.05, 0.8, -0.08, -0.02)
+_T1 = _signals(3900, 420, 320, 930, 480, 3900, 640, 1500, 1550, 1600, 1010, 1085, 1040, 1060)
+
+SEQUENCES = {
+    "cine": Sequence("magnitude", (1.25, 8.0), 8.0, _CINE | {"seam": 0.55}, 0.022),
+    "t2": Sequence("magnitude", (1.35, 14.0), 12.0, _T2, 0.035),
+    "lge": Sequence("magnitude", (0.75, 5.0), 5.0, _LGE, 0.026, blur=2.0),
+    "psir": Sequence("psir", (1.45, 10.0), 8.0, _PSIR, 0.035),
+    "t1": Sequence("map", (1.4, 20.0), 8.0, _T1 | {"wall_sd": 0.03}, 55.0, drift=0.035),
+}
+
+
+def prescribe(
+    rng: Random,
+    sequence: Sequence,
+    slices: int,
+    field_mm: float,
+    world_from_heart: Matrix,
+    *,
+    tilt_deg: float = 4.0,
+    height_mm: float = 1.0,
+) -> Prescription:
+    """Plan a stack from base to apex, each a little differently.
+
+    Args:
+        slices: their number.
+        field_mm: field of view, about.
+        world_from_heart: (4, 4), of the patient.
+        tilt_deg: how far its planes may turn about each axis of the heart.
+        height_mm: of its middle, in the heart frame.
+    """
+    mm, gap = sequence.spacing_mm
+    i, j = (round((field_mm + rng.uniform(-16, 16)) / mm) for _ in range(2))
+    heart_from_vox = np.eye(4)
+    turn = rotation(*np.deg2rad(rng.uniform(-tilt_deg, tilt_deg, 3)))
+    heart_from_vox[:3, :3] = turn * [mm, mm, -gap]
+    centre = np.array([-12, 6, height_mm]) + rng.uniform(-6, 6, 3) * [1, 1, 0.3]
+    middle = (np.array([i, j, slices]) - 1) / 2
+    heart_from_vox[:3, 3] = centre - heart_from_vox[:3, :3] @ middle
+    return Prescription(
+        (i, j, slices), world_from_heart @ heart_from_vox, np.linalg.inv(world_from_heart)
+    )
+
+
+def patient_frame(rng: Random) -> Matrix:
+    """world_from_heart of a patient on the table."""
+    world_from_heart = np.eye(4)
+    axes, _ = np.linalg.qr(_WORLD_FROM_HEART)
+    axes *= np.sign((axes * _WORLD_FROM_HEART).sum(0))
+    world_from_heart[:3, :3] = axes @ rotation(*np.deg2rad(rng.uniform(-9, 9, 3)))
+    world_from_heart[:3, 3] = rng.uniform([-40, 10, -60], [-10, 50, 60])
+    return world_from_heart
+
+
+def moved(
+    rng: Random, plan: Prescription, size_mm: float, turn: float = 0.03, swell: float = 0.03
+) -> Prescription:
+    """The plan with breath-holds that differ: one shift for the stack, a smaller one per slice."""
+    slices = plan.shape[2]
+    shift = rng.uniform(-size_mm, size_mm, 3) * [1, 1, 0.4]
+    jitter = rng.normal(0, 0.15 * size_mm, (slices, 3)) * [1, 1, 0.3]
+    return replace(
+        plan,
+        shift_mm=(shift + jitter).astype(np.float32),
+        turn=rng.uniform(-turn, turn),
+        swell=rng.uniform(1 - swell, 1 + swell),
+    )
+
+
+def scan(
+    rng: Random, heart: Heart, sequence: Sequence, plan: Prescription
+) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]:
+    """Image and label map (indices into ``heart.LABELS``), both (I, J, K)."""
+    image = np.zeros(plan.shape, np.float32)
+    label = np.zeros(plan.shape, np.uint8)
+    signal = _drifted(rng, sequence)
+    grid = Grid(plan.shape, plan.heart_from_world @ plan.world_from_vox)
+    blur = sequence.blur * sequence.spacing_mm[0]
+    for k in range(plan.shape[2]):
+        x, y, z = (p[..., 0] for p in grid.points((*_whole(plan), slice(k, k + 1))))
+        image[:, :, k] = paint_chest(heart, x, y, z, signal, blur)
+        box = _box(x, y)
+        points = x[box], y[box], z[box]
+        parts = np.array([-0.33, 0, 0.33]) * sequence.thick_mm / sequence.spacing_mm[1]
+        chest, total = image[box][..., k], 0
+        for part in parts:
+            step = grid.frame_from_vox[:3, 2] * part
+            moved_on = (p + np.float32(s) for p, s in zip(points, step, strict=True))
+            x, y, z = _still(plan, k, *moved_on)
+            place = surfaces(heart, x, y, z)
+            textures = heart.texture["slow"](x, y, z), heart.texture["fine"](x, y, z)
+            picture = chest.copy()
+            paint_heart(heart, picture, place, textures, signal, blur)
+            total = total + picture
+            if part == 0:
+                label[box][..., k] = place.label()
+        image[box][..., k] = total / np.float32(len(parts))
+    return _acquire(rng, sequence, image), label
+
+
+def _drifted(rng: Random, sequence: Sequence) -> dict[str, float]:
+    """Signals of one patient; what lies in the wall differs from it as it does in everyone."""
+    drift = {name: np.exp(rng.normal(0, sequence.drift)) for name in TISSUES}
+    for name in ("scar", "no_reflow", "edema"):
+        drift[name] = drift["myocardium"] * drift[name] ** 0.2
+    return {name: value * drift.get(name, 1) for name, value in sequence.signal.items()}
+
+
+def _whole(plan: Prescription) -> tuple[slice, slice]:
+    return slice(0, plan.shape[0]), slice(0, plan.shape[1])
+
+
+def _still(plan: Prescription, k: int, x: Array, y: Array, z: Array) -> tuple[Array, Array, Array]:
+    """Points of the moving heart, in the frame of the heart at rest."""
+    dx, dy, dz = plan.shift_mm[k % len(plan.shift_mm)]
+    c, s = (np.float32(f(plan.turn) / plan.swell) for f in (np.cos, np.sin))
+    x, y = x - dx, y - dy
+    return c * x + s * y, c * y - s * x, z - dz
+
+
+def _box(x: Array, y: Array) -> tuple[slice, slice]:
+    near = (np.abs(x + 12) < _BOX_MM) & (np.abs(y) < _BOX_MM)
+    rows, columns = np.flatnonzero(near.any(1)), np.flatnonzero(near.any(0))
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+
+
+def _acquire(rng: Random, sequence: Sequence, image: Array) -> npt.NDArray[np.int16]:
+    if sequence.kind == "map":
+        noise = rng.standard_normal(image.shape, dtype=np.float32) * np.float32(sequence.noise)
+        nothing = rng.integers(0, 4096, image.shape, dtype=np.int16)
+        image = np.where(image > 2400, nothing, image + noise)
+        return np.clip(np.rint(image), 0, 4095).astype(np.int16)
+    field = shading(rng, image.shape[:2], 0.35)[..., None]
+    field = field * np.linspace(1.5, 0.7, image.shape[1], dtype=np.float32)[None, :, None]
+    if sequence.kind == "psir":
+        noise = rng.standard_normal(image.shape, dtype=np.float32) * np.float32(sequence.noise)
+        return np.clip(np.rint(2048 + 1400 * (image * field + noise)), 0, 4095).astype(np.int16)
+    image = rician(rng, image * field, sequence.noise)
+    return np.rint(np.minimum(image * np.float32(rng.uniform(350, 700)), 4095)).astype(np.int16)

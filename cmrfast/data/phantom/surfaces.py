@@ -1,0 +1,160 @@
+"""The surfaces of a heart at points in space, as signed distances in mm, negative inside."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cmrfast.data.phantom.heart import LABELS, Heart, Scar
+from cmrfast.data.phantom.scanner import Array
+
+#: Thickness of the right ventricle's free wall.
+RIGHT_WALL_MM = 3.0
+_FAR = np.float32(99)
+
+
+@dataclass(frozen=True)
+class Surfaces:
+    """Distances to each structure, all of one shape.
+
+    Attributes:
+        cavity: left ventricle's endocardium, papillary muscles within.
+        outer: left ventricle's epicardium.
+        right: right ventricle's cavity.
+        base: the valve plane, positive above it.
+        scar, core, edema: the lesion, its obstructed part, the swollen zone around it; they may
+            reach beyond the wall.
+        papillary: the papillary muscles.
+    """
+
+    cavity: Array
+    outer: Array
+    right: Array
+    base: Array
+    scar: Array
+    core: Array
+    edema: Array
+    papillary: Array
+
+    def label(self) -> Array:
+        """The structure that holds each point, an index into ``LABELS``."""
+        below = self.base < 0
+        wall = below & (self.outer < 0) & (self.cavity >= 0)
+        code = np.zeros(self.outer.shape, np.uint8)
+        for name, here in (
+            ("right_ventricle", (self.right < 0) & (self.base < 8)),
+            ("cavity", below & (self.cavity < 0)),
+            ("myocardium", wall),
+            ("edema", wall & (self.edema < 0)),
+            ("scar", wall & (self.scar < 0)),
+            ("no_reflow", wall & (self.scar < 0) & (self.core < 0)),
+        ):
+            code[here] = LABELS.index(name)
+        return code
+
+
+def surfaces(heart: Heart, x: Array, y: Array, z: Array) -> Surfaces:
+    """Distances at points of the heart frame (arrays that broadcast, mm)."""
+    up = z / np.float32(heart.length_mm)  # −0.55 at the apex, 0.45 at the base
+    x = x - np.float32(heart.curve_mm[0]) * up * 2
+    y = y - np.float32(heart.curve_mm[1]) * up * 2
+    radius = np.sqrt(x * x + y * y) + np.float32(1e-3)
+    angle = _harmonics(x / radius, y / radius)
+    cavity_mm, outer_mm = _profiles(heart, up)
+    edge = heart.texture["edge"](x, y, z)
+
+    thick = outer_mm - cavity_mm
+    inner = cavity_mm * (1 + _series(heart.cavity_terms, angle))
+    bulge = np.exp(-((_apart(angle, _bulge_angle(heart)) / np.float32(0.8)) ** 2))
+    thick = thick * (1 + _series(heart.wall_terms, angle) + np.float32(heart.bulge) * bulge)
+    cavity = radius - inner
+    outer = cavity - thick
+    scar, core, edema = _lesions(heart, angle, z, radius, cavity / thick, thick, edge)
+
+    spread = _cosine(angle, heart.septum_angle + 0.12) * np.float32(1.35) - np.float32(0.35)
+    window = np.clip(spread, 0, 1)
+    taper = np.sqrt(np.clip((up + np.float32(0.4)) / np.float32(0.62), 0, 1.15))
+    reach = np.float32(heart.right_mm) * window * (2 - window) * taper
+    right = np.maximum(outer - reach, np.float32(0.3) - outer)
+
+    papillary = np.full_like(radius, _FAR)
+    for theta, size in heart.papillary:
+        away = inner * np.float32(0.68)
+        dx, dy = x - away * np.float32(np.cos(theta)), y - away * np.float32(np.sin(theta))
+        body = np.sqrt(dx * dx + dy * dy) - np.float32(size) * (1 + np.float32(0.15) * edge)
+        papillary = np.minimum(papillary, np.maximum(body, np.abs(z + 4) - np.float32(22)))
+    base = z - np.float32(heart.base_mm) + 0 * radius
+    return Surfaces(cavity, outer, right, base, scar, core, edema, papillary)
+
+
+def _profiles(heart: Heart, up: Array) -> tuple[Array, Array]:
+    """Radii of cavity and epicardium at each height: half ellipsoids of their own lengths."""
+    top = np.float32(0.38)
+
+    def radius(size_mm: float, apex: float) -> Array:
+        share = (top - up) / np.float32(top + apex)
+        rest = 1 - np.where(up < top, share, share * np.float32(0.6)) ** 2
+        return np.float32(size_mm) * np.sign(rest) * np.sqrt(np.abs(rest))
+
+    apex_wall = 0.6 * heart.wall_mm / heart.length_mm
+    inner = radius(heart.cavity_mm, 0.55 - apex_wall)
+    outer = radius(heart.cavity_mm + heart.wall_mm, 0.55)
+    return inner, np.maximum(outer, inner + np.float32(2))
+
+
+def _lesions(
+    heart: Heart,
+    angle: list[Array],
+    z: Array,
+    radius: Array,
+    depth: Array,
+    thick: Array,
+    edge: Array,
+) -> tuple[Array, Array, Array]:
+    scar = np.full_like(radius, _FAR)
+    core, edema = scar.copy(), scar.copy()
+    for one in heart.scars:
+        side, height, apart = _extent(one, angle, z, radius)
+        fray = edge
+        # the wave front of an infarct reaches deepest at its centre
+        shape = np.clip(1 - (apart / np.float32(1.25 * one.half_angle)) ** 2, 0, 1)
+        inner, outer = np.float32(one.depth[0]), np.float32(one.depth[1])
+        if inner < 0:
+            outer = outer * (np.float32(0.45) + np.float32(0.55) * shape)
+        across = np.maximum(inner - depth, depth - outer) * thick
+        around = np.maximum(side, height)
+        scar = np.minimum(scar, np.maximum(around, across) + fray)
+        edema = np.minimum(edema, around - 6 + 3 * fray)
+        if one.no_reflow:
+            deep = np.maximum(np.float32(0.1) - depth, depth - np.float32(0.55) * outer) * thick
+            core = np.minimum(core, np.maximum(around + 7, deep) + fray)
+    return scar, core, edema
+
+
+def _extent(one: Scar, angle: list[Array], z: Array, radius: Array) -> tuple[Array, Array, Array]:
+    apart = _apart(angle, one.angle)
+    side = (apart - np.float32(one.half_angle)) * radius
+    return side, np.abs(z - np.float32(one.z_mm)) - np.float32(one.half_mm), apart
+
+
+def _bulge_angle(heart: Heart) -> float:
+    """A hypertrophic septum is thick at its front; an infarcted wall is thin at its scar."""
+    return heart.scars[0].angle if heart.bulge < 0 and heart.scars else heart.septum_angle + 0.5
+
+
+def _harmonics(c: Array, s: Array) -> list[Array]:
+    """cos and sin of 1, 2 and 3 times an angle, from those of the angle."""
+    c2, s2 = c * c - s * s, 2 * s * c
+    return [c, s, c2, s2, c2 * c - s2 * s, s2 * c + c2 * s]
+
+
+def _series(terms: Array, angle: list[Array]) -> Array:
+    return np.asarray(sum(t * a for t, a in zip(terms.ravel(), angle, strict=True)))
+
+
+def _cosine(angle: list[Array], theta: float) -> Array:
+    return angle[0] * np.float32(np.cos(theta)) + angle[1] * np.float32(np.sin(theta))
+
+
+def _apart(angle: list[Array], theta: float) -> Array:
+    """Distance to an angle as a chord, which is close to radians for what lies near."""
+    return np.sqrt(np.maximum(2 - 2 * _cosine(angle, theta), 0))

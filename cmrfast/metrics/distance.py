@@ -1,13 +1,16 @@
-"""Exact Euclidean distances from voxels to the nearest voxel of a sparse set.
+"""Exact Euclidean distances from surface voxels to the nearest voxel of another surface.
 
-Axis by axis, as squared distances separate: a scan along the last axis, the lower envelope of
-parabolas along the middle one, and along the first one only what the asked voxels need.
+Surfaces are sparse and mostly near each other: a scan gives every voxel its distance within its
+row, then each asked voxel looks at the rows around it, nearest first, until none can be nearer.
+That visits far fewer voxels than a distance transform of the whole image.
 """
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-_AT_ONCE = 1 << 22  # voxels whose envelopes are held at a time
+_AT_ONCE = 1 << 20  # pairs of a voxel and a row that are looked at together
 
 
 def distances_to(others: Tensor, points: Tensor, spacing: tuple[float, ...]) -> Tensor:
@@ -21,59 +24,64 @@ def distances_to(others: Tensor, points: Tensor, spacing: tuple[float, ...]) -> 
     Returns:
         (N,) float64, mm.
     """
-    planes = others.flatten(1).any(1).nonzero()[:, 0]
-    best = torch.full((len(points),), torch.inf, dtype=torch.float64, device=others.device)
-    column = points[:, 1] * others.shape[2] + points[:, 2]
-    for some in planes.split(max(1, _AT_ONCE // others[0].numel())):
-        squared = _along_row(others[some]).mul_(spacing[2]).square_()
-        squared = _lower_envelope(squared, spacing[1])
-        for plane, in_plane in zip(some, squared, strict=True):
-            across = ((points[:, 0] - plane) * spacing[0]).square_()
-            best = torch.minimum(best, across + in_plane.flatten()[column])
+    axes = sorted(range(3), key=lambda axis: spacing[axis])  # rows along the finest axis: fewest
+    along = _along_rows(others.permute(axes).contiguous())
+    row, i, j = points[:, axes].T
+    step = torch.tensor([spacing[a] for a in axes], dtype=torch.float64, device=points.device)
+    height, width = along.shape[1:]
+    targets = others.nonzero()
+    best = torch.full((len(points),), torch.inf, dtype=torch.float64, device=points.device)
+    open_ = torch.arange(len(points), device=points.device)
+    for di, dj, squared, nothing_below in _rings(height, width, step[1:], most=len(targets)):
+        for some in open_.split(max(1, _AT_ONCE // len(di))):
+            # Held inside, a row counts as further away than it is: a bound, never a wrong minimum.
+            at = (i[some, None] + di).clamp_(0, height - 1).mul_(width)
+            at += (j[some, None] + dj).clamp_(0, width - 1)
+            at += row[some, None] * (height * width)
+            found = (along.view(-1)[at].double() * step[0]).square_().add_(squared).amin(1)
+            best[some] = torch.minimum(best[some], found)
+        open_ = open_[best[open_] > nothing_below]
+        if not len(open_):
+            return best.sqrt_()
+    # As many rows around a voxel as there are targets: from here on these themselves are fewer.
+    scale = torch.tensor(spacing, dtype=torch.float64, device=points.device)
+    for some in open_.split(max(1, _AT_ONCE // len(targets))):
+        total = torch.zeros(len(some), len(targets), dtype=torch.float64, device=points.device)
+        for axis in range(3):
+            away = points[some, axis, None] - targets[:, axis]
+            total += (away.double() * scale[axis]).square_()
+        best[some] = total.amin(1)
     return best.sqrt_()
 
 
-def _along_row(mask: Tensor) -> Tensor:
-    """(P, J, K) float64 voxels to the nearest true voxel of the same row; inf where none is."""
-    n = mask.shape[2]
-    at = torch.arange(n, dtype=torch.float64, device=mask.device)
-    before = torch.where(mask, at, -torch.inf).cummax(2).values
-    after = torch.where(mask, at, torch.inf).flip(2).cummin(2).values.flip(2)
-    return torch.minimum(at - before, after - at)
+def _along_rows(mask: Tensor) -> Tensor:
+    """(R, I, J) int32: voxels to the nearest true one along the first axis, huge where none is."""
+    steps = torch.where(mask, 0, 1 << 24).to(torch.int32)
+    rows = steps.unbind(0)
+    for before, after in zip(rows, rows[1:], strict=False):
+        torch.minimum(after, before + 1, out=after)
+    for after, before in zip(rows[::-1], rows[-2::-1], strict=False):
+        torch.minimum(before, after + 1, out=before)
+    return steps
 
 
-def _lower_envelope(squared: Tensor, spacing: float) -> Tensor:
-    """Minimum over j' of squared[p, j', k] + (spacing · (j - j'))², all lines (p, k) at once.
+def _rings(
+    height: int, width: int, step: Tensor, most: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor, float]]:
+    """Offsets to other rows, nearest first, in growing batches: di, dj, squared mm.
 
-    Each line keeps the stack of those j' whose parabola is lowest somewhere, and where each begins
-    to be; a new one first takes off those that it covers.
+    And the squared distance that no later row is below. Ends after about ``most`` offsets.
     """
-    planes, n, width = squared.shape
-    f = squared.transpose(1, 2).reshape(-1, n) / spacing**2  # (lines, n), in voxels
-    lines = torch.arange(len(f), device=f.device)
-    stack = torch.zeros(len(f), n + 1, dtype=torch.int64, device=f.device)
-    begins = torch.full_like(stack, torch.inf, dtype=torch.float64)
-    top = torch.full_like(lines, -1)
-    for j in range(n):
-        new = f[:, j].isfinite().nonzero()[:, 0]
-        begin = torch.full((len(new),), -torch.inf, dtype=torch.float64, device=f.device)
-        height = f[new, j] + j * j
-        asked = (top[new] >= 0).nonzero()[:, 0]
-        while len(asked):
-            line = new[asked]
-            last = stack[line, top[line]]
-            meet = (height[asked] - f[line, last] - last * last) / (2 * (j - last))
-            covers = meet <= begins[line, top[line]]
-            begin[asked] = torch.where(covers, -torch.inf, meet)
-            asked = asked[covers]
-            top[new[asked]] -= 1  # begins[:, 0] is -inf: only a first parabola can empty the stack
-            asked = asked[top[new[asked]] >= 0]
-        top[new] += 1
-        stack[new, top[new]] = j
-        begins[new, top[new]] = begin
-    at = torch.arange(n, dtype=torch.float64, device=f.device)
-    begins.masked_fill_(torch.arange(n + 1, device=f.device) > top[:, None], torch.inf)
-    which = torch.searchsorted(begins, at.expand(len(f), n).contiguous()).sub_(1).clamp_(min=0)
-    nearest = stack.gather(1, which)
-    lowest = f.gather(1, nearest).add_((at - nearest).square_()).mul_(spacing**2)
-    return lowest.view(planes, width, n).transpose(1, 2)
+    di = torch.arange(1 - height, height, device=step.device)
+    dj = torch.arange(1 - width, width, device=step.device)
+    squared = ((di.double() * step[0]).square()[:, None] + (dj.double() * step[1]).square()).view(
+        -1
+    )
+    squared, order = squared.sort(stable=True)
+    di, dj = di[order // len(dj)], dj[order % len(dj)]
+    start, batch = 0, 1
+    while start < min(most, len(order)):
+        end = start + batch
+        nothing_below = squared[end].item() if end < len(order) else torch.inf
+        yield di[start:end], dj[start:end], squared[start:end], nothing_below
+        start, batch = end, 4 + end // 2

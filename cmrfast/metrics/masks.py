@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 
@@ -31,7 +32,8 @@ def require_masks(
             f"{who}: batch_axes must leave at least one axis of {tuple(prediction.shape)}; "
             f"got {batch_axes}"
         )
-    return prediction != 0, reference != 0
+    masks = [m if m.dtype == torch.bool else m != 0 for m in (prediction, reference)]
+    return masks[0], masks[1]
 
 
 def require_spacing(who: str, spacing_mm: Sequence[float], axes: int) -> tuple[float, ...]:

@@ -80,11 +80,11 @@ def table(
         line = [name]
         for metric in metrics:
             if metric not in cells:
-                line.append("–")
+                line.append("-")
                 continue
             summary = summarise(cells[metric])
-            sd = "–" if math.isnan(summary.sd) else f"{summary.sd:.{digits}f}"
-            cell = f"{summary.mean:.{digits}f} ({sd})" if summary.count else "–"
+            sd = "-" if math.isnan(summary.sd) else f"{summary.sd:.{digits}f}"
+            cell = f"{summary.mean:.{digits}f} ({sd})" if summary.count else "-"
             if baseline not in (None, name) and metric in rows[baseline]:
                 cell += _stars(paired_t_test(rows[baseline][metric], cells[metric]).p)
             line.append(cell)

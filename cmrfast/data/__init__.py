@@ -1,0 +1,1 @@
+"""Images in and out: volumes with their geometry, NIfTI, DICOM and the public data sets."""

@@ -185,7 +185,8 @@ def real_pair(folder):
     images = [nibabel.load(case / f"{name}.nii.gz") for name in names]
     truth, earlier, later, brain = (torch.from_numpy(np.asarray(i.dataobj)) for i in images)
     guess = ((later.float() - earlier.float()).abs() > 60) & (brain != 0)
-    return guess, truth != 0, tuple(map(float, images[0].header.get_zooms()))
+    middle = (slice(None), slice(None), slice(20, 40))
+    return guess[middle], (truth != 0)[middle], tuple(map(float, images[0].header.get_zooms()))
 
 
 def test_distances_and_components_of_real_masks_equal_simpleitk(real_images):
@@ -194,8 +195,7 @@ def test_distances_and_components_of_real_masks_equal_simpleitk(real_images):
     images = [sitk.GetImageFromArray(m.numpy().astype(np.uint8)) for m in (guess, truth)]
     for image in images:
         image.SetSpacing(spacing[::-1])
-    # SimpleITK's Hausdorff distance is that of the sets, which of two surfaces is the larger
-    # where neither mask has a voxel deep inside the other.
+    # Its Hausdorff distance is one between sets of voxels: ours are the surfaces.
     edges = [sitk.LabelContour(image, False) for image in images]
     hausdorff = sitk.HausdorffDistanceImageFilter()
     hausdorff.Execute(*edges)
@@ -204,7 +204,6 @@ def test_distances_and_components_of_real_masks_equal_simpleitk(real_images):
     same([*ours], by_scipy(guess, truth, spacing)[:3])
     labels, count = metrics.connected_components(truth)
     found = sitk.ConnectedComponentImageFilter()
-    expected = sitk.GetArrayFromImage(found.Execute(images[1] != 0))
     found.SetFullyConnected(True)
     expected = sitk.GetArrayFromImage(found.Execute(images[1]))
     assert count == found.GetObjectCount()
@@ -300,7 +299,7 @@ def test_paired_t_test_equals_scipy(count, shift):
     expected = stats.ttest_rel(first, second)
     ours = metrics.paired_t_test(first, second)
     same([ours.t, ours.p], [expected.statistic, expected.pvalue])
-    assert ours.count == count
+    assert ours.cases == count
     with_gap = metrics.paired_t_test([*first, math.nan], [*second, 1.0])
     assert with_gap == ours
 

@@ -125,7 +125,7 @@ def _label_voxels(mask: Tensor) -> tuple[Tensor, int]:
     Runs along the last axis are nodes; runs of neighbouring rows that touch are edges.
     """
     solid = mask[None] if mask.dim() == 2 else mask
-    height, width, n = solid.shape
+    _, width, n = solid.shape
     # One false voxel after each row and one false row around: neighbours never wrap.
     padded = torch.nn.functional.pad(solid, (0, 1, 1, 1, 1, 1)).flatten().to(torch.int8)
     turns = padded.diff(prepend=padded.new_zeros(1))

@@ -6,6 +6,7 @@ That visits far fewer voxels than a distance transform of the whole image.
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -58,9 +59,9 @@ def _along_rows(mask: Tensor) -> Tensor:
     """(R, I, J) int32: voxels to the nearest true one along the first axis, huge where none is."""
     steps = torch.where(mask, 0, 1 << 24).to(torch.int32)
     rows = steps.unbind(0)
-    for before, after in zip(rows, rows[1:], strict=False):
+    for before, after in pairwise(rows):
         torch.minimum(after, before + 1, out=after)
-    for after, before in zip(rows[::-1], rows[-2::-1], strict=False):
+    for after, before in pairwise(rows[::-1]):
         torch.minimum(before, after + 1, out=before)
     return steps
 

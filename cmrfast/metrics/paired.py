@@ -13,7 +13,7 @@ class PairedTest(NamedTuple):
 
     t: float
     p: float
-    count: int
+    cases: int
 
 
 def paired_t_test(first: Tensor | Sequence[float], second: Tensor | Sequence[float]) -> PairedTest:
@@ -28,7 +28,7 @@ def paired_t_test(first: Tensor | Sequence[float], second: Tensor | Sequence[flo
         differences that are all 0, give NaN.
 
     Example:
-        >>> paired_t_test([3.0, 4.0, 6.0, 5.0], [1.0, 3.0, 3.0, 4.0]).count
+        >>> paired_t_test([3.0, 4.0, 6.0, 5.0], [1.0, 3.0, 3.0, 4.0]).cases
         4
     """
     a, b = (torch.as_tensor(x, dtype=torch.float64).cpu() for x in (first, second))

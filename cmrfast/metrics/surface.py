@@ -83,7 +83,8 @@ def center_distance(
     masks = require_masks("center_distance", prediction, reference, batch_axes)
     spacing = require_spacing("center_distance", spacing_mm, prediction.dim() - batch_axes)
     predicted, truth = (_centroid(m, spacing, batch_axes) for m in masks)
-    return torch.linalg.vector_norm(predicted - truth, dim=-1)
+    distance: Tensor = torch.linalg.vector_norm(predicted - truth, dim=-1)
+    return distance
 
 
 def _centroid(mask: Tensor, spacing: tuple[float, ...], batch_axes: int) -> Tensor:

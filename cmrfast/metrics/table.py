@@ -18,7 +18,7 @@ class Summary(NamedTuple):
     mean: float
     sd: float
     median: float
-    count: int
+    cases: int
     excluded: int
 
 
@@ -39,7 +39,7 @@ def summarise(values: Values) -> Summary:
         mean=kept.mean().item() if n else math.nan,
         sd=kept.std().item() if n > 1 else math.nan,
         median=kept.quantile(0.5).item() if n else math.nan,
-        count=n,
+        cases=n,
         excluded=len(everything) - n,
     )
 
@@ -84,12 +84,12 @@ def table(
                 continue
             summary = summarise(cells[metric])
             sd = "-" if math.isnan(summary.sd) else f"{summary.sd:.{digits}f}"
-            cell = f"{summary.mean:.{digits}f} ({sd})" if summary.count else "-"
+            cell = f"{summary.mean:.{digits}f} ({sd})" if summary.cases else "-"
             if baseline not in (None, name) and metric in rows[baseline]:
                 cell += _stars(paired_t_test(rows[baseline][metric], cells[metric]).p)
             line.append(cell)
             if summary.excluded:
-                of = summary.count + summary.excluded
+                of = summary.cases + summary.excluded
                 notes.append(f"{name}, {metric}: {summary.excluded} of {of} cases have no value")
         lines.append(line)
     widths = [max(len(line[c]) for line in lines) for c in range(len(metrics) + 1)]

@@ -117,7 +117,7 @@ class _Search:
             sampled = affine_sample(moving[None, None], theta[None], fixed.shape)[0, 0]
             # Per mask pixel, not per image pixel: the tolerances then hold for any field of view.
             loss = (sampled - fixed).square().sum() / self.fixed.sum()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             if loss.item() < least:
                 least, best = loss.item(), parameters.detach().clone()
             return loss
@@ -130,14 +130,14 @@ class _Search:
         matrix = torch.linalg.inv(self.to_moving) @ self.moving_from_fixed(parameters)
         matrix = (matrix @ self.to_fixed)[[0, 1, 3]][:, [0, 1, 3]]
         to_unit, from_unit = _unit_from_vox(self.moving), _unit_from_vox(self.fixed).inverse()
-        return (to_unit @ matrix @ from_unit)[[1, 0]][:, [1, 0, 2]]
+        theta: Tensor = (to_unit @ matrix @ from_unit)[[1, 0]][:, [1, 0, 2]]
+        return theta
 
     def overlap(self, parameters: Tensor) -> float:
         """Dice score of the fixed mask and the moving one brought onto its grid, nearest."""
         grid = self.moving_from_fixed(parameters) @ self.to_fixed
-        moved = resample(self.moving[None], self.to_moving, grid, self.fixed.shape, mode="nearest")[
-            0
-        ]
+        moving, shape = self.moving[None], self.fixed.shape
+        moved = resample(moving, self.to_moving, grid, shape, mode="nearest")[0]
         return dice(moved > 0.5, self.fixed > 0.5).item()
 
 
@@ -150,12 +150,14 @@ def _unit_from_vox(image: Tensor) -> Tensor:
 
 
 def _centroid(mask: Tensor, world_from_vox: Tensor) -> Tensor:
-    i, j = mask.nonzero().double().mean(0)
-    return world_from_vox[:3, 0] * i + world_from_vox[:3, 1] * j + world_from_vox[:3, 3]
+    """(3,) world position, mm."""
+    middle = mask.nonzero().double().mean(0)
+    return world_from_vox[:3, :2] @ middle + world_from_vox[:3, 3]
 
 
 def _pixel_area(world_from_vox: Tensor) -> Tensor:
-    return torch.linalg.cross(world_from_vox[:3, 0], world_from_vox[:3, 1]).norm()
+    area: Tensor = torch.linalg.cross(world_from_vox[:3, 0], world_from_vox[:3, 1]).norm()
+    return area
 
 
 def _smooth(mask: Tensor, sigma_mm: Tensor, world_from_vox: Tensor) -> Tensor:

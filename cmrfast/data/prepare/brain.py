@@ -1,6 +1,7 @@
 """The brain of a pair of visits: one mask for both, and an even coil."""
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ def correct_bias(
     if not inside.any():
         raise ValueError("correct_bias: the mask is empty")
     try:
-        import SimpleITK as sitk  # noqa: N813
+        sitk: Any = import_module("SimpleITK")
     except ImportError as error:
         raise ImportError("correct_bias: needs SimpleITK; pip install cmrfast[n4]") from error
 

@@ -1,0 +1,150 @@
+"""Grids of another spacing or shape, and volumes and labels on them."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cmrfast.ops import resample
+from cmrfast.ops.affine_sample import Mode
+
+
+def spacing_grid(
+    shape: Sequence[int], world_from_vox: Tensor, spacing_mm: Sequence[float]
+) -> tuple[tuple[int, ...], Tensor]:
+    """The grid of another spacing over the same box, with the same centre.
+
+    Args:
+        shape: of the old grid, 2 or 3 entries.
+        world_from_vox: (4, 4) of the old grid.
+        spacing_mm: edges of the new voxels, one entry per axis.
+
+    Returns:
+        Its shape (the box rounded to whole voxels) and its (4, 4) world_from_vox, float64.
+    """
+    shape, spacing = tuple(shape), [float(s) for s in spacing_mm]
+    if len(spacing) != len(shape) or not all(0 < s < float("inf") for s in spacing):
+        raise ValueError(
+            "spacing_grid: spacing_mm must have one positive entry per space axis "
+            f"({len(shape)}); got {tuple(spacing)}"
+        )
+    old = world_from_vox.double()
+    lengths = torch.linalg.vector_norm(old[:3, : len(shape)], dim=0).tolist()
+    new_shape, new_from_old = [], torch.eye(4, dtype=torch.float64, device=old.device)
+    for axis, (n, length, s) in enumerate(zip(shape, lengths, spacing, strict=True)):
+        # Affines of files are float32: a box of 7.5 voxels less 1e-7 is one of 7.5.
+        m = max(1, int(n * length / s + 0.5 + 1e-4))
+        new_shape.append(m)
+        new_from_old[axis, axis] = s / length
+        new_from_old[axis, 3] = (n - 1) / 2 - s / length * (m - 1) / 2
+    return tuple(new_shape), old @ new_from_old
+
+
+def resample_to_spacing(
+    volume: Tensor,
+    world_from_vox: Tensor,
+    spacing_mm: Sequence[float],
+    *,
+    mode: Mode = "linear",
+    antialias: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Resample a volume to another spacing; its box and its centre stay.
+
+    Args:
+        volume: (C, *S), floating; integer with ``nearest`` only.
+        world_from_vox: (4, 4).
+        spacing_mm: edges of the new voxels, one entry per space axis.
+        mode: ``linear`` or ``nearest``.
+        antialias: smooth first along axes that get coarser.
+
+    Returns:
+        The volume on the new grid and the grid's (4, 4) world_from_vox.
+    """
+    shape, grid = spacing_grid(volume.shape[1:], world_from_vox, spacing_mm)
+    return resample(volume, world_from_vox, grid, shape, mode=mode, antialias=antialias), grid
+
+
+def resample_labels(
+    labels: Tensor, world_from_vox: Tensor, to_world_from_vox: Tensor, to_shape: Sequence[int]
+) -> Tensor:
+    """Labels on another grid: each class resampled linearly, the largest share wins.
+
+    Smoother outlines than nearest neighbour; ties go to the smaller label, outside is 0.
+
+    Args:
+        labels: (*S), bool or integer.
+        world_from_vox: (4, 4) of the labels.
+        to_world_from_vox: (4, 4) of the new grid.
+        to_shape: of the new grid.
+
+    Returns:
+        (*to_shape), of the labels' dtype.
+    """
+    if labels.is_floating_point():
+        raise TypeError(f"resample_labels: labels must be bool or integer; got {labels.dtype}")
+    best = torch.full(tuple(to_shape), -1.0, device=labels.device)
+    winner = torch.zeros(tuple(to_shape), dtype=labels.dtype, device=labels.device)
+    for value in labels.unique():  # one class in memory at a time
+        share = resample(
+            (labels == value).float()[None],
+            world_from_vox,
+            to_world_from_vox,
+            to_shape,
+            fill=float(value == 0),
+        )[0]
+        wins = (share > best) & (share > 0)
+        winner[wins] = value
+        best = torch.maximum(best, share)
+    return winner
+
+
+def crop_or_pad(
+    volume: Tensor,
+    world_from_vox: Tensor,
+    shape: Sequence[int],
+    *,
+    center_vox: Sequence[int] | None = None,
+    fill: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Cut a box out of a volume, padded where it reaches outside; nothing is interpolated.
+
+    The voxel ``center_vox`` becomes voxel ``shape // 2``, so that a crop undoes a padding.
+
+    Args:
+        volume: (C, *S), any dtype.
+        world_from_vox: (4, 4).
+        shape: of the box.
+        center_vox: default ``S // 2``.
+        fill: value outside the volume.
+
+    Returns:
+        (C, *shape) and its (4, 4) world_from_vox.
+
+    Example:
+        >>> row = torch.arange(5).view(1, 1, 5)
+        >>> crop_or_pad(row, torch.eye(4), (1, 7))[0].tolist()
+        [[[0, 0, 1, 2, 3, 4, 0]]]
+    """
+    old, new = tuple(volume.shape[1:]), tuple(shape)
+    center = tuple(n // 2 for n in old) if center_vox is None else tuple(center_vox)
+    if len(new) != len(old) or len(center) != len(old) or any(n < 1 for n in new):
+        raise ValueError(
+            f"crop_or_pad: shape and center_vox must have one entry per space axis ({len(old)}), "
+            f"shape at least 1; got {new} and {center}"
+        )
+    start = [c - n // 2 for c, n in zip(center, new, strict=True)]
+    moved = world_from_vox.clone()
+    for axis, first in enumerate(start):
+        moved[:, 3] += first * world_from_vox[:, axis]
+    boxed = volume
+    for axis, (first, m, n) in enumerate(zip(start, new, old, strict=True), 1):
+        low, high = max(first, 0), min(first + m, n)
+        inside = boxed.narrow(axis, min(low, n), max(high - low, 0))
+        before = min(max(-first, 0), m) if high > low else m
+        rest = m - before - inside.shape[axis]
+        pads = [
+            boxed.new_full((*boxed.shape[:axis], extra, *boxed.shape[axis + 1 :]), fill)
+            for extra in (before, rest)
+        ]
+        boxed = torch.cat((pads[0], inside, pads[1]), axis)
+    return boxed, moved

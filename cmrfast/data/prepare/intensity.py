@@ -1,0 +1,120 @@
+"""Intensities on a common scale: z-score, range, clipped percentiles.
+
+Statistics are float64, over the whole of each channel (``over="volume"``) or over each slice along
+the last axis (``over="slice"``), of the voxels in ``mask`` alone where one is given. Results are
+float32 (float64 for float64).
+"""
+
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Over = Literal["volume", "slice"]
+
+
+def z_score(
+    volume: Tensor, *, mask: Tensor | None = None, over: Over = "volume", min_sd: float = 1e-8
+) -> Tensor:
+    """Zero mean and unit standard deviation (that of the population).
+
+    Args:
+        volume: (C, *S), real.
+        mask: (*S), nonzero where statistics are taken; all voxels are scaled.
+        over: ``volume``, or ``slice`` along the last axis.
+        min_sd: where the standard deviation is smaller, the result is 0.
+
+    Returns:
+        (C, *S).
+    """
+    groups, inside = _groups("z_score", volume, mask, over)
+    count = inside.sum(-1, keepdim=True).clamp(min=1)
+    mean = (groups * inside).sum(-1, keepdim=True) / count
+    sd = (((groups - mean) * inside).square().sum(-1, keepdim=True) / count).sqrt()
+    scaled = torch.where(sd < min_sd, 0.0, (groups - mean) / sd)
+    return _ungroup(scaled, volume, over)
+
+
+def min_max(volume: Tensor, *, mask: Tensor | None = None, over: Over = "volume") -> Tensor:
+    """Smallest value to 0, largest to 1; a constant becomes 0.
+
+    Args:
+        volume: (C, *S), real.
+        mask: (*S), nonzero where the range is taken; voxels outside may leave [0, 1].
+        over: ``volume``, or ``slice`` along the last axis.
+
+    Returns:
+        (C, *S).
+
+    Example:
+        >>> min_max(torch.tensor([[[1.0, 5.0], [3.0, 5.0]]]), over="slice")
+        tensor([[[0., 0.],
+                 [1., 0.]]])
+    """
+    groups, inside = _groups("min_max", volume, mask, over)
+    low = torch.where(inside, groups, torch.inf).amin(-1, keepdim=True)
+    high = torch.where(inside, groups, -torch.inf).amax(-1, keepdim=True)
+    scaled = torch.where(high > low, (groups - low) / (high - low), 0.0)
+    return _ungroup(scaled, volume, over)
+
+
+def clip_percentiles(
+    volume: Tensor,
+    low: float = 1.0,
+    high: float = 99.0,
+    *,
+    mask: Tensor | None = None,
+    over: Over = "volume",
+) -> Tensor:
+    """Values below and above two percentiles set to these; arguments as those of ``min_max``."""
+    if not 0 <= low <= high <= 100:
+        raise ValueError(
+            f"clip_percentiles: needs 0 <= low <= high <= 100; got low {low}, high {high}"
+        )
+    groups, inside = _groups("clip_percentiles", volume, mask, over)
+    clipped = groups.clone()
+    for group, into, counts in zip(groups, clipped, inside, strict=True):
+        if counts.any():
+            bounds = percentiles(group[counts], (low, high))
+            into.clamp_(bounds[0], bounds[1])
+    return _ungroup(clipped, volume, over)
+
+
+def percentiles(values: Tensor, at: tuple[float, ...]) -> Tensor:
+    """Percentiles of all values, linear between order statistics, (len(at),) float64.
+
+    By selection on the host: ``torch.quantile`` sorts, and stops at 16 million values.
+    """
+    found = np.percentile(values.detach().flatten().cpu().double().numpy(), at)
+    return torch.from_numpy(found).to(values.device)
+
+
+def _groups(who: str, volume: Tensor, mask: Tensor | None, over: Over) -> tuple[Tensor, Tensor]:
+    """What shares its statistics as rows, (G, N) float64, and which of its voxels count."""
+    if not isinstance(volume, Tensor) or volume.is_complex() or volume.dtype == torch.bool:
+        kind = volume.dtype if isinstance(volume, Tensor) else type(volume).__name__
+        raise TypeError(f"{who}: volume must be a real tensor, not bool; got {kind}")
+    if volume.dim() < 3:
+        raise ValueError(f"{who}: volume must be (C, *S); got {tuple(volume.shape)}")
+    if over not in ("volume", "slice"):
+        raise ValueError(f"{who}: over must be one of volume, slice; got {over!r}")
+    if mask is not None and mask.shape != volume.shape[1:]:
+        raise ValueError(
+            f"{who}: mask must be {tuple(volume.shape[1:])}, the space axes of volume; "
+            f"got {tuple(mask.shape)}"
+        )
+    inside = torch.ones_like(volume, dtype=torch.bool)
+    if mask is not None:
+        inside &= mask != 0
+    if over == "slice":
+        volume, inside = volume.movedim(-1, 1), inside.movedim(-1, 1)
+    rows = volume.shape[0] if over == "volume" else volume.shape[:2].numel()
+    return volume.reshape(rows, -1).double(), inside.reshape(rows, -1)
+
+
+def _ungroup(groups: Tensor, volume: Tensor, over: Over) -> Tensor:
+    groups = groups.to(torch.float64 if volume.dtype == torch.float64 else torch.float32)
+    if over == "volume":
+        return groups.view(volume.shape)
+    return groups.view(volume.movedim(-1, 1).shape).movedim(1, -1).contiguous()

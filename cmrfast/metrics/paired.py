@@ -1,0 +1,77 @@
+"""Two methods on the same cases: the paired t-test."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class PairedTest(NamedTuple):
+    """Student's paired two-sided t-test; NaN where it is not defined."""
+
+    t: float
+    p: float
+    cases: int
+
+
+def paired_t_test(first: Tensor | Sequence[float], second: Tensor | Sequence[float]) -> PairedTest:
+    """Whether two measurements of the same cases differ in their mean.
+
+    Args:
+        first: (N,) values; a case with NaN in either is left out.
+        second: (N,) values of the same cases.
+
+    Returns:
+        t of first - second, two-sided p, and how many cases entered. Fewer than two, or
+        differences that are all 0, give NaN.
+
+    Example:
+        >>> paired_t_test([3.0, 4.0, 6.0, 5.0], [1.0, 3.0, 3.0, 4.0]).cases
+        4
+    """
+    a, b = (torch.as_tensor(x, dtype=torch.float64).cpu() for x in (first, second))
+    if a.dim() != 1 or a.shape != b.shape:
+        raise ValueError(
+            "paired_t_test: first and second must be (N,) values of the same cases; "
+            f"got {tuple(a.shape)} and {tuple(b.shape)}"
+        )
+    apart = (a - b)[~(a.isnan() | b.isnan())]
+    n = len(apart)
+    if n < 2:
+        return PairedTest(math.nan, math.nan, n)
+    mean, error = apart.mean().item(), apart.std().item() / math.sqrt(n)
+    if error == 0:
+        t = math.copysign(math.inf, mean) if mean else math.nan
+        return PairedTest(t, 0.0 if mean else math.nan, n)
+    t = mean / error
+    return PairedTest(t, student_p(t, n - 1), n)
+
+
+def student_p(t: float, freedom: int) -> float:
+    """Two-sided tail of Student's t: I_x(freedom/2, 1/2) at x = freedom / (freedom + t²)."""
+    x, rest = freedom / (freedom + t * t), t * t / (freedom + t * t)
+    if x == 0:
+        return 0.0
+    a, b = freedom / 2, 0.5
+    if x < (a + 1) / (a + b + 2):  # where the fraction converges fast
+        return _beta_fraction(a, b, x, rest)
+    return 1 - _beta_fraction(b, a, rest, x) if rest else 1.0
+
+
+def _beta_fraction(a: float, b: float, x: float, rest: float) -> float:
+    """Regularised incomplete beta function by its continued fraction; rest = 1 - x, not rounded."""
+    scale = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
+    scale += a * math.log(x) + b * math.log(rest)
+    c, d = 1.0, 1 / (1 - (a + b) * x / (a + 1))
+    value, m = d, 1
+    while True:
+        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        for term in (even, odd):
+            d, c = 1 / (1 + term * d), 1 + term / c
+            value *= c * d
+        if abs(c * d - 1) < 1e-15 or m > 10_000:
+            return math.exp(scale) * value / a
+        m += 1

@@ -1,0 +1,125 @@
+"""Prepared volumes kept on disk: made once, found by what they were made from, mapped not read."""
+
+import contextlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import blake2b
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+Tensors = dict[str, Tensor]
+
+_ABANDONED_S = 24 * 3600.0  # a temporary file this old was left by a process that died
+
+
+class Cache:
+    """Tensors by the content of the files and the options they were made from.
+
+    An entry is one safetensors file, written beside its place and renamed, so that processes may
+    share the folder: at worst two make the same entry. The key holds the bytes of every source
+    file, so an entry is never stale; changed sources or options are another entry. Loaded tensors
+    are mapped: memory is used, and disk read, as voxels are touched.
+
+    Args:
+        root: folder of the entries; made where missing.
+        limit_bytes: entries used longest ago are removed beyond this.
+
+    Example:
+        >>> import tempfile, torch
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> source = folder / "image.bin"
+        >>> _ = source.write_bytes(b"voxels")
+        >>> cache = Cache(folder / "cache")
+        >>> made = cache.tensors([source], {"spacing_mm": 0.8}, lambda: {"a": torch.ones(2)})
+        >>> again = cache.tensors([source], {"spacing_mm": 0.8}, lambda: {})  # not called
+        >>> torch.equal(made["a"], again["a"])
+        True
+    """
+
+    def __init__(self, root: str | os.PathLike[str], *, limit_bytes: int = 20 << 30) -> None:
+        if limit_bytes < 1:
+            raise ValueError(f"Cache: limit_bytes must be >= 1; got {limit_bytes}")
+        self.root, self.limit_bytes = Path(root), limit_bytes
+        self.root.mkdir(parents=True, exist_ok=True)
+        self._digests: dict[tuple[str, int, int, int], bytes] = {}
+
+    def tensors(
+        self,
+        sources: Sequence[str | os.PathLike[str]],
+        options: Mapping[str, object],
+        make: Callable[[], Tensors],
+    ) -> Tensors:
+        """What ``make`` gives, from the cache where it is there.
+
+        Args:
+            sources: files that the result depends on; their content counts, not their names.
+            options: everything else it depends on, a version of the preparation included; must be
+                JSON.
+            make: makes it; called only where no whole entry is found.
+        """
+        entry = self.root / f"{self._key(sources, options)}.safetensors"
+        with contextlib.suppress(FileNotFoundError, SafetensorError):  # a damaged one is made anew
+            found = load_file(entry)
+            with contextlib.suppress(OSError):
+                os.utime(entry)
+            return found
+        made = {name: tensor.detach().cpu().contiguous() for name, tensor in make().items()}
+        self._write(entry, made)
+        self._trim(keep=entry)
+        return made
+
+    def _key(self, sources: Sequence[str | os.PathLike[str]], options: Mapping[str, object]) -> str:
+        try:
+            text = json.dumps(options, sort_keys=True)
+        except TypeError as error:
+            raise TypeError(f"Cache: options must be JSON; {error}") from None
+        key = blake2b(text.encode(), digest_size=20)
+        for source in sources:
+            key.update(self._digest(Path(source)))
+        return key.hexdigest()
+
+    def _digest(self, path: Path) -> bytes:
+        status = path.stat()
+        known = (str(path.resolve()), status.st_ino, status.st_size, status.st_mtime_ns)
+        if known not in self._digests:
+            with path.open("rb") as file:
+                digest = blake2b(digest_size=20)
+                while chunk := file.read(1 << 20):
+                    digest.update(chunk)
+            self._digests[known] = digest.digest()
+        return self._digests[known]
+
+    def _write(self, entry: Path, tensors: Tensors) -> None:
+        handle, name = tempfile.mkstemp(dir=self.root, suffix=".making")
+        os.close(handle)
+        try:
+            save_file(tensors, name)
+            with open(name, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(name, entry)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+    def _trim(self, keep: Path) -> None:
+        entries: list[tuple[float, int, Path]] = []
+        for path in self.root.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # another process trims as well
+                status = path.stat()
+                if path.suffix == ".making" and time.time() - status.st_mtime > _ABANDONED_S:
+                    path.unlink()
+                elif path.suffix == ".safetensors":
+                    entries.append((status.st_mtime, status.st_size, path))
+        total = sum(size for _, size, _ in entries)
+        for _, size, path in sorted(entries):
+            if total <= self.limit_bytes:
+                return
+            if path != keep:
+                path.unlink(missing_ok=True)
+                total -= size

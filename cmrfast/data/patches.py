@@ -1,0 +1,133 @@
+"""Which patches an epoch is made of: samplers that are functions of (seed, epoch, sample)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cmrfast.data.draws import order, uniforms
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Where patches are cut: arguments of ``extract_patches``.
+
+    Args:
+        volume_index: (P,) int64.
+        start_vox: (P, d) int64; patches may stick out of the volume.
+    """
+
+    volume_index: Tensor
+    start_vox: Tensor
+
+
+class LesionSampler:
+    """Patches around lesions and elsewhere in the brain, as new lesions are learned from.
+
+    A sample is of a random patient. Where the patient has target voxels, then with probability
+    ``on_target`` the patch holds one: it is centred on a random one and moved by a random offset
+    that keeps it inside. Else it is centred on a random voxel of the region.
+
+    Args:
+        targets: (*S) mask of each patient, nonzero at target voxels.
+        regions: (*S) mask of each patient, nonzero where patches may be centred.
+        size: of a patch, one entry per space axis.
+        on_target: probability of a patch with a target voxel.
+        per_patient: samples of an epoch per patient.
+        seed: of all draws.
+
+    Example:
+        >>> region = torch.ones(40, 40, 40, dtype=torch.bool)
+        >>> lesion = torch.zeros_like(region)
+        >>> lesion[10, 20, 30] = True
+        >>> sampler = LesionSampler([lesion], [region], (16, 16, 16), on_target=1.0)
+        >>> start = sampler.windows(epoch=0, samples=torch.arange(100)).start_vox
+        >>> inside = (start <= torch.tensor([10, 20, 30])) & (start > torch.tensor([-6, 4, 14]))
+        >>> bool(inside.all())
+        True
+    """
+
+    def __init__(
+        self,
+        targets: Sequence[Tensor],
+        regions: Sequence[Tensor],
+        size: Sequence[int],
+        *,
+        on_target: float = 0.8,
+        per_patient: int = 872,
+        seed: int = 0,
+    ) -> None:
+        if not targets or len(targets) != len(regions):
+            raise ValueError(
+                "LesionSampler: targets and regions must be one of each per patient; "
+                f"got {len(targets)} and {len(regions)}"
+            )
+        if not 0 <= on_target <= 1:
+            raise ValueError(f"LesionSampler: on_target must be in [0, 1]; got {on_target}")
+        self.size, self.on_target, self.seed = tuple(size), on_target, seed
+        self.count = per_patient * len(targets)
+        self._targets = _Voxels(targets)
+        self._regions = _Voxels(regions)
+        empty = (self._regions.counts == 0).nonzero().flatten().tolist()
+        if empty:
+            raise ValueError(f"LesionSampler: regions must not be empty; patients {empty} are")
+
+    def __len__(self) -> int:
+        """Samples of an epoch."""
+        return self.count
+
+    def windows(self, epoch: int, samples: Tensor) -> Windows:
+        """Where the patches of some samples of an epoch lie.
+
+        Args:
+            epoch: from 0.
+            samples: (P,) integer places in the epoch, from 0.
+        """
+        axes = len(self.size)
+        draw = uniforms(self.seed, epoch, samples, 3 + axes)
+        patient = (draw[:, 0] * len(self._targets.counts)).long()
+        on_target = (draw[:, 1] < self.on_target) & (self._targets.counts[patient] > 0)
+        center = torch.where(
+            on_target[:, None],
+            self._targets.pick(patient, draw[:, 2]),
+            self._regions.pick(patient, draw[:, 2]),
+        )
+        size = torch.tensor(self.size)
+        jitter = (draw[:, 3:] * size).long() - size // 2
+        start = center - size // 2 - torch.where(on_target[:, None], jitter, 0)
+        return Windows(patient, start)
+
+
+class _Voxels:
+    """The nonzero voxels of several masks in one table, to pick from in one step."""
+
+    def __init__(self, masks: Sequence[Tensor]) -> None:
+        found = [mask.nonzero().to(torch.int32) for mask in masks]
+        self.counts = torch.tensor([len(voxels) for voxels in found])
+        self.first = self.counts.cumsum(0) - self.counts
+        self.table = torch.cat((*found, torch.zeros_like(found[0][:1])))
+
+    def pick(self, which: Tensor, draw: Tensor) -> Tensor:
+        """One voxel of mask ``which`` by a number in [0, 1); anything for an empty mask."""
+        at = self.first[which] + (draw * self.counts[which]).long()
+        return self.table[at.clamp(max=len(self.table) - 1)].long()
+
+
+def batches(seed: int, epoch: int, count: int, batch: int, *, drop_last: bool) -> list[Tensor]:
+    """The samples of an epoch, shuffled, as batches of sample numbers.
+
+    Args:
+        seed, epoch: of the shuffle.
+        count: samples of the epoch.
+        batch: samples of a batch; one batch of ``count`` where there are fewer.
+        drop_last: leave out an incomplete last batch, unless it is the only one.
+
+    Example:
+        >>> [len(b) for b in batches(0, 0, 10, 4, drop_last=False)]
+        [4, 4, 2]
+    """
+    if batch < 1:
+        raise ValueError(f"batches: batch must be >= 1; got {batch}")
+    parts = list(order(seed, epoch, count).split(batch))
+    return parts[:-1] if drop_last and len(parts) > 1 and len(parts[-1]) < batch else parts

@@ -45,7 +45,7 @@ def method(name: str) -> ModuleType:
         name: a key of ``MODELS``.
     """
     if name not in MODELS:
-        raise ValueError(f"models: name must be one of {', '.join(MODELS)}; got {name!r}")
+        raise ValueError(f"build: name must be one of {', '.join(MODELS)}; got {name!r}")
     return import_module(f"{__name__}.{name}")
 
 

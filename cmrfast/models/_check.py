@@ -16,16 +16,21 @@ def require_option(model: str, field: str, value: object, options: Sequence[obje
 
 
 def require_images(
-    model: str, *, axes: int = 2, multiple: int = 1, size: int | None = None, **images: Tensor
+    model: str,
+    images: Mapping[str, Tensor],
+    *,
+    axes: int = 2,
+    multiple: int = 1,
+    size: int | None = None,
 ) -> None:
     """Raise unless all images are finite, floating, alike and of a shape that the model takes.
 
     Args:
         model: who asks.
+        images: (B, 1, *S) each, by the name of the argument.
         axes: number of space axes.
         multiple: what every space axis must be divisible by.
         size: length of every space axis, where only one will do.
-        images: (B, 1, *S) each, by the name of the argument.
     """
     space = ", ".join(["S" if size is None else str(size)] * axes)
     first, *others = images

@@ -62,7 +62,9 @@ class Config:
         require_option("adversarial_transfer", "gan", self.gan, get_args(Gan))
         require_option("adversarial_transfer", "disc", self.disc, get_args(Disc))
         if self.g_steps < 1:
-            raise ValueError(f"adversarial_transfer: g_steps must be at least 1; got {self.g_steps}")
+            raise ValueError(
+                f"adversarial_transfer: g_steps must be at least 1; got {self.g_steps}"
+            )
         halved = 2 ** len(self.disc_widths)
         if self.size < halved or self.size % halved:
             raise ValueError(
@@ -125,8 +127,8 @@ class Discriminator(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.size = config.size
-        levels = []
+        self.size, self.classes = config.size, config.classes
+        levels: list[nn.Module] = []
         for a, b in pairwise((config.classes + 1, *config.disc_widths)):
             norm = nn.BatchNorm2d(b, eps=1e-3, momentum=0.01) if levels else nn.Identity()
             conv = _Skipped(a, b) if config.disc == "residual" else nn.Conv2d(a, b, 5, padding=2)
@@ -141,7 +143,11 @@ class Discriminator(nn.Module):
     def forward(self, masks: Tensor, images: Tensor) -> Tensor:
         """Masks or probabilities (B, classes, H, W) and images (B, 1, H, W) to logits (B,)."""
         require_images("adversarial_transfer", {"images": images}, size=self.size)
-        if masks.dim() != 4 or masks.shape[0] != images.shape[0] or masks.shape[2:] != images.shape[2:]:
+        if (
+            masks.dim() != 4
+            or masks.shape[0] != images.shape[0]
+            or masks.shape[2:] != images.shape[2:]
+        ):
             raise ValueError(
                 "adversarial_transfer: masks must be (B, classes, H, W) of the images; "
                 f"got {tuple(masks.shape)} and {tuple(images.shape)}"
@@ -248,3 +254,119 @@ def loss(
     )
     total = config.individual_weight * individual + (1 - config.individual_weight) * transfer
     return {"loss": total, "individual": individual, "transfer": transfer}
+
+
+def step(
+    model: AdversarialTransfer,
+    batch: Mapping[str, Tensor],
+    optimisers: Mapping[str, torch.optim.Optimizer],
+    *,
+    adversarial: bool = True,
+    group: Any = None,
+) -> dict[str, Tensor]:
+    """One iteration of algorithm 1: the generator alone, or the discriminator, then the generator.
+
+    Args:
+        model: in training mode.
+        batch: ``images`` (B, 1, H, W) and ``labels`` (B, H, W); in adversarial steps of variant
+            ``u_a_t`` also ``pseudo_images`` (N, 1, H, W) and ``pseudo_labels`` (N, H, W).
+        optimisers: ``generator`` and, for adversarial steps, ``discriminator``.
+        adversarial: False in the first phase of the algorithm. Variant ``u`` has no other.
+        group: process group whose batches count as one in the segmentation loss.
+
+    Returns:
+        The losses before their updates, detached: those of ``loss``, ``loss`` being the
+        generator's total, and of adversarial steps ``adversarial`` and ``discriminator``.
+    """
+    config, generator = model.config, model.generator
+    require_batch("adversarial_transfer", batch, "images", "labels")
+    if not adversarial or config.variant == "u":
+        parts = loss({"logits": generator(batch["images"])}, batch, config, group=group)
+        _update(optimisers["generator"], parts["loss"])
+        return {name: part.detach() for name, part in parts.items()}
+
+    images, labels = batch["images"], batch["labels"]
+    if config.variant == "u_a_t":
+        require_batch("adversarial_transfer", batch, "pseudo_images", "pseudo_labels")
+        images = torch.cat((images, batch["pseudo_images"]))
+        labels = torch.cat((labels, batch["pseudo_labels"]))
+    shape = (images.shape[0], *images.shape[2:])
+    require_labels("adversarial_transfer", "labels", labels, shape, config.classes)
+
+    # The discriminator's update needs the generator's predictions and leaves the generator as it
+    # is: the same forward pass serves the generator's first update.
+    logits = generator(images)
+    discriminator = _learn_to_tell(model, optimisers["discriminator"], images, labels, logits)
+    for repeat in range(config.g_steps):
+        if repeat:
+            logits = generator(images)
+        with _frozen(model.discriminator):
+            scores = model.discriminator(logits.softmax(1), images)
+        count = batch["images"].shape[0]
+        outputs = {"logits": logits[:count]}
+        if config.variant == "u_a_t":
+            outputs["pseudo_logits"] = logits[count:]
+        parts = loss(outputs, batch, config, group=group)
+        parts["adversarial"] = deceive(scores, config.gan)
+        parts["loss"] = parts["loss"] + config.adversarial_weight * parts["adversarial"]
+        _update(optimisers["generator"], parts["loss"])
+    parts["discriminator"] = discriminator
+    return {name: part.detach() for name, part in parts.items()}
+
+
+def tell_apart(true: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
+    """The discriminator's two losses, of its logits for true and for generated masks (equation 5).
+
+    The equation is the negative of their sum; it is to be maximised.
+    """
+    return F.softplus(-true).mean(), F.softplus(generated).mean()
+
+
+def deceive(generated: Tensor, gan: Gan = "nonsaturating") -> Tensor:
+    """The generator's adversarial loss, of the discriminator's logits for generated masks."""
+    if gan == "minmax":
+        return -F.softplus(generated).mean()
+    return F.softplus(-generated).mean()
+
+
+def _learn_to_tell(
+    model: AdversarialTransfer,
+    optimiser: torch.optim.Optimizer,
+    images: Tensor,
+    labels: Tensor,
+    logits: Tensor,
+) -> Tensor:
+    """Two updates of the discriminator: on true masks, then on predictions. Their losses' sum."""
+    config, discriminator = model.config, model.discriminator
+    true = F.one_hot(labels.long(), config.classes).movedim(-1, 1).to(logits.dtype)
+    total = []
+    for masks, target in ((true, True), (logits.detach().softmax(1), False)):
+        scores = discriminator(masks, images)
+        part = tell_apart(scores, scores)[0 if target else 1]
+        _update(optimiser, part + config.disc_l2 * discriminator.kernels_squared())
+        total.append(part.detach())
+    return total[0] + total[1]
+
+
+def _update(optimiser: torch.optim.Optimizer, objective: Tensor) -> None:
+    optimiser.zero_grad(set_to_none=True)
+    objective.backward()
+    optimiser.step()
+
+
+@contextmanager
+def _frozen(network: nn.Module) -> Iterator[None]:
+    """Let gradients pass through a network, but none into it, and no statistics either."""
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
+    try:
+        for p in parameters:
+            p.requires_grad_(False)
+        for norm in norms:
+            norm.track_running_stats = False  # then it normalises by the batch and stores nothing
+        yield
+    finally:
+        for p in parameters:
+            p.requires_grad_(True)
+        for norm in norms:
+            norm.track_running_stats = True

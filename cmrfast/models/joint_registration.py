@@ -191,7 +191,9 @@ def warp_masks(labels: Tensor, theta: Tensor, classes: int = 4) -> Tensor:
         "joint_registration", "labels", labels, (theta.shape[0], *labels.shape[1:]), classes
     )
     foreground = torch.stack([labels == k for k in range(1, classes)], 1)
-    foreground = affine_sample(foreground.to(torch.promote_types(theta.dtype, torch.float32)), theta)
+    foreground = affine_sample(
+        foreground.to(torch.promote_types(theta.dtype, torch.float32)), theta
+    )
     return torch.cat((1 - foreground.sum(1, keepdim=True), foreground), 1)
 
 

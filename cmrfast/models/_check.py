@@ -44,10 +44,7 @@ def require_images(
             raise ValueError(
                 f"{model}: space axes of {name} must be multiples of {multiple}; got {shape[2:]}"
             )
-        # A sum is finite only if all its terms are; the terms are counted to name the fault.
-        if values_readable(image) and not torch.isfinite(image.detach().sum(dtype=torch.float64)):
-            wrong = int((~image.isfinite()).sum())
-            raise ValueError(f"{model}: {name} must be finite; got {wrong} NaN or infinite values")
+        require_finite(model, name, image)
     for name in others:
         if images[name].shape != images[first].shape:
             raise ValueError(
@@ -55,6 +52,14 @@ def require_images(
                 f"got {tuple(images[first].shape)} and {tuple(images[name].shape)}"
             )
     require_one_device(model, **images)
+
+
+def require_finite(model: str, name: str, image: Tensor) -> None:
+    """Raise if values can be read and one of them is not a finite number."""
+    # A sum is finite only if all its terms are; the terms are counted to name the fault.
+    if values_readable(image) and not torch.isfinite(image.detach().sum(dtype=torch.float64)):
+        wrong = int((~image.isfinite()).sum())
+        raise ValueError(f"{model}: {name} must be finite; got {wrong} NaN or infinite values")
 
 
 def require_batch(model: str, batch: Mapping[str, Tensor], *names: str) -> None:

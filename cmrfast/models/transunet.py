@@ -1,4 +1,4 @@
-"""TransUNet R50-ViT-B/16: a ResNet whose last map goes through a transformer, and a U-shaped decoder.
+"""TransUNet R50-ViT-B/16: a ResNet, a transformer on its last map, and a U-shaped decoder.
 
 Chen, Lu, Yu, Luo, Adeli, Wang, Lu, Yuille, Zhou: TransUNet: Transformers Make Strong Encoders for
 Medical Image Segmentation (2021), arXiv:2102.04306. The backbone of ``joint_scar``.
@@ -158,7 +158,8 @@ class Layer(nn.Module):
         attended = F.scaled_dot_product_attention(query, key, value)
         x = x + self.out(attended.transpose(1, 2).flatten(2))
         y = self.dropout(F.gelu(self.expand(self.norm2(x))))
-        return x + self.dropout(self.contract(y))
+        out: Tensor = x + self.dropout(self.contract(y))
+        return out
 
 
 class Encoder(nn.Module):
@@ -193,7 +194,8 @@ class Up(nn.Module):
     def forward(self, x: Tensor, *skip: Tensor) -> Tensor:
         """(B, channels_in, H, W) to (B, channels_out, 2H, 2W)."""
         x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
-        return self.conv2(self.conv1(torch.cat((x, *skip), 1)))
+        out: Tensor = self.conv2(self.conv1(torch.cat((x, *skip), 1)))
+        return out
 
 
 class Decoder(nn.Module):

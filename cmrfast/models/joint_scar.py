@@ -1,6 +1,6 @@
 """Myocardium and its scar in LGE images: two networks trained as one.
 
-Xing, Wu, Bilchick, Patel, Zhang: Joint Deep Learning for Improved Myocardial Scar Detection from
+Xing, Wang, Bilchick, Patel, Zhang: Joint Deep Learning for Improved Myocardial Scar Detection from
 Cardiac MRI (2022), arXiv:2211.06247.
 
 In: LGE slices scaled to [0, 1]. Out: logits of two classes, background and foreground, for
@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor, nn
 
 from cmrfast.losses import dice_ce_loss

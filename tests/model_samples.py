@@ -39,6 +39,11 @@ def images(*names: str) -> Callable[[int, int], Tensors]:
     return lambda count, side: {name: torch.randn(count, 1, side, side) for name in names}
 
 
+def volumes(*names: str) -> Callable[[int, int], Tensors]:
+    """Random volumes (B, 1, side, side, side) under each name."""
+    return lambda count, side: {name: torch.randn(count, 1, side, side, side) for name in names}
+
+
 def labels(side: int, count: int, classes: int) -> torch.Tensor:
     """Discs in discs, moved a little from sample to sample: (B, side, side)."""
     at = torch.arange(side) - side / 2
@@ -68,6 +73,48 @@ SAMPLES: dict[str, Sample] = {
         },
         small=lambda _: {"widths": (4, 6, 8), "head_grid": 4, "hidden": 8},
         variants=[{}, {"fusion": "image"}],
+    ),
+    "joint_scar": Sample(
+        inputs=images("images"),
+        batch=lambda count, side: {
+            "myocardium": labels(side, count, 2),
+            "scar": labels(side, count, 2).roll(3, -1),
+        },
+        shapes=lambda count, side: {
+            "myocardium": (count, 2, side, side),
+            "scar": (count, 2, side, side),
+        },
+        small=lambda side: {
+            "image": side,
+            "root": 32,
+            "units": (1, 2, 1),
+            "width": 32,
+            "depth": 2,
+            "heads": 4,
+            "hidden": 48,
+            "decoder": (16, 16, 8, 8, 8),
+        },
+        variants=[
+            {},
+            {"detach_mask": True},
+            {"variant": "two_step"},
+            {"variant": "direct"},
+            {"variant": "mtl"},
+        ],
+        sides=(32, 64),
+    ),
+    "new_lesions": Sample(
+        inputs=volumes("earlier", "later"),
+        batch=lambda count, side: {
+            "masks": torch.stack([labels(side, count, 2).roll(r, -1) for r in range(5)], 1)[
+                ..., None
+            ].expand(-1, -1, -1, -1, side)
+        },
+        shapes=lambda count, side: {"logits": (count, 5, side, side, side)},
+        small=lambda _: {},
+        variants=[{}, {"aux_weight": 0.5}, {"preset": "b"}, {"preset": "b", "aux_weight": 0.5}],
+        sides=(16, 24),
+        wrong_side=20,
     ),
     "adversarial_transfer": Sample(
         inputs=images("images", "pseudo_images"),

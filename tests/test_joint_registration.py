@@ -121,15 +121,11 @@ def test_the_loss_is_least_at_the_true_shift():
     )
 
 
-def test_theta_descends_to_the_shift():
-    batch = {"cine_labels": discs(), "lge_labels": discs(shift=4)}
-    theta = IDENTITY[None].clone().requires_grad_()
-    optimiser = torch.optim.Adam([theta], 0.005)
-    for _ in range(150):
-        optimiser.zero_grad()
-        loss({"theta": theta}, batch)["loss"].backward()
-        optimiser.step()
-    assert (theta.detach() - torch.tensor([[1, 0, 0.125], [0, 1, 0]])).abs().max() < 0.03
+def test_gradient_in_theta():
+    batch = {"cine_labels": discs(16), "lge_labels": discs(16, shift=2)}
+    torch.manual_seed(0)
+    theta = (IDENTITY + 0.1 * torch.randn(1, 2, 3)).double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda t: loss({"theta": t}, batch)["loss"], theta)
 
 
 def test_gradients_of_registration_reach_the_shared_encoder():

@@ -129,10 +129,11 @@ def test_loss_anchors():
 def test_pairing_goes_from_t1_to_lge():
     t1 = torch.eye(4, 8)
     lge = t1.clone()
-    lge[1] = lge[0]  # two LGE patches alike: T1 patches 0 and 1 cannot tell or find theirs
-    wanted = (math.log(2) + 1 / 0.07 + math.log(2)) / 4
-    assert parts(t1, lge)["pairing"].item() == pytest.approx(wanted, rel=0.1)
-    assert parts(t1, lge)["pairing"].item() != pytest.approx(parts(lge, t1)["pairing"].item())
+    lge[1] = lge[0]  # T1 patch 0 finds two alike, T1 patch 1 finds none
+    forth = (math.log(2) + math.log(4)) / 4
+    back = math.log1p(math.exp(1 / 0.07)) / 4  # LGE patch 1 finds T1 patch 0
+    assert parts(t1, lge)["pairing"].item() == pytest.approx(forth, abs=1e-5)
+    assert parts(lge, t1)["pairing"].item() == pytest.approx(back, abs=1e-5)
 
 
 def test_gradients_reach_where_they_should():

@@ -143,14 +143,10 @@ class Discriminator(nn.Module):
     def forward(self, masks: Tensor, images: Tensor) -> Tensor:
         """Masks or probabilities (B, classes, H, W) and images (B, 1, H, W) to logits (B,)."""
         require_images("adversarial_transfer", {"images": images}, size=self.size)
-        if (
-            masks.dim() != 4
-            or masks.shape[0] != images.shape[0]
-            or masks.shape[2:] != images.shape[2:]
-        ):
+        wanted = (images.shape[0], self.classes, *images.shape[2:])
+        if tuple(masks.shape) != wanted:
             raise ValueError(
-                "adversarial_transfer: masks must be (B, classes, H, W) of the images; "
-                f"got {tuple(masks.shape)} and {tuple(images.shape)}"
+                f"adversarial_transfer: masks must be {wanted}; got {tuple(masks.shape)}"
             )
         x = self.levels(torch.cat((masks, images), 1))  # (B, width, H / 16, W / 16)
         logits: Tensor = self.head(x.flatten(1)).squeeze(1)

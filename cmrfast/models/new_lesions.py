@@ -20,6 +20,7 @@ literally every convolution. Ours are further:
   paper's words on deep supervision.
 """
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -27,6 +28,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from cmrfast.losses import batch_dice_loss
 from cmrfast.models._check import require_batch, require_images, require_option
@@ -69,7 +71,7 @@ class ConvNorm(nn.Module):
     def __init__(self, channels_in: int, channels_out: int, *, active: bool = True) -> None:
         super().__init__()
         self.conv = nn.Conv3d(channels_in, channels_out, 3, padding=1)
-        self.norm = nn.BatchNorm3d(channels_out)
+        self.norm: nn.Module = nn.BatchNorm3d(channels_out)
         self.active = active
 
     def forward(self, x: Tensor) -> Tensor:
@@ -183,6 +185,8 @@ class NewLesions(nn.Module):
         self.config = config = config or Config()
         self.segmentation = SegmentationBlock(config)
         self.refinement = RefinementBlock(config)
+        # With so few channels a CPU is near twice as fast when they lie side by side.
+        self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
     def forward(self, earlier: Tensor, later: Tensor) -> dict[str, Tensor]:
         """Segment what is new in the later volume.
@@ -203,6 +207,23 @@ class NewLesions(nn.Module):
         if self.config.aux_weight:
             outputs["maps"] = second
         return outputs
+
+
+def fold(model: NewLesions) -> NewLesions:
+    """The same network for inference alone, batch norms folded into the convolutions before them.
+
+    Args:
+        model: trained; it is left as it is.
+
+    Returns:
+        A copy in evaluation mode, without gradients; its results differ by rounding.
+    """
+    folded = copy.deepcopy(model).eval().requires_grad_(False)
+    for module in folded.modules():
+        if isinstance(module, ConvNorm) and isinstance(module.norm, nn.BatchNorm3d):
+            module.conv = fuse_conv_bn_eval(module.conv, module.norm)
+            module.norm = nn.Identity()
+    return folded
 
 
 def loss(

@@ -127,9 +127,14 @@ def joint_scar_loss(logits: Tensor, target: Tensor, *, group: Any = None) -> Ten
 
 
 def dual_loss(
-    pred: Tensor, target: Tensor, *, activation: Activation = "softmax", group: Any = None
+    pred: Tensor,
+    target: Tensor,
+    *,
+    activation: Activation = "softmax",
+    alpha: float = 0.5,
+    group: Any = None,
 ) -> Tensor:
-    """Half cross entropy, half Dice of the foreground classes over the batch.
+    """alpha · cross entropy + (1 - alpha) · Dice loss of the foreground classes over the batch.
 
     The loss of ``joint_registration``: of logits, and with ``activation="none"`` of warped masks.
 
@@ -137,6 +142,7 @@ def dual_loss(
         pred: (B, 4, H, W), logits or probabilities.
         target: labels (B, H, W) or masks (B, 4, H, W).
         activation: ``softmax``, or ``none`` for probabilities.
+        alpha: share of the cross entropy.
         group: process group to sum over.
 
     Returns:
@@ -146,8 +152,8 @@ def dual_loss(
         pred,
         target,
         activation=activation,
-        ce_weight=0.5,
-        dice_weight=0.5,
+        ce_weight=alpha,
+        dice_weight=1 - alpha,
         over="batch",
         smooth=1e-5,
         group=group,

@@ -1,0 +1,84 @@
+"""What the models ask of their arguments, in one wording."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from cmrfast.ops._check import kind, require_floating, require_one_device, values_readable
+
+
+def require_option(model: str, field: str, value: object, options: Sequence[object]) -> None:
+    """Raise unless a field of a Config has one of the values it may have."""
+    if value not in options:
+        names = ", ".join(map(str, options))
+        raise ValueError(f"{model}: {field} must be one of {names}; got {value!r}")
+
+
+def require_images(
+    model: str,
+    images: Mapping[str, Tensor],
+    *,
+    axes: int = 2,
+    multiple: int = 1,
+    size: int | None = None,
+) -> None:
+    """Raise unless all images are finite, floating, alike and of a shape that the model takes.
+
+    Args:
+        model: who asks.
+        images: (B, 1, *S) each, by the name of the argument.
+        axes: number of space axes.
+        multiple: what every space axis must be divisible by.
+        size: length of every space axis, where only one will do.
+    """
+    space = ", ".join(["S" if size is None else str(size)] * axes)
+    first, *others = images
+    for name, image in images.items():
+        require_floating(model, name, image)
+        shape = tuple(image.shape)
+        fits = len(shape) == axes + 2 and shape[1] == 1
+        if not fits or (size is not None and shape[2:] != (size,) * axes):
+            raise ValueError(f"{model}: {name} must be (B, 1, {space}); got {shape}")
+        if any(n < multiple or n % multiple for n in shape[2:]):
+            raise ValueError(
+                f"{model}: space axes of {name} must be multiples of {multiple}; got {shape[2:]}"
+            )
+        require_finite(model, name, image)
+    for name in others:
+        if images[name].shape != images[first].shape:
+            raise ValueError(
+                f"{model}: {first} and {name} must have one shape; "
+                f"got {tuple(images[first].shape)} and {tuple(images[name].shape)}"
+            )
+    require_one_device(model, **images)
+
+
+def require_finite(model: str, name: str, image: Tensor) -> None:
+    """Raise if values can be read and one of them is not a finite number."""
+    # A sum is finite only if all its terms are; the terms are counted to name the fault.
+    if values_readable(image) and not torch.isfinite(image.detach().sum(dtype=torch.float64)):
+        wrong = int((~image.isfinite()).sum())
+        raise ValueError(f"{model}: {name} must be finite; got {wrong} NaN or infinite values")
+
+
+def require_batch(model: str, batch: Mapping[str, Tensor], *names: str) -> None:
+    """Raise unless the batch holds what the loss needs."""
+    missing = [name for name in names if name not in batch]
+    if missing:
+        got = ", ".join(sorted(batch)) or "nothing"
+        raise ValueError(f"{model}: batch must hold {', '.join(names)}; got {got}")
+
+
+def require_labels(model: str, name: str, labels: Tensor, shape: Sequence[int], k: int) -> None:
+    """Raise unless labels are integers 0 to k - 1 of the given shape."""
+    if labels.is_floating_point() or labels.is_complex():
+        raise TypeError(f"{model}: {name} must be integers; got {kind(labels)}")
+    if tuple(labels.shape) != tuple(shape):
+        raise ValueError(f"{model}: {name} must be {tuple(shape)}; got {tuple(labels.shape)}")
+    if values_readable(labels) and labels.numel():
+        low, high = (int(v) for v in labels.aminmax())
+        if low < 0 or high >= k:
+            raise ValueError(
+                f"{model}: {name} must be 0 to {k - 1}; got values from {low} to {high}"
+            )

@@ -1,0 +1,34 @@
+"""Blocks that two or more of the papers share with identical maths."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class ConvNormReLU(nn.Module):
+    """Convolution without bias, batch norm, ReLU; keeps the image size.
+
+    Args:
+        channels_in: of the input.
+        channels_out: of the output.
+        kernel: odd side of the kernel.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, kernel: int = 3) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels_in, channels_out, kernel, padding=kernel // 2, bias=False)
+        self.norm = nn.BatchNorm2d(channels_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels_in, H, W) to (B, channels_out, H, W)."""
+        return F.relu(self.norm(self.conv(x)), inplace=True)
+
+
+@torch.no_grad()
+def init_glorot(module: nn.Module) -> None:
+    """Glorot-uniform weights and zero biases in every convolution and linear layer within."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

@@ -1,0 +1,261 @@
+"""New MS lesions between two FLAIR volumes: one small block on both, then a comparison of its maps.
+
+Fenneteau, Bourdon, Helbert, Fernandez-Maloigne, Habas, Guillevin: Siamese convolutional neural
+network for new multiple sclerosis lesion segmentation (2021), MSSEG-2 challenge, hal-03359032.
+
+In: patches of the earlier and the later volume. Out: logits of five maps of new lesions, the
+consensus and raters 1 to 4.
+
+**A reconstruction, not the authors' network.** The paper gives 40,465 parameters, 28 convolutions
+and a description, but no layer table. Of some 18 million layouts that fit the description 14 meet
+both totals; ``preset`` a is the one that fits the text best, b the one with batch norm behind
+literally every convolution. Ours are further:
+
+- Leaky ReLU 0.01, dropout 0.3 of whole channels, nearest-neighbour upsampling, and the sigmoid
+  that maps go through before they are compared.
+- Both time points go through the block in one pass: in training, batch norm's statistics are
+  those of both together.
+- Only the five last maps are supervised, because the labels say nothing of one time point. With
+  ``aux_weight`` the maps of the later one are held against the new lesions as well, for the
+  paper's words on deep supervision.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from cmrfast.losses import batch_dice_loss
+from cmrfast.models._check import require_batch, require_images, require_option
+
+Preset = Literal["a", "b"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """P: the paper, with its section; D: our decision."""
+
+    preset: Preset = "a"  # D: of the layouts that meet P's totals
+    dropout: float = 0.3  # D; P 1.2 has it in every block
+    aux_weight: float = 0.0  # D: of the later time point's own maps in the loss
+
+    def __post_init__(self) -> None:
+        require_option("new_lesions", "preset", self.preset, get_args(Preset))
+        if self.aux_weight < 0:
+            raise ValueError(f"new_lesions: aux_weight must be >= 0; got {self.aux_weight}")
+
+    @property
+    def widths(self) -> tuple[int, int, int, int]:
+        """Channels of the four levels."""
+        return (3, 5, 7, 9) if self.preset == "a" else (3, 6, 9, 12)
+
+    @property
+    def maps(self) -> int:
+        """Maps that each of the three decoders makes of one time point."""
+        return 1 if self.preset == "a" else 5
+
+    @property
+    def refinement(self) -> int:
+        """Channels of the refinement block."""
+        return 14 if self.preset == "a" else 5
+
+
+class ConvNorm(nn.Module):
+    """3³ convolution, batch norm, and leaky ReLU where asked for."""
+
+    def __init__(self, channels_in: int, channels_out: int, *, active: bool = True) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(channels_in, channels_out, 3, padding=1)
+        self.norm: nn.Module = nn.BatchNorm3d(channels_out)
+        self.active = active
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels_in, D, H, W) to (B, channels_out, D, H, W)."""
+        x = self.norm(self.conv(x))
+        return F.leaky_relu(x, inplace=True) if self.active else x
+
+
+class Node(nn.Module):
+    """Two convolutions with dropout between them: X(i, j) of the figure of U-Net++."""
+
+    def __init__(self, channels_in: int, channels: int, dropout: float) -> None:
+        super().__init__()
+        self.first = ConvNorm(channels_in, channels)
+        self.dropout = nn.Dropout3d(dropout)
+        self.second: nn.Module = ConvNorm(channels, channels)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, channels_in, D, H, W) to the results of both convolutions."""
+        x = self.first(x)
+        return x, self.second(self.dropout(x))
+
+
+class Projection(nn.Module):
+    """The step up from a level: one convolution for all columns, batch norm, twice the size."""
+
+    def __init__(self, channels_in: int, channels: int, norms: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(channels_in, channels, 3, padding=1)
+        self.norms = nn.ModuleList(nn.BatchNorm3d(channels) for _ in range(norms))
+
+    def forward(self, x: Tensor, column: int) -> Tensor:
+        """(B, channels_in, D, H, W) to (B, channels, 2D, 2H, 2W), for a column from 1."""
+        x = self.norms[min(column, len(self.norms)) - 1](self.conv(x))
+        return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+class SegmentationBlock(nn.Module):
+    """U-Net++ of four levels and three decoders, the same for both time points."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        widths, last = config.widths, len(config.widths) - 1
+        self.nodes = nn.ModuleDict()
+        for j in range(last + 1):
+            for i in range(last + 1 - j):
+                before = (j + 1) * widths[i] if j else ((1, *widths)[i])
+                node = Node(before, widths[i], config.dropout)
+                if i == 0 and j:  # a decoder ends here: its second convolution makes the maps
+                    node.second = (
+                        nn.Conv3d(widths[0], config.maps, 3, padding=1)
+                        if config.preset == "a"
+                        else ConvNorm(widths[0], config.maps, active=False)
+                    )
+                self.nodes[f"{i}{j}"] = node
+        self.projections = nn.ModuleList(
+            Projection(widths[i + 1], widths[i], last - i if config.preset == "a" else 1)
+            for i in range(last)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 1, D, H, W) to the decoders' maps (B, 3 · maps, D, H, W), logits."""
+        levels = len(self.projections) + 1
+        rows: list[list[Tensor]] = []  # of level i: what columns 0, 1, … hand on
+        for i in range(levels):
+            x = self.nodes[f"{i}0"](F.max_pool3d(x, 2) if i else x)[1]
+            rows.append([x])  # (B, widths[i], D / 2^i, H / 2^i, W / 2^i)
+        maps = []
+        for j in range(1, levels):
+            for i in reversed(range(levels - j)):
+                up = self.projections[i](rows[i + 1][j - 1], j)
+                first, second = self.nodes[f"{i}{j}"](torch.cat((*rows[i], up), 1))
+                rows[i].append(second if i else first)
+            maps.append(second)  # of level 0, the last of its column
+        return torch.cat(maps, 1)
+
+
+class RefinementBlock(nn.Module):
+    """Compares the maps of both time points."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        width = config.refinement
+        self.dropout = nn.Dropout3d(config.dropout)
+        self.convs = nn.Sequential(
+            ConvNorm(2 * 3 * config.maps, width), *(ConvNorm(width, width) for _ in range(3))
+        )
+        self.out = nn.Conv3d(width, 5, 1)
+        self.norm = nn.BatchNorm3d(5) if config.preset == "b" else nn.Identity()
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Maps of both time points (B, 2 · 3 · maps, D, H, W) to logits (B, 5, D, H, W)."""
+        logits: Tensor = self.norm(self.out(self.convs(self.dropout(maps))))
+        return logits
+
+
+class NewLesions(nn.Module):
+    """The Siamese network: a segmentation block on both time points, then refinement.
+
+    Example:
+        >>> model = NewLesions().eval()
+        >>> sum(p.numel() for p in model.parameters())
+        40465
+        >>> flair = torch.zeros(2, 1, 16, 16, 24)
+        >>> tuple(model(flair, flair)["logits"].shape)
+        (2, 5, 16, 16, 24)
+    """
+
+    def __init__(self, config: Config | None = None) -> None:
+        super().__init__()
+        self.config = config = config or Config()
+        self.segmentation = SegmentationBlock(config)
+        self.refinement = RefinementBlock(config)
+        # With so few channels a CPU is near twice as fast when they lie side by side.
+        self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+
+    def forward(self, earlier: Tensor, later: Tensor) -> dict[str, Tensor]:
+        """Segment what is new in the later volume.
+
+        Args:
+            earlier: (B, 1, D, H, W), every axis a multiple of 8.
+            later: the same.
+
+        Returns:
+            ``logits`` (B, 5, D, H, W), the consensus and raters 1 to 4; with ``aux_weight`` also
+            ``maps`` (B, 3 · maps, D, H, W), the logits of the later time point's decoders.
+        """
+        given = {"earlier": earlier, "later": later}
+        require_images("new_lesions", given, axes=3, multiple=8)
+        maps = self.segmentation(torch.cat((earlier, later)))  # (2B, 3 · maps, D, H, W)
+        first, second = maps.chunk(2)
+        outputs = {"logits": self.refinement(torch.cat((first, second), 1).sigmoid())}
+        if self.config.aux_weight:
+            outputs["maps"] = second
+        return outputs
+
+
+def fold(model: NewLesions) -> NewLesions:
+    """The same network for inference alone, batch norms folded into the convolutions before them.
+
+    Args:
+        model: trained; it is left as it is.
+
+    Returns:
+        A copy in evaluation mode, without gradients; its results differ by rounding.
+    """
+    folded = copy.deepcopy(model).eval().requires_grad_(False)
+    for module in folded.modules():
+        if isinstance(module, ConvNorm) and isinstance(module.norm, nn.BatchNorm3d):
+            module.conv = fuse_conv_bn_eval(module.conv, module.norm)
+            module.norm = nn.Identity()
+    return folded
+
+
+def loss(
+    outputs: Mapping[str, Tensor],
+    batch: Mapping[str, Tensor],
+    config: Config | None = None,
+    *,
+    group: Any = None,
+) -> dict[str, Tensor]:
+    """Dice of the whole batch as one ratio, negative (equation 1).
+
+    Args:
+        outputs: of the model.
+        batch: ``masks`` (B, 5, D, H, W), 0 or 1: the consensus and raters 1 to 4.
+        config: of the model; default as published.
+        group: process group to sum over.
+
+    Returns:
+        ``loss``, ``final`` and, with ``aux_weight``, ``aux``: each decoder's maps against the
+        same masks (one map: against the consensus).
+    """
+    config = config or Config()
+    require_batch("new_lesions", batch, "masks")
+    logits, masks = outputs["logits"], batch["masks"]
+    if masks.shape != logits.shape:
+        raise ValueError(
+            f"new_lesions: masks must be {tuple(logits.shape)}; got {tuple(masks.shape)}"
+        )
+    final = batch_dice_loss(logits, masks, group=group)
+    if "maps" not in outputs:
+        return {"loss": final, "final": final}
+    aux = batch_dice_loss(
+        outputs["maps"], masks[:, : config.maps].repeat(1, 3, 1, 1, 1), group=group
+    )
+    return {"loss": final + config.aux_weight * aux, "final": final, "aux": aux}

@@ -1,0 +1,297 @@
+"""TransUNet R50-ViT-B/16: a ResNet, a transformer on its last map, and a U-shaped decoder.
+
+Chen, Lu, Yu, Luo, Adeli, Wang, Lu, Yuille, Zhou: TransUNet: Transformers Make Strong Encoders for
+Medical Image Segmentation (2021), arXiv:2102.04306. The backbone of ``joint_scar``.
+
+In: images (B, 1, H, W), or of three channels. Out: logits (B, K, H, W).
+
+The network is that of the authors' code, to rounding. An image of one channel is not repeated to
+three: the root convolution adds up its kernel over the channels instead, which is the same sum.
+``transunet_weights`` reads the public weights.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cmrfast.models._check import require_finite
+from cmrfast.models.blocks import ConvNormReLU
+from cmrfast.ops._check import require_floating
+
+
+@dataclass(frozen=True)
+class Config:
+    """C: the authors' code of R50-ViT-B/16; widths may shrink for studies and tests."""
+
+    image: int = 224  # P 4.2: side in pixels, a multiple of 16
+    classes: int = 2  # K
+    skips: int = 3  # P 4.4: of the three skips, how many the decoder reads, coarsest first
+    dropout: float = 0.1  # C: behind positions and in the MLP; attention has none
+    root: int = 64  # C: channels behind the first convolution, a multiple of 32
+    units: tuple[int, int, int] = (3, 4, 9)  # C: bottlenecks of the three blocks
+    width: int = 768  # C: of a token
+    depth: int = 12  # C: transformer layers
+    heads: int = 12  # C
+    hidden: int = 3072  # C: of the MLP
+    decoder: tuple[int, int, int, int, int] = (512, 256, 128, 64, 16)  # C
+
+    def __post_init__(self) -> None:
+        for name, value, step in (("image", self.image, 16), ("root", self.root, 32)):
+            if value < 32 or value % step:
+                raise ValueError(
+                    f"transunet: {name} must be a multiple of {step}, at least 32; got {value}"
+                )
+        if self.width % self.heads:
+            raise ValueError(
+                f"transunet: width must be a multiple of heads ({self.heads}); got {self.width}"
+            )
+        if not 0 <= self.skips <= 3:
+            raise ValueError(f"transunet: skips must be 0 to 3; got {self.skips}")
+
+    @property
+    def grid(self) -> int:
+        """Tokens along one side."""
+        return self.image // 16
+
+
+class StdConv(nn.Conv2d):
+    """Convolution without bias whose kernels are brought to mean 0 and variance 1 at every use."""
+
+    def __init__(self, channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> None:
+        super().__init__(
+            channels_in, channels_out, kernel, stride=stride, padding=kernel // 2, bias=False
+        )
+
+    def standardised(self) -> Tensor:
+        """(channels_out, channels_in, kernel, kernel)."""
+        flat = self.weight.flatten(1)
+        return F.layer_norm(flat, flat.shape[1:], eps=1e-5).view_as(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels_in, H, W) to (B, channels_out, H / stride, W / stride), rounded up."""
+        return F.conv2d(x, self.standardised(), None, self.stride, self.padding)
+
+
+class Unit(nn.Module):
+    """Bottleneck: 1×1, 3×3 (which strides), 1×1, each with group norm, around a residual."""
+
+    def __init__(self, channels_in: int, middle: int, channels_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = StdConv(channels_in, middle, 1)
+        self.norm1 = nn.GroupNorm(32, middle, eps=1e-6)
+        self.conv2 = StdConv(middle, middle, 3, stride)
+        self.norm2 = nn.GroupNorm(32, middle, eps=1e-6)
+        self.conv3 = StdConv(middle, channels_out, 1)
+        self.norm3 = nn.GroupNorm(32, channels_out, eps=1e-6)
+        self.project: nn.Module = nn.Identity()
+        if channels_in != channels_out:
+            conv = StdConv(channels_in, channels_out, 1, stride)
+            norm = nn.GroupNorm(channels_out, channels_out, eps=1e-5)  # each channel by itself
+            self.project = nn.Sequential(conv, norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels_in, H, W) to (B, channels_out, H / stride, W / stride), rounded up."""
+        y = F.relu(self.norm1(self.conv1(x)), inplace=True)
+        y = F.relu(self.norm2(self.conv2(y)), inplace=True)
+        y = self.norm3(self.conv3(y))
+        return F.relu(y + self.project(x), inplace=True)
+
+
+class ResNet(nn.Module):
+    """The convolutions before the transformer."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        root = config.root
+        self.conv = StdConv(3, root, 7, stride=2)
+        self.norm = nn.GroupNorm(32, root, eps=1e-6)
+        blocks, channels = [], root
+        for level, units in enumerate(config.units):
+            middle = root << level
+            block = nn.Sequential()
+            for unit in range(units):
+                stride = 2 if level and not unit else 1
+                block.append(Unit(channels, middle, 4 * middle, stride))
+                channels = 4 * middle
+            blocks.append(block)
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Images (B, 1 or 3, H, W) to (B, 1024, H / 16, W / 16) and skips A, B, C."""
+        kernel = self.conv.standardised()
+        if images.shape[1] == 1:
+            kernel = kernel.sum(1, keepdim=True)
+        x = F.conv2d(images, kernel, None, self.conv.stride, self.conv.padding)
+        skip_c = F.relu(self.norm(x), inplace=True)  # (B, 64, H / 2, W / 2)
+        x = F.max_pool2d(skip_c, 3, 2)  # one row and column short: H / 4 - 1
+        x = self.blocks[0](x)
+        skip_b = F.pad(x, (0, 1, 0, 1))  # (B, 256, H / 4, W / 4), the last row and column zero
+        skip_a = self.blocks[1](x)  # (B, 512, H / 8, W / 8)
+        return self.blocks[2](skip_a), [skip_a, skip_b, skip_c]
+
+
+class Layer(nn.Module):
+    """One transformer layer, its norms before attention and MLP."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        width = config.width
+        self.heads = config.heads
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.expand = nn.Linear(width, config.hidden)
+        self.contract = nn.Linear(config.hidden, width)
+        self.dropout = nn.Dropout(config.dropout)
+        for linear in (self.expand, self.contract):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.normal_(linear.bias, std=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, width) to the same shape."""
+        fused = self.query_key_value(self.norm1(x)).unflatten(2, (3, self.heads, -1))
+        query, key, value = fused.permute(2, 0, 3, 1, 4)  # (B, heads, N, width / heads) each
+        attended = F.scaled_dot_product_attention(query, key, value)
+        x = x + self.out(attended.transpose(1, 2).flatten(2))
+        y = self.dropout(F.gelu(self.expand(self.norm2(x))))
+        out: Tensor = x + self.dropout(self.contract(y))
+        return out
+
+
+class Encoder(nn.Module):
+    """ResNet, embedding and transformer."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.resnet = ResNet(config)
+        self.embed = nn.Conv2d(16 * config.root, config.width, 1)
+        self.positions = nn.Parameter(torch.zeros(1, config.grid**2, config.width))
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.Sequential(*(Layer(config) for _ in range(config.depth)))
+        self.norm = nn.LayerNorm(config.width, eps=1e-6)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Images (B, 1 or 3, H, W) to tokens (B, N, width) and skips A, B, C."""
+        x, skips = self.resnet(images)
+        tokens = self.embed(x).flatten(2).transpose(1, 2)  # (B, N, width), row by row
+        tokens = self.dropout(tokens + self.positions)
+        return self.norm(self.layers(tokens)), skips
+
+
+class Up(nn.Module):
+    """Twice the size, concatenated with the skip if there is one, then two convolutions."""
+
+    def __init__(self, channels_in: int, skip: int, channels_out: int) -> None:
+        super().__init__()
+        self.conv1 = ConvNormReLU(channels_in + skip, channels_out)
+        self.conv2 = ConvNormReLU(channels_out, channels_out)
+
+    def forward(self, x: Tensor, *skip: Tensor) -> Tensor:
+        """(B, channels_in, H, W) to (B, channels_out, 2H, 2W)."""
+        x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+        out: Tensor = self.conv2(self.conv1(torch.cat((x, *skip), 1)))
+        return out
+
+
+class Decoder(nn.Module):
+    """The cascaded upsampler and the segmentation head."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        first, *others = config.decoder
+        self.first = ConvNormReLU(config.width, first)
+        skips = [8 * config.root, 4 * config.root, config.root][: config.skips]
+        skips += [0] * (len(others) - len(skips))
+        self.ups = nn.ModuleList(
+            Up(before, skip, after)
+            for before, skip, after in zip(config.decoder[:-1], skips, others, strict=True)
+        )
+        self.head = nn.Conv2d(others[-1], config.classes, 3, padding=1)
+
+    def forward(self, tokens: Tensor, skips: list[Tensor]) -> Tensor:
+        """Tokens (B, N, width) and skips A, B, C to logits (B, K, H, W)."""
+        grid = self.config.grid
+        x = self.first(tokens.transpose(1, 2).unflatten(2, (grid, grid)))
+        skips = skips[: self.config.skips]
+        for level, up in enumerate(self.ups):
+            x = up(x, *skips[level : level + 1])
+        logits: Tensor = self.head(x)
+        return logits
+
+
+class TransUNet(nn.Module):
+    """The whole network.
+
+    Example:
+        >>> with torch.device("meta"):
+        ...     network = TransUNet()
+        >>> sum(p.numel() for p in network.parameters())
+        105276066
+    """
+
+    def __init__(self, config: Config | None = None) -> None:
+        super().__init__()
+        self.config = config = config or Config()
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+
+    def encode(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """What the decoder reads.
+
+        Args:
+            images: (B, 1, H, W), or of three channels.
+
+        Returns:
+            Tokens (B, H·W / 256, 768) and the skips A (B, 512, H / 8, W / 8),
+            B (B, 256, H / 4, W / 4), whose last row and column are zero, and
+            C (B, 64, H / 2, W / 2).
+        """
+        _require_images(images, self.config.image)
+        encoded: tuple[Tensor, list[Tensor]] = self.encoder(images)
+        return encoded
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 1, H, W), or of three channels, to logits (B, K, H, W)."""
+        logits: Tensor = self.decoder(*self.encode(images))
+        return logits
+
+    def load_imagenet(self, path: str | Path) -> list[str]:
+        """Read ``R50+ViT-B_16.npz`` into the encoder; the decoder stays as it is.
+
+        Positions are resized linearly where the image is not of 224 pixels.
+
+        Args:
+            path: of the file; it is only read, never unpickled.
+
+        Returns:
+            Names of the file's arrays that have no place in this network.
+        """
+        from cmrfast.models.transunet_weights import load_imagenet
+
+        return load_imagenet([self.encoder], path)
+
+    def load_official(self, path: str | Path) -> None:
+        """Read a state that the authors' code has saved (``.pth``) into the whole network.
+
+        Args:
+            path: of the file; anything in it but tensors is refused.
+        """
+        from cmrfast.models.transunet_weights import load_official
+
+        load_official(self, path)
+
+
+def _require_images(images: Tensor, side: int) -> None:
+    require_floating("transunet", "images", images)
+    shape = tuple(images.shape)
+    if len(shape) != 4 or shape[1] not in (1, 3) or shape[2:] != (side, side):
+        raise ValueError(
+            f"transunet: images must be (B, 1, {side}, {side}), or of 3 channels; got {shape}"
+        )
+    require_finite("transunet", "images", images)

@@ -49,7 +49,7 @@ class Config:
     disc: Disc = "plain"  # C
     size: int = 224  # P 2: side of the discriminator's images; the generator takes any
     width: int = 32  # C: channels of the generator
-    dilations: tuple[int, int, int] = (2, 4, 8)  # C: at half, a quarter, an eighth of the size
+    dilations: tuple[int, int, int] = (2, 4, 8)  # C: at 1/2, 1/4, 1/8 of the size; even
     disc_widths: tuple[int, ...] = (16, 32, 64, 128)  # C
     disc_l2: float = 0.01  # C: weight of the sum of squares of the discriminator's kernels
     classes: int = 4  # P 2: background, LV, myocardium, RV
@@ -61,6 +61,8 @@ class Config:
         require_option("adversarial_transfer", "variant", self.variant, get_args(Variant))
         require_option("adversarial_transfer", "gan", self.gan, get_args(Gan))
         require_option("adversarial_transfer", "disc", self.disc, get_args(Disc))
+        if any(d < 2 or d % 2 for d in self.dilations):
+            raise ValueError(f"adversarial_transfer: dilations must be even; got {self.dilations}")
         if self.g_steps < 1:
             raise ValueError(
                 f"adversarial_transfer: g_steps must be at least 1; got {self.g_steps}"
@@ -72,24 +74,63 @@ class Config:
             )
 
 
-class Residual(nn.Module):
+class Pair(nn.Module):
+    """Two convolutions, each with its ReLU."""
+
+    def __init__(self, channels_in: int, channels_out: int, dilation: int = 1) -> None:
+        super().__init__()
+        d = dilation
+        self.first = nn.Conv2d(channels_in, channels_out, 3, padding=d, dilation=d)
+        self.second = nn.Conv2d(channels_out, channels_out, 3, padding=d, dilation=d)
+
+    def forward(self, x: Tensor, coarse: Tensor | None = None) -> Tensor:
+        """Features of x, or of coarse features and x.
+
+        Args:
+            x: (B, C, H, W).
+            coarse: (B, channels_in - C, H / 2, W / 2), read as if repeated to H x W before x.
+
+        Returns:
+            (B, channels_out, H, W).
+        """
+        x = F.relu(_conv_joined(self.first, x, coarse), inplace=True)
+        return F.relu(self.second(x), inplace=True)
+
+
+class Residual(Pair):
     """Two dilated convolutions beside one of a single pixel, each with its ReLU; their sum."""
 
     def __init__(self, channels_in: int, channels_out: int, dilation: int) -> None:
-        super().__init__()
-        d = dilation
-        self.main = nn.Sequential(
-            nn.Conv2d(channels_in, channels_out, 3, padding=d, dilation=d),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(channels_out, channels_out, 3, padding=d, dilation=d),
-            nn.ReLU(inplace=True),
-        )
-        self.skip = nn.Sequential(nn.Conv2d(channels_in, channels_out, 1), nn.ReLU(inplace=True))
+        super().__init__(channels_in, channels_out, dilation)
+        self.skip = nn.Conv2d(channels_in, channels_out, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, channels_in, H, W) to (B, channels_out, H, W)."""
-        total: Tensor = self.main(x) + self.skip(x)
-        return total
+    def forward(self, x: Tensor, coarse: Tensor | None = None) -> Tensor:
+        """As of ``Pair``."""
+        skip = F.relu(_conv_joined(self.skip, x, coarse), inplace=True)
+        return super().forward(x, coarse) + skip
+
+
+def _conv_joined(conv: nn.Conv2d, x: Tensor, coarse: Tensor | None) -> Tensor:
+    """The convolution of [coarse, each pixel repeated to 2 x 2, and x], neither of them made.
+
+    Convolution is linear, so each part has its own; that of the repeated pixels needs only the
+    coarse ones, which is a quarter of the work, or four ninths where their spacing is odd.
+    """
+    if coarse is None:
+        found: Tensor = conv(x)
+        return found
+    channels, d = coarse.shape[1], conv.dilation[0]
+    p = d * (conv.kernel_size[0] // 2)
+    of_coarse, of_x = conv.weight[:, :channels], conv.weight[:, channels:]
+    if p % 2 == 0:  # taps fall on whole coarse pixels
+        part = F.conv2d(coarse, of_coarse, padding=p // 2, dilation=max(d // 2, 1))
+        part = F.interpolate(part, scale_factor=2, mode="nearest")
+    else:  # 3 x 3 taps on repeated pixels are 4 x 4 that spread each coarse one
+        spread = of_coarse.flip(-1, -2).transpose(0, 1)
+        spread = F.pad(spread, (0, 1)) + F.pad(spread, (1, 0))
+        spread = F.pad(spread, (0, 0, 0, 1)) + F.pad(spread, (0, 0, 1, 0))
+        part = F.conv_transpose2d(coarse, spread, stride=2, padding=1)
+    return F.conv2d(x, of_x, conv.bias, padding=p, dilation=d).add_(part)
 
 
 class Generator(nn.Module):
@@ -98,13 +139,13 @@ class Generator(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         w, (d2, d3, d4) = config.width, config.dilations
-        self.first = _plain_pair(1, w)
+        self.first = Pair(1, w)
         self.down2 = Residual(w, w, d2)
         self.down3 = Residual(w, w, d3)
         self.bottom = Residual(w, w, d4)
         self.up3 = Residual(2 * w, w, d3)
         self.up2 = Residual(2 * w, w, d2)
-        self.last = _plain_pair(2 * w, w)
+        self.last = Pair(2 * w, w)
         self.head = nn.Conv2d(w, config.classes, 1)
         init_glorot(self)
 
@@ -115,9 +156,9 @@ class Generator(nn.Module):
         x2 = self.down2(F.max_pool2d(x1, 2))  # H / 2
         x3 = self.down3(F.max_pool2d(x2, 2))  # H / 4
         x = self.bottom(F.max_pool2d(x3, 2))  # H / 8
-        x = self.up3(_up_beside(x, x3))  # H / 4
-        x = self.up2(_up_beside(x, x2))  # H / 2
-        x = self.last(_up_beside(x, x1))  # H
+        x = self.up3(x3, x)  # H / 4
+        x = self.up2(x2, x)  # H / 2
+        x = self.last(x1, x)  # H
         logits: Tensor = self.head(x)
         return logits
 
@@ -173,20 +214,6 @@ class _Skipped(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         total: Tensor = self.main(x) + self.skip(x)
         return total
-
-
-def _plain_pair(channels_in: int, channels_out: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(channels_in, channels_out, 3, padding=1),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(channels_out, channels_out, 3, padding=1),
-        nn.ReLU(inplace=True),
-    )
-
-
-def _up_beside(x: Tensor, skip: Tensor) -> Tensor:
-    """(B, C, H, W) repeated to twice the size, and the skip beside it: (B, 2 C, 2 H, 2 W)."""
-    return torch.cat((F.interpolate(x, scale_factor=2, mode="nearest"), skip), 1)
 
 
 class AdversarialTransfer(nn.Module):

@@ -1,0 +1,5 @@
+"""``python -m cmrfast``: the command ``cmrfast``."""
+
+from cmrfast.cli import main
+
+main()

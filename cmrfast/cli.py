@@ -1,0 +1,65 @@
+"""The command ``cmrfast``: one function a subcommand, errors in one line."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="cmrfast",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """Run the command; exit with 0, 1 when it failed, 2 when it was used wrongly."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    try:
+        app([word for word in arguments if word != "--debug"], prog_name="cmrfast")
+    except Exception as error:
+        if debug:
+            raise
+        typer.echo(f"cmrfast: {' '.join(str(error).split()) or type(error).__name__}", err=True)
+        sys.exit(1)
+
+
+@app.callback()
+def _options(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error; anywhere in the line.")
+    ] = False,
+) -> None:
+    """Networks for cardiac MR and MS-lesion images: data, training, evaluation."""
+
+
+@app.command(epilog="Example: cmrfast check patient1_LGE.nii.gz dicom_folder/")
+def check(
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE", help="NIfTI files, or folders of DICOM slices."),
+    ],
+) -> None:
+    """Read images, print their geometry and name every fault.
+
+    Fails when a file cannot be read; what is merely odd is named and passes.
+    """
+    from cmrfast.data.check import check as examine
+
+    failed = 0
+    for path in files:
+        report = examine(path)
+        failed += not report.readable
+        typer.echo(f"{path}")
+        for fact in report.facts:
+            typer.echo(f"  {fact}")
+        for fault in report.faults:
+            typer.echo(f"  {'odd' if report.readable else 'fault'}: {fault}")
+    if failed:
+        typer.echo(f"{failed} of {len(files)} could not be read", err=True)
+        raise typer.Exit(1)

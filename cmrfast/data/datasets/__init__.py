@@ -1,0 +1,45 @@
+"""The data sets of the five methods, found by their published layout."""
+
+import os
+from pathlib import Path
+
+from cmrfast.data.datasets import acdc, emidec, mscmrseg, msseg2, myops, open_ms, t1_lge
+from cmrfast.data.datasets.case import Case, Dataset, Labelling
+from cmrfast.data.datasets.layout import Layout
+from cmrfast.data.datasets.slices import slice_pairs, slice_pairs_by_index
+from cmrfast.data.datasets.split import Split, split_by_patient
+
+#: Every layout by its name.
+LAYOUTS: dict[str, Layout] = {
+    module.LAYOUT.name: module.LAYOUT
+    for module in (mscmrseg, myops, emidec, acdc, msseg2, open_ms, t1_lge)
+}
+
+
+def open_dataset(name: str, root: str | os.PathLike[str]) -> Dataset:
+    """Find the cases of a data set; no image is read.
+
+    Args:
+        name: mscmrseg, myops, emidec, acdc, msseg2, open_ms or t1_lge; the module of that name
+            under ``cmrfast.data.datasets`` shows the layout.
+        root: the published root, or any level down to the folder of one patient.
+
+    Returns:
+        The cases by number; ``Dataset.faults`` names what is missing.
+    """
+    if name not in LAYOUTS:
+        raise ValueError(f"open_dataset: name must be one of {', '.join(LAYOUTS)}; got {name!r}")
+    return LAYOUTS[name].open(Path(root))
+
+
+__all__ = [
+    "LAYOUTS",
+    "Case",
+    "Dataset",
+    "Labelling",
+    "Split",
+    "open_dataset",
+    "slice_pairs",
+    "slice_pairs_by_index",
+    "split_by_patient",
+]

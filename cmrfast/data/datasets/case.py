@@ -1,0 +1,156 @@
+"""Case and Dataset: what lies where, known from names alone; images are read when asked for."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import overload
+
+import torch
+
+from cmrfast.data.nifti.header import Header, read_header
+from cmrfast.data.nifti.read import read_volume
+from cmrfast.data.volume import Volume, same_grid
+from cmrfast.errors import FileError
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """What the values of a mask mean.
+
+    Args:
+        on: the image whose grid the mask lies on.
+        ours: value in the file → value in ``Case.label``; any other value is an error.
+        classes: structure → the values in ``Case.label`` that make it up. They may overlap: scar
+            belongs to the myocardium.
+    """
+
+    on: str
+    ours: Mapping[int, int]
+    classes: Mapping[str, tuple[int, ...]]
+
+    def mask(self, label: Volume, name: str) -> Volume:
+        """One structure of a label volume, as bool."""
+        if name not in self.classes:
+            raise ValueError(f"mask: name must be one of {', '.join(self.classes)}; got {name!r}")
+        values = torch.tensor(self.classes[name], dtype=label.data.dtype)
+        return label.with_data(torch.isin(label.data, values))
+
+
+def binary(name: str, *, on: str) -> Labelling:
+    """The labelling of a mask of 0 and 1."""
+    return Labelling(on, {0: 0, 1: 1}, {name: (1,)})
+
+
+@dataclass(frozen=True)
+class Case:
+    """The files of one patient.
+
+    Attributes:
+        name: unique in its data set, and what a split keeps together.
+        images: sequence → file.
+        labels: mask → file.
+        labelling: mask → what its values mean.
+        info: what the set's own text files say, as written there.
+        faults: what is missing or odd by names alone; ``check`` looks into the headers too.
+    """
+
+    name: str
+    images: Mapping[str, Path]
+    labels: Mapping[str, Path]
+    labelling: Mapping[str, Labelling]
+    info: Mapping[str, str] = field(default_factory=dict)
+    faults: tuple[str, ...] = ()
+
+    def image(self, sequence: str) -> Volume:
+        """Read an image. Unlike ``read_nifti`` it does not warn: ``check`` names what is odd."""
+        return read_volume(read_header(self._path("image", self.images, sequence)))
+
+    def label(self, name: str) -> Volume:
+        """Read a mask as uint8, in the values that ``labelling`` explains."""
+        path = self._path("label", self.labels, name)
+        stored = read_volume(read_header(path))
+        known = self.labelling[name].ours
+        data = torch.zeros_like(stored.data, dtype=torch.uint8)
+        unknown = torch.ones_like(stored.data, dtype=torch.bool)
+        for theirs, ours in known.items():
+            here = stored.data == theirs
+            data.masked_fill_(here, ours)
+            unknown.logical_and_(here.logical_not_())
+        if unknown.any():
+            odd = stored.data.double()[unknown][0].item()
+            expected = ", ".join(str(value) for value in known)
+            raise FileError(f"label: {path} holds the value {odd:g}; {name} masks hold {expected}")
+        return stored.with_data(data)
+
+    def check(self) -> list[str]:
+        """What is wrong or odd about this case, from names and headers; reads no voxels."""
+        faults = list(self.faults)
+        headers: dict[tuple[str, str], Header] = {}
+        for kind, files in (("image", self.images), ("label", self.labels)):
+            for key, path in files.items():
+                try:
+                    headers[kind, key] = read_header(path)
+                except FileError as error:
+                    faults.append(str(error))
+        for (kind, key), header in headers.items():
+            faults.extend(f"{key} {kind}: {note}" for note in header.notes)
+            image = headers.get(("image", self.labelling[key].on)) if kind == "label" else None
+            if image and not _overlay(image, header):
+                faults.append(f"{key} label does not lie on the grid of {self.labelling[key].on}")
+        return faults
+
+    def _path(self, kind: str, files: Mapping[str, Path], key: str) -> Path:
+        if key not in files:
+            there = ", ".join(files) or "none"
+            raise FileError(f"{kind}: {self.name} has no {key} {kind}; it has {there}")
+        return files[key]
+
+
+@dataclass(frozen=True)
+class Dataset(Sequence[Case]):
+    """Cases in the order of their numbers; nothing is read before it is asked for."""
+
+    name: str
+    root: Path
+    cases: tuple[Case, ...]
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    @overload
+    def __getitem__(self, index: int) -> Case: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Dataset": ...
+    def __getitem__(self, index: int | slice) -> "Case | Dataset":
+        if isinstance(index, slice):
+            return replace(self, cases=self.cases[index])
+        return self.cases[index]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all cases."""
+        return tuple(case.name for case in self.cases)
+
+    @property
+    def faults(self) -> list[str]:
+        """What is missing or odd by names alone, one line a fault."""
+        return [f"{case.name}: {fault}" for case in self.cases for fault in case.faults]
+
+    def subset(self, names: Iterable[str]) -> "Dataset":
+        """The named cases, such as one part of a split, in the order of the names."""
+        by_name = {case.name: case for case in self.cases}
+        wanted = list(names)
+        lacking = [name for name in wanted if name not in by_name]
+        if lacking:
+            raise ValueError(
+                f"subset: every name must be a case of {self.name} in {self.root}; "
+                f"not there: {', '.join(lacking)}"
+            )
+        return replace(self, cases=tuple(by_name[name] for name in wanted))
+
+
+def _overlay(image: Header, label: Header) -> bool:
+    shape = label.shape[1:]
+    return image.shape[1:] == shape and same_grid(
+        shape, torch.from_numpy(image.world_from_vox), torch.from_numpy(label.world_from_vox)
+    )

@@ -1,0 +1,55 @@
+"""EMIDEC 2020 (Lalande et al.): LGE of 150 patients, with infarct and no-reflow.
+
+::
+
+    emidec-dataset-1.0.1/
+      Case N006.txt                           clinical data, as ``info``; a space in its name
+      Case_N006/Images/Case_N006.nii.gz
+      Case_N006/Contours/Case_N006.nii.gz     (not public for the test set)
+
+The headers' sform has unit steps: the spacing is pixdim's. Borders are exact zeros, where slices
+were shifted: leave them out of a normalisation.
+"""
+
+from pathlib import Path
+
+from cmrfast.data.datasets.case import Labelling
+from cmrfast.data.datasets.layout import Draft, Layout, Place, pairs, stem
+
+
+def _place(path: Path) -> Place | None:
+    case, folder = path.parent.parent.name, path.parent.name
+    if stem(path) != case or folder not in ("Images", "Contours"):
+        return None
+    return Place(case, "image" if folder == "Images" else "label", "LGE")
+
+
+def _finish(draft: Draft) -> None:
+    beside = draft.folder().parent.parent
+    for name in (f"{draft.name.replace('_', ' ')}.txt", f"{draft.name}.txt"):
+        if (beside / name).is_file():
+            draft.info.update(pairs(beside / name, ":", draft))
+            return
+
+
+LAYOUT = Layout(
+    name="emidec",
+    example="Case_N006/Images/Case_N006.nii.gz",
+    images=("LGE",),
+    labels=("LGE",),
+    labelling={
+        "LGE": Labelling(
+            on="LGE",
+            ours={value: value for value in range(5)},
+            classes={
+                "lv": (1,),
+                "myocardium": (2, 3, 4),
+                "scar": (3, 4),
+                "no_reflow": (4,),
+            },
+        )
+    },
+    place=_place,
+    finish=_finish,
+    folders=frozenset({"Images", "Contours"}),
+)

@@ -1,0 +1,104 @@
+"""Which patients train, validate and test: in proportion, from a seed, kept in a file."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cmrfast.atomic import replacing
+from cmrfast.data.datasets.layout import by_number
+from cmrfast.errors import FileError
+
+_PARTS = ("train", "validate", "test")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Names of patients in three parts that share none."""
+
+    train: tuple[str, ...]
+    validate: tuple[str, ...]
+    test: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        names = [*self.train, *self.validate, *self.test]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"Split: a patient belongs to one part; twice: {', '.join(twice)}")
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write as JSON, whole or not at all."""
+        try:
+            with replacing(Path(path)) as temporary:
+                temporary.write_text(json.dumps(asdict(self), indent=1) + "\n", "utf-8")
+        except OSError as error:
+            raise FileError(f"save: {path}: {error.strerror or error}") from error
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Split":
+        """Read what ``save`` wrote."""
+        try:
+            content = json.loads(Path(path).read_text("utf-8"))
+        except OSError as error:
+            raise FileError(f"load: {path}: {error.strerror or error}") from error
+        except ValueError as error:
+            raise FileError(f"load: {path} is not JSON: {error}") from error
+        whole = isinstance(content, dict) and set(content) == set(_PARTS)
+        if not whole or not all(_is_names(names) for names in content.values()):
+            raise FileError(f"load: {path} must map train, validate and test to lists of names")
+        try:
+            return cls(**{part: tuple(names) for part, names in content.items()})
+        except ValueError as error:
+            raise FileError(f"load: {path}: {error}") from error
+
+
+def split_by_patient(
+    names: Iterable[str], parts: Sequence[float] = (70, 15, 15), *, seed: int = 0
+) -> Split:
+    """Deal patients out to train, validate and test.
+
+    A patient's turn depends on the seed and the names of the others alone, never on the order in
+    which they were listed. Where ``parts`` are counts that add up to the cohort they are kept
+    exactly; otherwise they are proportions, with at least one patient in each part.
+
+    Args:
+        names: of all patients; equal names are one patient.
+        parts: sizes or proportions of train, validate and test, such as a paper's 35, 5, 5.
+
+    Example:
+        >>> split = split_by_patient([f"patient{n}" for n in range(1, 10)], (25, 15, 5))
+        >>> len(split.train), len(split.validate), len(split.test)
+        (5, 3, 1)
+    """
+    patients = set(names)
+    if len(parts) != 3 or min(parts) <= 0:
+        raise ValueError(f"split_by_patient: parts must be three positive numbers; got {parts}")
+    if len(patients) < 3:
+        raise ValueError(f"split_by_patient: three patients are needed; got {len(patients)}")
+
+    def turn(name: str) -> bytes:
+        return hashlib.sha256(f"{seed}/{name}".encode()).digest()
+
+    dealt = iter(sorted(patients, key=turn))
+    counts = _in_proportion(len(patients), parts)
+    train, validate, test = ([next(dealt) for _ in range(count)] for count in counts)
+    return Split(*(tuple(sorted(part, key=by_number)) for part in (train, validate, test)))
+
+
+def _in_proportion(total: int, parts: Sequence[float]) -> list[int]:
+    """Whole counts of at least 1 that add up to the total, by largest remainder."""
+    shares = [total * part / sum(parts) for part in parts]
+    counts = [max(1, int(share)) for share in shares]
+    while sum(counts) < total:
+        most = max(range(3), key=lambda i: shares[i] - counts[i])
+        counts[most] += 1
+    while sum(counts) > total:  # a part was raised to 1
+        largest = max(range(3), key=lambda i: counts[i] - shares[i] if counts[i] > 1 else -total)
+        counts[largest] -= 1
+    return counts
+
+
+def _is_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)

@@ -1,0 +1,215 @@
+"""The NIfTI-1 and NIfTI-2 header: read, checked field by field, before any voxel."""
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from cmrfast.data.nifti.geometry import world_from_header
+from cmrfast.data.nifti.source import Source, open_source
+from cmrfast.errors import FileError
+
+#: NIfTI's code of each voxel type that images and masks use.
+DTYPES: dict[int, np.dtype[Any]] = {
+    2: np.dtype("u1"),
+    4: np.dtype("i2"),
+    8: np.dtype("i4"),
+    16: np.dtype("f4"),
+    64: np.dtype("f8"),
+    256: np.dtype("i1"),
+    512: np.dtype("u2"),
+    768: np.dtype("u4"),
+    1024: np.dtype("i8"),
+    1280: np.dtype("u8"),
+}
+_UNSUPPORTED = {
+    1: "single bits",
+    32: "complex",
+    128: "RGB",
+    1536: "128-bit",
+    1792: "complex",
+    2048: "complex",
+    2304: "RGBA",
+}
+#: Size of the header, and the magic words of a single file and of a pair.
+_VERSIONS = {348: (b"n+1\0", b"ni1\0"), 540: (b"n+2\0", b"ni2\0")}
+_UNPACKED_ENDINGS = {".hdr": ".img", ".HDR": ".IMG"}
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a header says, checked.
+
+    Attributes:
+        path: of the file that was asked for.
+        voxel_path: of the file that holds the voxels; another one for a .hdr/.img pair.
+        fields: the header itself, in the file's byte order.
+        offset: of the first voxel in ``voxel_path``, in bytes.
+        dtype: of the stored voxels, with their byte order.
+        shape: (C, I, J, K).
+        scaling: (slope, intercept) of the stored values, None where they stand for themselves.
+        world_from_vox: (4, 4), in mm.
+        notes: what is odd but legal, in words.
+    """
+
+    path: Path
+    voxel_path: Path
+    fields: Any
+    offset: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, int, int, int]
+    scaling: tuple[float, float] | None
+    world_from_vox: npt.NDArray[np.float64]
+    notes: tuple[str, ...]
+
+    @property
+    def voxel_bytes(self) -> int:
+        """Bytes of all voxels as stored."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """Read and check a header, and that the file can hold the voxels it promises.
+
+    Args:
+        path: .nii, .nii.gz, or either file of a .hdr/.img pair.
+    """
+    asked = Path(path)
+    with open_source(_header_path(asked)) as source:
+        fields = _fields(source)
+        header = _checked(asked, source.path, fields)
+        if header.voxel_path == source.path:
+            _require_room(header, source)
+            return header
+    with open_source(header.voxel_path) as source:
+        _require_room(header, source)
+    return header
+
+
+def _fields(source: Source) -> Any:
+    from nibabel.nifti1 import header_dtype as nifti1
+    from nibabel.nifti2 import header_dtype as nifti2
+
+    raw = source.read(540)
+    orders: tuple[Literal["<"], Literal[">"]] = ("<", ">")
+    for order in orders:
+        size = int(np.frombuffer(raw[:4].ljust(4, b"\0"), f"{order}i4")[0])
+        if size not in _VERSIONS:
+            continue
+        if len(raw) < size:
+            raise FileError(
+                f"read_nifti: {source.path} ends inside its header: "
+                f"{len(raw)} of {size} bytes are there"
+            )
+        layout = (nifti1 if size == 348 else nifti2).newbyteorder(order)
+        fields = np.frombuffer(raw[:size], layout)[0]
+        # NumPy strips the trailing zero of the magic word; NIfTI-2's has four bytes more.
+        magic = bytes(fields["magic"])[:4].ljust(4, b"\0")
+        if magic not in _VERSIONS[size]:
+            raise FileError(f"read_nifti: {source.path}: magic {magic!r} is not NIfTI's")
+        return fields
+    raise FileError(
+        f"read_nifti: {source.path} is no NIfTI file: it must begin with the header's size, "
+        f"348 or 540; it begins with {raw[:4].hex(' ') or 'nothing'}"
+    )
+
+
+def _checked(asked: Path, header_path: Path, fields: Any) -> Header:
+    def refuse(field: str, problem: str) -> FileError:
+        return FileError(f"read_nifti: {asked}: {field} {problem}")
+
+    axes = int(fields["dim"][0])
+    if not 1 <= axes <= 7:
+        raise refuse("dim[0]", f"must be 1 to 7 axes; it is {axes}")
+    sizes = [int(n) for n in fields["dim"][1 : axes + 1]]
+    if min(sizes) < 1:
+        raise refuse("dim", f"must be positive; it is {sizes}")
+    space, others = [*sizes, 1, 1][:3], sizes[3:]
+    if sum(n > 1 for n in others) > 1:
+        raise refuse("dim", f"may have one axis longer than 1 beyond space; it is {sizes}")
+
+    code, bits = int(fields["datatype"]), int(fields["bitpix"])
+    if code not in DTYPES:
+        known = ", ".join(str(d) for d in DTYPES.values())
+        kind = _UNSUPPORTED.get(code, "unknown")
+        raise refuse("datatype", f"{code} ({kind}) is none of {known}")
+    dtype = DTYPES[code].newbyteorder(fields["dim"].dtype.byteorder)
+    if bits != 8 * dtype.itemsize:
+        raise refuse("bitpix", f"must be {8 * dtype.itemsize} for {DTYPES[code]}; it is {bits}")
+
+    single = bytes(fields["magic"])[:2] == b"n+"
+    offset = _offset(fields, single, refuse)
+    fault, matrix, notes = world_from_header(fields)
+    if matrix is None:
+        raise refuse(*fault)
+    return Header(
+        path=asked,
+        voxel_path=header_path if single else _voxel_path(asked, header_path),
+        fields=fields,
+        offset=offset,
+        dtype=dtype,
+        shape=(math.prod(others), space[0], space[1], space[2]),
+        scaling=_scaling(fields, refuse),
+        world_from_vox=matrix,
+        notes=notes,
+    )
+
+
+def _offset(fields: Any, single: bool, refuse: Any) -> int:
+    value = float(fields["vox_offset"])
+    least = int(fields["sizeof_hdr"]) + 4 if single else 0
+    if single and value == 0:  # some writers leave it out
+        return least
+    if not (math.isfinite(value) and value >= least and value == int(value)):
+        raise refuse("vox_offset", f"must be a whole number from {least} on; it is {value}")
+    return int(value)
+
+
+def _scaling(fields: Any, refuse: Any) -> tuple[float, float] | None:
+    slope, intercept = float(fields["scl_slope"]), float(fields["scl_inter"])
+    if slope == 0 or math.isnan(slope):  # NIfTI: no scaling
+        return None
+    if not (math.isfinite(slope) and math.isfinite(intercept)):
+        raise refuse("scl_slope, scl_inter", f"must be finite; they are {slope}, {intercept}")
+    return None if (slope, intercept) == (1, 0) else (slope, intercept)
+
+
+def _require_room(header: Header, source: Source) -> None:
+    promised = header.offset + header.voxel_bytes
+    if promised > source.capacity:
+        raise FileError(
+            f"read_nifti: {header.path} promises {header.voxel_bytes} bytes of voxels, "
+            f"the {source.size} bytes of {source.path.name} cannot hold them"
+        )
+
+
+def _header_path(asked: Path) -> Path:
+    """The header of a pair when its voxel file was named, else the path itself."""
+    packed, name = _split_gz(asked)
+    for header, voxels in _UNPACKED_ENDINGS.items():
+        if name.endswith(voxels):
+            return _first_there(asked, name[: -len(voxels)] + header, packed)
+    return asked
+
+
+def _voxel_path(asked: Path, header_path: Path) -> Path:
+    packed, name = _split_gz(header_path)
+    for header, voxels in _UNPACKED_ENDINGS.items():
+        if name.endswith(header):
+            return _first_there(header_path, name[: -len(header)] + voxels, packed)
+    raise FileError(f"read_nifti: {asked}: magic says .hdr/.img pair, the name ends otherwise")
+
+
+def _split_gz(path: Path) -> tuple[str, str]:
+    name = path.name
+    return (name[-3:], name[:-3]) if name.lower().endswith(".gz") else ("", name)
+
+
+def _first_there(beside: Path, name: str, packed: str) -> Path:
+    """``name`` in the same folder, plain or gzip, whichever exists."""
+    first, second = (beside.with_name(name + end) for end in (packed, "" if packed else ".gz"))
+    return second if second.exists() and not first.exists() else first

@@ -1,0 +1,77 @@
+"""A NIfTI file read into a Volume, or refused before anything is allocated."""
+
+import os
+import warnings
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from cmrfast.data.nifti.header import Header, read_header
+from cmrfast.data.nifti.source import open_source
+from cmrfast.data.volume import Volume
+from cmrfast.errors import FileError
+
+
+def read_nifti(path: str | os.PathLike[str], *, max_bytes: int = 2**31) -> Volume:
+    """Read an image.
+
+    Everything the header says is checked before memory is taken: voxel type, sizes, offset, an
+    invertible matrix, and that the file, gzip or not, can hold the voxels it promises.
+
+    Args:
+        path: .nii, .nii.gz, or either file of a .hdr/.img pair.
+        max_bytes: of voxels as stored; a file that holds more is refused.
+
+    Returns:
+        The volume, in the stored dtype unless the header scales it (then float32, or float64 for
+        voxels of more than 16 bits that are not float32), on the CPU. Its strides are the file's:
+        the first axis of space runs fastest.
+
+    Raises:
+        FileError: for anything wrong with the file.
+    """
+    header = read_header(path)
+    for note in header.notes:
+        warnings.warn(f"read_nifti: {header.path}: {note}", stacklevel=2)
+    return read_volume(header, max_bytes=max_bytes)
+
+
+def read_volume(header: Header, *, max_bytes: int = 2**31) -> Volume:
+    """The volume that a checked header belongs to."""
+    if header.voxel_bytes > max_bytes:
+        raise FileError(
+            f"read_nifti: {header.path} holds {header.voxel_bytes} bytes of voxels, "
+            f"more than max_bytes={max_bytes}"
+        )
+    return Volume(_scaled(_stored(header), header), torch.from_numpy(header.world_from_vox))
+
+
+def _stored(header: Header) -> npt.NDArray[Any]:
+    """The voxels as (C, K, J, I), in this machine's byte order."""
+    buffer = np.empty(header.voxel_bytes, np.uint8)
+    with open_source(header.voxel_path) as source:
+        source.seek(header.offset)
+        filled = source.fill(buffer.data)
+        if filled < len(buffer):
+            raise FileError(
+                f"read_nifti: {header.path} promises {len(buffer)} bytes of voxels, "
+                f"{filled} are there"
+            )
+        source.read(1)  # a gzip stream checks its sum only when asked for more
+    voxels = buffer.view(header.dtype)
+    if not header.dtype.isnative:
+        voxels = voxels.byteswap(inplace=True).view(header.dtype.newbyteorder("="))
+    return voxels.reshape(header.shape[0], *header.shape[:0:-1])
+
+
+def _scaled(voxels: npt.NDArray[Any], header: Header) -> Tensor:
+    data = torch.from_numpy(voxels).permute(0, 3, 2, 1)
+    if header.scaling is None:
+        return data
+    slope, intercept = header.scaling
+    wide = data.double().mul_(slope).add_(intercept)
+    narrow = data.dtype == torch.float32 or data.dtype.itemsize <= 2
+    return wide.float() if narrow else wide

@@ -1,0 +1,152 @@
+"""A Volume written as NIfTI: whole or not at all, and read back before it counts."""
+
+import gzip
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from cmrfast.atomic import replacing
+from cmrfast.data.nifti.geometry import set_geometry
+from cmrfast.data.nifti.header import DTYPES, Header, read_header
+from cmrfast.data.nifti.read import read_volume
+from cmrfast.data.volume import Volume
+from cmrfast.errors import FileError
+
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
+_FORMS = (
+    *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
+    *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units"),
+)
+_SCANNER = 1
+#: What one step of float32, the precision of NIfTI-1's forms, may move an entry by.
+_ROUNDING = 2.0**-23
+
+
+def write_nifti(
+    path: str | os.PathLike[str], volume: Volume, like: str | os.PathLike[str] | None = None
+) -> None:
+    """Write an image, atomically, and check it by reading it back.
+
+    Args:
+        path: ending in .nii or .nii.gz; its folder must exist. A link there is replaced.
+        volume: bool is stored as uint8, half types as float32. More than one channel becomes time.
+        like: a NIfTI file that the result must overlay. Where the volume has its geometry, its
+            sform, qform, codes, pixdim and units are kept bit for bit; its voxel type is kept
+            where that type holds every value. Without it both forms come from the volume.
+
+    Raises:
+        FileError: if ``like`` cannot be read, or the file cannot be written or does not read back.
+
+    Example:
+        >>> import tempfile
+        >>> from cmrfast.data import read_nifti
+        >>> mask = Volume(torch.ones(1, 4, 4, 2, dtype=torch.bool), torch.eye(4))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_nifti(f"{folder}/mask.nii.gz", mask)
+        ...     read_nifti(f"{folder}/mask.nii.gz").data.dtype
+        torch.uint8
+    """
+    target = Path(path)
+    if not target.name.endswith((".nii", ".nii.gz")):
+        raise ValueError(f"write_nifti: the name must end in .nii or .nii.gz; got {target.name}")
+    if "\0" in str(target):
+        raise FileError(f"write_nifti: {str(target)!r} is no file name")
+    if not volume.data.numel():
+        raise ValueError(f"write_nifti: volume is empty; its shape is {tuple(volume.data.shape)}")
+    model = None if like is None else read_header(like)
+    data = _storable(volume.data, model)
+    fields = _fields(data, volume, model)
+    try:
+        with replacing(target) as temporary:
+            _dump(temporary, fields, data, packed=target.name.endswith(".gz"))
+            _verify(temporary, target, data, volume)
+    except OSError as error:
+        raise FileError(f"write_nifti: {target}: {error.strerror or error}") from error
+
+
+def _storable(data: Tensor, model: Header | None) -> Tensor:
+    """The data in a dtype that NIfTI has, the model's where no value is lost by it."""
+    data = data.detach().cpu()
+    if data.dtype == torch.bool:
+        data = data.byte()
+    elif data.dtype in (torch.float16, torch.bfloat16):
+        data = data.float()
+    if model is None:
+        return data
+    with np.errstate(invalid="ignore", over="ignore"):
+        values = data.numpy()
+        kept = values.astype(model.dtype.newbyteorder("="))
+        back = kept.astype(values.dtype)
+        lost = not np.array_equal(back, values, equal_nan=values.dtype.kind == "f")
+    return data if lost else torch.from_numpy(kept)
+
+
+def _fields(data: Tensor, volume: Volume, model: Header | None) -> npt.NDArray[Any]:
+    """The header, as an array of one entry."""
+    from nibabel.nifti1 import header_dtype as nifti1
+    from nibabel.nifti2 import header_dtype as nifti2
+
+    channels, *space = data.shape
+    asked = volume.world_from_vox.numpy()
+    keep = model is not None and np.allclose(model.world_from_vox, asked, rtol=1e-6, atol=1e-6)
+    second = max(data.shape) > 32767 or (
+        keep and model is not None and int(model.fields["sizeof_hdr"]) == 540
+    )
+    layout = (nifti2 if second else nifti1).newbyteorder("<")
+    fields = np.zeros(1, layout)
+    dtype = data.numpy().dtype
+    fields["sizeof_hdr"] = layout.itemsize
+    fields["magic"] = b"n+2" if second else b"n+1"
+    if second:
+        fields["eol_check"] = (13, 10, 26, 10)
+    sizes = [3, *space] if channels == 1 else [4, *space, channels]
+    fields["dim"] = sizes + [1] * (8 - len(sizes))
+    fields["datatype"], fields["bitpix"] = _CODES[dtype], 8 * dtype.itemsize
+    fields["vox_offset"] = layout.itemsize + 4
+    fields["scl_slope"] = 1
+    fields["pixdim"][0, 4:] = 1
+    if keep and model is not None:
+        fields["pixdim"][0] = model.fields["pixdim"]
+        for name in _FORMS:
+            fields[name] = model.fields[name]
+    else:
+        set_geometry(fields[0], asked, _SCANNER)
+    return fields
+
+
+def _dump(path: Path, fields: npt.NDArray[Any], data: Tensor, *, packed: bool) -> None:
+    voxels = np.ascontiguousarray(data.permute(0, 3, 2, 1).numpy())
+    voxels = voxels.astype(voxels.dtype.newbyteorder("<"), copy=False)
+    with path.open("wb") as file:
+        stream = _packer(file) if packed else file
+        stream.write(fields.tobytes() + bytes(4))  # four bytes: no extension follows
+        stream.write(voxels.reshape(-1).view(np.uint8).data)
+        if packed:
+            stream.close()
+
+
+def _packer(file: BinaryIO) -> BinaryIO:
+    """A gzip stream that holds neither name nor time: same image, same bytes."""
+    try:
+        from isal import igzip
+    except ImportError:
+        return cast(BinaryIO, gzip.GzipFile("", "wb", compresslevel=4, fileobj=file, mtime=0))
+    return cast(BinaryIO, igzip.IGzipFile("", "wb", compresslevel=2, fileobj=file, mtime=0))
+
+
+def _verify(written: Path, target: Path, data: Tensor, volume: Volume) -> None:
+    header = replace(read_header(written), path=target)
+    back = read_volume(header, max_bytes=header.voxel_bytes)
+    asked = volume.world_from_vox
+    apart = (back.world_from_vox - asked).abs()
+    if (apart > 1e-5 + _ROUNDING * asked.abs()).any():
+        raise FileError(f"write_nifti: {target}: the geometry that came back differs")
+    same = np.array_equal(back.data.numpy(), data.numpy(), equal_nan=data.is_floating_point())
+    if not same:
+        raise FileError(f"write_nifti: {target}: the voxels that came back differ")

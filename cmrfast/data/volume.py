@@ -1,0 +1,122 @@
+"""Volume: voxels and where they lie in the scanner."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+#: A matrix whose axes, scaled to length 1, span less than this is called flat.
+FLAT = 1e-6
+#: A voxel is shorter than this, longer than its inverse, and no further away.
+LONGEST_MM = 1e9
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """An image on a grid in the world.
+
+    Args:
+        data: (C, I, J, K), any real dtype, in NIfTI's voxel order; time points are channels.
+        world_from_vox: (4, 4), voxel indices to millimetres, centres at integers; x grows towards
+            the patient's right, y to the front, z to the head (NIfTI's RAS). Kept as float64 on
+            the CPU.
+
+    Example:
+        >>> volume = Volume(torch.zeros(1, 8, 8, 3), np.diag([-1.5, -1.5, 8.0, 1.0]))
+        >>> volume.spacing_mm, volume.orientation
+        ((1.5, 1.5, 8.0), 'LPS')
+    """
+
+    data: Tensor
+    world_from_vox: Tensor
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.data, Tensor) or self.data.is_complex():
+            came = self.data.dtype if isinstance(self.data, Tensor) else type(self.data).__name__
+            raise TypeError(f"Volume: data must be a real tensor; got {came}")
+        if self.data.dim() != 4:
+            raise ValueError(f"Volume: data must be (C, I, J, K); got {tuple(self.data.shape)}")
+        matrix = torch.as_tensor(self.world_from_vox, dtype=torch.float64, device="cpu")
+        fault = fault_of_matrix(matrix.detach().numpy())
+        if fault:
+            raise ValueError(f"Volume: world_from_vox {fault}")
+        object.__setattr__(self, "world_from_vox", matrix.detach().clone())
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along each axis of space."""
+        i, j, k = self.data.shape[1:]
+        return i, j, k
+
+    @property
+    def channels(self) -> int:
+        """Channels, or time points."""
+        return self.data.shape[0]
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Distance between neighbouring voxel centres along each axis, in mm."""
+        i, j, k = self.world_from_vox[:3, :3].norm(dim=0).tolist()
+        return i, j, k
+
+    @property
+    def orientation(self) -> str:
+        """The side of the patient each axis runs to, ``"LPS"`` or ``"RAS"`` or the like."""
+        return orientation_of(self.world_from_vox.numpy())
+
+    def with_data(self, data: Tensor) -> "Volume":
+        """Other values on the same grid, such as a mask of this image: (C', I, J, K)."""
+        if data.shape[1:] != self.data.shape[1:]:
+            raise ValueError(
+                f"with_data: data must lie on the grid {self.shape}; got {tuple(data.shape)}"
+            )
+        return replace(self, data=data)
+
+    def shares_grid(self, other: "Volume", *, tolerance_mm: float = 1e-3) -> bool:
+        """Whether every voxel of the other volume lies where this one's does."""
+        return self.shape == other.shape and same_grid(
+            self.shape, self.world_from_vox, other.world_from_vox, tolerance_mm=tolerance_mm
+        )
+
+
+def fault_of_matrix(world_from_vox: npt.NDArray[np.float64]) -> str:
+    """What is wrong with a voxel-to-world matrix, in words; empty when nothing is."""
+    if world_from_vox.shape != (4, 4):
+        return f"must be (4, 4); got {world_from_vox.shape}"
+    if not np.isfinite(world_from_vox).all():
+        return "must be finite; it holds NaN or infinity"
+    if world_from_vox[3].tolist() != [0, 0, 0, 1]:
+        return f"must end in the row 0 0 0 1; got {world_from_vox[3].tolist()}"
+    largest = np.abs(world_from_vox[:3, :3]).max(axis=0)
+    if not ((largest >= 1 / LONGEST_MM) & (largest <= LONGEST_MM)).all():
+        return f"must have steps between 1e-9 and 1e9 mm; got {largest.tolist()}"
+    if np.abs(world_from_vox[:3, 3]).max() > LONGEST_MM:
+        return f"must have its origin within 1e9 mm; got {world_from_vox[:3, 3].tolist()}"
+    directions = world_from_vox[:3, :3] / np.linalg.norm(world_from_vox[:3, :3], axis=0)
+    if abs(np.linalg.det(directions)) < FLAT:
+        return "must be invertible; its axes lie in one plane"
+    return ""
+
+
+def same_grid(
+    shape: Sequence[int],
+    world_from_vox: Tensor,
+    other_world_from_vox: Tensor,
+    *,
+    tolerance_mm: float = 1e-3,
+) -> bool:
+    """Whether two matrices place every voxel of a grid within a tolerance of each other."""
+    # The difference is linear, so that no voxel is further off than the worst corner.
+    corners = torch.cartesian_prod(*(torch.tensor([0.0, n - 1]) for n in shape)).double()
+    apart = world_from_vox - other_world_from_vox
+    return bool((corners @ apart[:3, :3].T + apart[:3, 3]).norm(dim=1).max() <= tolerance_mm)
+
+
+def orientation_of(world_from_vox: npt.NDArray[np.float64]) -> str:
+    """The side of the patient each axis runs to."""
+    from nibabel.orientations import aff2axcodes
+
+    return "".join(aff2axcodes(world_from_vox))

@@ -1,0 +1,259 @@
+"""Checkpoints: safetensors and JSON in a folder that is whole or not there.
+
+A run keeps ``checkpoints/step-000120/`` with ``tensors.safetensors`` and ``state.json``; no pickle
+anywhere. The folder is written under another name, flushed to disk and renamed, and the JSON holds
+a hash of the tensors, so that neither a kill nor a full disk leaves half of one behind unnoticed.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cmrfast.errors import CheckpointError
+
+_TENSORS, _STATE = "tensors.safetensors", "state.json"
+_NAME = re.compile(r"step-(\d{6,})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a training run.
+
+    Args:
+        step: optimiser steps done.
+        made_for: what the run trains, such as the method and its config; another run is refused.
+        state: nested dicts and lists of tensors, numbers, strings, booleans and None.
+        score: of the model, higher is better, or None where it was not measured.
+    """
+
+    step: int
+    made_for: Mapping[str, Any]
+    state: Mapping[str, Any]
+    score: float | None = None
+
+
+class CheckpointFolder:
+    """The checkpoints of a run: the newest two and the best.
+
+    Args:
+        root: the run's folder; made where missing.
+        keep: newest checkpoints that stay.
+    """
+
+    def __init__(self, root: str | os.PathLike[str], *, keep: int = 2) -> None:
+        if keep < 1:
+            raise ValueError(f"CheckpointFolder: keep must be >= 1; got {keep}")
+        self.folder, self.keep = Path(root) / "checkpoints", keep
+
+    def save(self, checkpoint: Checkpoint) -> Path:
+        """Write a checkpoint and remove what is no longer kept; returns its folder.
+
+        Raises:
+            CheckpointError: it could not be written; those before are untouched.
+        """
+        final = self.folder / f"step-{checkpoint.step:06d}"
+        making = final.with_suffix(f".making-{os.getpid()}")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(making, ignore_errors=True)
+            making.mkdir()
+            self._write(making, checkpoint)
+            if final.exists():  # the same step again, after a resume
+                shutil.rmtree(final)
+            making.rename(final)
+            _flush(self.folder)
+        except OSError as error:
+            shutil.rmtree(making, ignore_errors=True)
+            raise CheckpointError(
+                f"save_checkpoint: {final} could not be written: {error.strerror or error}"
+            ) from error
+        self._trim()
+        return final
+
+    def load_newest(self, made_for: Mapping[str, Any]) -> Checkpoint | None:
+        """The newest whole checkpoint; None where there is none.
+
+        Raises:
+            CheckpointError: it was made for another model or config, or none is whole.
+        """
+        damaged = []
+        for path in sorted(self._paths(), key=_step, reverse=True):
+            try:
+                return load_checkpoint(path, made_for)
+            except _Damaged as error:
+                damaged.append(str(error))
+        if damaged:
+            raise CheckpointError("; ".join(damaged))
+        return None
+
+    def best(self) -> Path | None:
+        """The folder of the checkpoint with the highest score, the newest where none has one."""
+        scores = {path: _score(path) for path in self._paths()}
+        if not scores:
+            return None
+        worst = -float("inf")
+        return max(scores, key=lambda p: (worst if scores[p] is None else scores[p], _step(p)))
+
+    def _write(self, folder: Path, checkpoint: Checkpoint) -> None:
+        tensors: dict[str, Tensor] = {}
+        tree = _without_tensors(checkpoint.state, tensors)
+        save_file(tensors, folder / _TENSORS)
+        state = {
+            "step": checkpoint.step,
+            "score": checkpoint.score,
+            "made_for": checkpoint.made_for,
+            "tensors_blake2b": _digest(folder / _TENSORS),
+            "state": tree,
+        }
+        (folder / _STATE).write_text(json.dumps(state, indent=1))
+        for path in (folder / _TENSORS, folder / _STATE, folder):
+            _flush(path)
+
+    def _paths(self) -> Iterator[Path]:
+        if self.folder.is_dir():
+            yield from (path for path in self.folder.iterdir() if _NAME.fullmatch(path.name))
+
+    def _trim(self) -> None:
+        newest = sorted(self._paths(), key=_step, reverse=True)
+        best = self.best()
+        for path in newest[self.keep :]:
+            if path != best:
+                shutil.rmtree(path, ignore_errors=True)
+        for path in self.folder.glob("step-*.making-*"):  # left by a process that was killed
+            if not _alive(int(path.name.rpartition("-")[2])):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def load_checkpoint(
+    path: str | os.PathLike[str], made_for: Mapping[str, Any] | None = None
+) -> Checkpoint:
+    """Read one checkpoint's folder.
+
+    Args:
+        path: the folder.
+        made_for: what it has to be made for; None takes any.
+
+    Raises:
+        CheckpointError: damaged, missing, or made for something else, with the differences.
+    """
+    path = Path(path)
+    try:
+        state = json.loads((path / _STATE).read_text())
+        if _digest(path / _TENSORS) != state["tensors_blake2b"]:
+            raise _Damaged(f"load_checkpoint: {path}: its tensors are not those it was saved with")
+        tensors = load_file(path / _TENSORS)
+        loaded = Checkpoint(
+            state["step"], state["made_for"], _with_tensors(state["state"], tensors), state["score"]
+        )
+    except FileNotFoundError as error:
+        raise _Damaged(f"load_checkpoint: {path}: {Path(error.filename).name} is missing") from None
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise _Damaged(f"load_checkpoint: {path} is damaged: {error}") from error
+    # As JSON keeps it: tuples become lists there.
+    wanted = None if made_for is None else json.loads(json.dumps(made_for))
+    if wanted is not None and wanted != loaded.made_for:
+        was, is_ = _differences(loaded.made_for, wanted)
+        raise CheckpointError(f"load_checkpoint: {path} was written for {was}, this model is {is_}")
+    return loaded
+
+
+class _Damaged(CheckpointError):
+    """Not whole; an older one may be."""
+
+
+def _differences(was: Any, wanted: Any) -> tuple[str, str]:
+    """What differs, both sides in words."""
+    keys = [k for k in {**was, **wanted} if was.get(k) != wanted.get(k)]
+    one, other = ([f"{k}={side[k]!r}" for k in keys if k in side] for side in (was, wanted))
+    return ", ".join(one) or "fewer options", ", ".join(other) or "fewer options"
+
+
+def _without_tensors(node: Any, tensors: dict[str, Tensor]) -> Any:
+    """The tree with each tensor replaced by its number in ``tensors``."""
+    if isinstance(node, Tensor):
+        name = str(len(tensors))
+        tensors[name] = node.detach().cpu().contiguous().clone()
+        return {"tensor": name}
+    if isinstance(node, Mapping):
+        # Pairs, since JSON would turn the numbers that optimisers use as keys into strings.
+        return {"dict": [[key, _without_tensors(value, tensors)] for key, value in node.items()]}
+    if isinstance(node, list | tuple):
+        kind = "tuple" if isinstance(node, tuple) else "list"
+        return {kind: [_without_tensors(value, tensors) for value in node]}
+    if node is None or isinstance(node, bool | int | float | str):
+        return node
+    raise TypeError(f"save_checkpoint: a state holds tensors and plain values; got {type(node)}")
+
+
+def _with_tensors(node: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if not isinstance(node, dict):
+        return node
+    ((kind, content),) = node.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dict":
+        return {key: _with_tensors(value, tensors) for key, value in content}
+    values = [_with_tensors(value, tensors) for value in content]
+    return tuple(values) if kind == "tuple" else values
+
+
+def _digest(path: Path) -> str:
+    digest = blake2b(digest_size=20)
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _step(path: Path) -> int:
+    return int(path.name.partition("-")[2])
+
+
+def _score(path: Path) -> float | None:
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        score = json.loads((path / _STATE).read_text())["score"]
+        return None if score is None else float(score)
+    return None
+
+
+def random_state() -> dict[str, Any]:
+    """Torch's generators, to be restored with ``set_random_state``."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Put torch's generators back to where ``random_state`` found them."""
+    torch.set_rng_state(state["cpu"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,0 +1,181 @@
+"""Checkpoints: what goes in comes out to the bit, and nothing half-written is ever taken."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from cmrfast import CheckpointError
+from cmrfast.train import checkpoint as module
+from cmrfast.train.checkpoint import (
+    Checkpoint,
+    CheckpointFolder,
+    load_checkpoint,
+    random_state,
+    set_random_state,
+)
+
+MADE_FOR = {"method": "unet", "config": {"channels": 32, "widths": (1, 2)}}
+
+
+def trained():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    optimiser = torch.optim.Adam(model.parameters())
+    model(torch.randn(5, 3)).square().sum().backward()
+    optimiser.step()
+    return model, optimiser
+
+
+def checkpoint(step, score=None, value=1.0):
+    return Checkpoint(step, MADE_FOR, {"model": {"w": torch.full((3,), value)}}, score)
+
+
+def same(a, b):
+    assert type(a) is type(b)
+    if isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert list(a) == list(b)
+        for key in a:
+            same(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        for x, y in zip(a, b, strict=True):
+            same(x, y)
+    else:
+        assert a == b
+
+
+def test_a_state_comes_back_to_the_bit(tmp_path):
+    model, optimiser = trained()
+    state = {
+        "model": dict(model.state_dict()),
+        "optimiser": optimiser.state_dict(),
+        "random": random_state(),
+        "epoch": 3,
+        "loss": 0.1,
+        "name": None,
+    }
+    folder = CheckpointFolder(tmp_path)
+    folder.save(Checkpoint(7, MADE_FOR, state, score=0.5))
+    loaded = folder.load_newest(MADE_FOR)
+    same(loaded.state, state)
+    assert (loaded.step, loaded.score) == (7, 0.5)
+    expected = torch.rand(3)
+    set_random_state(loaded.state["random"])
+    assert torch.equal(torch.rand(3), expected)
+    optimiser.load_state_dict(loaded.state["optimiser"])
+
+
+def test_shared_weights_are_saved(tmp_path):
+    shared = torch.ones(2)
+    CheckpointFolder(tmp_path).save(Checkpoint(1, {}, {"a": shared, "b": shared}))
+    loaded = CheckpointFolder(tmp_path).load_newest({})
+    assert torch.equal(loaded.state["a"], loaded.state["b"])
+
+
+def test_two_newest_and_the_best_stay(tmp_path):
+    folder = CheckpointFolder(tmp_path)
+    assert folder.load_newest(MADE_FOR) is None
+    assert folder.best() is None
+    for step, score in ((1, 0.1), (2, 0.9), (3, 0.3), (4, None), (5, 0.2)):
+        folder.save(checkpoint(step, score))
+    assert sorted(p.name for p in folder.folder.iterdir()) == [
+        *("step-000002", "step-000004", "step-000005")
+    ]
+    assert folder.best().name == "step-000002"
+    assert folder.load_newest(MADE_FOR).step == 5
+
+
+@pytest.mark.parametrize("file", ["tensors.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["missing", "short", "changed"])
+def test_a_damaged_one_gives_way_to_the_one_before(tmp_path, file, damage):
+    folder = CheckpointFolder(tmp_path)
+    folder.save(checkpoint(1))
+    path = folder.save(checkpoint(2)) / file
+    content = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(content[:-9] if damage == "short" else content[:-9] + b"?" * 9)
+    assert folder.load_newest(MADE_FOR).step == 1
+    with pytest.raises(CheckpointError, match="step-000002"):
+        load_checkpoint(path.parent)
+
+
+def test_none_whole_is_an_error(tmp_path):
+    folder = CheckpointFolder(tmp_path)
+    (folder.save(checkpoint(1)) / "state.json").unlink()
+    with pytest.raises(CheckpointError, match=r"step-000001: state\.json is missing"):
+        folder.load_newest(MADE_FOR)
+
+
+def test_another_model_is_refused_by_its_differences(tmp_path):
+    folder = CheckpointFolder(tmp_path)
+    folder.save(checkpoint(1))
+    other = {"method": "vnet", "config": {"channels": 32, "widths": (1, 2)}}
+    with pytest.raises(
+        CheckpointError, match="was written for method='unet', this model is method='vnet'"
+    ):
+        folder.load_newest(other)
+
+
+def test_a_full_disk_leaves_the_old_one(tmp_path, monkeypatch):
+    folder = CheckpointFolder(tmp_path)
+    folder.save(checkpoint(1))
+
+    def full(tensors, path):
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "save_file", full)
+        with pytest.raises(CheckpointError, match="could not be written: No space left on device"):
+            folder.save(checkpoint(2))
+    assert [p.name for p in folder.folder.iterdir()] == ["step-000001"]
+    assert folder.load_newest(MADE_FOR).step == 1
+
+
+def test_states_are_plain(tmp_path):
+    with pytest.raises(TypeError, match="holds tensors and plain values"):
+        CheckpointFolder(tmp_path).save(Checkpoint(1, {}, {"model": object()}))
+    with pytest.raises(ValueError, match="keep must be >= 1"):
+        CheckpointFolder(tmp_path, keep=0)
+
+
+WRITER = """
+import itertools, sys, torch
+from cmrfast.train.checkpoint import Checkpoint, CheckpointFolder
+folder = CheckpointFolder(sys.argv[1])
+for step in itertools.count(1):
+    folder.save(Checkpoint(step, {}, {"w": torch.full((200000,), float(step))}))
+    print(step, flush=True)
+"""
+
+
+def test_killed_at_any_moment_the_last_saved_is_there(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        process = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        )
+        process.stdout.readline()
+        time.sleep(0.2 * torch.rand((), generator=generator).item())
+        process.send_signal(signal.SIGKILL)
+        saved = 1 + len(process.communicate()[0].split())
+        loaded = CheckpointFolder(tmp_path).load_newest({})
+        assert loaded.step >= saved
+        assert (loaded.state["w"] == loaded.step).all()
+        for path in (tmp_path / "checkpoints").iterdir():
+            if path.suffix == "":
+                assert json.loads((path / "state.json").read_text())["step"] == int(path.name[5:])
+    CheckpointFolder(tmp_path).save(Checkpoint(10**6, {}, {}))
+    assert not list((tmp_path / "checkpoints").glob("*.making-*"))

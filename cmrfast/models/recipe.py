@@ -1,0 +1,47 @@
+"""What every method's recipe has: how its network is optimised, on which batches, for how long."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cmrfast.models._check import require_option
+
+Keep = Literal["last", "best"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A method's own Recipe sets the published values and adds its sampling and augmentation.
+
+    Args:
+        lr: of Adam, at the start.
+        batch: samples an optimiser step.
+        epochs: passes over the training set.
+        lr_factor: multiplies the learning rate after every ``lr_every`` epochs.
+        lr_every: in epochs.
+        weight_decay: coupled, as an L2 term of the loss.
+        drop_last: leave out an epoch's incomplete last batch.
+        keep: the network that is used afterwards: of the ``last`` step, or of the ``best``
+            validation score.
+        split: patients to train, validate and test on; other cohorts are split in proportion.
+    """
+
+    lr: float
+    batch: int
+    epochs: int
+    lr_factor: float = 1.0
+    lr_every: int = 1
+    weight_decay: float = 0.0
+    drop_last: bool = False
+    keep: Keep = "last"
+    split: tuple[float, float, float] = (70, 15, 15)
+
+    def __post_init__(self) -> None:
+        require_option("Recipe", "keep", self.keep, ("last", "best"))
+        for name in ("batch", "epochs", "lr_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Recipe: {name} must be at least 1; got {getattr(self, name)}")
+        for name in ("lr", "lr_factor"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"Recipe: {name} must be positive; got {getattr(self, name)}")
+        if self.weight_decay < 0:
+            raise ValueError(f"Recipe: weight_decay must be >= 0; got {self.weight_decay}")

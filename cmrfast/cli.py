@@ -245,11 +245,11 @@ def _positive(name: str, value: int | None) -> int | None:
     return value
 
 
-def _whole(text: str) -> int:
+def _whole(text: str) -> int | None:
     try:
-        return int(text)
+        return None if text == "auto" else int(text)
     except ValueError:
-        raise typer.BadParameter(f"must be a whole number; got {text}") from None
+        raise typer.BadParameter(f"must be auto or a whole number; got {text}") from None
 
 
 def _changes(method: str, pairs: list[str], extra: list[str]) -> dict[str, Any]:

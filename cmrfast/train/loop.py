@@ -3,7 +3,7 @@
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -45,6 +45,7 @@ def train(
     tensorboard: bool = False,
     cache: Cache | None = None,
     stream: TextIO | None = None,
+    watch: Callable[[int, float], None] | None = None,
 ) -> Run:
     """Train a method's recipe on a folder of images; under torchrun, on all its processes.
 
@@ -68,6 +69,7 @@ def train(
         tensorboard: write its events too.
         cache: keeps prepared images between runs.
         stream: for progress; None is silent.
+        watch: called with (step, validation score) after every epoch; may raise to end the run.
 
     Returns:
         The run. A signal ends the process, after a last checkpoint, with ``SystemExit``.
@@ -148,9 +150,11 @@ def train(
                 done = step == run.plan.steps
                 epoch_done = step % order.steps_per_epoch == 0
                 score = None
-                if done or (epoch_done and recipe.keep == "best"):
+                if done or (epoch_done and (watch or recipe.keep == "best")):
                     score = _validate(run, task, model, ranks, data)
                     log.validation(step, score)
+                    if watch:
+                        watch(step, score)
                 if done or epoch_done or late or ending:
                     _save(run, model, update, step, score, ranks)
                     saved_at = time.monotonic()

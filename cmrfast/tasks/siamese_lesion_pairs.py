@@ -22,7 +22,8 @@ from cmrfast.ops import resample
 
 def read_t1(case: Case) -> tuple[Volume, Volume]:
     """T1 in ms and the myocardium drawn on it."""
-    t1, myocardium = _read(case, "t1"), _mask(case, "t1_myocardium")
+    t1 = _read(case, "t1")
+    myocardium = _mask(case, "t1_myocardium", t1)
     try:
         return t1_in_ms(t1, name=f"t1 of {case.name}"), myocardium
     except ValueError as error:
@@ -38,12 +39,13 @@ def lge_lesion(case: Case, *, deviations: float) -> tuple[Volume, Volume, Volume
         case: of layout t1_lge.
         deviations: lesion is brighter than healthy muscle's mean plus so many SD.
     """
-    lge, myocardium = _read(case, "lge"), _mask(case, "lge_myocardium")
+    lge = _read(case, "lge")
+    myocardium = _mask(case, "lge_myocardium", lge)
     if "lge_lesion" in case.labels:
-        return lge, myocardium, _mask(case, "lge_lesion")
+        return lge, myocardium, _mask(case, "lge_lesion", lge)
     reference = None
     if "lge_reference" in case.labels:
-        reference = _mask(case, "lge_reference").data[0]
+        reference = _mask(case, "lge_reference", lge).data[0]
     lesion = torch.zeros_like(myocardium.data)
     i_mm, j_mm, _ = lge.spacing_mm
     for k in myocardium.data[0].any(0).any(0).nonzero().flatten().tolist():
@@ -143,8 +145,8 @@ def _read(case: Case, sequence: str) -> Volume:
     return image
 
 
-def _mask(case: Case, name: str) -> Volume:
-    mask, image = case.label(name), case.image(case.labelling[name].on)
+def _mask(case: Case, name: str, image: Volume) -> Volume:
+    mask = case.label(name)
     if mask.channels != 1 or not mask.shares_grid(image):
         raise FileError(
             f"siamese_lesion: {case.labels[name]} must lie on the grid of its image "

@@ -115,4 +115,4 @@ def as_slices(data: Tensor) -> Tensor:
 
 def as_volume(slices: Tensor, channels: int) -> Tensor:
     """(C · K, I, J) as (C, I, J, K), the inverse of ``as_slices``."""
-    return slices.unflatten(0, (channels, -1)).movedim(1, -1)
+    return slices.view(channels, -1, *slices.shape[1:]).movedim(1, -1)

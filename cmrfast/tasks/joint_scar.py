@@ -158,8 +158,8 @@ def _joined(scar: Tensor, myocardium: Tensor | None = None) -> Tensor:
 
 
 def _millilitres(mask: Volume) -> float:
-    voxel_mm3 = torch.linalg.det(mask.world_from_vox[:3, :3]).abs().item()
-    return mask.data.count_nonzero().item() * voxel_mm3 / 1000
+    voxel_mm3 = float(torch.linalg.det(mask.world_from_vox[:3, :3]).abs())
+    return int(mask.data.count_nonzero()) * voxel_mm3 / 1000
 
 
 TASK = JointScarTask

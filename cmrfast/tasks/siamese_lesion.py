@@ -81,10 +81,10 @@ class SiameseLesionTask(Task):
         return Prediction(images, {"patches": patches})
 
     def evaluate(self, model: nn.Module, case: Case) -> list[Row]:
-        """A row a patch; ``sensitivity`` is NaN where it has no lesion, ``specificity`` where it
-        has one, so that their means are the paper's.
+        """A row a patch; means over the rows are the paper's scores, but see ``pooled``.
 
-        The pairing loss of a row is that of its batch, of the case's patches in random order.
+        ``sensitivity`` is NaN where a patch has no lesion, ``specificity`` where it has one. The
+        pairing loss of a row is that of its batch, of the case's patches in random order.
         """
         if not _is_paired(case):
             return []

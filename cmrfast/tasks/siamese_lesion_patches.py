@@ -57,7 +57,9 @@ class PairPatches:
             mean_ms, sd_ms: T1 of the training patients' myocardium.
             device: where the slices are kept.
         """
-        images, lesions, starts = [], [], []
+        images: list[Tensor] = []
+        lesions: list[Tensor] = []
+        starts: list[Tensor] = []
         for pairs in subjects:
             t1 = standardised(pairs["t1"], mean_ms, sd_ms)
             images += torch.cat((t1, pairs["lge"]), 1).unbind()

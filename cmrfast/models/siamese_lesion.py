@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cmrfast.models import recipe
 from cmrfast.models._check import require_batch, require_images, require_labels, require_option
 from cmrfast.models.blocks import init_glorot
 from cmrfast.ops import nt_xent
@@ -63,6 +64,39 @@ class Config:
             raise ValueError(
                 f"siamese_lesion: shared_layers must be some of 1 to 6; got {self.shared_layers}"
             )
+
+
+@dataclass(frozen=True)
+class Recipe(recipe.Recipe):
+    """P: the paper, with its section; D: our decision."""
+
+    lr: float = 1e-4  # P 3; D: Adam, constant
+    batch: int = 32  # P 3
+    epochs: int = 300  # P 3; D: the last one is used
+    drop_last: bool = True  # D: so that a batch has always as many negatives
+    split: tuple[float, float, float] = (12, 1, 2)  # P 3: 13 and 2 subjects; D: one validates
+    spacing_mm: float = 1.0  # D: of both images' pixels, after alignment on the masks
+    stride: int = 6  # D: pixels between the centres of neighbouring patches
+    deviations: float = 6.0  # P 3: lesion is brighter than healthy muscle's mean + 6 SD
+    lesion_share: float = 0.25  # P 3: of a slice's lesion pixels make a patch positive
+    flip: float = 0.5  # D: share of pairs that have a mirrored copy, made once for all epochs
+    distinct_slices: bool = False  # D: True: no two patches of a slice in a batch, if possible
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.stride < 1 or not 0 < self.spacing_mm < float("inf"):
+            raise ValueError(
+                "siamese_lesion: stride must be at least 1, spacing_mm positive; "
+                f"got {self.stride} and {self.spacing_mm}"
+            )
+        if not 0 <= self.flip <= 1 or not 0 < self.lesion_share <= 1:
+            raise ValueError(
+                "siamese_lesion: flip must lie in [0, 1], lesion_share in (0, 1]; "
+                f"got {self.flip} and {self.lesion_share}"
+            )
+
+
+RECIPE = Recipe()
 
 
 class ResponseNorm(nn.Module):

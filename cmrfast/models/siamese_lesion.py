@@ -31,6 +31,7 @@ from cmrfast.models import recipe
 from cmrfast.models._check import require_batch, require_images, require_labels, require_option
 from cmrfast.models.blocks import init_glorot
 from cmrfast.ops import nt_xent
+from cmrfast.ops._gather import share_of_mean
 
 Variant = Literal["decoupled", "siamese", "partial", "pure"]
 Norm = Literal["lrn", "batch"]
@@ -257,7 +258,8 @@ def loss(
     logits, labels = outputs["logits"], batch["labels"]
     require_labels("siamese_lesion", "labels", labels, logits.shape[:1], config.classes)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    parts = {"classification": F.cross_entropy(logits, labels.long())}
+    share = 1.0 if group is None else share_of_mean(logits, group)
+    parts = {"classification": share * F.cross_entropy(logits, labels.long())}
     if "lge" in outputs:
         parts["pairing"] = nt_xent(
             outputs["t1"], outputs["lge"], temperature=config.temperature, group=group

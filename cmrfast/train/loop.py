@@ -4,7 +4,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -23,7 +23,7 @@ from cmrfast.train.guard import all_finite, first_not_finite, stopping
 from cmrfast.train.log import Log
 from cmrfast.train.memory import micro_batch_that_fits
 from cmrfast.train.ranks import Ranks, joined
-from cmrfast.train.run import Plan, Run, changed, deal
+from cmrfast.train.run import Plan, Run, changed, deal, plain
 from cmrfast.train.update import Update
 
 
@@ -215,8 +215,8 @@ def _open(
         fitted = None
     plan = Plan(
         method,
-        asdict(config),
-        asdict(recipe),
+        plain(config),
+        plain(recipe),
         steps=0,
         seed=seed,
         layout=layout,

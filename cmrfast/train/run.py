@@ -178,6 +178,12 @@ def changed(method_name: str, changes: Mapping[str, Any]) -> tuple[Any, Any]:
     return config, recipe
 
 
+def plain(values: Any) -> dict[str, Any]:
+    """The fields of a Config or Recipe as they come back from JSON, tuples as lists."""
+    found: dict[str, Any] = json.loads(json.dumps(asdict(values)))
+    return found
+
+
 def versions() -> dict[str, str]:
     """Of what a result may depend on."""
     import platform

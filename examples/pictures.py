@@ -97,9 +97,7 @@ SHOWN = {
     ),
     "myops": (
         1,
-        [
-            (s, "myops", 1, HEART_MM, {**HEART, 4: "edema", 5: "scar"}) for s in ("C0", "DE", "T2")
-        ],
+        [(s, "myops", 1, HEART_MM, {**HEART, 4: "edema", 5: "scar"}) for s in ("C0", "DE", "T2")],
     ),
     "mscmrseg": (2, [(s, s, 2, HEART_MM, HEART) for s in ("C0", "T2", "LGE")]),
     "msseg2": (
@@ -120,9 +118,7 @@ def picture(case: Case, rows: list[tuple]) -> Image.Image:
     """All of one patient."""
     parts = []
     for image, label, slices, side_mm, names in rows:
-        parts.append(
-            below(panels(case.image(image), case.label(label), slices, side_mm, names))
-        )
+        parts.append(below(panels(case.image(image), case.label(label), slices, side_mm, names)))
     whole = beside(parts)
     height = round(whole.height * WIDTH / whole.width)
     return whole.resize((WIDTH, height), Image.Resampling.LANCZOS).quantize(48)

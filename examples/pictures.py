@@ -8,6 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -15,9 +16,9 @@ from cmrfast.data import Volume, open_dataset
 from cmrfast.data.datasets import Case
 from cmrfast.data.phantom import LAYOUTS, write_phantoms
 from cmrfast.data.prepare import crop_or_pad
-from cmrfast.viz import overlay
+from cmrfast.viz import COLOURS, overlay
 
-WIDTH = 1000  # pixels; a README shows no more
+WIDTH = 900  # pixels; a README shows no more
 HEART_MM, HEAD_MM = 150.0, 230.0
 
 
@@ -35,20 +36,21 @@ def cropped(volume: Volume, center_vox: list[int], side_mm: float) -> Volume:
 
 def panels(image: Volume, label: Volume, slices: int, side_mm: float, names: dict[int, str]):
     """Slices through the labels without them, and the same with them, as pictures."""
-    where = label.data[0].nonzero()
+    heart = side_mm == HEART_MM
+    where = label.data[0].nonzero() if heart else image.data[0].gt(0).nonzero()
     center = where.double().mean(0).round().long().tolist()[:2]
-    if side_mm == HEAD_MM:
-        center = [n // 2 for n in image.shape[:2]]
     image, label = (cropped(volume, center, side_mm) for volume in (image, label))
     amount = (label.data[0] != 0).sum((0, 1))
     filled = amount.nonzero().flatten()
-    if side_mm == HEAD_MM:  # lesions are few: the slices that hold most
-        chosen = sorted(amount.topk(slices).indices.tolist())
-    else:
-        steps = (torch.arange(slices) + 0.5) * len(filled) / slices
-        chosen = filled[steps.long()].tolist()
+    if heart:
+        chosen = filled[((torch.arange(slices) + 0.5) * len(filled) / slices).long()].tolist()
+    else:  # lesions are few: the slices that hold most, not next to each other
+        chosen = []
+        for k in amount.argsort(descending=True).tolist():
+            if len(chosen) < slices and all(abs(k - c) > 6 for c in chosen):
+                chosen.append(k)
     return [
-        Image.open(io.BytesIO(overlay(image, mask, slices=chosen, names=names)))
+        Image.open(io.BytesIO(overlay(image, mask, slices=chosen, names=names, columns=slices)))
         for mask in (None, label)
     ]
 
@@ -97,7 +99,7 @@ SHOWN = {
     ),
     "myops": (
         1,
-        [(s, "myops", 1, HEART_MM, {**HEART, 4: "edema", 5: "scar"}) for s in ("C0", "DE", "T2")],
+        [(s, "LGE", 1, HEART_MM, {**HEART, 4: "edema", 5: "scar"}) for s in ("C0", "LGE", "T2")],
     ),
     "mscmrseg": (2, [(s, s, 2, HEART_MM, HEART) for s in ("C0", "T2", "LGE")]),
     "msseg2": (
@@ -121,14 +123,27 @@ def picture(case: Case, rows: list[tuple]) -> Image.Image:
         parts.append(below(panels(case.image(image), case.label(label), slices, side_mm, names)))
     whole = beside(parts)
     height = round(whole.height * WIDTH / whole.width)
-    return whole.resize((WIDTH, height), Image.Resampling.LANCZOS).quantize(48)
+    smaller = whole.resize((WIDTH, height), Image.Resampling.LANCZOS)
+    return smaller.quantize(palette=palette(), dither=Image.Dither.NONE)
 
 
-def main(out: Path) -> None:
-    """Write a picture of each data set."""
+def palette() -> Image.Image:
+    """Greys, and greys tinted as ``overlay`` does: few enough colours for small files."""
+    greys = np.linspace(0, 255, 24)[:, None].repeat(3, 1)
+    colours = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in COLOURS])
+    shades = np.linspace(0, 255, 12)[:, None, None] * 0.75 + 0.25 * colours
+    table = np.concatenate((greys, shades.reshape(-1, 3), colours, colours / 2)).round()
+    image = Image.new("P", (1, 1))
+    image.putpalette(table.astype(np.uint8).flatten().tolist())
+    return image
+
+
+def main(out: Path, wanted: list[str]) -> None:
+    """Write a picture of each data set, or of some."""
     out.mkdir(parents=True, exist_ok=True)
     method = {layout: name for name, known in LAYOUTS.items() for layout in known}
-    for layout, (number, rows) in SHOWN.items():
+    for layout in wanted or SHOWN:
+        number, rows = SHOWN[layout]
         with tempfile.TemporaryDirectory() as folder:
             write_phantoms(method[layout], folder, cases=number, seed=1, layout=layout)
             case = open_dataset(layout, folder)[number - 1]
@@ -138,4 +153,4 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "docs/images"))
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "docs/images"), sys.argv[2:])

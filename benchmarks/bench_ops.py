@@ -16,8 +16,11 @@ def check(case: Case) -> None:
     """All ways give what ours gives, to a share of its largest entry.
 
     No absolute part: the gradient of a mean over millions of voxels is about 1e-7, and zeros would
-    pass.
+    pass. Ways that draw at random bring a proof of their own.
     """
+    if case.proof:
+        case.proof()
+        return
     ours = case.ways["cmrfast"]()
     for name, way in case.ways.items():
         if name != "cmrfast":

@@ -33,6 +33,7 @@ def overlay(
     slices: Sequence[int] | None = None,
     names: Mapping[int, str] | None = None,
     channel: int = 0,
+    columns: int | None = None,
 ) -> bytes:
     """Draw slices (third axis) in their true proportions, labels outlined and tinted.
 
@@ -46,6 +47,7 @@ def overlay(
         slices: which; default up to 12, evenly spread over those with labels, else over all.
         names: label value → name for the legend.
         channel: of both; a label volume of one channel serves every channel.
+        columns: slices side by side; default what makes a wide page with few gaps.
 
     Returns:
         The PNG.
@@ -61,7 +63,9 @@ def overlay(
     shown = list(slices) if slices is not None else _choose(mask)
     if not shown or not all(0 <= k < volume.shape[2] for k in shown):
         raise ValueError(f"overlay: slices must lie in 0 to {volume.shape[2] - 1}; got {shown}")
-    picture = _draw(volume, image, mask, shown, dict(names or {}))
+    if columns is not None and columns < 1:
+        raise ValueError(f"overlay: columns must be at least 1; got {columns}")
+    picture = _draw(volume, image, mask, shown, dict(names or {}), columns)
     if path is not None:
         try:
             with replacing(Path(path)) as temporary:
@@ -100,12 +104,14 @@ def _draw(
     mask: npt.NDArray[Any],
     shown: list[int],
     names: dict[int, str],
+    columns: int | None,
 ) -> bytes:
     from matplotlib.figure import Figure
 
     axes, sides = _hanging(volume.orientation)
     across, down = (volume.shape[a] * volume.spacing_mm[a] for a in axes)
-    rows, columns = _arrangement(len(shown), across / down)
+    columns = min(columns or _columns(len(shown), across / down), len(shown))
+    rows = math.ceil(len(shown) / columns)
     inches = _PANEL_INCHES / max(across, down)
     legend = 0.3 if mask.any() else 0.0
     figure = Figure((columns * across * inches, rows * down * inches + legend), facecolor="black")
@@ -128,15 +134,14 @@ def _draw(
     return file.getvalue()
 
 
-def _arrangement(count: int, aspect: float) -> tuple[int, int]:
-    """Rows and columns for a page wider than high with few panels left empty."""
+def _columns(count: int, aspect: float) -> int:
+    """Columns for a page wider than high with few panels left empty."""
 
     def cost(columns: int) -> float:
         rows = math.ceil(count / columns)
-        return abs(math.log(aspect * columns / rows / 1.6)) + 0.2 * (rows * columns - count)
+        return abs(math.log(aspect * columns / rows / 1.6)) + 0.25 * (rows * columns - count)
 
-    columns = min(range(1, count + 1), key=cost)
-    return math.ceil(count / columns), columns
+    return min(range(1, count + 1), key=cost)
 
 
 def _hanging(orientation: str) -> tuple[tuple[int, int], tuple[str, str, str, str]]:

@@ -104,6 +104,12 @@ def test_many_slices_leave_few_gaps():
     assert width / height == pytest.approx(4 / 3, rel=0.02)
 
 
+@pytest.mark.parametrize(("columns", "ratio"), [(None, 1.0), (4, 4.0), (9, 4.0), (1, 0.25)])
+def test_columns_may_be_chosen(columns, ratio):
+    height, width, _ = pixels(overlay(volume((40, 40, 4)), columns=columns)).shape
+    assert width / height == pytest.approx(ratio, rel=0.02)
+
+
 def test_same_input_same_bytes_and_file(tmp_path):
     image = volume((8, 8, 2))
     png = overlay(image, path=tmp_path / "a.png")
@@ -123,6 +129,8 @@ def test_wrong_arguments():
         overlay(image, image.with_data(mask.expand(3, -1, -1, -1)))
     with pytest.raises(ValueError, match="overlay: channel must be one of 1; got 1"):
         overlay(image, channel=1)
+    with pytest.raises(ValueError, match="overlay: columns must be at least 1; got 0"):
+        overlay(image, columns=0)
     for slices in ([], [2], [-1]):
         with pytest.raises(ValueError, match="overlay: slices must lie in 0 to 1; got"):
             overlay(image, slices=slices)

@@ -7,6 +7,7 @@ is compared with ours before anything is timed. Peers that are not installed are
 from collections.abc import Callable
 
 from benchmarks.workloads.case import Case
+from benchmarks.workloads.loading import patches_3d, reading, slices_2d
 from benchmarks.workloads.patches import extract_2d, extract_3d, merge_3d
 from benchmarks.workloads.sampling import affine_2d, resample_3d
 from benchmarks.workloads.training import dice_2d, dice_3d, pairing
@@ -24,6 +25,15 @@ WORKLOADS: dict[str, tuple[str, Callable[[], Case]]] = {
     "A3": ("`resample`: to 225x270x225, rotated", lambda: resample_3d(rotated=True)),
     "R3": ("`resample`: to 225x270x225, spacing only", resample_3d),
     "M3": ("`merge_patches`: 252 of 56³ into 225x270x225", merge_3d),
+}
+
+#: The same for what comes before training.
+LOADING: dict[str, tuple[str, Callable[[], Case]]] = {
+    "P3": ("epoch of 160 patches of 56³: FLAIR pair, 5 masks", patches_3d),
+    "S2": ("epoch of 120 slices of 224², turned with 2 masks", slices_2d),
+    "RI": ("reading .nii.gz: FLAIR, int16", lambda: reading("int16")),
+    "RF": ("reading .nii.gz: FLAIR, float32", lambda: reading("float32")),
+    "RM": ("reading .nii.gz: lesion mask, uint8", lambda: reading("mask")),
 }
 
 #: Growth is measured over these: builder of a size, and the sizes.

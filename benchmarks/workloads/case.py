@@ -17,6 +17,8 @@ class Case:
     fresh: int = 0  # bytes of them that are new memory
     flops: int = 0
     tolerance: float = 1e-4  # of the largest entry
+    #: Raises unless all ways are right, where they draw at random and results cannot be compared.
+    proof: Way | None = None
 
     def floor_ms(self, rates: dict[str, float]) -> float:
         """The longest of moving the bytes, filling the new ones, and the operations."""

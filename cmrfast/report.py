@@ -20,10 +20,12 @@ from cmrfast.train.run import Run
 
 _FACTS = {"step", "lr", "epoch", "samples_per_s", "waited_share", "validation"}
 _STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#222}
+body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;
+color:#222}
 h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2.2rem;border-bottom:1px solid #ddd}
-table{border-collapse:collapse;margin:.8rem 0}th,td{padding:.2rem .8rem;border-bottom:1px solid #eee;
-text-align:right}th:first-child,td:first-child{text-align:left}th{border-bottom:2px solid #999}
+table{border-collapse:collapse;margin:.8rem 0}
+th,td{padding:.2rem .8rem;border-bottom:1px solid #eee;text-align:right}
+th:first-child,td:first-child{text-align:left}th{border-bottom:2px solid #999}
 .scroll{overflow-x:auto}.case{display:inline-block;vertical-align:top;margin:0 1rem 1.5rem 0}
 .case img{display:none;height:20rem;background:#000}.case img.on{display:block}
 .case input{width:100%}img.plot{max-width:100%}.note{color:#666}

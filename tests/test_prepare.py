@@ -416,3 +416,13 @@ def test_a_missing_simpleitk_names_the_extra(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "SimpleITK", None)
     with pytest.raises(ImportError, match=r"pip install cmrfast\[n4\]"):
         prepare.correct_bias(torch.ones(4, 4, 4), torch.ones(4, 4, 4), (1, 1, 1))
+
+
+def test_alignment_works_where_gradients_are_switched_off():
+    mask = torch.zeros(24, 24)
+    mask[6:15, 8:16] = 1
+    grid = torch.eye(4)
+    wanted = prepare.align_masks(mask, mask.roll(2, 0), grid, grid)
+    with torch.inference_mode():
+        found = prepare.align_masks(mask.clone(), mask.roll(2, 0), grid, grid)
+    assert torch.equal(found.moving_from_fixed, wanted.moving_from_fixed)

@@ -14,7 +14,8 @@ import torch
 from cmrfast import viz
 from cmrfast.atomic import replacing
 from cmrfast.evaluate import Evaluation, evaluate
-from cmrfast.tasks import Task, View
+from cmrfast.metrics import summarise
+from cmrfast.tasks import Row, Task, View
 from cmrfast.train.log import read_log
 from cmrfast.train.run import Run
 
@@ -26,6 +27,7 @@ h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2.2rem;border-bottom:1px soli
 table{border-collapse:collapse;margin:.8rem 0}
 th,td{padding:.2rem .8rem;border-bottom:1px solid #eee;text-align:right}
 th:first-child,td:first-child{text-align:left}th{border-bottom:2px solid #999}
+.about td{text-align:left}
 .scroll{overflow-x:auto}.case{display:inline-block;vertical-align:top;margin:0 1rem 1.5rem 0}
 .case img{display:none;height:20rem;background:#000}.case img.on{display:block}
 .case input{width:100%}img.plot{max-width:100%}.note{color:#666}
@@ -85,15 +87,14 @@ def _page(run: Run, found: Evaluation, task: Task, curves: bytes, views: Mapping
     }
     about = "".join(f"<tr><td>{k}</td><td>{_text(v)}</td></tr>" for k, v in facts.items())
     body = [
-        f"<h1>{_text(plan.method)}</h1><table>{about}</table>",
+        f"<h1>{_text(plan.method)}</h1><table class=about>{about}</table>",
         f"<h2>Training</h2><img class=plot alt='loss over steps' src='{_inline(curves)}'>",
         f"<h2>Scores of the {_text(found.part)} patients</h2>{_scores(found)}",
         _published(task),
-        "<h2>Best, median and worst case</h2>"
-        "<p class=note>Move the slider through the slices. Filled outline: prediction; where there "
-        "is a drawn reference it stands beside.</p>",
+        "<h2>Best, median and worst case</h2><p class=note>Move the slider through the slices.</p>",
         *(_case(title, view) for title, view in views.items()),
-        f"<h2>Every case</h2><div class=scroll>{_rows(found)}</div>",
+        f"<h2>Every case</h2><p class=note>Means; evaluation-{_text(found.part)}.csv has every "
+        f"slice.</p><div class=scroll>{_cases(found)}</div>",
     ]
     return (
         "<!doctype html><html lang=en><meta charset=utf-8>"
@@ -189,8 +190,8 @@ def _smooth(values: Sequence[float]) -> list[float]:
 def _scores(found: Evaluation) -> str:
     head = "<tr><th>metric</th><th>mean</th><th>SD</th><th>median</th><th>units</th></tr>"
     rows = "".join(
-        f"<tr><td>{_text(name)}</td><td>{s.mean:.4g}</td><td>{s.sd:.3g}</td>"
-        f"<td>{s.median:.4g}</td><td>{s.cases}</td></tr>"
+        f"<tr><td>{_text(name)}</td><td>{_number(s.mean)}</td><td>{_number(s.sd)}</td>"
+        f"<td>{_number(s.median)}</td><td>{s.cases}</td></tr>"
         for name, s in found.summary().items()
     )
     return f"<table>{head}{rows}</table>"
@@ -210,18 +211,22 @@ def _published(task: Task) -> str:
     return f"<table><tr>{head}</tr>{rows}</table>"
 
 
-def _rows(found: Evaluation) -> str:
-    names = list(dict.fromkeys(name for row in found.rows for name in row))
-    head = "".join(f"<th>{_text(name)}</th>" for name in names)
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{_number(row.get(name, ''))}</td>" for name in names) + "</tr>"
-        for row in found.rows
-    )
-    return f"<table><tr>{head}</tr>{rows}</table>"
+def _cases(found: Evaluation) -> str:
+    cases: dict[str, list[Row]] = {}
+    for row in found.rows:
+        cases.setdefault(str(row["case"]), []).append(row)
+    names = list(found.scores)
+    head = "".join(f"<th>{_text(name)}</th>" for name in ["case", *names])
+    lines = []
+    for case, rows in cases.items():
+        means = [summarise([float(r.get(n, math.nan)) for r in rows]).mean for n in names]
+        cells = "".join(f"<td>{_number(mean)}</td>" for mean in means)
+        lines.append(f"<tr><td>{_text(case)}</td>{cells}</tr>")
+    return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
 
 
-def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else _text(value)
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.4g}"
 
 
 def _fields(values: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -84,7 +85,7 @@ def search(
     """
     try:
         import optuna
-        from optuna.storages import RDBStorage, RetryFailedTrialCallback
+        from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
         from optuna.trial import TrialState
     except ImportError as error:
         raise ImportError(
@@ -95,13 +96,14 @@ def search(
     folder = Path(out)
     (folder / "trials").mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     study = optuna.create_study(
         study_name=method,
         storage=RDBStorage(
             storage or f"sqlite:///{folder.resolve()}/search.db",
             heartbeat_interval=30,
             grace_period=120,
-            failed_trial_callback=RetryFailedTrialCallback(max_retry=3),
+            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=3),
         ),
         sampler=optuna.samplers.GPSampler(seed=seed, n_startup_trials=2),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1),

@@ -43,11 +43,14 @@ def test_another_storage_is_shared(tmp_path):
     assert len(list((tmp_path / "two" / "trials").iterdir())) == 1
 
 
-def test_a_trial_that_diverges_fails_alone(tmp_path):
-    ranges = {"lr": Range(1e-6, 1e16, log=True)}
-    found = run_search(tmp_path, ranges=ranges, trials=3)
+def test_a_trial_that_diverges_counts_as_the_worst(tmp_path):
+    found = run_search(tmp_path, ranges={"lr": Range(1e-6, 1e30, log=True)}, trials=6)
+    study = optuna.load_study(study_name=None, storage=f"sqlite:///{tmp_path}/search.db")
+    diverged = [t for t in study.trials if "diverged" in t.user_attrs]
+    assert 0 < len(diverged) < 6
+    assert "first not finite" in diverged[0].user_attrs["diverged"]
+    assert found["score"] > max(t.value for t in diverged)
     assert found["best"]["lr"] < 1e14
-    assert found["trials"] > 3
 
 
 def test_unknown_fields_are_refused(tmp_path):

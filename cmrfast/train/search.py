@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from cmrfast.atomic import replacing
-from cmrfast.errors import CheckpointError
 from cmrfast.train.loop import train
 
 
@@ -126,25 +125,23 @@ def search(
                 raise optuna.TrialPruned
 
         place = folder / "trials" / f"{trial.number:04d}"
-        train(
-            method,
-            data,
-            place,
-            **{**options, "changes": {**options.get("changes", {}), **changes}},
-            seed=seed,
-            resume=True,
-            watch=watch,
-        )
+        own = {**options, "changes": {**options.get("changes", {}), **changes}}
+        try:
+            train(method, data, place, **own, seed=seed, resume=True, watch=watch)
+        except FloatingPointError as error:
+            # As bad as the worst, so that the sampler learns to keep away.
+            trial.set_user_attr("diverged", str(error))
+            ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+            last[0] = min((t.value for t in ended), default=-1.0)
+        if math.isnan(last[0]):
+            raise ValueError("search: the validation patients have nothing to score")
         if stream is not None:
             stream.write(f"trial {trial.number}: score {last[0]:.4g}  {_words(changes)}\n")
         return last[0]
 
-    ended = (TrialState.COMPLETE, TrialState.PRUNED)
-    while len(study.get_trials(deepcopy=False, states=ended)) < trials:
-        # A trial that diverges or finds nothing to score fails alone.
-        study.optimize(objective, n_trials=1, catch=(FloatingPointError, CheckpointError))
-        if len(study.trials) > 3 * trials and not study.get_trials(states=ended):
-            raise RuntimeError(f"search: {len(study.trials)} trials failed, none came to an end")
+    over = (TrialState.COMPLETE, TrialState.PRUNED)
+    while len(study.get_trials(deepcopy=False, states=over)) < trials:
+        study.optimize(objective, n_trials=1)
     result = {"best": study.best_params, "score": study.best_value, "trials": len(study.trials)}
     with replacing(folder / "best.json") as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n", "utf-8")

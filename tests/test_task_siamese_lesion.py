@@ -1,0 +1,225 @@
+"""siamese_lesion on images: pairs of patches in, classes and a map of T1 out."""
+
+import logging
+import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields, replace
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import map_coordinates
+from torch import nn
+
+from cmrfast.data import Volume, open_dataset, read_nifti, write_nifti
+from cmrfast.data.cache import Cache
+from cmrfast.data.phantom import write_phantoms
+from cmrfast.data.prepare import align_masks, lesion_mask, spacing_grid
+from cmrfast.errors import FileError
+from cmrfast.infer.siamese_lesion import classify, patch_centers, plane
+from cmrfast.models import siamese_lesion
+from cmrfast.models.siamese_lesion import RECIPE, Config, Recipe, SiameseLesion
+from cmrfast.tasks import siamese_lesion as task_module
+from cmrfast.tasks import task_class
+from cmrfast.tasks.siamese_lesion import SiameseLesionTask
+from cmrfast.tasks.siamese_lesion_pairs import lge_lesion
+
+NARROW = Config(channels=(4, 8, 8, 8), hidden=16, features=8)
+BOTH_MASKS = ("t1_myocardium", "lge_myocardium")
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    root = tmp_path_factory.mktemp("siamese_lesion") / "phantoms"
+    return open_dataset("t1_lge", write_phantoms("siamese_lesion", root, cases=4, shrink=3))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return Cache(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def fitted(cohort):
+    return SiameseLesionTask(NARROW, RECIPE).fit(cohort)
+
+
+@pytest.fixture
+def task(fitted, cache):
+    return SiameseLesionTask(NARROW, RECIPE, fitted, cache=cache)
+
+
+def without(case, *names):
+    kept = [
+        {k: v for k, v in files.items() if k not in names} for files in (case.images, case.labels)
+    ]
+    return replace(case, images=kept[0], labels=kept[1])
+
+
+class Oracle(nn.Module):
+    """Knows the label of every patch that it may be shown, and one feature for all."""
+
+    def __init__(self, task, case, *, sure=20.0):
+        super().__init__()
+        self.config, self.sure = task.config, sure
+        self.nothing = nn.Parameter(torch.zeros(1))
+        patches = task._patches([task._pairs(case)])
+        self.known = patches.cut(torch.arange(len(patches)))
+
+    def forward(self, t1, lge=None):
+        found = (t1[:, None] == self.known["t1"]).flatten(2).all(2).long().argmax(1)
+        positive = self.sure * (2 * self.known["labels"][found] - 1)
+        same = torch.ones(len(t1), 8)
+        paired = {} if self.config.variant == "pure" else {"lge": same}
+        return {"logits": torch.stack((-positive, positive), 1), "t1": same, **paired}
+
+
+class Middle(nn.Module):
+    """The logit of lesion is the patch's middle pixel."""
+
+    def __init__(self, patch):
+        super().__init__()
+        self.config = Config(patch=patch)
+        self.nothing = nn.Parameter(torch.zeros(1))
+
+    def forward(self, t1, lge=None):
+        middle = t1[:, 0, self.config.patch // 2, self.config.patch // 2]
+        return {"logits": torch.stack((torch.zeros_like(middle), middle), 1)}
+
+
+def test_the_task_is_found_and_its_recipe_is_the_papers():
+    assert task_class("siamese_lesion") is SiameseLesionTask
+    assert (RECIPE.lr, RECIPE.batch, RECIPE.epochs, RECIPE.drop_last) == (1e-4, 32, 300, True)
+    assert sum(RECIPE.split) == 15
+    names = [{field.name for field in fields(kind)} for kind in (Config, Recipe)]
+    assert not names[0] & names[1]
+    assert SiameseLesionTask.published["decoupled"]["balanced"] == "81.61"
+    assert "pairing_loss" not in SiameseLesionTask.published["pure"]
+
+
+def test_recipe_messages():
+    with pytest.raises(ValueError, match="stride must be at least 1, spacing_mm positive; got 0"):
+        Recipe(stride=0)
+    with pytest.raises(
+        ValueError, match="stride must be at least 1, spacing_mm positive; got 6 an"
+    ):
+        Recipe(spacing_mm=-1.0)
+    with pytest.raises(ValueError, match=r"flip must lie in \[0, 1\], lesion_share in \(0, 1\]"):
+        Recipe(lesion_share=0)
+
+
+def test_batches_are_what_the_network_takes(task, cohort):
+    feed = task.feed(cohort, seed=0)
+    assert len(feed) > 300
+    batch = feed.batch(0, torch.arange(40))
+    assert set(batch) == {"t1", "lge", "labels"}
+    for name in task.inputs:
+        assert batch[name].shape == (40, 1, 64, 64)
+        assert batch[name].dtype == torch.float32
+        assert batch[name].isfinite().all()
+    assert batch["labels"].dtype == torch.int64
+    assert set(feed.patches.labels.tolist()) == {0, 1}
+    share = feed.patches.labels.float().mean().item()
+    assert 0.2 < share < 0.6  # the paper's is 0.40
+    outputs = SiameseLesion(NARROW)(*(batch[name] for name in task.inputs))
+    assert siamese_lesion.loss(outputs, batch)["loss"].isfinite()
+
+
+def test_a_batch_depends_on_its_samples_alone(task, cohort):
+    feed = task.feed(cohort[:2], seed=0)
+    one, two = feed.batch(0, torch.tensor([5, 0, 9])), feed.batch(7, torch.tensor([9, 5, 0]))
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(feed.batch, 1, torch.tensor([n])) for n in (5, 0, 9)]
+        alone = [future.result() for future in asked]
+    for name, values in one.items():
+        assert torch.equal(values, two[name][[1, 2, 0]])
+        assert torch.equal(values, torch.cat([batch[name] for batch in alone]))
+    again = task.feed(cohort[:2], seed=0).patches
+    assert torch.equal(again.flips, feed.patches.flips)
+    assert len(task.feed(cohort[:2], seed=1)) != len(feed)
+
+
+def test_mirrored_copies_share_their_flip(task, cohort):
+    patches = task._patches([task._pairs(case) for case in cohort[:2]])
+    copies = patches.with_mirrored(0.5, seed=0)
+    plain = patches.cut(torch.arange(len(patches)))
+    flipped = copies.flips.any(1).nonzero().flatten()
+    assert len(flipped) == len(copies) - len(patches)
+    assert abs(len(flipped) / len(patches) - 0.5) < 0.1
+    counts = [
+        (copies.flips[flipped] == torch.tensor(f)).all(1).sum() for f in ((1, 0), (0, 1), (1, 1))
+    ]
+    assert sum(counts) == len(flipped)
+    assert min(counts) > 0.2 * len(flipped)
+    found = copies.cut(flipped)
+    for row, copy in enumerate(flipped.tolist()):
+        of = int((~copies.flips[:copy].any(1)).sum()) - 1  # a copy stands behind what it is of
+        axes = [1 + axis for axis in range(2) if copies.flips[copy, axis]]
+        for name in task.inputs:
+            assert torch.equal(found[name][row], plain[name][of].flip(axes))
+        assert found["labels"][row] == plain["labels"][of]
+    assert len(patches.with_mirrored(0.0, seed=0)) == len(patches)
+    assert len(patches.with_mirrored(1.0, seed=0)) == 2 * len(patches)
+
+
+def test_patches_are_positive_with_a_quarter_of_the_lesion(task, cohort):
+    for case in cohort:
+        pairs = task._pairs(case)
+        patches = task._patches([pairs])
+        for number in range(len(patches)):
+            i, j = patches.start_vox[number].tolist()
+            lesion = pairs["lesion"][patches.volume[number]]
+            held = lesion[max(i, 0) : i + 64, max(j, 0) : j + 64].sum()
+            assert patches.labels[number] == int(held > 0 and held >= lesion.sum() / 4)
+            center = pairs["myocardium"][patches.volume[number], i + 32, j + 32]
+            assert center == 1
+
+
+def test_preparation_is_the_plain_statement(task, cohort):
+    case = cohort[0]
+    pairs = task._pairs(case)
+    t1, lge = case.image("t1"), case.image("lge")
+    for n, k in enumerate(pairs["t1_slice"].tolist()):
+        fixed = plane(lge, int(pairs["lge_slice"][n]))
+        shape, grid = spacing_grid(fixed.data.shape[1:], fixed.world_from_vox, (1.0, 1.0))
+        i, j = np.indices(shape)
+        pixels = np.stack([i, j, np.zeros(shape), np.ones(shape)]).reshape(4, -1)
+        to_lge = (np.linalg.inv(fixed.world_from_vox) @ grid.numpy() @ pixels)[:2]
+        native = plane(t1, k).world_from_vox.numpy()
+        to_t1 = (np.linalg.inv(native) @ pairs["t1_from_lge"][n].numpy() @ grid.numpy() @ pixels)[
+            :2
+        ]
+
+        def sampled(image, at):
+            return map_coordinates(image.double().numpy(), at, order=1, mode="nearest").reshape(
+                shape
+            )
+
+        expected = sampled(t1.data[0, ..., k], to_t1)
+        size = np.array(t1.shape[:2])[:, None]
+        inside = ((to_t1 > -0.499) & (to_t1 < size - 0.501)).all(0).reshape(shape)
+        outside = ((to_t1 < -0.501) | (to_t1 > size - 0.499)).any(0).reshape(shape)
+        found = pairs["t1"][n, 0].numpy()
+        np.testing.assert_allclose(found[inside], expected[inside], rtol=1e-4, atol=0.05)
+        assert np.isnan(found[outside]).all()
+        assert 0 < inside.sum() < inside.size
+
+        pale = sampled(fixed.data[0], to_lge)
+        scaled = (pale - pale.mean()) / pale.std()
+        np.testing.assert_allclose(pairs["lge"][n, 0].numpy(), scaled, atol=1e-3)
+        for name, file in (("myocardium", "lge_myocardium"), ("lesion", "lge_lesion")):
+            mask = plane(case.label(file), int(pairs["lge_slice"][n])).data[0]
+            share = sampled(mask, to_lge)
+            sure = abs(share - 0.5) > 1e-4
+            assert np.array_equal(pairs[name][n].numpy()[sure], (share > 0.5)[sure])
+
+        moving = plane(case.label("t1_myocardium"), k)
+        wall = plane(case.label("lge_myocardium"), int(pairs["lge_slice"][n]))
+        alignment = align_masks(
+            moving.data[0], wall.data[0], moving.world_from_vox, wall.world_from_vox
+        )
+        assert torch.equal(alignment.moving_from_fixed, pairs["t1_from_lge"][n])
+        brought = sampled(moving.data[0], to_t1) > 0.5
+        drawn = pairs["myocardium"][n].numpy() > 0
+        assert 2 * (brought & drawn).sum() / (brought.sum() + drawn.sum()) > 0.8

@@ -185,7 +185,7 @@ def test_preparation_is_the_plain_statement(task, cohort):
         shape, grid = spacing_grid(fixed.data.shape[1:], fixed.world_from_vox, (1.0, 1.0))
         i, j = np.indices(shape)
         pixels = np.stack([i, j, np.zeros(shape), np.ones(shape)]).reshape(4, -1)
-        to_lge = (np.linalg.inv(fixed.world_from_vox) @ grid.numpy() @ pixels)[:2]
+        to_lge = (np.linalg.inv(fixed.world_from_vox.numpy()) @ grid.numpy() @ pixels)[:2]
         native = plane(t1, k).world_from_vox.numpy()
         to_t1 = (np.linalg.inv(native) @ pairs["t1_from_lge"][n].numpy() @ grid.numpy() @ pixels)[
             :2
@@ -223,3 +223,153 @@ def test_preparation_is_the_plain_statement(task, cohort):
         brought = sampled(moving.data[0], to_t1) > 0.5
         drawn = pairs["myocardium"][n].numpy() > 0
         assert 2 * (brought & drawn).sum() / (brought.sum() + drawn.sum()) > 0.8
+
+
+def test_lesion_is_drawn_by_brightness_where_no_mask_is(cohort):
+    case = without(cohort[0], "lge_lesion")
+    lge, wall, lesion = lge_lesion(case, deviations=6.0)
+    reference = case.label("lge_reference").data
+    for k in range(lge.shape[2]):
+        healthy = lge.data[..., k][reference[..., k] > 0].double()
+        bright = lge.data[..., k] > healthy.mean() + 6 * healthy.std()
+        assert torch.equal(lesion.data[..., k] > 0, bright & (wall.data[..., k] > 0))
+    assert lesion.data.any()
+    sector = lge_lesion(without(case, "lge_reference"), deviations=6.0)[2]
+    expected = lesion_mask(lge.data[0, ..., 1], wall.data[0, ..., 1], spacing_mm=lge.spacing_mm[:2])
+    assert torch.equal(sector.data[0, ..., 1] > 0, expected)
+
+
+def test_a_small_reference_is_an_error_none_is_not(cohort, tmp_path):
+    case = without(cohort[0], "lge_lesion")
+    reference = case.label("lge_reference")
+    reference.data[..., 0] = 0
+    path = tmp_path / "lge_reference.nii.gz"
+    write_nifti(path, reference)
+    odd = replace(case, labels={**case.labels, "lge_reference": path})
+    found = lge_lesion(odd, deviations=6.0)[2].data[..., 0]
+    sector = lge_lesion(without(case, "lge_reference"), deviations=6.0)[2].data[..., 0]
+    assert torch.equal(found, sector)
+    reference.data[0, 5, 5:8, 0] = 1
+    write_nifti(path, reference)
+    with pytest.raises(FileError, match=r"LGE slice 0 of subject01: .* at least 10 pixels; got 3"):
+        lge_lesion(odd, deviations=6.0)
+
+
+def test_centres_move_with_the_heart():
+    wall = torch.zeros(60, 70)
+    wall[20:40, 25:50] = 1
+    wall[26:34, 32:43] = 0
+    centers = patch_centers(wall, 6)
+    assert wall[tuple(centers.T)].all()
+    assert ((centers - centers[0]) % 6 == 0).all()
+    assert 0.6 < len(centers) * 36 / wall.sum() < 1.6
+    moved = patch_centers(wall.roll((7, -5), (0, 1)), 6)
+    assert torch.equal(moved, centers + torch.tensor([7, -5]))
+    assert patch_centers(torch.zeros(9, 9), 6).shape == (0, 2)
+
+
+def oblique_ramp():
+    """A map that grows by 4 ms a mm along one direction of the scanner; and a ring on it."""
+    turn = torch.linalg.qr(torch.tensor([[3.0, 1, 0], [-1, 3, 1], [0.5, -1, 4]]).double())[0]
+    affine = torch.eye(4, dtype=torch.float64)
+    affine[:3, :3] = turn @ torch.diag(torch.tensor([1.7, 1.3, 9.0], dtype=torch.float64))
+    affine[:3, 3] = torch.tensor([-40.0, 12.0, 300.0])
+    way = 4 * (affine[:3, 0] / 1.7 + affine[:3, 1] / 1.3) / 2**0.5
+    vox = torch.cartesian_prod(*(torch.arange(n).double() for n in (64, 80, 2)))
+    world = vox @ affine[:3, :3].T + affine[:3, 3]
+    middle = torch.tensor([32.0, 40, 0.5]).double() @ affine[:3, :3].T + affine[:3, 3]
+    t1 = (1000 + (world - middle) @ way).view(1, 64, 80, 2)
+    away = ((world - middle) @ affine[:3, :2] / torch.tensor([1.7, 1.3])).norm(dim=1)
+    ring = ((away > 20) & (away < 31)).view(1, 64, 80, 2)
+    ring[..., 1] &= torch.arange(64)[:, None] < 40
+    return Volume(t1, affine), Volume(ring.byte(), affine), way, middle
+
+
+def test_patches_and_map_lie_where_they_say():
+    t1, ring, way, middle = oblique_ramp()
+    scale = {"mean_ms": 1000.0, "sd_ms": 40.0}
+    found = classify(Middle(32).eval(), t1, ring, **scale, batch=7)
+    expected = ((found.center_mm - middle) @ way / 40.0).sigmoid().float()
+    torch.testing.assert_close(found.probability, expected, rtol=1e-4, atol=1e-5)
+    assert set(found.slices.tolist()) == {0, 1}
+    assert ((found.center_mm - middle).norm(dim=1) < 34).all()
+
+    assert found.map.shares_grid(t1)
+    values, wall = found.map.data, ring.data > 0
+    assert (values[~wall] == 0).all()
+    assert (values[wall] > 0).all()
+    truth = ((t1.data - 1000) / 40).sigmoid().float()
+    # A mean over neighbours flattens what lies within a stride or two of 6 mm.
+    assert (values - truth)[wall].abs().max() < 0.2
+    assert (values - truth)[wall].abs().mean() < 0.06
+
+    halves = classify(Middle(32).eval(), t1, ring, **scale, batch=1000)
+    assert torch.equal(halves.map.data, values)
+    sparse = classify(Middle(32).eval(), t1, ring, **scale, stride=10, spacing_mm=1.5)
+    assert len(sparse.probability) < len(found.probability) / 4
+
+
+def test_a_map_without_myocardium_is_empty_and_messages():
+    t1, ring, _, _ = oblique_ramp()
+    nothing = classify(Middle(32), t1, ring.with_data(0 * ring.data), mean_ms=1.0, sd_ms=1.0)
+    assert len(nothing.slices) == len(nothing.probability) == 0
+    assert nothing.center_mm.shape == (0, 3)
+    assert (nothing.map.data == 0).all()
+    two = Volume(torch.cat((t1.data, t1.data)), t1.world_from_vox)
+    with pytest.raises(ValueError, match=r"one channel each, on one grid; got \(2, 64, 80, 2\)"):
+        classify(Middle(32), two, ring, mean_ms=1.0, sd_ms=1.0)
+    moved = Volume(ring.data, torch.eye(4))
+    with pytest.raises(ValueError, match="on one grid"):
+        classify(Middle(32), t1, moved, mean_ms=1.0, sd_ms=1.0)
+
+
+def test_predictions_lie_on_the_map_and_need_t1_alone(task, cohort, tmp_path):
+    case = without(cohort[0], "lge", "lge_myocardium", "lge_lesion", "lge_reference")
+    model = SiameseLesion(NARROW).eval()
+    prediction = task.predict(model, case)
+    output = prediction.images["lesion_probability"]
+    path = tmp_path / "lesion_probability.nii.gz"
+    write_nifti(path, output.volume, output.like)
+    np.testing.assert_array_equal(nibabel.load(path).affine, nibabel.load(case.images["t1"]).affine)
+    wall = case.label("t1_myocardium").data > 0
+    values = read_nifti(path).data
+    assert (values[~wall] == 0).all()
+    assert ((values[wall] > 0) & (values[wall] < 1)).all()
+    patches = prediction.facts["patches"]
+    assert {patch["slice"] for patch in patches} == {0, 1}
+    for patch in patches:
+        assert patch["lesion"] == (patch["probability"] > 0.5)
+        vox = (
+            torch.linalg.inv(case.image("t1").world_from_vox)
+            @ torch.tensor([*patch["center_mm"], 1.0]).double()
+        )
+        assert abs(vox[2] - patch["slice"]) < 1e-4
+        i, j = (vox[:2] + 0.5).floor().long().tolist()
+        assert wall[0, i - 1 : i + 2, j - 1 : j + 2, patch["slice"]].any()
+
+
+def test_a_patch_of_training_is_a_patch_of_prediction(task, cohort, tmp_path):
+    """With LGE on the grid of T1 and one myocardium, both paths must cut the same pixels."""
+    source = cohort[0]
+    t1, wall = source.image("t1"), source.label("t1_myocardium")
+    paths = {name: tmp_path / f"{name}.nii.gz" for name in ("t1", "lge", *BOTH_MASKS, "lge_lesion")}
+    for name, path in paths.items():
+        write_nifti(path, t1 if name in ("t1", "lge") else wall)
+    case = replace(
+        source,
+        images={k: v for k, v in paths.items() if k in ("t1", "lge")},
+        labels={k: v for k, v in paths.items() if k not in ("t1", "lge")},
+    )
+    pairs = task._pairs(case)
+    torch.testing.assert_close(pairs["t1_from_lge"][0], torch.eye(4).double(), rtol=0, atol=1e-6)
+    oracle = Oracle(task, case)
+
+    class Seen(Oracle):
+        def forward(self, t1, lge=None):
+            seen.append(t1)
+            return super().forward(t1, lge)
+
+    seen = []
+    model = Seen(task, case)
+    task.predict(model, case)
+    torch.testing.assert_close(torch.cat(seen), oracle.known["t1"], rtol=0, atol=1e-3)

@@ -63,7 +63,7 @@ def probabilities(model: nn.Module, volume: Volume, *, batch: int = 8) -> dict[s
 
 
 def network_view(slices: Tensor, side: int) -> Tensor:
-    """Slices as the network sees them: scaled to [0, 1] each, and a square about the middle.
+    """Slices as the network sees them: a square about the middle, scaled to [0, 1] each.
 
     Exact zeros do not count for a slice's range: scanners and the data sets' makers fill with them
     what lies beyond the image, while phase-sensitive images are bright there.
@@ -75,11 +75,11 @@ def network_view(slices: Tensor, side: int) -> Tensor:
     Returns:
         (N, 1, side, side) float32.
     """
-    values = slices.movedim(0, -1)[None]  # (1, I, J, N): one range a slice of the last axis
+    square = centred(slices, (side, side))
+    values = square.movedim(0, -1)[None]  # one range a slice of the last axis
     counts = values.isfinite() & (values != 0)
     scaled = min_max(values, mask=counts[0], over="slice").float()
-    scaled = scaled.nan_to_num(0.0, 0.0, 0.0).clamp(0, 1)
-    return centred(scaled[0].movedim(-1, 0), (side, side))[:, None]
+    return scaled.nan_to_num(0.0, 0.0, 0.0).clamp(0, 1).movedim(-1, 0)
 
 
 def centred(slices: Tensor, shape: Sequence[int]) -> Tensor:

@@ -77,6 +77,7 @@ class JointScar(nn.Module):
     a decoder for each task.
 
     Example:
+        >>> import torch
         >>> config = Config(image=32, root=32, units=(1, 1, 1), width=8, depth=1, heads=2)
         >>> outputs = JointScar(config).eval()(torch.zeros(2, 1, 32, 32))
         >>> {name: tuple(x.shape) for name, x in outputs.items()}

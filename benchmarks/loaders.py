@@ -171,14 +171,12 @@ def torchio_slices(images: Tensor, labels: Tensor, batch: int) -> dict[str, Load
 
 
 def _theta_of_torchio(drawn: object, shape: Sequence[int]) -> Tensor:
-    """Scale, then rotation about the centre, then shift, all in the patient's axes; inverted."""
+    """Its map turns about the centre, shifts, then scales; what samples is the inverse."""
     angle = np.radians(drawn.degrees[2])
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    to_input = np.linalg.inv(np.diag(drawn.scales[:2]) @ turn)
-    offset = -np.linalg.inv(turn) @ np.array(drawn.translation[:2])
-    offset = np.diag(1 / np.array(drawn.scales[:2])) @ offset
-    to_input = np.diag(1 / np.array(drawn.scales[:2])) @ np.linalg.inv(turn)
-    return theta_from_centred(torch.from_numpy(to_input), torch.from_numpy(offset), shape)
+    back = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    matrix = torch.from_numpy(back / np.array(drawn.scales[:2]))
+    offset = torch.from_numpy(-back @ np.array(drawn.translation[:2]))
+    return theta_from_centred(matrix, offset, shape)
 
 
 def theta_from_centred(matrix: Tensor, offset: Tensor, shape: Sequence[int]) -> Tensor:

@@ -23,6 +23,7 @@ _OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
 #: Pictures run to the patient's left, back and feet, as radiologists hang them.
 _FORWARD = "LPI"
 _PANEL_INCHES = 2.6
+_LINE_INCHES, _LETTER_INCHES = 0.27, 0.08  # of the legend
 
 
 def overlay(
@@ -113,8 +114,12 @@ def _draw(
     columns = min(columns or _columns(len(shown), across / down), len(shown))
     rows = math.ceil(len(shown) / columns)
     inches = _PANEL_INCHES / max(across, down)
-    legend = 0.3 if mask.any() else 0.0
-    figure = Figure((columns * across * inches, rows * down * inches + legend), facecolor="black")
+    width = columns * across * inches
+    values = [int(value) for value in np.unique(mask[:, :, shown]) if value]
+    texts = [names.get(value, f"label {value}") for value in values]
+    lines = _lines(texts, width)
+    legend = _LINE_INCHES * len(lines)
+    figure = Figure((width, rows * down * inches + legend), facecolor="black")
     height = rows * down * inches / figure.get_figheight()
     low, high = _window(image[:, :, shown])
     for n, k in enumerate(shown):
@@ -124,14 +129,23 @@ def _draw(
         planes = (_hang(array[:, :, k], volume.orientation, axes) for array in (image, mask))
         _panel(panel, *planes, window=(low, high), extent=(0, across, down, 0))
         _letter(panel, sides, k)
-    values = [int(value) for value in np.unique(mask[:, :, shown]) if value]
-    for n, value in enumerate(values):
-        at = ((n + 0.5) / len(values), legend / 2 / figure.get_figheight())
-        text = names.get(value, f"label {value}")
-        figure.text(*at, text, color=_colour(value), ha="center", va="center", fontsize=9)
+    for line, members in enumerate(lines):
+        y = (len(lines) - line - 0.5) * _LINE_INCHES / figure.get_figheight()
+        for n, member in enumerate(members):
+            style = {"color": _colour(values[member]), "fontsize": 9, "ha": "center"}
+            figure.text((n + 0.5) / len(members), y, texts[member], va="center", **style)
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=110, facecolor="black", metadata={"Software": None})
     return file.getvalue()
+
+
+def _lines(texts: list[str], width_inches: float) -> list[list[int]]:
+    """Which entries of the legend share a line, so that none runs into the next."""
+    if not texts:
+        return []
+    widest = max(len(text) for text in texts) * _LETTER_INCHES + 0.1
+    each = max(1, min(len(texts), int(width_inches / widest)))
+    return [list(range(len(texts)))[n : n + each] for n in range(0, len(texts), each)]
 
 
 def _columns(count: int, aspect: float) -> int:

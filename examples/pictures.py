@@ -75,7 +75,7 @@ def beside(pictures: list[Image.Image]) -> Image.Image:
     return whole
 
 
-HEART = {1: "left ventricle", 2: "myocardium", 3: "right ventricle"}
+HEART = {1: "LV", 2: "myocardium", 3: "RV"}
 #: Data set -> (number of the patient shown, its rows: image, label, slices, side, names).
 SHOWN = {
     "t1_lge": (
@@ -101,7 +101,7 @@ SHOWN = {
         1,
         [(s, "LGE", 1, HEART_MM, {**HEART, 4: "edema", 5: "scar"}) for s in ("C0", "LGE", "T2")],
     ),
-    "mscmrseg": (2, [(s, s, 2, HEART_MM, HEART) for s in ("C0", "T2", "LGE")]),
+    "mscmrseg": (2, [(s, s, 1, HEART_MM, HEART) for s in ("C0", "T2", "LGE")]),
     "msseg2": (
         1,
         [

@@ -90,12 +90,20 @@ def slices_2d(scale: float = 1.0) -> Case:
     }
 
     def proven(batch: Batch) -> None:
-        chosen = batch["sample"].long()
-        image = affine_sample(images[chosen][None], batch["theta"][None])[0]
-        label = affine_sample(labels[chosen][None].float(), batch["theta"][None], mode="nearest")[0]
-        # Rounding decides voxels at the rim, which one library fills and another does not.
-        assert ((batch["image"] - image).abs() > 1e-3).float().mean() < 0.01
-        assert (batch["label"] != label).float().mean() < 0.01
+        chosen, theta = batch["sample"].long(), batch["theta"][None]
+        image, inside, label = (
+            affine_sample(x[None].float(), theta, mode=mode)[0]
+            for x, mode in (
+                (images[chosen], "linear"),
+                (torch.ones(1, side, side), "linear"),
+                (labels[chosen], "nearest"),
+            )
+        )
+        # Libraries differ in what they do within a voxel of the rim, and in ties.
+        whole = inside[0] > 0.9999
+        assert whole.float().mean() > 0.5
+        torch.testing.assert_close(batch["image"][:, whole], image[:, whole], rtol=0, atol=2e-3)
+        assert (batch["label"] != label)[:, whole].float().mean() < 1e-3
 
     return _case(batches, peers, proven, 2 * count * side * side * (4 + 2))
 

@@ -210,7 +210,9 @@ def world_transforms(grid: SharedGrid, thetas: Tensor) -> Tensor:
     plane = vox_from_theta(thetas.detach().cpu(), grid.shape[:2], grid.shape[:2], False)
     vox_from_vox = torch.eye(4, dtype=torch.float64).repeat(len(plane), 1, 1)
     vox_from_vox[:, :2, :2], vox_from_vox[:, :2, 3] = plane[..., :2], plane[..., 2]
-    return grid.world_from_vox @ vox_from_vox @ torch.linalg.inv(grid.world_from_vox)
+    vox_from_world = torch.linalg.inv(grid.world_from_vox)
+    lge_from_cine: Tensor = grid.world_from_vox @ vox_from_vox @ vox_from_world
+    return lge_from_cine
 
 
 def warp_image(

@@ -222,11 +222,11 @@ class JointRegistrationTask(Task):
         found = {}
         for column in _COLUMNS:
             structure, kind, _ = column.split("_")
-            pair = (x == _STRUCTURES[structure] for x in (labels, reference))
+            mask, true = (x == _STRUCTURES[structure] for x in (labels, reference))
             if kind == "cd":
-                found[column] = center_distance(*pair, spacing).item()
+                found[column] = center_distance(mask, true, spacing).item()
             else:
-                found[column] = average_surface_distance(*pair, spacing)
+                found[column] = average_surface_distance(mask, true, spacing)
         return found
 
 
@@ -274,7 +274,7 @@ def _mean_dice(labels: Tensor, reference: Tensor) -> float:
 def _mean(rows: Sequence[Row]) -> Row:
     """A patient's mean over slices; slices without a value are left out."""
     mean: Row = {"case": rows[0]["case"], "slices": len(rows)}
-    for name in rows[0].keys() - {"case", "cine_slice", "lge_slice"}:
+    for name in [n for n in rows[0] if n not in ("case", "cine_slice", "lge_slice")]:
         values = [v for row in rows if not math.isnan(v := float(row[name]))]
         mean[name] = sum(values) / len(values) if values else math.nan
     return mean

@@ -7,7 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cmrfast.data.datasets.slices import SlicePair, slice_pairs, slice_pairs_by_index
+from cmrfast.data.datasets.slices import (
+    SlicePair,
+    slice_pairs,
+    slice_pairs_by_index,
+    world_from_slice,
+)
 from cmrfast.data.prepare import clip_percentiles, min_max, resample_labels, spacing_grid
 from cmrfast.data.volume import Volume
 from cmrfast.infer.batches import in_batches
@@ -248,17 +253,10 @@ def _warped(
     """(C, I', J', K') on the LGE grid to (C, I, J, K) on the cine grid."""
     moved = []
     for pair, transform in zip(grid.pairs, lge_from_cine, strict=True):
-        world = _at_slice(lge.world_from_vox, pair.target)
+        world = world_from_slice(lge, pair.target)
         moved.append(resample(data[..., pair.target], world, transform @ world, lge.shape[:2]))
-    world = _at_slice(lge.world_from_vox, grid.pairs[0].target)
+    world = world_from_slice(lge, grid.pairs[0].target)
     return grid.onto_cine(torch.stack(moved, -1), world, cine.shape[:2])
-
-
-def _at_slice(world_from_vox: Tensor, k: int) -> Tensor:
-    """The matrix of a stack that begins with slice k."""
-    moved = world_from_vox.clone()
-    moved[:, 3] += k * world_from_vox[:, 2]
-    return moved
 
 
 def _centred(cine: Volume, lge: Volume) -> Tensor:

@@ -32,12 +32,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cmrfast.losses import adversarial_segmentation_loss
+from cmrfast.models import recipe
 from cmrfast.models._check import require_batch, require_images, require_labels, require_option
 from cmrfast.models.blocks import init_glorot
 
 Variant = Literal["u_a_t", "u_a", "u"]
 Gan = Literal["nonsaturating", "minmax"]
 Disc = Literal["plain", "residual"]
+SliceMap = Literal["paper", "code"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,58 @@ class Config:
             raise ValueError(
                 f"adversarial_transfer: size must be a multiple of {halved}; got {self.size}"
             )
+
+
+@dataclass(frozen=True)
+class Recipe(recipe.Recipe):
+    """P: the paper, with its section; C: the authors' code; D: our decision.
+
+    Args:
+        lr_decay: the rate at optimiser step t is lr / (1 + lr_decay · t).
+        pretrain_epochs: of the epochs, the first ones, in which the generator learns alone.
+        lge_masks: training patients whose LGE masks are learned from, where all of the split's
+            train; of fewer patients in proportion, one at least.
+        slice_map: onto which LGE slice a mask is carried, see ``transfer_slices``.
+        crop_shift_px: how far four of the five crops of a slice lie off the fifth, at most.
+        copies: changed samples besides each crop as it is.
+        rotate_deg: largest angle of a copy, either way.
+        shear_rad: largest shear angle, either way.
+        zoom: smallest and largest factor of a copy's field of view, each axis its own.
+        view_px: side of the square about the middle of a slice that is segmented; 0 for all.
+    """
+
+    lr: float = 2e-4  # P 3
+    batch: int = 16  # P 3: of annotated slices, and as many with borrowed masks
+    epochs: int = 50  # C: 30 + 20
+    lr_decay: float = 1e-8  # P 3
+    pretrain_epochs: int = 30  # C
+    split: tuple[float, float, float] = (33, 2, 10)  # P 3: patients 1-35 but 4 and 5, these, 36-45
+    lge_masks: int = 5  # P 3
+    slice_map: SliceMap = "paper"
+    crop_shift_px: int = 16  # D; P 3: five crops at different positions
+    copies: int = 1  # D
+    rotate_deg: float = 15.0  # C
+    shear_rad: float = 0.1  # C
+    zoom: tuple[float, float] = (0.8, 1.2)  # C
+    view_px: int = 256  # C: 224 or 256
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_option("adversarial_transfer", "slice_map", self.slice_map, get_args(SliceMap))
+        for name in ("pretrain_epochs", "lge_masks", "crop_shift_px", "copies", "view_px"):
+            if getattr(self, name) < 0:
+                raise ValueError(
+                    f"adversarial_transfer: {name} must be >= 0; got {getattr(self, name)}"
+                )
+        if not 0 < self.zoom[0] <= self.zoom[1]:
+            raise ValueError(f"adversarial_transfer: zoom must be 0 < low <= high; got {self.zoom}")
+
+    def lr_at(self, epoch: int, step: int) -> float:
+        """The learning rate of an optimiser step: both count from 0, the step over all epochs."""
+        return super().lr_at(epoch, step) / (1 + self.lr_decay * step)
+
+
+RECIPE = Recipe()
 
 
 class Pair(nn.Module):

@@ -52,6 +52,14 @@ def test_an_epoch_is_a_permutation_of_its_own():
     assert torch.equal(torch.cat(batches(0, 0, 1000, 32, drop_last=False)), first)
 
 
+def test_the_order_is_independent_of_the_samples_draws():
+    shuffled = order(3, 5, 20000)
+    draws = uniforms(3, 5, shuffled, 4)
+    place = torch.linspace(0, 1, len(shuffled)).double()
+    for draw in draws.T:
+        assert torch.stack((place, draw)).corrcoef()[0, 1].abs() < 0.03
+
+
 def masks():
     region = torch.zeros(30, 40, 20, dtype=torch.bool)
     region[5:25, 5:35, 3:17] = True

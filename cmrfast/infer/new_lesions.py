@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cmrfast.data.prepare import (
     brain_union,
@@ -18,8 +18,9 @@ from cmrfast.data.prepare import (
 )
 from cmrfast.data.volume import Volume
 from cmrfast.infer.sliding import sliding_window
-from cmrfast.models.new_lesions import RECIPE, NewLesions, Recipe, fold
+from cmrfast.models.new_lesions import RECIPE, Recipe, fold
 from cmrfast.ops import resample
+from cmrfast.ops.affine_sample import Mode
 
 
 @dataclass(frozen=True)
@@ -92,13 +93,17 @@ def normalise(images: Tensor, brain: Tensor, landmarks: Tensor | None = None) ->
     Returns:
         (2, I, J, K) float32.
     """
-    if landmarks is not None:
-        images = torch.stack([standardise_histogram(i, landmarks, mask=brain) for i in images])
-    return z_score(images, mask=brain) * (brain != 0)
+    inside, normal = brain != 0, torch.zeros_like(images)
+    for image, result in zip(images, normal, strict=True):
+        values = image[inside]
+        if landmarks is not None:
+            values = standardise_histogram(values, landmarks)
+        result[inside] = z_score(values[None, None])[0, 0]
+    return normal
 
 
 def segment(
-    model: NewLesions,
+    model: nn.Module,
     earlier: Volume,
     later: Volume,
     brains: Sequence[Volume] = (),
@@ -115,11 +120,12 @@ def segment(
     windows in the network, 80 MB each for the published patch.
 
     Args:
-        model: trained; it is left as it is.
+        model: a ``NewLesions``, trained; it is left as it is.
         earlier, later, brains: as in ``align``.
         landmarks: as in ``normalise``.
         recipe: that the model was trained with.
-        batch: windows at once; default 1 on a CPU, whose caches one window fills, else 16.
+        batch: windows at once; default as many as make one of 56³ on a CPU, whose caches that
+            fills, else 16.
         dtype: of the convolutions; bfloat16 is faster where the device computes in it.
     """
     pair = align(earlier, later, brains, recipe=recipe)
@@ -137,7 +143,7 @@ def segment(
         images.to(device),
         (recipe.patch,) * 3,
         recipe.overlap,
-        batch=batch or (1 if device.type == "cpu" else 16),
+        batch=batch or max(1, (1 if device.type == "cpu" else 16) * 56**3 // recipe.patch**3),
     )
     merged = merged[0].to(pair.brain.device) * pair.brain
     probability = later.with_data(
@@ -152,7 +158,7 @@ def _floating(volume: Volume) -> Volume:
 
 def _onto(volume: Volume, shape: Sequence[int], world_from_vox: Tensor) -> Tensor:
     """Images linear, masks nearest: (1, *shape)."""
-    mode = "linear" if volume.data.is_floating_point() else "nearest"
+    mode: Mode = "linear" if volume.data.is_floating_point() else "nearest"
     return resample(volume.data, volume.world_from_vox, world_from_vox, shape, mode=mode)
 
 

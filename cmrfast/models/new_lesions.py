@@ -269,7 +269,7 @@ class NewLesions(nn.Module):
         return outputs
 
 
-def fold(model: NewLesions) -> NewLesions:
+def fold(model: nn.Module) -> nn.Module:
     """The same network for inference alone, batch norms folded into the convolutions before them.
 
     Args:

@@ -92,6 +92,14 @@ def test_patches_elsewhere_are_centred_in_the_region():
     assert torch.equal(later.start_vox, windows.start_vox[[999, 5]])
 
 
+def test_patients_without_any_target():
+    _, regions = masks()
+    empty = [torch.zeros_like(region) for region in regions]
+    start = LesionSampler(empty, regions, (7, 8, 5)).windows(0, torch.arange(100)).start_vox
+    center = start + torch.tensor([3, 4, 2])
+    assert regions[0][tuple(center.T)].all()
+
+
 def test_sampler_messages():
     targets, regions = masks()
     with pytest.raises(ValueError, match="one of each per patient; got 2 and 1"):

@@ -1,11 +1,11 @@
 """New lesions on images: preparation, patches, prediction on the later image's grid, scores."""
 
 import threading
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
+import SimpleITK as sitk  # noqa: N813
 import torch
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
@@ -15,10 +15,10 @@ from cmrfast import FileError
 from cmrfast.data import Volume, open_dataset, read_nifti, write_nifti
 from cmrfast.data.cache import Cache
 from cmrfast.data.phantom import write_phantoms
-from cmrfast.data.prepare import foreground, histogram_landmarks, spacing_grid
+from cmrfast.data.prepare import foreground, spacing_grid
 from cmrfast.infer.new_lesions import align, normalise, segment
 from cmrfast.models import build
-from cmrfast.models.new_lesions import RECIPE, Config, Recipe, fold, loss
+from cmrfast.models.new_lesions import RECIPE, Config, Recipe, loss
 from cmrfast.tasks import Task, task_class
 
 SMALL = Recipe(spacing_mm=4.0, patch=16, overlap=4, per_patient=8, batch=4, stored="float32")
@@ -165,9 +165,9 @@ def itk(volume):
     return image
 
 
-@pytest.mark.parametrize("spacing", [3.71, 2.93])  # at which no tie is left to rounding
-def test_preparation_is_the_papers(ljubljana, spacing):
+def test_preparation_is_the_papers(ljubljana):
     """Against SimpleITK's resampling and numpy's percentiles, on a patient of thick slices."""
+    spacing = 2.93  # at which no tie is left to rounding
     case, recipe = ljubljana[0], replace(SMALL, spacing_mm=spacing)
     prepared = fitted(ljubljana, recipe)._prepared(case)
     later, brain = case.image("later"), case.label("brain")
@@ -317,3 +317,161 @@ def test_a_prediction_lies_where_the_images_do(task, cases):
         torch.testing.assert_close(
             other.probability.data, whole.probability.data, rtol=0, atol=1e-3
         )
+
+
+def test_both_visits_see_one_brain(ljubljana):
+    """Masks of both visits are united; what is outside is 0, as beyond the image."""
+    earlier, later = pair_of(ljubljana[0])
+    brain = ljubljana[0].label("brain")
+    half = brain.data.clone()
+    half[:, : half.shape[1] // 2] = 0
+    parts = [brain.with_data(m) for m in (half, brain.data - half)]
+    whole, union = (align(earlier, later, masks, recipe=SMALL) for masks in ([brain], parts))
+    assert torch.equal(whole.brain, union.brain)
+    assert torch.equal(whole.images, union.images)
+    images = normalise(whole.images, whole.brain)
+    assert not images[:, ~whole.brain].any()
+    torch.testing.assert_close(images[:, whole.brain].mean(1), torch.zeros(2), rtol=0, atol=1e-5)
+    assert whole.brain.any(dim=2).any(dim=1)[[0, -1]].all()  # the box is tight
+
+
+def test_bias_field_is_taken_out(ljubljana):
+    earlier, later = pair_of(ljubljana[0])
+    brain = ljubljana[0].label("brain")
+    inside, shape = brain.data[0] != 0, later.shape
+    ramp = torch.linspace(0.6, 1.6, shape[0]).view(-1, 1, 1).expand(shape)
+    flat = later.with_data((500 * inside.float() * (1 + 0.02 * torch.randn(shape)))[None])
+    shaded = flat.with_data(flat.data * ramp)
+
+    def spread(later, **changes):
+        pair = align(earlier, later, [brain], recipe=replace(SMALL, **changes))
+        return float(pair.images[1][pair.brain].std() / pair.images[1][pair.brain].mean())
+
+    least = spread(flat)
+    assert spread(shaded, bias_field=True) - least < 0.3 * (spread(shaded) - least)
+
+
+def test_foreground_is_the_head_without_holes():
+    volume = torch.rand(30, 30, 30) * 3
+    at = torch.stack(torch.meshgrid(*[torch.arange(30.0)] * 3, indexing="ij")) - 15
+    radius = at.norm(dim=0)
+    volume[radius < 10] = 400
+    volume[radius < 4] = 0  # fluid
+    found = foreground(volume)
+    assert found[radius < 9].all()
+    assert not found[radius > 12.5].any()
+    assert not foreground(torch.zeros(4, 4, 4)).any()
+    with pytest.raises(ValueError, match=r"^foreground: volume must be \(I, J, K\); got \(4, 4\)"):
+        foreground(torch.zeros(4, 4))
+
+
+def test_bfloat16_keeps_the_map(task, cases):
+    torch.manual_seed(0)
+    model = build("new_lesions").eval()
+    pair = pair_of(cases[0])
+    landmarks = torch.tensor(task.fitted["landmarks"])
+    recipe = replace(SMALL, spacing_mm=14.0)
+    whole, half = (
+        segment(model, *pair, landmarks=landmarks, recipe=recipe, dtype=dtype).probability.data
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert (whole - half).abs().max() < 0.02
+    assert not torch.equal(whole, half)
+
+
+def test_some_steps_lower_the_loss(task, cases):
+    torch.manual_seed(0)
+    model = build("new_lesions", dropout=0.0).train()
+    batch = task.feed(cases[:2], seed=0).batch(0, torch.arange(2))
+    optimiser = torch.optim.Adam(model.parameters(), 4e-3)
+    losses = []
+    for _ in range(4):
+        optimiser.zero_grad()
+        value = loss(model(batch["earlier"], batch["later"]), batch)["loss"]
+        value.backward()
+        optimiser.step()
+        losses.append(value.item())
+    assert losses[-1] < losses[0]
+
+
+def test_real_images(real_images):
+    """Thick slices of two patients; the mask of one overlays its image."""
+    cases = open_dataset("open_ms", real_images / "open_ms_longitudinal")
+    task = fitted(cases[:1], replace(SMALL, spacing_mm=3.0))
+    landmarks = task.fitted["landmarks"]
+    assert landmarks == sorted(landmarks)
+    assert (landmarks[0], landmarks[-1]) == (0, pytest.approx(100))
+    prepared = task._prepared(cases[0])
+    volume = prepared["masks"][0].sum() * 27
+    label = cases[0].label("consensus")
+    assert volume == pytest.approx(int(label.data.sum()) * np.prod(label.spacing_mm), rel=0.1)
+    new = prepared["images"][1] - prepared["images"][0]
+    assert new[prepared["masks"][0] > 0].mean() > 1  # brighter than before
+    prediction = task.predict(Oracle(), cases[0])
+    assert prediction.images["new_lesions"].volume.shares_grid(cases[0].image("later"))
+    (row,) = task.evaluate(Oracle(), cases[0])
+    assert row["dice"] > 0.2  # the oracle knows no more than brightness
+
+
+def test_patients_that_lack_something(task, cases, tmp_path):
+    blind = replace(cases[0], labels={})
+    unpaired = replace(cases[1], images={"later": cases[1].images["later"]})
+    assert len(task.feed([blind, unpaired, cases[1]], seed=0)) == SMALL.per_patient
+    message = (
+        "^new_lesions: training needs a patient with both visits and a consensus; "
+        rf"got {blind.name} lacks consensus; {unpaired.name} lacks earlier$"
+    )
+    for call in (task.fit, lambda c: task.feed(c, seed=0)):
+        with pytest.raises(FileError, match=message):
+            call([blind, unpaired])
+    assert task.evaluate(Oracle(), blind) == []
+    assert task.view(Oracle(), blind).reference is None
+    with pytest.raises(FileError, match=r"has no earlier image"):
+        task.predict(Oracle(), unpaired)
+    one = replace(
+        cases[0], labels={k: v for k, v in cases[0].labels.items() if k in ("consensus", "rater2")}
+    )
+    masks = TASK(Config(), SMALL, task.fitted)._prepared(one)["masks"]
+    for channel, of in ((1, 0), (3, 0), (4, 0)):
+        assert torch.equal(masks[channel], masks[of])
+    assert not torch.equal(masks[2], masks[0])
+
+
+def test_messages(cases):
+    earlier, later = pair_of(cases[0])
+    with pytest.raises(ValueError, match=r"^new_lesions: fitted must hold landmarks, from fit"):
+        TASK(Config(), SMALL).feed(cases[:1], seed=0)
+    two = Volume(later.data.repeat(2, 1, 1, 1), later.world_from_vox)
+    with pytest.raises(ValueError, match=r"^new_lesions: later must have one channel; got 2$"):
+        align(earlier, two)
+    holed = earlier.with_data(earlier.data.float())
+    holed.data[0, 3, 3, 3] = torch.nan
+    with pytest.raises(ValueError, match=r"^new_lesions: earlier must be finite; got 1 NaN or inf"):
+        align(holed, later)
+    nowhere = later.with_data(torch.zeros_like(later.data))
+    with pytest.raises(ValueError, match=r"^new_lesions: there must be brain in the later image's"):
+        align(earlier, later, [nowhere])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"spacing_mm": 0.0}, "spacing_mm must be positive; got 0.0"),
+        ({"patch": 20}, "patch must be a multiple of 8; got 20"),
+        ({"patch": 16, "overlap": 16}, "overlap must be 0 to 15; got 16"),
+        ({"per_patient": 0}, "per_patient must be at least 1; got 0"),
+        ({"threshold": 1.5}, r"threshold must lie in \[0, 1\]; got 1.5"),
+        ({"stored": "int8"}, "stored must be one of float16, float32; got 'int8'"),
+    ],
+)
+def test_recipe_messages(changes, message):
+    with pytest.raises(ValueError, match=f"^new_lesions: {message}$"):
+        Recipe(**changes)
+
+
+def test_recipe_is_the_papers():
+    last = RECIPE.lr * RECIPE.lr_factor ** (RECIPE.epochs - 1)
+    assert last == pytest.approx(6.569281e-5)
+    assert 40 * RECIPE.per_patient / RECIPE.batch == 872
+    assert (RECIPE.patch, RECIPE.overlap, RECIPE.threshold) == (56, 14, 0.6)
+    assert not {f.name for f in fields(Recipe)} & {f.name for f in fields(Config)}

@@ -214,13 +214,13 @@ class NewLesionsTask(Task):
 def _labelled(cases: Sequence[Case]) -> list[Case]:
     """Those that can be learned from."""
     wanted = ("earlier", "later", "consensus")
-    lacking = {c.name: [n for n in wanted if n not in {*c.images, *c.labels}] for c in cases}
-    kept = [c for c in cases if not lacking[c.name]]
+    lacking = [[n for n in wanted if n not in {*c.images, *c.labels}] for c in cases]
+    kept = [case for case, names in zip(cases, lacking, strict=True) if not names]
     if not kept:
-        why = "; ".join(f"{name} lacks {', '.join(names)}" for name, names in lacking.items())
+        why = (f"{c.name} lacks {', '.join(n)}" for c, n in zip(cases, lacking, strict=True))
         raise FileError(
             "new_lesions: training needs a patient with both visits and a consensus; "
-            f"got {why or 'none at all'}"
+            f"got {'; '.join(why) or 'none at all'}"
         )
     return kept
 

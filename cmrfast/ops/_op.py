@@ -33,6 +33,10 @@ class Op:
     def __call__(self, *args: Any) -> Any:
         return self.call(*args)
 
+    def implement(self, key: str, kernel: Callable[..., Any]) -> None:
+        """Let the dispatcher call ``kernel`` for one dispatch key, "CPU" or "CUDA"."""
+        _LIBRARY.impl(self.name, kernel, key)
+
 
 def define(
     schema: str,

@@ -91,15 +91,17 @@ def row_sums(values: Tensor, dtype: torch.dtype) -> Tensor:
     rows, count = values.shape
     sums = torch.empty(rows, dtype=dtype, device=values.device)
     if rows:
-        _row_sums[(rows,)](values, sums, count, BLOCK=min(1024, triton.next_power_of_2(count or 1)))
+        tile = {"BR": 16, "BN": 128}
+        _row_sums[(triton.cdiv(rows, tile["BR"]),)](values, sums, rows, count, **tile)
     return sums
 
 
 @triton.jit
-def _row_sums(VALUES, SUMS, count, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    total = tl.zeros((BLOCK,), tl.float64)
-    for first in range(0, count, BLOCK):
-        at = first + tl.arange(0, BLOCK)
-        total += tl.load(VALUES + row * count + at, mask=at < count, other=0).to(tl.float64)
-    tl.store(SUMS + row, tl.sum(total, 0).to(SUMS.dtype.element_ty))
+def _row_sums(VALUES, SUMS, rows, count, BR: tl.constexpr, BN: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)
+    total = tl.full((BR, BN), 0, tl.float64)
+    for first in range(0, count, BN):
+        at = first + tl.arange(0, BN)[None, :]
+        there = (row[:, None] < rows) & (at < count)
+        total += tl.load(VALUES + row[:, None] * count + at, mask=there, other=0).to(tl.float64)
+    tl.store(SUMS + row, tl.sum(total, 1).to(SUMS.dtype.element_ty), mask=row < rows)

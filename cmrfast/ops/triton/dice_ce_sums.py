@@ -61,15 +61,15 @@ def _sums(
     BK: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """A program takes ``steps`` tiles of BK classes x BN pixels of one image, in order."""
-    class_blocks = tl.cdiv(K, BK)
+    class_blocks = (K + BK - 1) // BK
     program = tl.program_id(0).to(tl.int64)
     k = program % class_blocks * BK + tl.arange(0, BK)[:, None]
     chunk = program // class_blocks % chunks
     image = program // class_blocks // chunks
-    overlap = tl.zeros((BK, BN), ACC)
-    p_sum = tl.zeros((BK, BN), ACC)
-    t_sum = tl.zeros((BK, BN), ACC)
-    ce_sum = tl.zeros((BK, BN), ACC)
+    overlap = tl.full((BK, BN), 0, ACC)
+    p_sum = tl.full((BK, BN), 0, ACC)
+    t_sum = tl.full((BK, BN), 0, ACC)
+    ce_sum = tl.full((BK, BN), 0, ACC)
     for step in range(steps):
         n = (chunk * steps + step) * BN + tl.arange(0, BN)[None, :]
         x, t, counts, _, _ = _tile(
@@ -80,7 +80,9 @@ def _sums(
             ce = tl.where(t != 0, -t * log_p, 0)
         elif ACTIVATION == SIGMOID:
             p, log_up = _sigmoid(x)
-            ce = tl.maximum(x, 0) - x * t + log_up if ENTROPY else tl.zeros_like(x)
+            ce = tl.full((BK, BN), 0, ACC)
+            if ENTROPY:
+                ce = tl.maximum(x, 0) - x * t + log_up
         else:
             p = x
             ce = tl.where(t != 0, -t * tl.log((p + eps) / (1 + K * eps)), 0)
@@ -102,7 +104,7 @@ def _gradient(
     BK: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """A program makes one tile of the gradient: reads logits and targets, stores no p."""
-    class_blocks = tl.cdiv(K, BK)
+    class_blocks = (K + BK - 1) // BK
     program = tl.program_id(0).to(tl.int64)
     k = program % class_blocks * BK + tl.arange(0, BK)[:, None]
     n = program // class_blocks % chunks * BN + tl.arange(0, BN)[None, :]
@@ -185,7 +187,7 @@ def dice_ce_sums_backward(
 @triton.jit
 def _faults(TARGET, PARTS, numel, classes, ignore, steps, BLOCK: tl.constexpr):
     program = tl.program_id(0).to(tl.int64)
-    count = tl.zeros((BLOCK,), tl.int64)
+    count = tl.full((BLOCK,), 0, tl.int64)
     for step in range(steps):
         at = (program * steps + step) * BLOCK + tl.arange(0, BLOCK)
         label = tl.load(TARGET + at, mask=at < numel, other=0).to(tl.int64)

@@ -56,7 +56,7 @@ def _sigmoid(x):
 
 @triton.jit
 def _sums(
-    LOGITS, TARGET, PARTS, K, N, ignore, eps, chunks, steps,
+    LOGITS, TARGET, PARTS, K, N, ignore: tl.int64, eps: tl.float64, chunks, steps,
     ACTIVATION: tl.constexpr, LABELS: tl.constexpr, ENTROPY: tl.constexpr, ACC: tl.constexpr,
     BK: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
@@ -66,6 +66,7 @@ def _sums(
     k = program % class_blocks * BK + tl.arange(0, BK)[:, None]
     chunk = program // class_blocks % chunks
     image = program // class_blocks // chunks
+    eps = tl.full((1, 1), eps, ACC)
     overlap = tl.full((BK, BN), 0, ACC)
     p_sum = tl.full((BK, BN), 0, ACC)
     t_sum = tl.full((BK, BN), 0, ACC)
@@ -99,7 +100,7 @@ def _sums(
 
 @triton.jit
 def _gradient(
-    GRAD, LOGITS, TARGET, OUT, K, N, ignore, eps, chunks,
+    GRAD, LOGITS, TARGET, OUT, K, N, ignore: tl.int64, eps: tl.float64, chunks,
     ACTIVATION: tl.constexpr, LABELS: tl.constexpr, ACC: tl.constexpr,
     BK: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
@@ -112,6 +113,7 @@ def _gradient(
     x, t, counts, there, at = _tile(
         LOGITS, TARGET, image, k, n, K, N, ignore, ACTIVATION, LABELS, ACC
     )
+    eps = tl.full((1, 1), eps, ACC)
     g = GRAD + (image * K + k) * 4
     g_overlap = tl.load(g, mask=k < K, other=0).to(ACC)
     g_p = tl.load(g + 1, mask=k < K, other=0).to(ACC)
@@ -185,7 +187,7 @@ def dice_ce_sums_backward(
 
 
 @triton.jit
-def _faults(TARGET, PARTS, numel, classes, ignore, steps, BLOCK: tl.constexpr):
+def _faults(TARGET, PARTS, numel, classes, ignore: tl.int64, steps, BLOCK: tl.constexpr):
     program = tl.program_id(0).to(tl.int64)
     count = tl.full((BLOCK,), 0, tl.int64)
     for step in range(steps):

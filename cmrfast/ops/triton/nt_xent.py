@@ -42,14 +42,18 @@ def _dot(a, b, sums, PRECISION: tl.constexpr):
 @triton.jit
 def _products(
     own, X, rows, n, Y, others, m, D, zero,
-    BD: tl.constexpr, CHUNKS: tl.constexpr, PRECISION: tl.constexpr,
+    BD: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Dot products of rows of X with rows of Y; ``own`` holds X's where they are one chunk."""
+    """Dot products of rows of X with rows of Y; ``own`` are X's where one chunk holds them whole."""
     sums = zero
-    for chunk in tl.static_range(CHUNKS):
-        d = chunk * BD + tl.arange(0, BD)
-        x = own if CHUNKS == 1 else _load(X, rows, n, d, D)
-        sums = _dot(x, tl.trans(_load(Y, others, m, d, D)), sums, PRECISION)
+    if WHOLE:
+        y = _load(Y, others, m, tl.arange(0, BD), D)
+        return _dot(own, tl.trans(y), zero, PRECISION)
+    sums = zero
+    for first in range(0, D, BD):
+        d = first + tl.arange(0, BD)
+        y = _load(Y, others, m, d, D)
+        sums = _dot(_load(X, rows, n, d, D), tl.trans(y), sums, PRECISION)
     return sums
 
 
@@ -86,21 +90,22 @@ def _scale(X, Y, INVERSE, BACK, count, D, ACC: tl.constexpr, BR: tl.constexpr, B
 
 @triton.jit
 def _anchor_tiles(
-    A, C, INVERSE_A, INVERSE_C, PEAK, TOTAL, PULL, n, m, D, sharpness, columns,
+    A, C, INVERSE_A, INVERSE_C, PEAK, TOTAL, PULL, n, m, D, sharpness: tl.float64, columns,
     GRADIENTS: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """A program takes BM anchors along one split of the candidates.
 
     It keeps the running maximum and sum of their softmax (to base 2) and, with GRADIENTS, the
     softmax-weighted sum of candidates in one chunk of columns.
     """
-    block, split = tl.program_id(0) // CHUNKS, tl.program_id(1)
-    column = tl.program_id(0) % CHUNKS * BD + tl.arange(0, BD)
+    chunks = (D + BD - 1) // BD
+    block, split = tl.program_id(0) // chunks, tl.program_id(1)
+    column = tl.program_id(0) % chunks * BD + tl.arange(0, BD)
     rows = block * BM + tl.arange(0, BM)
     own = _load(A, rows, n, column, D)
     inverse = tl.load(INVERSE_A + rows, mask=rows < n, other=1)
-    steep = tl.maximum(inverse * sharpness, 1e-30)[:, None]
+    steep = tl.maximum(inverse * tl.full((1,), sharpness, ACC), 1e-30)[:, None]
     peak = tl.full((BM,), float("-inf"), ACC)
     total = tl.full((BM,), 0, ACC)
     pull = tl.full((BM, BD), 0, ACC)
@@ -109,7 +114,7 @@ def _anchor_tiles(
         shrink = tl.load(INVERSE_C + others, mask=others < m, other=0)[None, :]
         beyond = tl.where(others < m, 0, float("-inf"))[None, :]
         zero = tl.full((BM, BN), 0, ACC)
-        x = _products(own, A, rows, n, C, others, m, D, zero, BD, CHUNKS, PRECISION)
+        x = _products(own, A, rows, n, C, others, m, D, zero, BD, WHOLE, PRECISION)
         x = (x * shrink + beyond) * steep
         top = tl.maximum(peak, tl.max(x, 1))
         p = tl.exp2(x - top[:, None])
@@ -129,8 +134,8 @@ def _anchor_tiles(
 
 @triton.jit
 def _losses(
-    A, C, INVERSE_A, INVERSE_C, TARGET, PEAK, TOTAL, SHARE, LOSS, LOG_SUM, n, m, D, sharpness,
-    splits, ACC: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr,
+    A, C, INVERSE_A, INVERSE_C, TARGET, PEAK, TOTAL, SHARE, LOSS, LOG_SUM, n, m, D,
+    sharpness: tl.float64, splits, ACC: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """Joins the splits of BR anchors: log-sum-exp to base 2, loss, and each split's share."""
     rows = tl.program_id(0) * BR + tl.arange(0, BR)
@@ -153,7 +158,7 @@ def _losses(
         d = first + tl.arange(0, BD)
         a, c = _load(A, rows, n, d, D).to(ACC), _load(C, target, m, d, D).to(ACC)
         product += tl.sum(a * c, 1)
-    x = product * tl.load(INVERSE_C + target) * sharpness
+    x = product * tl.load(INVERSE_C + target) * tl.full((1,), sharpness, ACC)
     x = x * tl.load(INVERSE_A + rows, mask=here, other=1)
     log_sum = tl.where(legal, peak + tl.log2(total), float("nan"))
     tl.store(LOSS + rows, (log_sum - x) * LN2, mask=here)
@@ -162,17 +167,18 @@ def _losses(
 
 @triton.jit
 def _candidate_tiles(
-    C, A, INVERSE_C, INVERSE_A, TARGET, LOG_SUM, PULL, m, n, D, sharpness, columns,
+    C, A, INVERSE_C, INVERSE_A, TARGET, LOG_SUM, PULL, m, n, D, sharpness: tl.float64, columns,
     ACC: tl.constexpr, PRECISION: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """A program sums, for BM candidates, (softmax - own) x anchor over one split of the anchors."""
-    block, split = tl.program_id(0) // CHUNKS, tl.program_id(1)
-    column = tl.program_id(0) % CHUNKS * BD + tl.arange(0, BD)
+    chunks = (D + BD - 1) // BD
+    block, split = tl.program_id(0) // chunks, tl.program_id(1)
+    column = tl.program_id(0) % chunks * BD + tl.arange(0, BD)
     rows = block * BM + tl.arange(0, BM)
     own = _load(C, rows, m, column, D)
     inverse = tl.load(INVERSE_C + rows, mask=rows < m, other=1)
-    steep = (inverse * sharpness)[:, None]
+    steep = (inverse * tl.full((1,), sharpness, ACC))[:, None]
     pull = tl.full((BM, BD), 0, ACC)
     for first in range(split * columns, tl.minimum(split * columns + columns, n), BN):
         others = first + tl.arange(0, BN)
@@ -180,7 +186,7 @@ def _candidate_tiles(
         log_sum = tl.load(LOG_SUM + others, mask=others < n, other=float("inf"))[None, :]
         target = tl.load(TARGET + others, mask=others < n, other=-1)
         zero = tl.full((BM, BN), 0, ACC)
-        x = _products(own, C, rows, m, A, others, n, D, zero, BD, CHUNKS, PRECISION)
+        x = _products(own, C, rows, m, A, others, n, D, zero, BD, WHOLE, PRECISION)
         p = tl.exp2(x * shrink * steep - log_sum)
         p = tl.where(target[None, :] == rows[:, None], p - 1, p)
         a = _load(A, others, n, column, D)
@@ -215,8 +221,8 @@ def _pulled(
 
 @triton.jit
 def _project(
-    PULL, SHARE, Y, INVERSE_Y, TARGET, X, INVERSE_X, BACK, GRAD, count, others, D, splits, factor,
-    OWN: tl.constexpr, ACC: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr,
+    PULL, SHARE, Y, INVERSE_Y, TARGET, X, INVERSE_X, BACK, GRAD, count, others, D, splits,
+    factor: tl.float64, OWN: tl.constexpr, ACC: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """Gradients from unit rows back to rows as given: their part across the row, over its length.
 
@@ -232,7 +238,7 @@ def _project(
             first + tl.arange(0, BD), D, splits, zero, OWN, ACC,
         )  # fmt: skip
         along += tl.sum(pull * unit, 1)
-    back = tl.load(BACK + rows, mask=rows < count, other=0) * factor
+    back = tl.load(BACK + rows, mask=rows < count, other=0) * tl.full((1,), factor, ACC)
     for first in range(0, D, BD):
         d = first + tl.arange(0, BD)
         pull, unit = _pulled(
@@ -271,8 +277,9 @@ class _Rows:
         """Block sizes, grid, and columns of each split: enough programs to fill the device."""
         chosen = {"ACC": self.plain["ACC"]}
         chosen |= blocks(name, self.values, d=self.length, rows=self.count)
-        chosen["CHUNKS"] = triton.cdiv(self.length, chosen["BD"])
-        programs = triton.cdiv(self.count, chosen["BM"]) * chosen["CHUNKS"]
+        chunks = triton.cdiv(self.length, chosen["BD"])
+        chosen["WHOLE"] = chunks == 1
+        programs = triton.cdiv(self.count, chosen["BM"]) * chunks
         tiles = triton.cdiv(other.count, chosen["BN"])
         splits = min(tiles, max(1, 2 * processors(self.values.device) // programs))
         columns = triton.cdiv(tiles, splits) * chosen["BN"]

@@ -27,14 +27,15 @@ def _axis(TABLE, START, FLIPS, patch, volume, legal, offset, size, axis: tl.cons
 
     Axes count from the last, 0; of two, the third has length one. No volume: nothing is inside.
     """
-    if axis >= AXES:
-        return offset, offset >= 0, offset * 0 + 1
-    column = AXES - 1 - axis
-    if FLIP:
-        mirrored = tl.load(FLIPS + patch * AXES + column) != 0
-        offset = tl.where(mirrored, size - 1 - offset, offset)
-    n = tl.load(TABLE + volume * (AXES + 1) + 1 + column, mask=legal, other=0)
-    at = tl.load(START + patch * AXES + column) + offset
+    at = offset
+    n = volume * 0 + 1
+    if axis < AXES:
+        column = AXES - 1 - axis
+        if FLIP:
+            mirrored = tl.load(FLIPS + patch * AXES + column) != 0
+            at = tl.where(mirrored, size - 1 - offset, offset)
+        at += tl.load(START + patch * AXES + column)
+        n = tl.load(TABLE + volume * (AXES + 1) + 1 + column, mask=legal, other=0)
     return at, (at >= 0) & (at < n), n
 
 

@@ -21,7 +21,7 @@ import toolchain  # noqa: E402
 FLAGS = f"""
     -std=c++20 -O2 -ftree-vectorize -fvect-cost-model=dynamic -fPIC -fvisibility=hidden
     -I{ROOT / "csrc"} -ffile-prefix-map={ROOT}=.
-    -fno-math-errno -fno-trapping-math -fopenmp-simd -Wall -Wextra -Wno-unknown-pragmas
+    -fno-math-errno -fno-trapping-math -fopenmp-simd -Wall -Wextra -Wno-unknown-pragmas -Wno-psabi
     -DTORCH_TARGET_VERSION=0x020a000000000000
 """.split()
 SANITIZE = [

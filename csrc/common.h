@@ -40,6 +40,12 @@ void for_each_task(int64_t count, const Body& body) {
   });
 }
 
+// Asks for the cache lines `distance` bytes away from `near`; nothing is read, wherever that is.
+inline void prefetch(const void* near, int64_t distance, int64_t bytes) {
+  const uintptr_t at = reinterpret_cast<uintptr_t>(near) + static_cast<uintptr_t>(distance);
+  for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(reinterpret_cast<const void*>(at + b));
+}
+
 // A new tensor like `like` but for shape and dtype. First writes to fresh memory fault in one page
 // after the other, which costs as much as the work of a large op: ask for huge pages there.
 inline Tensor fresh(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef shape,

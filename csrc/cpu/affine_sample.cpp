@@ -1,88 +1,53 @@
 // Sampling at affine coordinates, row by row, without a grid in memory.
 //
 // Along an output row each coordinate is base + k * step. The stretch of k whose taps all lie
-// inside is solved for once a row and runs in blocks without any check; what is left of the row
-// takes one careful voxel after another. Within a block coordinates are float offsets from a base
-// in double. Least bytes: images and output once; eight (four) taps a voxel come from the caches.
-#include <cmath>
+// inside is solved for once a row and runs in blocks without any check; where none is reached there
+// is fill; the few voxels between take care one by one. Within a block coordinates are float
+// offsets from a base in double. Least bytes: images and output once; eight (four) taps a voxel
+// come from the caches.
 #include <limits>
 #include <vector>
 
 #include "sampling.h"
+#include "separable.h"
+#include "taps.h"
 
 namespace cmrfast::cpu {
 namespace {
 
 template <class T, class Index, int DIMS>
-void linear_block(const Row<DIMS>& row, int64_t k0, int64_t n, Taps<T, Index>& taps) {
-  Index* index = taps.index;
-  for (int64_t k = 0; k < n; ++k) index[k] = 0;
-  for (int a = 0; a < DIMS; ++a) {
-    const double base = row.base[a] + static_cast<double>(k0) * row.step[a];
-    const double whole = std::floor(base);
-    const T rest = static_cast<T>(base - whole), step = static_cast<T>(row.step[a]);
-    const auto low = static_cast<int32_t>(-whole), high = static_cast<int32_t>(row.n[a] - 2) + low;
-    const Index stride = static_cast<Index>(row.stride[a]);
-    const auto first = static_cast<Index>(whole);
-    T* fraction = taps.fraction[a];
-#pragma omp simd
-    for (int64_t k = 0; k < n; ++k) {
-      const T t = rest + static_cast<T>(static_cast<int32_t>(k)) * step;
-      int32_t cell = static_cast<int32_t>(std::floor(t));
-      cell = cell < low ? low : cell;  // rounding may step over the border, memory never
-      cell = cell > high ? high : cell;
-      fraction[k] = t - static_cast<T>(cell);
-      index[k] += (first + cell) * stride;
-    }
-  }
-}
-
-template <class T, class Index, int DIMS>
-void blend_block(const T* image, const Row<DIMS>& row, int64_t n, const Taps<T, Index>& taps,
-                 T* out) {
-  const T *fx = taps.fraction[DIMS - 1], *fy = taps.fraction[DIMS - 2];
-  for (int64_t k = 0; k < n; ++k) {
-    const T* at = image + taps.index[k];
-    auto value = blend(load_pair(at), load_pair(at + row.stride[DIMS - 2]), fy[k]);
-    if constexpr (DIMS == 3) {
-      at += row.stride[0];
-      const auto back = blend(load_pair(at), load_pair(at + row.stride[1]), fy[k]);
-      value = blend(value, back, taps.fraction[0][k]);
-    }
-    out[k] = value[0] + fx[k] * (value[1] - value[0]);
-  }
-}
-
-template <class T, class Index, int DIMS>
 void linear_row(const T* images, const Row<DIMS>& row, const Call<DIMS>& call, T* out,
                 int64_t out_channel) {
+  const int64_t count = call.size[DIMS - 1];
+  const auto [reached, inside] = row.parts(count);
+  const T fill = static_cast<T>(call.fill);
   const auto careful = [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k) {
-      const Corners<T, DIMS> corners(row, static_cast<double>(k), call.border);
+      const Corners<T, DIMS> corners(row, static_cast<double>(k));
       for (int64_t c = 0; c < call.C; ++c) {
-        out[c * out_channel + k] =
-            corners.outside ? static_cast<T>(call.fill) : corners.value(images + c * row.numel);
+        out[c * out_channel + k] = corners.outside ? fill : corners.value(images + c * row.numel);
       }
     }
   };
-  const Stretch inside = row.inside(call.size[DIMS - 1]);
-  careful(0, inside.begin);
-  Taps<T, Index> taps;
+  for (int64_t c = 0; c < call.C; ++c) {
+    std::fill(out + c * out_channel, out + c * out_channel + reached.begin, fill);
+    std::fill(out + c * out_channel + reached.end, out + c * out_channel + count, fill);
+  }
+  careful(reached.begin, inside.begin);
   for (int64_t k = inside.begin; k < inside.end; k += kTaps) {
-    const int64_t n = std::min(kTaps, inside.end - k);
-    linear_block<T, Index, DIMS>(row, k, n, taps);
+    const Taps<T, Index, DIMS> taps(row, k, std::min(kTaps, inside.end - k));
     for (int64_t c = 0; c < call.C; ++c) {
-      blend_block<T, Index, DIMS>(images + c * row.numel, row, n, taps, out + c * out_channel + k);
+      blend_block(images + c * row.numel, row, taps, out + c * out_channel + k);
     }
   }
-  careful(inside.end, call.size[DIMS - 1]);
+  careful(inside.end, reached.end);
 }
 
 template <class T, int DIMS>
 void nearest_row(const T* images, const Row<DIMS>& row, const Call<DIMS>& call, T* out,
                  int64_t out_channel) {
   for (int64_t k = 0; k < call.size[DIMS - 1]; ++k) {
-    const int64_t at = row.nearest(static_cast<double>(k), call.mode, call.border);
+    const int64_t at = row.nearest(static_cast<double>(k), call.mode);
     for (int64_t c = 0; c < call.C; ++c) {
       out[c * out_channel + k] = at < 0 ? static_cast<T>(call.fill) : images[c * row.numel + at];
     }
@@ -91,7 +56,7 @@ void nearest_row(const T* images, const Row<DIMS>& row, const Call<DIMS>& call, 
 
 template <class T, int DIMS>
 void sample(const Tensor& images, const double* matrix, const Call<DIMS>& call, Tensor& out) {
-  const Grid<DIMS> grid(images, call);
+  const Grid<DIMS> grid(call);
   for_each_task(call.B * grid.rows, [&](int64_t task) {
     const int64_t b = task / grid.rows, r = task % grid.rows;
     const Row<DIMS> row(matrix + b * DIMS * (DIMS + 1), grid, r);
@@ -109,44 +74,27 @@ void sample(const Tensor& images, const double* matrix, const Call<DIMS>& call, 
   });
 }
 
-// Adds one voxel's gradient to the four (two) pairs of neighbours that it was blended from.
-template <class T, class Index, int DIMS>
-void scatter_voxel(T g, const Row<DIMS>& row, const Taps<T, Index>& taps, int64_t k, T* image) {
-  const T fx = taps.fraction[DIMS - 1][k];
-  const T low = taps.fraction[DIMS - 2][k] * g, top = g - low;
-  const auto pair = [&](T* at, T value) {
-    const T right = fx * value;
-    at[0] += value - right;
-    at[1] += right;
-  };
-  T* at = image + taps.index[k];
-  if constexpr (DIMS == 2) {
-    pair(at, top);
-    pair(at + row.stride[0], low);
-  } else {
-    const T fz = taps.fraction[0][k];
-    pair(at, top - fz * top);
-    pair(at + row.stride[1], low - fz * low);
-    pair(at + row.stride[0], fz * top);
-    pair(at + row.stride[0] + row.stride[1], fz * low);
-  }
-}
-
-// The gradient in the images: a task scatters whole channels, voxel after voxel. With few images a
-// task takes one channel, else all of one image, which shares the taps; the sums are the same.
+// The gradient in the images: a task owns some planes of all channels of one image and takes every
+// output row in turn, of which it wants the stretch that reaches its planes.
 template <class T, class Index, int DIMS>
 void scatter(const Tensor& grad, const double* matrix, const Call<DIMS>& call,
              const Grid<DIMS>& grid, Tensor& out) {
-  const int64_t parts = call.B < 8 ? call.C : 1, channels = parts > 0 ? call.C / parts : 0;
-  for_each_task(call.B * parts, [&](int64_t task) {
-    T* to = write<T>(out) + task * channels * grid.numel;
+  constexpr int64_t planes_at_least = 8, slabs_at_most = 16;
+  const int64_t count = call.size[DIMS - 1];
+  const int64_t slabs =
+      call.B >= 8 ? 1 : std::clamp<int64_t>(call.n[0] / planes_at_least, 1, slabs_at_most);
+  for_each_task(call.B * slabs, [&](int64_t task) {
+    const int64_t b = task / slabs, slab = task % slabs;
+    T* to = write<T>(out) + b * call.C * grid.numel;
     for (int64_t r = 0; r < grid.rows; ++r) {
-      const Row<DIMS> row(matrix + task / parts * DIMS * (DIMS + 1), grid, r);
-      const T* from = read<T>(grad) + task * channels * grid.out_numel + r * call.size[DIMS - 1];
+      const Row<DIMS> row(matrix + b * DIMS * (DIMS + 1), grid, r, call.n[0] * slab / slabs,
+                          call.n[0] * (slab + 1) / slabs);
+      const T* from = read<T>(grad) + b * call.C * grid.out_numel + r * count;
+      const auto [reached, inside] = row.parts(count);
       if (call.mode != kLinear) {
-        for (int64_t k = 0; k < call.size[DIMS - 1]; ++k) {
-          const int64_t at = row.nearest(static_cast<double>(k), call.mode, call.border);
-          for (int64_t c = 0; at >= 0 && c < channels; ++c) {
+        for (int64_t k = reached.begin; k < reached.end; ++k) {
+          const int64_t at = row.nearest(static_cast<double>(k), call.mode);
+          for (int64_t c = 0; at >= 0 && c < call.C; ++c) {
             to[c * grid.numel + at] += from[c * grid.out_numel + k];
           }
         }
@@ -154,26 +102,20 @@ void scatter(const Tensor& grad, const double* matrix, const Call<DIMS>& call,
       }
       const auto careful = [&](int64_t begin, int64_t end) {
         for (int64_t k = begin; k < end; ++k) {
-          const Corners<T, DIMS> corners(row, static_cast<double>(k), call.border);
-          for (int64_t c = 0; !corners.outside && c < channels; ++c) {
+          const Corners<T, DIMS> corners(row, static_cast<double>(k));
+          for (int64_t c = 0; !corners.outside && c < call.C; ++c) {
             corners.scatter(from[c * grid.out_numel + k], to + c * grid.numel);
           }
         }
       };
-      const Stretch inside = row.inside(call.size[DIMS - 1]);
-      careful(0, inside.begin);
-      Taps<T, Index> taps;
-      for (int64_t k0 = inside.begin; k0 < inside.end; k0 += kTaps) {
-        const int64_t n = std::min(kTaps, inside.end - k0);
-        linear_block<T, Index, DIMS>(row, k0, n, taps);
-        for (int64_t c = 0; c < channels; ++c) {
-          const T* pull = from + c * grid.out_numel + k0;
-          for (int64_t k = 0; k < n; ++k) {
-            scatter_voxel(pull[k], row, taps, k, to + c * grid.numel);
-          }
+      careful(reached.begin, inside.begin);
+      for (int64_t k = inside.begin; k < inside.end; k += kTaps) {
+        const Taps<T, Index, DIMS> taps(row, k, std::min(kTaps, inside.end - k));
+        for (int64_t c = 0; c < call.C; ++c) {
+          scatter_block(from + c * grid.out_numel + k, row, taps, to + c * grid.numel);
         }
       }
-      careful(inside.end, call.size[DIMS - 1]);
+      careful(inside.end, reached.end);
     }
   });
 }
@@ -194,7 +136,7 @@ void gather_matrix(const Tensor& grad, const Tensor& images, const double* matri
       double slope[DIMS] = {}, moment[DIMS] = {};
       const auto careful = [&](int64_t begin, int64_t end) {
         for (int64_t k = begin; k < end; ++k) {
-          const Corners<T, DIMS> corners(row, static_cast<double>(k), call.border);
+          const Corners<T, DIMS> corners(row, static_cast<double>(k));
           if (corners.outside) continue;
           for (int64_t c = 0; c < call.C; ++c) {
             const int64_t bc = b * call.C + c;
@@ -208,20 +150,19 @@ void gather_matrix(const Tensor& grad, const Tensor& images, const double* matri
           }
         }
       };
-      const Stretch inside = row.inside(call.size[DIMS - 1]);
-      careful(0, inside.begin);
-      Taps<T, Index> taps;
-      for (int64_t k0 = inside.begin; k0 < inside.end; k0 += kTaps) {
-        const int64_t n = std::min(kTaps, inside.end - k0);
-        linear_block<T, Index, DIMS>(row, k0, n, taps);
+      const auto [reached, inside] = row.parts(call.size[DIMS - 1]);
+      careful(reached.begin, inside.begin);
+      for (int64_t k = inside.begin; k < inside.end; k += kTaps) {
+        const Taps<T, Index, DIMS> taps(row, k, std::min(kTaps, inside.end - k));
+        Pull<T, DIMS> pull;
         for (int64_t c = 0; c < call.C; ++c) {
           const int64_t bc = b * call.C + c;
-          const T* from = read<T>(grad) + bc * grid.out_numel + r * call.size[DIMS - 1] + k0;
-          slopes_block<T, Index, DIMS>(read<T>(images) + bc * grid.numel, row, n, k0, taps, from,
-                                       slope, moment);
+          const T* from = read<T>(grad) + bc * grid.out_numel + r * call.size[DIMS - 1] + k;
+          slopes_block(read<T>(images) + bc * grid.numel, row, taps, from, pull);
         }
+        pull.sums(k, taps.count, slope, moment);
       }
-      careful(inside.end, call.size[DIMS - 1]);
+      careful(inside.end, reached.end);
       for (int a = 0; a < DIMS; ++a) {
         double* to = sums + a * (DIMS + 1);
         for (int d = 0; d < DIMS - 1; ++d) to[d] += slope[a] * static_cast<double>(row.at[d]);
@@ -301,7 +242,7 @@ std::tuple<Tensor, Tensor> affine_sample_backward(const Tensor& grad_any, const 
   Tensor to_matrix = torch::stable::new_zeros(matrix, matrix.sizes());
   with_dims(
       images, matrix, grad.sizes().data() + 2, mode, border, 0, [&]<int DIMS>(Call<DIMS> call) {
-        const Grid<DIMS> grid(images, call);
+        const Grid<DIMS> grid(call);
         const auto run_as = [&]<class T, class Index>() {
           if (for_images)
             scatter<T, Index, DIMS>(grad, read<double>(matrix), call, grid, to_images);

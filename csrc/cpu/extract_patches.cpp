@@ -135,6 +135,7 @@ Tensor extract_patches(const Tensor& buffer_any, const Tensor& table_any, const 
   std::vector<int64_t> sizes{P, channels};
   sizes.insert(sizes.end(), size.begin(), size.end());
   Tensor out = fresh(buffer, sizes, dtype);
+  constexpr int64_t rows_ahead = 8;
   const auto run = [&]<class To>(Convert convert_run) {
     const To filling = cast<To>(fill);
     const auto source = static_cast<const char*>(buffer.const_data_ptr());
@@ -160,6 +161,7 @@ Tensor extract_patches(const Tensor& buffer_any, const Tensor& table_any, const 
                             r.flipped(p, 2, volumes.dims)};
       const int64_t n = r.size.n[2], run_length = inside[2].end - inside[2].begin;
       const int64_t before = flip[2] ? n - inside[2].end : inside[2].begin;
+      const int64_t ahead = rows_ahead * (flip[1] ? -1 : 1) * shape.n[2] * from_bytes;
       const int64_t first = flip[2] ? inside[2].end - 1 : inside[2].begin;
       for (int64_t i = 0; i < r.size.n[0]; ++i) {
         const int64_t oi = flip[0] ? r.size.n[0] - 1 - i : i;
@@ -170,9 +172,12 @@ Tensor extract_patches(const Tensor& buffer_any, const Tensor& table_any, const 
             continue;
           }
           const int64_t row = ((at[0] + oi) * shape.n[1] + at[1] + oj) * shape.n[2];
+          const char* from = source + (base + row + at[2]) * from_bytes;
+          // Rows are too short and too far apart for the hardware to see the next one coming.
+          prefetch(from + inside[2].begin * from_bytes, ahead, run_length * from_bytes);
           std::fill_n(to, before, filling);
-          convert_run(source + (base + row + at[2] + first) * from_bytes, to + before, run_length,
-                      flip[2] ? -1 : 1, minus, times);
+          convert_run(from + first * from_bytes, to + before, run_length, flip[2] ? -1 : 1, minus,
+                      times);
           std::fill_n(to + before + run_length, n - before - run_length, filling);
         }
       }

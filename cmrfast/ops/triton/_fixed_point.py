@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cmrfast.ops.triton._launch import FUSED
+
 _BLOCK = 1024
 
 
@@ -58,5 +60,5 @@ def to_float(sums: Tensor, bound: Tensor, terms_log2: int, dtype: torch.dtype) -
     out = torch.empty(sums.shape, dtype=dtype, device=sums.device)
     if out.numel():
         grid = (triton.cdiv(out.numel(), _BLOCK),)
-        _to_float[grid](sums, bound, out, out.numel(), terms_log2, BLOCK=_BLOCK)
+        _to_float[grid](sums, bound, out, out.numel(), terms_log2, BLOCK=_BLOCK, **FUSED)
     return out

@@ -17,6 +17,8 @@ KERNELS: dict[str, Callable[..., Any]] = {}
 #: The interpreter multiplies bfloat16 wrongly in ``tl.dot``; kernels cast to float32 for it.
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
+#: Products and sums may be one rounding; said aloud because Triton is changing its mind on it.
+FUSED = {"enable_fp_fusion": True}
 TABLE = Path(__file__).parent / "configs.json"
 _ACCUMULATE = {torch.float64: tl.float64}
 Launcher = TypeVar("Launcher", bound=Callable[..., Any])
@@ -58,7 +60,7 @@ def _blocks(op: str, device: torch.device, dtype: str, sizes: tuple[tuple[str, i
     for row in table()[op]:
         fits = row.get("device", names[0]) in names and row.get("dtype", dtype) == dtype
         if fits and all(size <= row.get("up_to", {}).get(axis, size) for axis, size in sizes):
-            return row["blocks"]
+            return FUSED | row["blocks"]
     raise LookupError(f"{TABLE.name}: no entry for {op} on {names[0]}, {dtype}, {dict(sizes)}")
 
 
@@ -91,7 +93,7 @@ def row_sums(values: Tensor, dtype: torch.dtype) -> Tensor:
     rows, count = values.shape
     sums = torch.empty(rows, dtype=dtype, device=values.device)
     if rows:
-        tile = {"BR": 16, "BN": 128}
+        tile = {"BR": 16, "BN": 128, **FUSED}
         _row_sums[(triton.cdiv(rows, tile["BR"]),)](values, sums, rows, count, **tile)
     return sums
 

@@ -221,11 +221,11 @@ def affine_sample(
     if not out.numel():
         return out
     shape, size, index = _space(images, size)
-    numel, chosen = torch.Size(size).numel(), blocks("affine_sample", images)
+    numel, chosen = torch.Size(size).numel(), blocks("affine_sample", images) | _AS_ROUNDED
     tiles = triton.cdiv(numel, chosen["BLOCK"])
     _sample[(batch * tiles,)](
         images, matrix, out, channels, *shape, *size[1:], numel, tiles, fill, AXES=axes, MODE=mode,
-        BORDER=border, ACC=accumulator(images.dtype), INDEX=index, **chosen, **_AS_ROUNDED,
+        BORDER=border, ACC=accumulator(images.dtype), INDEX=index, **chosen,
     )  # fmt: skip
     return out
 
@@ -248,7 +248,8 @@ def affine_sample_backward(
     if not grad.numel():
         return sums.to(images.dtype), torch.zeros_like(matrix)
     shape, size, index = _space(images, grad.shape[2:])
-    numel, chosen = torch.Size(size).numel(), blocks("affine_sample_backward", images)
+    numel = torch.Size(size).numel()
+    chosen = blocks("affine_sample_backward", images) | _AS_ROUNDED
     tiles, terms_log2 = triton.cdiv(numel, chosen["BLOCK"]), numel.bit_length()
     bound = bound_of(grad)
     sloped = for_matrix and mode == 0
@@ -256,7 +257,7 @@ def affine_sample_backward(
     _gradients[(batch * tiles,)](
         grad, images, matrix, bound, sums, parts, channels, *shape, *size[1:], numel, tiles,
         terms_log2, AXES=axes, MODE=mode, BORDER=border, FOR_IMAGES=for_images, FOR_MATRIX=sloped,
-        ACC=accumulator(images.dtype), INDEX=index, **chosen, **_AS_ROUNDED,
+        ACC=accumulator(images.dtype), INDEX=index, **chosen,
     )  # fmt: skip
     to_images = to_float(sums, bound, terms_log2, images.dtype)
     if not sloped:

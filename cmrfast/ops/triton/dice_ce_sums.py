@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cmrfast.ops.triton._launch import accumulator, blocks, launches, row_sums, wide
+from cmrfast.ops.triton._launch import FUSED, accumulator, blocks, launches, row_sums, wide
 
 SOFTMAX, SIGMOID = tl.constexpr(0), tl.constexpr(1)
 _PROGRAMS = 4096  # enough to fill a GPU; beyond, a program takes several tiles
@@ -208,6 +208,6 @@ def label_faults(target: Tensor, classes: int, ignore_index: int) -> Tensor:
     parts = torch.empty(triton.cdiv(tiles, steps), dtype=torch.int64, device=target.device)
     if parts.numel():
         _faults[(len(parts),)](
-            target, parts, target.numel(), classes, ignore_index, steps, BLOCK=block
+            target, parts, target.numel(), classes, ignore_index, steps, BLOCK=block, **FUSED
         )
     return parts.sum()

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cmrfast.ops.triton._launch import blocks, launches, processors
+from cmrfast.ops.triton._launch import FUSED, blocks, launches, processors
 
 
 @triton.jit
@@ -112,6 +112,6 @@ def window_counts(
         )
     _count[(triton.cdiv(count, windows),)](
         sums, table, start_vox.contiguous(), volume_index.contiguous(), out, count, len(table),
-        *size, AXES=axes, BP=windows,
+        *size, AXES=axes, BP=windows, **FUSED,
     )  # fmt: skip
     return out

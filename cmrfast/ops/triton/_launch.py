@@ -51,7 +51,8 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 def blocks(op: str, values: Tensor, **sizes: int) -> dict[str, Any]:
     """The first entry of the committed table that fits the op, the device, dtype and sizes."""
-    return _blocks(op, values.device, str(values.dtype)[6:], tuple(sizes.items()))
+    found: dict[str, Any] = _blocks(op, values.device, str(values.dtype)[6:], tuple(sizes.items()))
+    return found
 
 
 @functools.lru_cache(maxsize=4096)

@@ -121,10 +121,7 @@ def _sample(
     flat, below, above, fraction, _, counts, _ = _cells(
         MATRIX, image, at, n0, n1, n2, size1, size2, AXES, MODE, BORDER, INDEX
     )
-    if BORDER == HOLD_HALF:
-        held = counts
-    else:
-        held = below[0] & below[1] & below[2] & counts
+    held = counts if BORDER == HOLD_HALF else counts & below[0] & below[1] & below[2]
     for channel in range(channels):
         row = image * channels + channel
         volume = IMAGES + row * n0 * n1 * n2

@@ -1,4 +1,4 @@
-"""A matrix along one axis of a volume, as tiles of a matrix product; blocks of zeros are skipped."""
+"""A matrix along one axis of a volume, as tiles of a product that skips blocks of zeros."""
 
 from typing import Any
 
@@ -31,9 +31,7 @@ def _contract(
                 VALUES + (outer * n + t[:, None]) * inner + along,
                 mask=(t < n)[:, None] & (line < lines), other=0,
             )  # fmt: skip
-            sums = tl.dot(
-                w.to(ACC), values.to(ACC), sums, input_precision="ieee", out_dtype=ACC
-            )
+            sums = tl.dot(w.to(ACC), values.to(ACC), sums, input_precision="ieee", out_dtype=ACC)
     at = (outer * m + rows) * inner + along
     tl.store(OUT + at, sums.to(OUT.dtype.element_ty), mask=(rows < m) & (line < lines))
 

@@ -21,8 +21,10 @@ _WIDE = (torch.float64, torch.int32, torch.int64)
 
 
 @triton.jit
-def _axis(TABLE, START, FLIPS, patch, volume, legal, offset, size, axis: tl.constexpr,
-          AXES: tl.constexpr, FLIP: tl.constexpr):  # fmt: skip
+def _axis(
+    TABLE, START, FLIPS, patch, volume, legal, offset, size,
+    axis: tl.constexpr, AXES: tl.constexpr, FLIP: tl.constexpr,
+):  # fmt: skip
     """Where on one axis of its volume a patch has these offsets, whether inside, and its length.
 
     Axes count from the last, 0; of two, the third has length one. No volume: nothing is inside.
@@ -85,9 +87,9 @@ def _to_integer(values, LOW: tl.constexpr, HIGH: tl.constexpr, EXACT: tl.constex
 @triton.jit
 def _extract(
     BUFFER, TABLE, START, INDEX, FLIPS, SHIFT, SCALE, OUT, volumes, channels, size0, size1, size2,
-    tiles, fill: tl.float64, AXES: tl.constexpr, FLIP: tl.constexpr, REAL: tl.constexpr, SAME: tl.constexpr,
-    INTEGER: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, EXACT: tl.constexpr,
-    BL: tl.constexpr, BK: tl.constexpr,
+    tiles, fill: tl.float64, AXES: tl.constexpr, FLIP: tl.constexpr, REAL: tl.constexpr,
+    SAME: tl.constexpr, INTEGER: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr,
+    EXACT: tl.constexpr, BL: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """A program writes one tile of one channel of one patch; reads each source voxel once."""
     program = tl.program_id(0).to(tl.int64)

@@ -44,7 +44,7 @@ def _products(
     own, X, rows, n, Y, others, m, D, zero,
     BD: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Dot products of rows of X with rows of Y; ``own`` are X's where one chunk holds them whole."""
+    """Dot products of rows of X with rows of Y; ``own`` are X's, where one chunk holds them."""
     sums = zero
     if WHOLE:
         y = _load(Y, others, m, tl.arange(0, BD), D)
@@ -68,7 +68,7 @@ def _scale(X, Y, INVERSE, BACK, count, D, ACC: tl.constexpr, BR: tl.constexpr, B
     for first in range(0, D, BD):
         x = _load(X, rows, count, first + tl.arange(0, BD), D).to(ACC)
         largest = tl.maximum(largest, tl.max(tl.abs(x), 1))
-    if ACC == tl.float64:
+    if tl.float64 == ACC:
         exponent = largest.to(tl.int64, bitcast=True) >> 52
         power = (tl.maximum(2046 - exponent, 1) << 52).to(ACC, bitcast=True)
     else:
@@ -304,7 +304,8 @@ def nt_xent(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See the op; without gradients, one pass over the similarity matrix, else two."""
     if not len(anchors):
-        return nt_xent_op.reference(anchors, candidates, targets, temperature, gradients)
+        loss, *grads = nt_xent_op.reference(anchors, candidates, targets, temperature, gradients)
+        return loss, grads[0], grads[1]
     a, c, targets = _Rows(anchors), _Rows(candidates), targets.contiguous()
     n, m, length = a.count, c.count, a.length
     sharpness = _LOG2E / temperature

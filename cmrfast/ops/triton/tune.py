@@ -11,6 +11,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,23 +53,25 @@ def normal(*shape: int, dtype: str = FLOAT) -> Tensor:
 
 def cases() -> Iterator[Case]:
     """Every case, the products of ``nt_xent`` first."""
-    for dtype, length, few in itertools.product((HALF, "float16", FLOAT), (128, 256), (True, False)):
+    for dtype, length, few in itertools.product(
+        (HALF, "float16", FLOAT), (128, 256), (True, False)
+    ):
         for rows in ("nt_xent", "nt_xent_candidates"):
             yield _pairs(rows, dtype, length, 1024 if few else 16384, few)
     streams = {"tile": (512, 1024, 2048, 4096), "num_warps": (4, 8)}
     for rows in ("dice_ce_sums", "dice_ce_sums_backward"):
-        yield Case(rows, rows, FLOAT, lambda r=rows: _dice(r, 640), lambda r=rows: _dice(r, 2), streams)
+        yield Case(rows, rows, FLOAT, partial(_dice, rows, 640), partial(_dice, rows, 2), streams)
     yield Case(
-        "extract_patches", "extract_patches", FLOAT, lambda: _cut(640), lambda: _cut(2), streams
+        "extract_patches", "extract_patches", FLOAT, partial(_cut, 640), partial(_cut, 2), streams
     )
     yield Case(
-        "merge_patches", "merge_patches", FLOAT, lambda: _merged(16), lambda: _merged(3),
+        "merge_patches", "merge_patches", FLOAT, partial(_merged, 16), partial(_merged, 3),
         streams | {"BP": (16, 32, 64)},
     )  # fmt: skip
     samples = {"BLOCK": (128, 256, 512, 1024), "num_warps": (2, 4, 8)}
     for rows in ("affine_sample", "affine_sample_backward"):
         yield Case(
-            rows, rows, FLOAT, lambda r=rows: _warped(r, 182), lambda r=rows: _warped(r, 20),
+            rows, rows, FLOAT, partial(_warped, rows, 182), partial(_warped, rows, 20),
             samples,
         )  # fmt: skip
     yield Case(
@@ -93,7 +96,7 @@ def _pairs(rows: str, dtype: str, length: int, count: int, few: bool) -> Case:
         "num_stages": (1, 2) if dtype == FLOAT else (2, 3, 4),
     }
     up_to = {"d": length, **({"rows": count} if few else {})}
-    return Case(rows, "nt_xent", dtype, lambda: args(count), lambda: args(777), candidates, up_to)
+    return Case(rows, "nt_xent", dtype, partial(args, count), partial(args, 777), candidates, up_to)
 
 
 def _dice(op: str, batch: int) -> tuple[Any, ...]:
@@ -168,9 +171,7 @@ def _results(call: Callable[..., Any], args: tuple[Any, ...]) -> list[Tensor]:
 
 
 def _doubled(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(
-        a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args
-    )
+    return tuple(a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
 
 
 def _error(results: list[Tensor], expected: list[Tensor]) -> float:
@@ -187,8 +188,8 @@ def put(table: dict[str, list[Blocks]], case: Case, device: str, blocks: Blocks)
     row = {"device": device, "dtype": case.dtype, "up_to": case.up_to, "blocks": blocks}
     same = [{**row, "blocks": old["blocks"]} == old for old in table[case.rows]]
     rows = [old for old, known in zip(table[case.rows], same, strict=True) if not known]
-    tight = sum(_tighter(old, row) for old in rows)
-    table[case.rows] = [*rows[:tight], row, *rows[tight:]]
+    place = max((i + 1 for i, old in enumerate(rows) if _tighter(old, row)), default=0)
+    table[case.rows] = [*rows[:place], row, *rows[place:]]
 
 
 def _tighter(old: Blocks, new: Blocks) -> bool:
@@ -196,8 +197,10 @@ def _tighter(old: Blocks, new: Blocks) -> bool:
     if old.get("device") != new["device"] or old.get("dtype") != new["dtype"]:
         return False
     far = float("inf")
-    limits = [(old["up_to"].get(a, far), new["up_to"].get(a, far)) for a in ("d", "rows")]
-    return limits[0][0] < limits[0][1] or (limits[0][0] == limits[0][1] and limits[1][0] < far)
+    old_limits, new_limits = (
+        [float(row["up_to"].get(axis, far)) for axis in ("d", "rows")] for row in (old, new)
+    )
+    return old_limits < new_limits
 
 
 def write(table: dict[str, list[Blocks]], path: Path) -> None:

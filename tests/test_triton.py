@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import test_ops
 import torch
 
 from cmrfast import ops
@@ -76,6 +77,15 @@ def _has_native():
 def test_interpreted_kernels_serve_cpu_tensors():
     assert _triton.served["CPU"] == OPS.keys()
     assert {row["cpu"] for row in ops.backends().values()} == {"triton"}
+
+
+@pytest.mark.slow
+@interpreted
+@pytest.mark.parametrize("dtype", test_ops.FLOATS, ids=str)
+@pytest.mark.parametrize("name", OPS)
+def test_every_sample_matches_the_reference(name, dtype, monkeypatch):
+    monkeypatch.setattr(test_ops, "INTERPRETED", False)
+    test_ops.test_matches_reference(OPS[name], "cpu", dtype)
 
 
 @interpreted

@@ -1,6 +1,7 @@
 """The contract every op keeps, looped over ops, samples, devices and dtypes."""
 
 import copy
+import os
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from cmrfast.ops import _native
 from cmrfast.ops._op import OPS
 
 FLOATS = [torch.float32, torch.float64]
+#: Triton's interpreter takes 0.1 s a call; test_triton.py, slow, runs it on every sample.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 #: Looser than torch's own (rtol, atol), for a reason.
 TOLERANCE = {
     # The gradient in the matrix sums float32 products as large as voxel index x slope.
@@ -24,7 +27,8 @@ every_float = pytest.mark.parametrize("dtype", FLOATS, ids=str)
 
 def samples(op, device, dtype):
     torch.manual_seed(0)
-    return list(SAMPLES[op.name](device, dtype))
+    found = list(SAMPLES[op.name](device, dtype))
+    return found[::7] if INTERPRETED and len(found) > 20 else found
 
 
 def run(call, args):

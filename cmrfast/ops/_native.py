@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from cmrfast.ops import _triton
 from cmrfast.ops._op import OPS
 
 _CHOICES = ("auto", "native", "triton", "reference")
@@ -22,7 +23,12 @@ cpu_reason: str = ""
 
 
 def load() -> None:
-    """Load the CPU kernels once, after every op has been declared; without them, say so once."""
+    """Load all kernels once, after every op has been declared; say once what is missing."""
+    _load_native()
+    _triton.load(BACKEND)
+
+
+def _load_native() -> None:
     global cpu_level, cpu_reason
     if BACKEND in ("reference", "triton"):
         cpu_reason = f"CMRFAST_BACKEND={BACKEND}"
@@ -33,7 +39,7 @@ def load() -> None:
         cpu_reason = str(error)
         if BACKEND == "native":
             raise ImportError(f"cmrfast: CMRFAST_BACKEND=native, but {cpu_reason}") from error
-        warnings.warn(f"cmrfast: {cpu_reason}", RuntimeWarning, stacklevel=3)
+        warnings.warn(f"cmrfast: {cpu_reason}", RuntimeWarning, stacklevel=4)
 
 
 def _load_cpu() -> str:
@@ -64,7 +70,8 @@ def backends() -> dict[str, dict[str, str]]:
     """Which implementation each public op runs on each device.
 
     Returns:
-        ``{op: {"cpu": "native" | "reference", "cuda": "native" | "triton" | "reference"}}``
+        ``{op: {"cpu": "native" | "reference", "cuda": "native" | "triton" | "reference"}}``;
+        "triton" for "cpu" too under Triton's interpreter.
 
     Example:
         >>> from cmrfast import ops
@@ -75,8 +82,17 @@ def backends() -> dict[str, dict[str, str]]:
     for op in OPS.values():
         row = chosen.setdefault(op.serves, {"cpu": "native", "cuda": "native"})
         for device, key in (("cpu", "CPU"), ("cuda", "CUDA")):
-            if not torch._C._dispatch_has_kernel_for_dispatch_key(f"cmrfast::{op.name}", key):
-                row[device] = "reference"
+            row[device] = min(row[device], _kernel_of(op.name, key), key=_SLOWEST_FIRST.index)
     for public in ("warp_pair", "resample"):  # made of affine_sample's kernels
         chosen[public] = dict(chosen["affine_sample"])
     return chosen
+
+
+_SLOWEST_FIRST = ("reference", "triton", "native")
+
+
+def _kernel_of(name: str, key: str) -> str:
+    if name in _triton.served[key]:
+        return "triton"
+    has = torch._C._dispatch_has_kernel_for_dispatch_key(f"cmrfast::{name}", key)
+    return "native" if has else "reference"

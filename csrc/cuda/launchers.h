@@ -1,0 +1,62 @@
+// What the bindings hand to the CUDA kernels: raw pointers, sizes and a stream, nothing of torch.
+//
+// Every launcher returns what went wrong, or nullptr. Two axes count as three, the first of size 1.
+#pragma once
+
+#include <cstdint>
+
+namespace cmrfast::cuda {
+
+enum class Dtype : int32_t {
+  kBool,
+  kUint8,
+  kInt8,
+  kInt16,
+  kInt32,
+  kInt64,
+  kFloat16,
+  kBFloat16,
+  kFloat32,
+  kFloat64,
+};
+
+// Volumes of different shapes in one buffer: row v of the table (V, 1 + dims) is offset and shape.
+struct Volumes {
+  const int64_t* table;
+  int64_t V, C, dims, numel;
+};
+
+// Windows of one size on volumes; `index` and `flips` may be null: all on volume 0, none mirrored.
+struct Windows {
+  const int64_t* start;  // (P, dims)
+  const int64_t* index;  // (P,)
+  const bool* flips;     // (P, dims)
+  int64_t P, dims, size[3];
+};
+
+struct ExtractPatches {
+  Volumes volumes;
+  Windows windows;
+  const void* buffer;
+  Dtype from, to;
+  const double *shift, *scale;  // (V, C)
+  double fill;
+  void* out;  // (P, C, *size)
+};
+
+struct ExtractPatchesBackward {
+  Volumes volumes;  // of the buffer that the gradient is for
+  Windows windows;
+  const void* grad;  // (P, C, *size)
+  Dtype dtype;
+  const double* scale;
+  void* out;  // (numel,), zeros
+};
+
+}  // namespace cmrfast::cuda
+
+extern "C" {
+const char* cmrfast_extract_patches(const cmrfast::cuda::ExtractPatches&, void* stream);
+const char* cmrfast_extract_patches_backward(const cmrfast::cuda::ExtractPatchesBackward&,
+                                             void* stream);
+}

@@ -17,6 +17,7 @@
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
+#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -179,10 +180,112 @@ Tensor extract_patches_backward(const Tensor& grad_any, const Tensor& table_any,
   return out;
 }
 
+MergePatches merge_call(const char* op, const Tensor& patches, const Tensor& start,
+                        const std::optional<Tensor>& weight, const int64_t* shape) {
+  const int64_t dims = start.size(1);
+  STD_TORCH_CHECK(start.scalar_type() == ScalarType::Long && start.size(0) == patches.size(0) &&
+                      patches.dim() == dims + 2,
+                  op, ": patches and start_vox do not fit one another");
+  MergePatches call{};
+  call.windows = windows_of(op, start, nullptr, nullptr, patches.sizes().data() + 2);
+  call.C = patches.size(1);
+  set_box(call.shape, shape, dims);
+  call.patches = patches.const_data_ptr();
+  call.dtype = computing_dtype(op, patches);
+  if (weight) {
+    const int64_t* size = call.windows.size;
+    STD_TORCH_CHECK(weight->scalar_type() == patches.scalar_type() &&
+                        weight->numel() == size[0] * size[1] * size[2],
+                    op, ": weight does not fit the patches");
+    call.weight = weight->const_data_ptr();
+  }
+  return call;
+}
+
+std::optional<Tensor> contiguous_if_any(const std::optional<Tensor>& tensor) {
+  return tensor ? std::optional(contiguous(*tensor)) : std::nullopt;
+}
+
+Tensor merge_patches(const Tensor& patches_any, const Tensor& start_any,
+                     const std::optional<Tensor>& weight_any, Sizes shape, double fill) {
+  constexpr auto op = "merge_patches";
+  const Here here(patches_any);
+  const Tensor patches = contiguous(patches_any), start = contiguous(start_any);
+  const std::optional<Tensor> weight = contiguous_if_any(weight_any);
+  MergePatches call = merge_call(op, patches, start, weight, shape.data());
+  std::vector<int64_t> sizes{call.C};
+  sizes.insert(sizes.end(), shape.begin(), shape.end());
+  Tensor out = new_empty(patches, sizes);
+  call.mean = true;
+  call.fill = fill;
+  call.out = out.mutable_data_ptr();
+  here.run(op, cmrfast_merge_patches, call);
+  return out;
+}
+
+void merge_add(Tensor& sums, Tensor& totals, const Tensor& patches_any, const Tensor& start_any,
+               const std::optional<Tensor>& weight_any) {
+  constexpr auto op = "merge_add";
+  const Here here(sums);
+  const Tensor patches = contiguous(patches_any), start = contiguous(start_any);
+  const std::optional<Tensor> weight = contiguous_if_any(weight_any);
+  MergePatches call = merge_call(op, patches, start, weight, totals.sizes().data());
+  STD_TORCH_CHECK(sums.is_contiguous() && totals.is_contiguous() &&
+                      sums.scalar_type() == patches.scalar_type() &&
+                      totals.scalar_type() == patches.scalar_type() &&
+                      totals.dim() == call.windows.dims &&
+                      sums.numel() == call.C * totals.numel(),
+                  "merge_add: sums and totals do not fit the patches");
+  call.out = sums.mutable_data_ptr();
+  call.totals = totals.mutable_data_ptr();
+  here.run(op, cmrfast_merge_patches, call);
+}
+
+Tensor window_counts(const Tensor& mask_any, const Tensor& table_any, const Tensor& start_any,
+                     const Tensor& index_any, Sizes size) {
+  constexpr auto op = "window_counts";
+  const Here here(mask_any);
+  const Tensor mask = contiguous(mask_any), table = contiguous(table_any);
+  const Tensor start = contiguous(start_any), index = contiguous(index_any);
+  require_all_long(op, table, start, index);
+  const Volumes volumes = volumes_of(table, 1, mask.numel());
+  STD_TORCH_CHECK(mask.element_size() == 1 && start.size(1) == volumes.dims,
+                  "window_counts: arguments do not fit one another");
+  const auto wide = mask.numel() >> 31 ? ScalarType::Long : ScalarType::Int;
+  Tensor sums = new_empty(mask, {mask.numel()}, wide);
+  Tensor out = new_empty(start, {start.size(0)});
+  here.run(op, cmrfast_window_counts,
+           WindowCounts{volumes, windows_of(op, start, &index, nullptr, size.data()),
+                        static_cast<const uint8_t*>(mask.const_data_ptr()),
+                        sums.mutable_data_ptr(), write<int64_t>(out)});
+  return out;
+}
+
+Tensor contract_axis(const Tensor& values_any, const Tensor& weights_any) {
+  constexpr auto op = "contract_axis";
+  const Here here(values_any);
+  const Tensor values = contiguous(values_any), weights = contiguous(weights_any);
+  STD_TORCH_CHECK(values.dim() == 3 && weights.dim() == 2 && weights.size(1) == values.size(1),
+                  "contract_axis: values must be (O, n, I), weights (M, n)");
+  require_all_double(op, weights, weights);
+  const int64_t O = values.size(0), n = values.size(1), I = values.size(2), M = weights.size(0);
+  Tensor reach = new_empty(values, {M, 2}, ScalarType::Long);
+  Tensor out = new_empty(values, {O, M, I});
+  here.run(op, cmrfast_contract_axis,
+           ContractAxis{O, n, I, M, values.const_data_ptr(), read<double>(weights),
+                        computing_dtype(op, values), write<int64_t>(reach),
+                        out.mutable_data_ptr()});
+  return out;
+}
+
 }  // namespace
 }  // namespace cmrfast::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(CMRFAST_LIBRARY, CMRFAST_DEVICE, m) {
   m.impl("extract_patches", TORCH_BOX(&cmrfast::cuda::extract_patches));
   m.impl("extract_patches_backward", TORCH_BOX(&cmrfast::cuda::extract_patches_backward));
+  m.impl("merge_patches", TORCH_BOX(&cmrfast::cuda::merge_patches));
+  m.impl("merge_add", TORCH_BOX(&cmrfast::cuda::merge_add));
+  m.impl("window_counts", TORCH_BOX(&cmrfast::cuda::window_counts));
+  m.impl("contract_axis", TORCH_BOX(&cmrfast::cuda::contract_axis));
 }

@@ -50,39 +50,46 @@ __host__ __device__ inline int64_t clamped(int64_t x, int64_t low, int64_t high)
   return x < low ? low : x > high ? high : x;
 }
 
-// Division by a number known at launch: a multiplication where both fit 31 bits, as they nearly
-// always do, and exact beyond.
+// Division by a number known at launch: a multiplication and a shift, exact below 2^63.
 struct Divisor {
   int64_t value;
-  uint32_t magic, shift;
+  uint64_t magic;
+  int shift = 0;
 
-  Divisor() = default;
-  explicit Divisor(int64_t divisor) : value(divisor < 1 ? 1 : divisor), magic(0), shift(0) {
-    if (value >> 31) return;
-    while (shift < 31 && (int64_t{1} << shift) < value) ++shift;
-    magic = static_cast<uint32_t>((((uint64_t{1} << shift) - value) << 32) / value + 1);
+  explicit Divisor(int64_t divisor) : value(divisor < 1 ? 1 : divisor) {
+    while (shift < 62 && (int64_t{1} << shift) < value) ++shift;
+    const auto excess = static_cast<uint64_t>((int64_t{1} << shift) - value);
+    magic = static_cast<uint64_t>((static_cast<unsigned __int128>(excess) << 64) / value + 1);
   }
 
   __device__ int64_t divide(int64_t n) const {  // n >= 0
-    if ((n | value) >> 31) return n / value;
-    const auto small = static_cast<uint32_t>(n);
-    return (__umulhi(small, magic) + small) >> shift;
+    const auto u = static_cast<uint64_t>(n);
+    return static_cast<int64_t>((__umul64hi(u, magic) + u) >> shift);
   }
 };
 
 // Items of `count` elements each, dealt out to blocks in stretches of one item: what depends on the
 // item alone is then looked up once a block. Stretches are numbered across items.
 struct Stretches {
-  int64_t items, count, length, each;
+  int64_t count, length, total;
+  Divisor each;
 
   Stretches(int64_t items, int64_t count, int64_t length)
-      : items(items), count(count), length(length), each(ceil_div(count, length)) {}
-  __host__ __device__ int64_t total() const { return items * each; }
-  __device__ int64_t item(int64_t stretch) const { return stretch / each; }
-  __device__ int64_t begin(int64_t stretch) const { return stretch % each * length; }
-  __device__ int64_t end(int64_t stretch) const {
-    return smaller(count, begin(stretch) + length);
-  }
+      : count(count),
+        length(length),
+        total(items * ceil_div(count, length)),
+        each(ceil_div(count, length)) {}
+};
+
+// One of them: elements [begin, end) of an item.
+struct Stretch {
+  int64_t item, number, begin, end;
+
+  __device__ Stretch(const Stretches& all, int64_t at)
+      : item(all.each.divide(at)),
+        number(at - item * all.each.value),
+        begin(number * all.length),
+        end(smaller(all.count, begin + all.length)) {}
 };
 
 // Aligned values in one store.

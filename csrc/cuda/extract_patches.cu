@@ -17,9 +17,10 @@ template <class To>
 constexpr int kVoxels = sizeof(To) == 1 ? 8 : 16 / sizeof(To);
 
 struct PatchShape {
-  Divisor rows, row;  // rows of a plane, voxels of a row
+  Divisor channels, rows, row;  // channels, rows of a plane, voxels of a row
 
-  explicit PatchShape(const int64_t* size) : rows(size[1]), row(size[2]) {}
+  explicit PatchShape(const ExtractPatches& call)
+      : channels(call.volumes.C), rows(call.windows.size[1]), row(call.windows.size[2]) {}
 };
 
 // Where 16 bytes of the output come from: an index into the buffer per voxel, -1 outside.
@@ -53,9 +54,10 @@ __global__ void __launch_bounds__(kThreads)
     extract_patches(ExtractPatches call, PatchShape shape, Stretches stretches, To fill) {
   constexpr int N = kVoxels<To>;
   const int64_t* size = call.windows.size;
-  for (int64_t stretch = blockIdx.x; stretch < stretches.total(); stretch += gridDim.x) {
-    const int64_t item = stretches.item(stretch);
-    const int64_t p = item / call.volumes.C, c = item % call.volumes.C;
+  for (int64_t s = blockIdx.x; s < stretches.total; s += gridDim.x) {
+    const Stretch stretch(stretches, s);
+    const int64_t p = shape.channels.divide(stretch.item);
+    const int64_t c = stretch.item - p * call.volumes.C;
     const int64_t v = call.windows.index[p];
     const Volume volume(call.volumes, v);
     const Window window(call.windows, p);
@@ -67,11 +69,11 @@ __global__ void __launch_bounds__(kThreads)
     const double times = volume.legal ? call.scale[v * call.volumes.C + c] : 0;
     // Stretches are cut at whole patches, 16 bytes at multiples of 16: those at either end of a
     // stretch may be shared with the block next to it, which then writes its own voxels alone.
-    const int64_t first = item * stretches.count + stretches.begin(stretch);
-    const int64_t last = item * stretches.count + stretches.end(stretch);
+    const int64_t origin = stretch.item * stretches.count;
+    const int64_t first = origin + stretch.begin, last = origin + stretch.end;
     for (int64_t at = (first / N + threadIdx.x) * N; at < last; at += kThreads * N) {
       const int64_t begin = at < first ? first : at;
-      const int64_t within = begin - item * stretches.count;
+      const int64_t within = begin - origin;
       int64_t line = shape.row.divide(within);
       int64_t k = within - line * size[2];
       int64_t i = shape.rows.divide(line);
@@ -170,8 +172,8 @@ const char* cmrfast_extract_patches(const ExtractPatches& call, void* stream) {
     using To = decltype(zero);
     const int64_t cells = kThreads * kCellsPerThread;
     const Stretches stretches(call.windows.P * call.volumes.C, voxels, cells * kVoxels<To>);
-    CMRFAST_LAUNCH((extract_patches<To>), blocks_for(stretches.total()), dim3(kThreads), stream,
-                   call, PatchShape(size), stretches, from_real<To>(call.fill));
+    CMRFAST_LAUNCH((extract_patches<To>), blocks_for(stretches.total), dim3(kThreads), stream,
+                   call, PatchShape(call), stretches, from_real<To>(call.fill));
   });
   return launch_error();
 }

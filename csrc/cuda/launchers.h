@@ -53,10 +53,42 @@ struct ExtractPatchesBackward {
   void* out;  // (numel,), zeros
 };
 
+// Sums over the patches that cover a voxel: their mean, or added to the sums there are.
+struct MergePatches {
+  Windows windows;
+  int64_t C, shape[3];
+  const void *patches, *weight;  // (P, C, *size); (*size), null for ones
+  Dtype dtype;
+  bool mean;
+  double fill;
+  void *out, *totals;  // (C, *shape), and where sums are added to (*shape)
+};
+
+struct WindowCounts {
+  Volumes volumes;
+  Windows windows;
+  const uint8_t* mask;
+  void* sums;  // scratch (numel,): int32 below 2^31 voxels, else int64
+  int64_t* out;
+};
+
+// out[o, x, i] = sum over y of weights[x, y] * values[o, y, i].
+struct ContractAxis {
+  int64_t O, n, I, M;
+  const void* values;
+  const double* weights;
+  Dtype dtype;
+  int64_t* reach;  // scratch (M, 2)
+  void* out;
+};
+
 }  // namespace cmrfast::cuda
 
 extern "C" {
 const char* cmrfast_extract_patches(const cmrfast::cuda::ExtractPatches&, void* stream);
 const char* cmrfast_extract_patches_backward(const cmrfast::cuda::ExtractPatchesBackward&,
                                              void* stream);
+const char* cmrfast_merge_patches(const cmrfast::cuda::MergePatches&, void* stream);
+const char* cmrfast_window_counts(const cmrfast::cuda::WindowCounts&, void* stream);
+const char* cmrfast_contract_axis(const cmrfast::cuda::ContractAxis&, void* stream);
 }

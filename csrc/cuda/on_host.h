@@ -238,6 +238,10 @@ template <class T>
 T __shfl_up_sync(unsigned, T value, int distance) {
   return cmrfast::on_host::exchange(value, cmrfast::on_host::lane() - distance);
 }
+template <class T>
+T __shfl_sync(unsigned, T value, int lane) {
+  return cmrfast::on_host::exchange(value, lane);
+}
 inline unsigned __ballot_sync(unsigned, bool vote) {
   unsigned votes = 0;
   for (int lane = 0; lane < 32; ++lane) {
@@ -246,8 +250,8 @@ inline unsigned __ballot_sync(unsigned, bool vote) {
   return votes;
 }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
-inline unsigned __umulhi(unsigned a, unsigned b) {
-  return static_cast<unsigned>(static_cast<uint64_t>(a) * b >> 32);
+inline uint64_t __umul64hi(uint64_t a, uint64_t b) {
+  return static_cast<uint64_t>(static_cast<unsigned __int128>(a) * b >> 64);
 }
 template <class T, class V>
 T atomicAdd(T* to, V value) {

@@ -114,19 +114,24 @@ __device__ T warp_sum(T value) {
 
 // N sums over a warp at once; lane l returns the sum of values[l % N]. Each step halves what a lane
 // still carries, so N values cost N shuffles and not 5 N.
+template <int HALF, int N, class T>
+__device__ void fold_halves(T (&values)[N]) {
+  if constexpr (HALF > 0) {
+    const bool upper = lane_of_warp() & HALF;
+#pragma unroll
+    for (int i = 0; i < HALF; ++i) {
+      const T give = upper ? values[i] : values[i + HALF];
+      const T keep = upper ? values[i + HALF] : values[i];
+      values[i] = keep + __shfl_xor_sync(kWholeWarp, give, HALF);
+    }
+    fold_halves<HALF / 2>(values);
+  }
+}
+
 template <int N, class T>
 __device__ T warp_sums(T (&values)[N]) {
   static_assert(N > 0 && N <= 32 && (N & (N - 1)) == 0);
-#pragma unroll
-  for (int half = N / 2; half > 0; half >>= 1) {
-    const bool upper = lane_of_warp() & half;
-#pragma unroll
-    for (int i = 0; i < half; ++i) {
-      const T give = upper ? values[i] : values[i + half];
-      const T keep = upper ? values[i + half] : values[i];
-      values[i] = keep + __shfl_xor_sync(kWholeWarp, give, half);
-    }
-  }
+  fold_halves<N / 2>(values);
 #pragma unroll
   for (int step = N; step < 32; step <<= 1) {
     values[0] += __shfl_xor_sync(kWholeWarp, values[0], step);

@@ -82,6 +82,39 @@ struct ContractAxis {
   void* out;
 };
 
+enum class Mode : int32_t { kLinear = 0, kNearestEven = 1, kNearestUp = 2 };
+// Outside: zeros | the nearest border | held for half a voxel, then fill.
+enum class Border : int32_t { kZeros = 0, kHold = 1, kHalf = 2 };
+
+// Images (B, C, *n) at the positions matrix (B, dims, dims + 1) @ (output voxel, 1); only here do
+// two axes count as two: n and size hold `dims` entries.
+struct Sampling {
+  int64_t B, C, dims, n[3], size[3];
+  const double* matrix;
+  Mode mode;
+  Border border;
+  Dtype dtype;
+};
+
+struct AffineSample {
+  Sampling sampling;
+  const void* images;
+  double fill;
+  void* out;
+};
+
+struct AffineSampleBackward {
+  Sampling sampling;
+  const void *grad, *images;
+  void* to_images;         // null where not wanted, else zeros
+  int64_t *sums, *largest; // zeros: (B, C, *n) and (B, C)
+  double* to_matrix;       // null where not wanted
+  double* partial;         // scratch (B, stretches of kMatrixStretch, dims * (dims + 1))
+};
+
+// Voxels of the output that one block sums for the gradient in the matrix.
+constexpr int64_t kMatrixStretch = 4096;
+
 }  // namespace cmrfast::cuda
 
 extern "C" {
@@ -91,4 +124,7 @@ const char* cmrfast_extract_patches_backward(const cmrfast::cuda::ExtractPatches
 const char* cmrfast_merge_patches(const cmrfast::cuda::MergePatches&, void* stream);
 const char* cmrfast_window_counts(const cmrfast::cuda::WindowCounts&, void* stream);
 const char* cmrfast_contract_axis(const cmrfast::cuda::ContractAxis&, void* stream);
+const char* cmrfast_affine_sample(const cmrfast::cuda::AffineSample&, void* stream);
+const char* cmrfast_affine_sample_backward(const cmrfast::cuda::AffineSampleBackward&,
+                                           void* stream);
 }

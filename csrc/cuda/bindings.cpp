@@ -343,6 +343,73 @@ std::tuple<Tensor, Tensor> affine_sample_backward(const Tensor& grad_any, const 
   return {to_images, to_matrix};
 }
 
+Pixels pixels_of(const char* op, const Tensor& logits, const Tensor& target, int64_t activation,
+                 int64_t ignore_index, double eps) {
+  Pixels s{};
+  s.B = logits.size(0);
+  s.K = logits.size(1);
+  s.N = logits.size(2);
+  s.ignore_index = ignore_index;
+  s.logits = logits.const_data_ptr();
+  s.target = target.const_data_ptr();
+  s.dtype = computing_dtype(op, logits);
+  s.target_dtype = dtype_of(op, target.scalar_type());
+  s.labels = target.dim() == 2;
+  s.activation = static_cast<Activation>(activation);
+  s.eps = eps;
+  const bool real = s.target_dtype == Dtype::kFloat32 || s.target_dtype == Dtype::kFloat64;
+  STD_TORCH_CHECK(target.numel() == (s.labels ? s.B * s.N : s.B * s.K * s.N), op,
+                  ": logits and target must have matching shapes");
+  STD_TORCH_CHECK(real ? !s.labels
+                       : s.target_dtype <= Dtype::kInt64 && s.target_dtype != Dtype::kInt8,
+                  op, ": no kernel for this dtype of target");
+  return s;
+}
+
+Tensor dice_ce_sums(const Tensor& logits_any, const Tensor& target_any, int64_t activation,
+                    int64_t ignore_index, double eps, bool entropy) {
+  constexpr auto op = "dice_ce_sums";
+  const Here here(logits_any);
+  const Tensor logits = contiguous(logits_any), target = contiguous(target_any);
+  const Pixels s = pixels_of(op, logits, target, activation, ignore_index, eps);
+  const int64_t stretches = (s.N + kPixelStretch - 1) / kPixelStretch;
+  const bool prepared = s.activation == Activation::kSoftmax && s.K > class_group(s.dtype);
+  Tensor softmax = new_empty(logits, {prepared ? s.B * s.N * 2 : 0});
+  Tensor partial = new_empty(logits, {s.B * stretches * s.K * 4}, ScalarType::Double);
+  Tensor out = new_empty(logits, {s.B, s.K, 4});
+  here.run(op, cmrfast_dice_ce_sums,
+           DiceCeSums{s, entropy, prepared ? softmax.mutable_data_ptr() : nullptr,
+                      write<double>(partial), out.mutable_data_ptr()});
+  return out;
+}
+
+Tensor dice_ce_sums_backward(const Tensor& grad_any, const Tensor& logits_any,
+                             const Tensor& target_any, int64_t activation, int64_t ignore_index,
+                             double eps) {
+  constexpr auto op = "dice_ce_sums_backward";
+  const Here here(logits_any);
+  const Tensor logits = contiguous(logits_any), target = contiguous(target_any);
+  const Tensor grad = contiguous(grad_any);
+  const Pixels s = pixels_of(op, logits, target, activation, ignore_index, eps);
+  STD_TORCH_CHECK(grad.numel() == s.B * s.K * 4 && grad.scalar_type() == logits.scalar_type(),
+                  "dice_ce_sums_backward: grad does not fit the logits");
+  Tensor out = new_empty(logits, {s.B, s.K, s.N});
+  here.run(op, cmrfast_dice_ce_sums_backward,
+           DiceCeSumsBackward{s, grad.const_data_ptr(), out.mutable_data_ptr()});
+  return out;
+}
+
+Tensor label_faults(const Tensor& target_any, int64_t classes, int64_t ignore_index) {
+  constexpr auto op = "label_faults";
+  const Here here(target_any);
+  const Tensor target = contiguous(target_any);
+  Tensor out = new_zeros(target, {}, ScalarType::Long);
+  here.run(op, cmrfast_label_faults,
+           LabelFaults{target.const_data_ptr(), dtype_of(op, target.scalar_type()), target.numel(),
+                       classes, ignore_index, write<int64_t>(out)});
+  return out;
+}
+
 }  // namespace
 }  // namespace cmrfast::cuda
 
@@ -355,4 +422,7 @@ STABLE_TORCH_LIBRARY_IMPL(CMRFAST_LIBRARY, CMRFAST_DEVICE, m) {
   m.impl("contract_axis", TORCH_BOX(&cmrfast::cuda::contract_axis));
   m.impl("affine_sample", TORCH_BOX(&cmrfast::cuda::affine_sample));
   m.impl("affine_sample_backward", TORCH_BOX(&cmrfast::cuda::affine_sample_backward));
+  m.impl("dice_ce_sums", TORCH_BOX(&cmrfast::cuda::dice_ce_sums));
+  m.impl("dice_ce_sums_backward", TORCH_BOX(&cmrfast::cuda::dice_ce_sums_backward));
+  m.impl("label_faults", TORCH_BOX(&cmrfast::cuda::label_faults));
 }

@@ -115,6 +115,43 @@ struct AffineSampleBackward {
 // Voxels of the output that one block sums for the gradient in the matrix.
 constexpr int64_t kMatrixStretch = 4096;
 
+enum class Activation : int32_t { kSoftmax = 0, kSigmoid = 1, kNone = 2 };
+
+// Logits (B, K, N) and their target: labels (B, N), or masks (B, K, N).
+struct Pixels {
+  int64_t B, K, N, ignore_index;
+  const void *logits, *target;
+  Dtype dtype, target_dtype;
+  bool labels;
+  Activation activation;
+  double eps;
+};
+
+// Pixels of a block, and classes that it sums at once: as many as registers hold.
+constexpr int64_t kPixelStretch = 4096;
+constexpr int class_group(Dtype dtype) { return dtype == Dtype::kFloat64 ? 4 : 8; }
+
+struct DiceCeSums {
+  Pixels pixels;
+  bool entropy;
+  void* softmax;    // scratch (B, N, 2) where softmax has more classes than a group, else null
+  double* partial;  // scratch (B, stretches of kPixelStretch, K, 4)
+  void* out;        // (B, K, 4)
+};
+
+struct DiceCeSumsBackward {
+  Pixels pixels;
+  const void* grad;  // (B, K, 4)
+  void* out;         // (B, K, N)
+};
+
+struct LabelFaults {
+  const void* target;
+  Dtype dtype;
+  int64_t count, classes, ignore_index;
+  int64_t* out;  // one number, zero
+};
+
 }  // namespace cmrfast::cuda
 
 extern "C" {
@@ -127,4 +164,7 @@ const char* cmrfast_contract_axis(const cmrfast::cuda::ContractAxis&, void* stre
 const char* cmrfast_affine_sample(const cmrfast::cuda::AffineSample&, void* stream);
 const char* cmrfast_affine_sample_backward(const cmrfast::cuda::AffineSampleBackward&,
                                            void* stream);
+const char* cmrfast_dice_ce_sums(const cmrfast::cuda::DiceCeSums&, void* stream);
+const char* cmrfast_dice_ce_sums_backward(const cmrfast::cuda::DiceCeSumsBackward&, void* stream);
+const char* cmrfast_label_faults(const cmrfast::cuda::LabelFaults&, void* stream);
 }

@@ -410,6 +410,51 @@ Tensor label_faults(const Tensor& target_any, int64_t classes, int64_t ignore_in
   return out;
 }
 
+std::tuple<Tensor, Tensor, Tensor> nt_xent(const Tensor& anchors_any, const Tensor& candidates_any,
+                                           const Tensor& targets_any, double temperature,
+                                           bool gradients) {
+  constexpr auto op = "nt_xent";
+  const Here here(anchors_any);
+  const Tensor anchors = contiguous(anchors_any), candidates = contiguous(candidates_any);
+  const Tensor targets = contiguous(targets_any);
+  const int64_t N = anchors.size(0), M = candidates.size(0), D = anchors.size(1);
+  constexpr int64_t widest = 65535 * 32;  // columns that one launch has blocks for
+  STD_TORCH_CHECK(candidates.size(1) == D && targets.numel() == N && M > 0 && D > 0 &&
+                      D <= widest && candidates.scalar_type() == anchors.scalar_type() &&
+                      targets.scalar_type() == ScalarType::Long,
+                  "nt_xent: anchors, candidates and targets do not fit one another");
+  Tensor unit_anchors = new_empty(anchors, {N, D}), unit_candidates = new_empty(anchors, {M, D});
+  Tensor anchor_inverse = new_empty(anchors, {N}), candidate_inverse = new_empty(anchors, {M});
+  Tensor top = new_empty(anchors, {N}), sum = new_empty(anchors, {N});
+  Tensor losses = new_empty(anchors, {N}, ScalarType::Double);
+  Tensor loss = new_empty(anchors, {});
+  Tensor grad_anchors = new_empty(anchors, {gradients ? N : 0, D});
+  Tensor grad_candidates = new_empty(anchors, {gradients ? M : 0, D});
+  NtXent call{};
+  call.N = N;
+  call.M = M;
+  call.D = D;
+  call.anchors = anchors.const_data_ptr();
+  call.candidates = candidates.const_data_ptr();
+  call.targets = read<int64_t>(targets);
+  call.dtype = computing_dtype(op, anchors);
+  call.temperature = temperature;
+  call.unit_anchors = unit_anchors.mutable_data_ptr();
+  call.unit_candidates = unit_candidates.mutable_data_ptr();
+  call.anchor_inverse = anchor_inverse.mutable_data_ptr();
+  call.candidate_inverse = candidate_inverse.mutable_data_ptr();
+  call.top = top.mutable_data_ptr();
+  call.sum = sum.mutable_data_ptr();
+  call.losses = write<double>(losses);
+  call.loss = loss.mutable_data_ptr();
+  if (gradients) {
+    call.grad_anchors = grad_anchors.mutable_data_ptr();
+    call.grad_candidates = grad_candidates.mutable_data_ptr();
+  }
+  here.run(op, cmrfast_nt_xent, call);
+  return {loss, grad_anchors, grad_candidates};
+}
+
 }  // namespace
 }  // namespace cmrfast::cuda
 
@@ -425,4 +470,5 @@ STABLE_TORCH_LIBRARY_IMPL(CMRFAST_LIBRARY, CMRFAST_DEVICE, m) {
   m.impl("dice_ce_sums", TORCH_BOX(&cmrfast::cuda::dice_ce_sums));
   m.impl("dice_ce_sums_backward", TORCH_BOX(&cmrfast::cuda::dice_ce_sums_backward));
   m.impl("label_faults", TORCH_BOX(&cmrfast::cuda::label_faults));
+  m.impl("nt_xent", TORCH_BOX(&cmrfast::cuda::nt_xent));
 }

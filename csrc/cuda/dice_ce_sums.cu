@@ -260,12 +260,13 @@ void launch_sums(const DiceCeSums& call, void* stream) {
       CMRFAST_LAUNCH(prepare_softmax<T>, blocks, threads, stream, s, stretches,
                      static_cast<Softmax<T>*>(call.softmax));
     }
-    blocks.y = static_cast<unsigned>(smaller(ceil_div(s.K, kGroup<T>), 65535));
+    // Only softmax needs all classes of a pixel at once.
+    constexpr int most = activation == Activation::kSoftmax ? kGroup<T> : 4;
+    blocks.y = static_cast<unsigned>(smaller(ceil_div(s.K, most), 65535));
     if (s.K <= 4) {
       CMRFAST_LAUNCH((sum_classes<T, activation, 4>), blocks, threads, stream, call, stretches);
     } else {
-      CMRFAST_LAUNCH((sum_classes<T, activation, kGroup<T>>), blocks, threads, stream, call,
-                     stretches);
+      CMRFAST_LAUNCH((sum_classes<T, activation, most>), blocks, threads, stream, call, stretches);
     }
   }
   launch_sum_partials(call.partial, s.B, stretches.each.value * (s.N > 0),

@@ -152,6 +152,19 @@ struct LabelFaults {
   int64_t* out;  // one number, zero
 };
 
+struct NtXent {
+  int64_t N, M, D;
+  const void *anchors, *candidates;  // (N, D), (M, D)
+  const int64_t* targets;            // (N,)
+  Dtype dtype;
+  double temperature;
+  void *unit_anchors, *unit_candidates;            // scratch, as large as both
+  void *anchor_inverse, *candidate_inverse;        // scratch (N,), (M,): 1 / length, 0 for zero rows
+  void *top, *sum;                                 // scratch (N,)
+  double* losses;                                  // scratch (N,)
+  void *loss, *grad_anchors, *grad_candidates;     // gradients null where not wanted
+};
+
 }  // namespace cmrfast::cuda
 
 extern "C" {
@@ -167,4 +180,5 @@ const char* cmrfast_affine_sample_backward(const cmrfast::cuda::AffineSampleBack
 const char* cmrfast_dice_ce_sums(const cmrfast::cuda::DiceCeSums&, void* stream);
 const char* cmrfast_dice_ce_sums_backward(const cmrfast::cuda::DiceCeSumsBackward&, void* stream);
 const char* cmrfast_label_faults(const cmrfast::cuda::LabelFaults&, void* stream);
+const char* cmrfast_nt_xent(const cmrfast::cuda::NtXent&, void* stream);
 }

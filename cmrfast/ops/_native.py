@@ -19,13 +19,15 @@ if BACKEND not in _CHOICES:
 #: The loaded CPU kernel library's level, or None; and in words why it is no better.
 cpu_level: str | None = None
 cpu_reason: str = ""
+#: Why ops on CUDA tensors run CUDA C++ kernels or do not, in words.
+cuda_reason: str = ""
 
 
 def load() -> None:
-    """Load the CPU kernels once, after every op has been declared; without them, say so once."""
-    global cpu_level, cpu_reason
+    """Load the kernels once, after every op has been declared; without them, say so once."""
+    global cpu_level, cpu_reason, cuda_reason
     if BACKEND in ("reference", "triton"):
-        cpu_reason = f"CMRFAST_BACKEND={BACKEND}"
+        cpu_reason = cuda_reason = f"CMRFAST_BACKEND={BACKEND}"
         return
     try:
         cpu_level, cpu_reason = _load_cpu(), "native kernels"
@@ -34,6 +36,7 @@ def load() -> None:
         if BACKEND == "native":
             raise ImportError(f"cmrfast: CMRFAST_BACKEND=native, but {cpu_reason}") from error
         warnings.warn(f"cmrfast: {cpu_reason}", RuntimeWarning, stacklevel=3)
+    cuda_reason = _load_cuda()
 
 
 def _load_cpu() -> str:
@@ -50,6 +53,24 @@ def _load_cpu() -> str:
             f"pip install --force-reinstall --no-deps .  ({error})"
         ) from error
     return level
+
+
+def _load_cuda() -> str:
+    """Load the CUDA kernels where torch has CUDA and they were built; how that went, in words."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} has no CUDA"
+    found = sorted(_PACKAGE.glob("_cuda.*"))
+    if not found:
+        built = list(_PACKAGE.glob("_C.*"))
+        info = importlib.import_module("cmrfast._C").build_info() if built else {}
+        return f"CUDA kernels {info.get('cuda', 'not built: there was no C++ compiler')}"
+    try:
+        torch.ops.load_library(str(found[0]))
+    except OSError as error:
+        reason = f"the CUDA kernels do not load beside torch {torch.__version__} ({error})"
+        warnings.warn(f"cmrfast: {reason}", RuntimeWarning, stacklevel=4)
+        return reason
+    return "native kernels"
 
 
 def _library(level: str) -> str:

@@ -29,34 +29,46 @@ FLAGS = "-std=c++20 -O1 -g1 -fPIC -fvisibility=hidden -Wall -Wextra -Werror -Wno
 SANITIZE = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer"
 
 
-def build(name: str, sources: list[Path], sanitize: bool = False) -> Path:
-    """A library of these sources for the CPU, made anew where one of them changed."""
+def build(sources: list[Path], sanitize: bool = False, program: bool = False) -> Path:
+    """A library (or program) of these sources for the CPU; what did not change is kept."""
     compiler = toolchain.find_compiler()
     torch_folder = toolchain.torch_folder()
     flags = [*FLAGS.split(), *(SANITIZE.split() if sanitize else [])]
     defines = ["-DCMRFAST_ON_HOST", "-DTORCH_TARGET_VERSION=0x020a000000000000", f"-I{SOURCES}"]
-    digest = hashlib.sha256(" ".join(map(str, [*compiler, *flags, torch.__version__])).encode())
-    for file in sorted([*sources, *SOURCES.glob("*.h"), *SOURCES.glob("*.cuh")]):
-        digest.update(file.read_bytes())
-    folder = ROOT / "build/on_host" / digest.hexdigest()[:16]
+    folder = ROOT / "build/on_host"
     folder.mkdir(parents=True, exist_ok=True)
-    library = folder / f"{name}.so"
+    headers = b"".join(f.read_bytes() for f in sorted(ROOT.glob("csrc/**/*.*h")))
+    shared = headers + " ".join([*compiler, *flags, torch.__version__]).encode()
 
-    def compile_one(source: Path) -> str:
-        out = folder / f"{source.stem}.o"
+    def object_of(source: Path) -> Path:
+        digest = hashlib.sha256(shared + source.read_bytes()).hexdigest()[:16]
+        return folder / f"{source.stem}-{digest}.o"
+
+    def compile_one(source: Path) -> None:
+        if object_of(source).exists():
+            return
+        unfinished = object_of(source).with_suffix(".tmp")
         includes = ["-isystem", torch_folder / "include"]
-        command = [*compiler, *flags, *defines, *includes, "-x", "c++", "-c", source, "-o", out]
-        subprocess.run(command, check=True)
-        return str(out)
+        output = ["-x", "c++", "-c", source, "-o", unfinished]
+        subprocess.run([*compiler, *flags, *defines, *includes, *output], check=True)
+        unfinished.rename(object_of(source))
 
-    with (folder / "lock").open("w") as lock:  # other test processes may want the same library
+    objects = [object_of(source) for source in sources]
+    digest = hashlib.sha256(" ".join(map(str, objects)).encode()).hexdigest()[:16]
+    result = folder / f"{sources[0].stem}-{digest}.{'out' if program else 'so'}"
+    with (folder / "lock").open("w") as lock:  # other test processes may want the same
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not library.exists():
+        if not result.exists():
             with ThreadPoolExecutor(os.cpu_count()) as pool:
-                objects = list(pool.map(compile_one, sources))
-            link = [f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-o", library]
-            subprocess.run([*compiler, *flags, "-shared", *objects, *link], check=True)
-    return library
+                list(pool.map(compile_one, sources))
+            link = [] if program else ["-shared", f"-L{torch_folder / 'lib'}", "-ltorch_cpu"]
+            subprocess.run([*compiler, *flags, *objects, *link, "-o", result], check=True)
+    return result
+
+
+def build_kernels(sanitize: bool = False) -> Path:
+    """The library of all kernels and their bindings."""
+    return build([SOURCES / "bindings.cpp", *KERNELS], sanitize)
 
 
 @cache

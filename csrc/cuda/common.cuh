@@ -50,7 +50,7 @@ __host__ __device__ inline int64_t clamped(int64_t x, int64_t low, int64_t high)
   return x < low ? low : x > high ? high : x;
 }
 
-// Division by a number known at launch: a multiplication and a shift, exact below 2^63.
+// Division by a number known at launch, at most 2^62: a multiplication and a shift, always exact.
 struct Divisor {
   int64_t value;
   uint64_t magic;

@@ -20,6 +20,8 @@ if BACKEND not in _CHOICES:
 #: The loaded CPU kernel library's level, or None; and in words why it is no better.
 cpu_level: str | None = None
 cpu_reason: str = ""
+#: Why ops on CUDA tensors run CUDA C++ kernels or do not, in words.
+cuda_reason: str = ""
 
 
 def load() -> None:
@@ -29,9 +31,9 @@ def load() -> None:
 
 
 def _load_native() -> None:
-    global cpu_level, cpu_reason
+    global cpu_level, cpu_reason, cuda_reason
     if BACKEND in ("reference", "triton"):
-        cpu_reason = f"CMRFAST_BACKEND={BACKEND}"
+        cpu_reason = cuda_reason = f"CMRFAST_BACKEND={BACKEND}"
         return
     try:
         cpu_level, cpu_reason = _load_cpu(), "native kernels"
@@ -40,6 +42,7 @@ def _load_native() -> None:
         if BACKEND == "native":
             raise ImportError(f"cmrfast: CMRFAST_BACKEND=native, but {cpu_reason}") from error
         warnings.warn(f"cmrfast: {cpu_reason}", RuntimeWarning, stacklevel=4)
+    cuda_reason = _load_cuda()
 
 
 def _load_cpu() -> str:
@@ -56,6 +59,24 @@ def _load_cpu() -> str:
             f"pip install --force-reinstall --no-deps .  ({error})"
         ) from error
     return level
+
+
+def _load_cuda() -> str:
+    """Load the CUDA kernels where torch has CUDA and they were built; how that went, in words."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} has no CUDA"
+    found = sorted(_PACKAGE.glob("_cuda.*"))
+    if not found:
+        built = list(_PACKAGE.glob("_C.*"))
+        info = importlib.import_module("cmrfast._C").build_info() if built else {}
+        return f"CUDA kernels {info.get('cuda', 'not built: there was no C++ compiler')}"
+    try:
+        torch.ops.load_library(str(found[0]))
+    except OSError as error:
+        reason = f"the CUDA kernels do not load beside torch {torch.__version__} ({error})"
+        warnings.warn(f"cmrfast: {reason}", RuntimeWarning, stacklevel=5)
+        return reason
+    return "native kernels"
 
 
 def _library(level: str) -> str:

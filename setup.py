@@ -119,13 +119,15 @@ class BuildExt(build_ext):
             "  deps = gcc",
             "rule link_cuda",
             "  command = $nvcc -shared -cudart=static $in -o $out $libs",
-            f"build _cuda/bindings.o: compile {ROOT / 'csrc/cuda/bindings.cpp'}",
-            f"  flags = {' '.join(flags)} -isystem {torch / 'include'}",
         ]
-        objects = ["_cuda/bindings.o"]
-        for source in sorted((ROOT / "csrc/cuda").glob("*.cu")):
-            objects.append(f"_cuda/{source.stem}.o")
-            lines.append(f"build {objects[-1]}: compile_cuda {source}")
+        objects = []
+        for source in sorted((ROOT / "csrc/cuda").glob("*.c*")):
+            if source.suffix in (".cu", ".cpp"):
+                objects.append(f"_cuda/{source.stem}.o")
+                rule = "compile_cuda" if source.suffix == ".cu" else "compile"
+                lines.append(f"build {objects[-1]}: {rule} {source}")
+            if source.suffix == ".cpp":
+                lines.append(f"  flags = {' '.join(flags)} -isystem {torch / 'include'}")
         libraries = f"-L{torch / 'lib'}"
         if not toolchain.torch_has_cuda(torch):  # an empty stand-in: only the name goes in
             (build / "empty.cpp").touch()

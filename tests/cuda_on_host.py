@@ -1,7 +1,4 @@
-"""The CUDA kernels on the CPU: the same sources, bindings included, with threads as fibers.
-
-``python tests/cuda_on_host.py`` runs every op sample once, for a sanitizer build to watch.
-"""
+"""The CUDA kernels on the CPU: the same sources, bindings included, with threads as fibers."""
 
 import fcntl
 import hashlib
@@ -14,14 +11,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from op_samples import SAMPLES
 
 import cmrfast.ops  # noqa: F401  (declares all ops)
 from cmrfast.ops._op import OPS
 
 ROOT = Path(__file__).parent.parent
 SOURCES = ROOT / "csrc/cuda"
-KERNELS = sorted(SOURCES.glob("*.cu"))
 sys.path.insert(0, str(ROOT / "packaging"))
 import toolchain  # noqa: E402
 
@@ -68,7 +63,7 @@ def build(sources: list[Path], sanitize: bool = False, program: bool = False) ->
 
 def build_kernels(sanitize: bool = False) -> Path:
     """The library of all kernels and their bindings."""
-    return build([SOURCES / "bindings.cpp", *KERNELS], sanitize)
+    return build(sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.cu")]), sanitize)
 
 
 @cache
@@ -80,17 +75,3 @@ def load(library: Path) -> SimpleNamespace:
     torch.ops.load_library(str(library))
     calls = {name: getattr(torch.ops.cmrfast_on_host, name).default for name in OPS}
     return SimpleNamespace(**calls, _kept=namespace)
-
-
-def main() -> None:
-    calls = load(Path(os.environ["CMRFAST_ON_HOST_LIBRARY"]))
-    for name, samples in SAMPLES.items():
-        for dtype in (torch.float32, torch.float64):
-            torch.manual_seed(0)
-            for args in samples("cpu", dtype):
-                getattr(calls, name)(*args)
-        print(name, flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -7,8 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from op_samples import SAMPLES
-from test_ops import TOLERANCE, bits, every_float, every_op, run, samples
+from op_samples import HALVED, SAMPLES
+from test_ops import (
+    TOLERANCE,
+    assert_close_for_halves,
+    bits,
+    every_float,
+    every_half,
+    every_op,
+    run,
+    samples,
+)
 
 from cmrfast.ops._op import OPS
 
@@ -40,6 +49,14 @@ def test_matches_reference(kernels, op, dtype):
             rtol, atol = 1e-7, 1e-7
         output, reference = run(getattr(kernels, op.name), args), run(op.reference, args)
         torch.testing.assert_close(output, reference, rtol=rtol, atol=atol, equal_nan=True)
+
+
+@every_half
+@pytest.mark.parametrize("name", HALVED)
+def test_halves_are_computed_in_float(kernels, name, dtype):
+    for args in samples(OPS[name], "cpu", dtype):
+        output, reference = run(getattr(kernels, name), args), run(OPS[name].reference, args)
+        assert_close_for_halves(output, reference, dtype)
 
 
 @every_op
@@ -119,10 +136,12 @@ def test_a_volume_beyond_its_buffer_is_not_read(kernels, row):
 def test_a_wrong_argument_is_refused_by_name(kernels):
     with pytest.raises(RuntimeError, match="contract_axis: values must be \\(O, n, I\\)"):
         kernels.contract_axis(torch.ones(2, 3), torch.ones(4, 3).double())
-    with pytest.raises(RuntimeError, match="affine_sample: values must be float32 or float64"):
+    with pytest.raises(RuntimeError, match="affine_sample: values must be floating"):
         kernels.affine_sample(
-            torch.ones(1, 1, 4, 4).half(), torch.zeros(1, 2, 3).double(), (2, 2), 0, 0, 0.0
+            torch.ones(1, 1, 4, 4).int(), torch.zeros(1, 2, 3).double(), (2, 2), 0, 0, 0.0
         )
+    with pytest.raises(RuntimeError, match="contract_axis: values must be float32 or float64"):
+        kernels.contract_axis(torch.ones(1, 2, 3).half(), torch.ones(4, 2).double())
 
 
 def test_a_barrier_that_threads_miss_is_reported():
@@ -164,10 +183,9 @@ def test_no_op_sample_reads_or_writes_out_of_bounds():
         **os.environ,
         "LD_PRELOAD": ":".join(preload),
         "ASAN_OPTIONS": "detect_leaks=0",
-        "CMRFAST_ON_HOST_LIBRARY": str(library),
         "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)]),
     }
-    script = [sys.executable, HERE / "cuda_on_host.py"]
+    script = [sys.executable, HERE / "run_samples.py", library]
     watched = subprocess.run(script, capture_output=True, text=True, env=env)
     assert watched.returncode == 0, watched.stderr[-4000:]
     assert set(watched.stdout.split()) == set(SAMPLES)

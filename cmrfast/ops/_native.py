@@ -76,6 +76,8 @@ def _load_cuda() -> str:
         reason = f"the CUDA kernels do not load beside torch {torch.__version__} ({error})"
         warnings.warn(f"cmrfast: {reason}", RuntimeWarning, stacklevel=5)
         return reason
+    for op in OPS.values():
+        op.half_devices.add("cuda")
     return "native kernels"
 
 
@@ -103,7 +105,7 @@ def backends() -> dict[str, dict[str, str]]:
     for op in OPS.values():
         row = chosen.setdefault(op.serves, {"cpu": "native", "cuda": "native"})
         for device, key in (("cpu", "CPU"), ("cuda", "CUDA")):
-            row[device] = min(row[device], _kernel_of(op.name, key), key=_SLOWEST_FIRST.index)
+            row[device] = min(row[device], kernel_of(op.name, key), key=_SLOWEST_FIRST.index)
     for public in ("warp_pair", "resample"):  # made of affine_sample's kernels
         chosen[public] = dict(chosen["affine_sample"])
     return chosen
@@ -112,7 +114,8 @@ def backends() -> dict[str, dict[str, str]]:
 _SLOWEST_FIRST = ("reference", "triton", "native")
 
 
-def _kernel_of(name: str, key: str) -> str:
+def kernel_of(name: str, key: str) -> str:
+    """Which implementation an op runs for a dispatch key, "CPU" or "CUDA"."""
     if name in _triton.served[key]:
         return "triton"
     has = torch._C._dispatch_has_kernel_for_dispatch_key(f"cmrfast::{name}", key)

@@ -4,9 +4,6 @@
 // in integers, multiples of 2^-61 of the largest gradient times the voxel count, which come out the
 // same in whatever order atomics add them. Gradient in the matrix: sums of a block, then of blocks,
 // in order. Least bytes: images and output once; four (eight) taps a voxel come from the caches.
-
-
-#include "dtypes.cuh"
 #include "sampling.cuh"
 
 namespace cmrfast::cuda {
@@ -14,9 +11,10 @@ namespace {
 
 constexpr int64_t kStretch = 4 * kThreads;
 
-template <class T, int DIMS>
+template <class In, int DIMS>
 __global__ void __launch_bounds__(kThreads)
     sample_linear(AffineSample call, Grid<DIMS> grid, Stretches stretches) {
+  using T = Wide<In>;
   const Sampling& s = call.sampling;
   const T fill = s.border == Border::kHalf ? static_cast<T>(call.fill) : T{0};
   for (int64_t n = blockIdx.x; n < stretches.total; n += gridDim.x) {
@@ -24,13 +22,13 @@ __global__ void __launch_bounds__(kThreads)
     const double* matrix = s.matrix + stretch.item * DIMS * (DIMS + 1);
     for (int64_t e = stretch.begin + threadIdx.x; e < stretch.end; e += kThreads) {
       const Taps<T, DIMS> taps(grid, Position<DIMS>(grid, matrix, e), s.border);
-      const T* image = static_cast<const T*>(call.images) + stretch.item * s.C * grid.numel;
-      T* to = static_cast<T*>(call.out) + stretch.item * s.C * grid.out_numel + e;
+      const In* image = static_cast<const In*>(call.images) + stretch.item * s.C * grid.numel;
+      In* to = static_cast<In*>(call.out) + stretch.item * s.C * grid.out_numel + e;
       for (int64_t c = 0; c < s.C; ++c, image += grid.numel, to += grid.out_numel) {
         T sum = 0;
 #pragma unroll
         for (int t = 0; t < taps.count; ++t) sum += taps.weight(t) * taps.voxel(image, t);
-        *to = taps.outside ? fill : sum;
+        *to = from_real<In>(taps.outside ? fill : sum);
       }
     }
   }
@@ -57,14 +55,15 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // The largest finite |gradient| of each channel, as bits: those of positive doubles sort as integers.
-template <class T>
+template <class In>
 __global__ void __launch_bounds__(kThreads)
-    find_largest(const T* grad, Stretches stretches, int64_t* largest) {
+    find_largest(const In* grad, Stretches stretches, int64_t* largest) {
+  using T = Wide<In>;
   for (int64_t n = blockIdx.x; n < stretches.total; n += gridDim.x) {
     const Stretch stretch(stretches, n);
     T most = 0;
     for (int64_t e = stretch.begin + threadIdx.x; e < stretch.end; e += kThreads) {
-      const T size = fabs(grad[stretch.item * stretches.count + e]);
+      const T size = fabs(to_real<T>(grad[stretch.item * stretches.count + e]));
       if (size - size == 0 && size > most) most = size;
     }
 #pragma unroll
@@ -97,9 +96,10 @@ int bits_of(int64_t count) {
   return bits;
 }
 
-template <class T, int DIMS>
+template <class In, int DIMS>
 __global__ void __launch_bounds__(kThreads)
     scatter(AffineSampleBackward call, Grid<DIMS> grid, Stretches stretches, int bits) {
+  using T = Wide<In>;
   const Sampling& s = call.sampling;
   for (int64_t n = blockIdx.x; n < stretches.total; n += gridDim.x) {
     const Stretch stretch(stretches, n);
@@ -107,49 +107,53 @@ __global__ void __launch_bounds__(kThreads)
     for (int64_t c = 0; c < s.C; ++c) {
       const int64_t plane = stretch.item * s.C + c;
       const double scale = integer_scale(call.largest[plane], bits);
-      const T* grad = static_cast<const T*>(call.grad) + plane * grid.out_numel;
+      const In* grad = static_cast<const In*>(call.grad) + plane * grid.out_numel;
       const auto add = [&](int64_t at, T value) {
         if (value - value == 0) {
           atomicAdd(reinterpret_cast<unsigned long long*>(call.sums) + plane * grid.numel + at,
                     static_cast<unsigned long long>(llrint(static_cast<double>(value) * scale)));
         } else {  // no integer holds it: the voxel's gradient is NaN, whoever writes it
-          static_cast<T*>(call.to_images)[plane * grid.numel + at] = static_cast<T>(NAN);
+          static_cast<In*>(call.to_images)[plane * grid.numel + at] = from_real<In>(T{NAN});
         }
       };
       for (int64_t e = stretch.begin + threadIdx.x; e < stretch.end; e += kThreads) {
         const Position<DIMS> position(grid, matrix, e);
+        const T pull = to_real<T>(grad[e]);
         if (s.mode != Mode::kLinear) {
           const int64_t at = nearest(grid, position, s.mode, s.border);
-          if (at >= 0) add(at, grad[e]);
+          if (at >= 0) add(at, pull);
           continue;
         }
         const Taps<T, DIMS> taps(grid, position, s.border);
 #pragma unroll
         for (int t = 0; t < taps.count; ++t) {
-          if (taps.counts >> t & 1) add(taps.index(t), taps.weight(t) * grad[e]);
+          if (taps.counts >> t & 1) add(taps.index(t), taps.weight(t) * pull);
         }
       }
     }
   }
 }
 
-template <class T>
+template <class In>
 __global__ void __launch_bounds__(kThreads)
     finish_scatter(AffineSampleBackward call, Stretches stretches, int bits) {
-  T* to = static_cast<T*>(call.to_images);
+  using T = Wide<In>;
+  In* to = static_cast<In*>(call.to_images);
   for (int64_t n = blockIdx.x; n < stretches.total; n += gridDim.x) {
     const Stretch stretch(stretches, n);
     const double step = 1 / integer_scale(call.largest[stretch.item], bits);
     for (int64_t e = stretch.begin + threadIdx.x; e < stretch.end; e += kThreads) {
       const int64_t at = stretch.item * stretches.count + e;
-      to[at] += static_cast<T>(static_cast<double>(call.sums[at]) * step);
+      const T sum = static_cast<T>(static_cast<double>(call.sums[at]) * step);
+      to[at] = from_real<In>(to_real<T>(to[at]) + sum);
     }
   }
 }
 
-template <class T, int DIMS>
+template <class In, int DIMS>
 __global__ void __launch_bounds__(kThreads)
     pull_matrix(AffineSampleBackward call, Grid<DIMS> grid, Stretches stretches) {
+  using T = Wide<In>;
   constexpr int entries = DIMS * (DIMS + 1), padded = DIMS == 2 ? 8 : 16;
   const Sampling& s = call.sampling;
   for (int64_t n = blockIdx.x; n < stretches.total; n += gridDim.x) {
@@ -161,8 +165,8 @@ __global__ void __launch_bounds__(kThreads)
       const Taps<T, DIMS> taps(grid, position, s.border);
       if (taps.outside) continue;
       T along[DIMS] = {};
-      const T* image = static_cast<const T*>(call.images) + stretch.item * s.C * grid.numel;
-      const T* grad = static_cast<const T*>(call.grad) + stretch.item * s.C * grid.out_numel + e;
+      const In* image = static_cast<const In*>(call.images) + stretch.item * s.C * grid.numel;
+      const In* grad = static_cast<const In*>(call.grad) + stretch.item * s.C * grid.out_numel + e;
       for (int64_t c = 0; c < s.C; ++c, image += grid.numel, grad += grid.out_numel) {
         T slope[DIMS] = {};
 #pragma unroll
@@ -177,7 +181,7 @@ __global__ void __launch_bounds__(kThreads)
           }
         }
 #pragma unroll
-        for (int a = 0; a < DIMS; ++a) along[a] += *grad * slope[a];
+        for (int a = 0; a < DIMS; ++a) along[a] += to_real<T>(*grad) * slope[a];
       }
 #pragma unroll
       for (int a = 0; a < DIMS; ++a) {
@@ -213,14 +217,15 @@ void launch_forward(const AffineSample& call, void* stream) {
       CMRFAST_LAUNCH((sample_nearest<Word, DIMS>), blocks, threads, stream, call, grid, stretches,
                      fill);
     });
-  } else if (s.dtype == Dtype::kFloat64) {
-    CMRFAST_LAUNCH((sample_linear<double, DIMS>), blocks, threads, stream, call, grid, stretches);
-  } else {
-    CMRFAST_LAUNCH((sample_linear<float, DIMS>), blocks, threads, stream, call, grid, stretches);
+    return;
   }
+  with_floating(s.dtype, [&](auto zero) {
+    CMRFAST_LAUNCH((sample_linear<decltype(zero), DIMS>), blocks, threads, stream, call, grid,
+                   stretches);
+  });
 }
 
-template <class T, int DIMS>
+template <class In, int DIMS>
 void launch_backward(const AffineSampleBackward& call, void* stream) {
   const Sampling& s = call.sampling;
   const Grid<DIMS> grid(s);
@@ -231,16 +236,16 @@ void launch_backward(const AffineSampleBackward& call, void* stream) {
     const Stretches planes(s.B * s.C, grid.out_numel, 16 * kThreads);
     const Stretches out(s.B, grid.out_numel, kStretch);
     const Stretches in(s.B * s.C, grid.numel, kStretch);
-    CMRFAST_LAUNCH(find_largest<T>, blocks_for(planes.total), threads, stream,
-                   static_cast<const T*>(call.grad), planes, call.largest);
-    CMRFAST_LAUNCH((scatter<T, DIMS>), blocks_for(out.total), threads, stream, call, grid, out,
+    CMRFAST_LAUNCH(find_largest<In>, blocks_for(planes.total), threads, stream,
+                   static_cast<const In*>(call.grad), planes, call.largest);
+    CMRFAST_LAUNCH((scatter<In, DIMS>), blocks_for(out.total), threads, stream, call, grid, out,
                    bits);
-    CMRFAST_LAUNCH(finish_scatter<T>, blocks_for(in.total), threads, stream, call, in,
+    CMRFAST_LAUNCH(finish_scatter<In>, blocks_for(in.total), threads, stream, call, in,
                    bits);
   }
   const Stretches stretches(s.B, grid.out_numel, kMatrixStretch);
   if (call.to_matrix != nullptr && stretches.total > 0) {
-    CMRFAST_LAUNCH((pull_matrix<T, DIMS>), blocks_for(stretches.total), threads, stream, call,
+    CMRFAST_LAUNCH((pull_matrix<In, DIMS>), blocks_for(stretches.total), threads, stream, call,
                    grid, stretches);
     launch_sum_partials(call.partial, s.B, stretches.each.value, DIMS * (DIMS + 1), 1.0,
                         call.to_matrix, stream);
@@ -258,11 +263,10 @@ const char* cmrfast_affine_sample(const AffineSample& call, void* stream) {
 }
 
 const char* cmrfast_affine_sample_backward(const AffineSampleBackward& call, void* stream) {
-  const bool wide = call.sampling.dtype == Dtype::kFloat64;
-  if (call.sampling.dims == 2) {
-    wide ? launch_backward<double, 2>(call, stream) : launch_backward<float, 2>(call, stream);
-  } else {
-    wide ? launch_backward<double, 3>(call, stream) : launch_backward<float, 3>(call, stream);
-  }
+  with_floating(call.sampling.dtype, [&](auto zero) {
+    using In = decltype(zero);
+    call.sampling.dims == 2 ? launch_backward<In, 2>(call, stream)
+                            : launch_backward<In, 3>(call, stream);
+  });
   return launch_error();
 }

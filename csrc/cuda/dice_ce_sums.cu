@@ -83,19 +83,20 @@ struct Sigmoid {
 
 // The logits of G classes of one pixel from `begin` on, in registers; all of them where G = 0, and
 // then read again whenever they are asked for.
-template <class T, int G>
+template <class In, int G>
 struct Logits {
-  const T* at;
+  using T = Wide<In>;
+  const In* at;
   int64_t count, N;
   T kept[G > 0 ? G : 1];
 
   __device__ Logits(const Pixels& s, int64_t b, int64_t pixel, int64_t begin = 0)
-      : at(static_cast<const T*>(s.logits) + (b * s.K + begin) * s.N + pixel),
+      : at(static_cast<const In*>(s.logits) + (b * s.K + begin) * s.N + pixel),
         count(s.K - begin),
         N(s.N) {
     if constexpr (G > 0) {
 #pragma unroll
-      for (int k = 0; k < G; ++k) kept[k] = k < count ? at[k * N] : T{0};
+      for (int k = 0; k < G; ++k) kept[k] = k < count ? to_real<T>(at[k * N]) : T{0};
     }
   }
 
@@ -108,7 +109,7 @@ struct Logits {
         if (k < count) body(k, kept[k]);
       }
     } else {
-      for (int64_t k = 0; k < count; ++k) body(k, at[k * N]);
+      for (int64_t k = 0; k < count; ++k) body(k, to_real<T>(at[k * N]));
     }
   }
 };
@@ -119,9 +120,9 @@ struct Softmax {
   T top = 0, sum = 1;
 
   Softmax() = default;
-  template <int G>
-  __device__ explicit Softmax(const Logits<T, G>& logits) : sum(0) {
-    top = logits.at[0];
+  template <class In, int G>
+  __device__ explicit Softmax(const Logits<In, G>& logits) : sum(0) {
+    top = to_real<T>(logits.at[0]);
     logits.each([&](int64_t, T x) { top = x > top ? x : top; });
     logits.each([&](int64_t, T x) { sum += exp_of(x - top); });
   }
@@ -129,20 +130,21 @@ struct Softmax {
   __device__ T minus_log(T x) const { return (top - x) + log_of(sum); }
 };
 
-template <class T>
+template <class In>
 __global__ void __launch_bounds__(kThreads)
-    prepare_softmax(Pixels s, Stretches stretches, Softmax<T>* out) {
+    prepare_softmax(Pixels s, Stretches stretches, Softmax<Wide<In>>* out) {
   for (int64_t n = blockIdx.x; n < stretches.total; n += gridDim.x) {
     const Stretch stretch(stretches, n);
     for (int64_t i = stretch.begin + threadIdx.x; i < stretch.end; i += kThreads) {
-      out[stretch.item * s.N + i] = Softmax<T>(Logits<T, 0>(s, stretch.item, i));
+      out[stretch.item * s.N + i] = Softmax<Wide<In>>(Logits<In, 0>(s, stretch.item, i));
     }
   }
 }
 
 // Groups of G classes, from blockIdx.y on: sums of p t, p, t and cross entropy.
-template <class T, Activation activation, int G>
+template <class In, Activation activation, int G>
 __global__ void __launch_bounds__(kThreads) sum_classes(DiceCeSums call, Stretches stretches) {
+  using T = Wide<In>;
   const Pixels& s = call.pixels;
   const T eps = static_cast<T>(s.eps), shrink = 1 / (1 + static_cast<T>(s.K) * eps);
   for (int64_t n = blockIdx.x; n < stretches.total; n += gridDim.x) {
@@ -151,7 +153,7 @@ __global__ void __launch_bounds__(kThreads) sum_classes(DiceCeSums call, Stretch
       T sums[4 * G] = {};
       for (int64_t i = stretch.begin + threadIdx.x; i < stretch.end; i += kThreads) {
         const Target<T> target(s, stretch.item, i);
-        const Logits<T, G> logits(s, stretch.item, i, begin);
+        const Logits<In, G> logits(s, stretch.item, i, begin);
         Softmax<T> softmax;
         if constexpr (activation == Activation::kSoftmax) {
           softmax = call.softmax == nullptr
@@ -186,17 +188,19 @@ __global__ void __launch_bounds__(kThreads) sum_classes(DiceCeSums call, Stretch
   }
 }
 
-template <class T, Activation activation, int G>
+template <class In, Activation activation, int G>
 __global__ void __launch_bounds__(kThreads)
     gradients(DiceCeSumsBackward call, Stretches stretches) {
+  using T = Wide<In>;
   const Pixels& s = call.pixels;
   for (int64_t n = blockIdx.x; n < stretches.total; n += gridDim.x) {
     const Stretch stretch(stretches, n);
     const T* grad = static_cast<const T*>(call.grad) + stretch.item * s.K * 4;
     for (int64_t i = stretch.begin + threadIdx.x; i < stretch.end; i += kThreads) {
       const Target<T> target(s, stretch.item, i);
-      const Logits<T, G> logits(s, stretch.item, i);
-      T* out = static_cast<T*>(call.out) + stretch.item * s.K * s.N + i;
+      const Logits<In, G> logits(s, stretch.item, i);
+      In* out = static_cast<In*>(call.out) + stretch.item * s.K * s.N + i;
+      const auto put = [&](int64_t k, T value) { out[k * s.N] = from_real<In>(value); };
       // What the sums of p pull at p with.
       const auto pull = [&](int64_t k, Goal<T> goal) {
         return goal.valid ? grad[4 * k] * goal.t + grad[4 * k + 1] : T{0};
@@ -215,13 +219,13 @@ __global__ void __launch_bounds__(kThreads)
         const Goal<T> goal = target.of(k);
         const T inner = pull(k, goal), entropy = grad[4 * k + 3];
         if constexpr (activation == Activation::kSoftmax) {
-          out[k * s.N] = softmax.probability(x) * (inner - mean + weight) - entropy * goal.t;
+          put(k, softmax.probability(x) * (inner - mean + weight) - entropy * goal.t);
         } else if constexpr (activation == Activation::kSigmoid) {
           const T p = Sigmoid<T>(x).p;
-          out[k * s.N] = inner * p * (1 - p) + (goal.valid ? entropy * (p - goal.t) : T{0});
+          put(k, inner * p * (1 - p) + (goal.valid ? entropy * (p - goal.t) : T{0}));
         } else {
-          out[k * s.N] =
-              inner - (goal.t != 0 ? entropy * goal.t / (x + static_cast<T>(s.eps)) : T{0});
+          const T slope = goal.t != 0 ? entropy * goal.t / (x + static_cast<T>(s.eps)) : T{0};
+          put(k, inner - slope);
         }
       });
     }
@@ -246,60 +250,60 @@ __global__ void __launch_bounds__(kThreads) count_faults(LabelFaults call) {
   if (lane_of_warp() == 0) atomicAdd(reinterpret_cast<unsigned long long*>(call.out), faults);
 }
 
-template <class T>
-constexpr int kGroup = class_group(std::is_same_v<T, double> ? Dtype::kFloat64 : Dtype::kFloat32);
+template <class In>
+constexpr int kGroup = class_group(std::is_same_v<In, double> ? Dtype::kFloat64 : Dtype::kFloat32);
 
-template <class T, Activation activation>
+template <class In, Activation activation>
 void launch_sums(const DiceCeSums& call, void* stream) {
+  using T = Wide<In>;
   const Pixels& s = call.pixels;
   const Stretches stretches(s.B, s.N, kPixelStretch);
   const dim3 threads(kThreads);
   dim3 blocks = blocks_for(stretches.total);
   if (stretches.total > 0) {
     if (call.softmax != nullptr) {
-      CMRFAST_LAUNCH(prepare_softmax<T>, blocks, threads, stream, s, stretches,
+      CMRFAST_LAUNCH(prepare_softmax<In>, blocks, threads, stream, s, stretches,
                      static_cast<Softmax<T>*>(call.softmax));
     }
     // Only softmax needs all classes of a pixel at once.
-    constexpr int most = activation == Activation::kSoftmax ? kGroup<T> : 4;
+    constexpr int most = activation == Activation::kSoftmax ? kGroup<In> : 4;
     blocks.y = static_cast<unsigned>(smaller(ceil_div(s.K, most), 65535));
     if (s.K <= 4) {
-      CMRFAST_LAUNCH((sum_classes<T, activation, 4>), blocks, threads, stream, call, stretches);
+      CMRFAST_LAUNCH((sum_classes<In, activation, 4>), blocks, threads, stream, call, stretches);
     } else {
-      CMRFAST_LAUNCH((sum_classes<T, activation, most>), blocks, threads, stream, call, stretches);
+      CMRFAST_LAUNCH((sum_classes<In, activation, most>), blocks, threads, stream, call, stretches);
     }
   }
   launch_sum_partials(call.partial, s.B, stretches.each.value * (s.N > 0),
                       static_cast<int>(4 * s.K), 1.0, static_cast<T*>(call.out), stream);
 }
 
-template <class T, Activation activation>
+template <class In, Activation activation>
 void launch_gradients(const DiceCeSumsBackward& call, void* stream) {
   const Pixels& s = call.pixels;
   const Stretches stretches(s.B, s.N, kPixelStretch);
   const dim3 blocks = blocks_for(stretches.total), threads(kThreads);
-  if (activation != Activation::kSoftmax || s.K > kGroup<T>) {
-    CMRFAST_LAUNCH((gradients<T, activation, 0>), blocks, threads, stream, call, stretches);
+  if (activation != Activation::kSoftmax || s.K > kGroup<In>) {
+    CMRFAST_LAUNCH((gradients<In, activation, 0>), blocks, threads, stream, call, stretches);
   } else if constexpr (activation == Activation::kSoftmax) {
     if (s.K <= 4) {
-      CMRFAST_LAUNCH((gradients<T, activation, 4>), blocks, threads, stream, call, stretches);
+      CMRFAST_LAUNCH((gradients<In, activation, 4>), blocks, threads, stream, call, stretches);
     } else {
-      CMRFAST_LAUNCH((gradients<T, activation, kGroup<T>>), blocks, threads, stream, call,
+      CMRFAST_LAUNCH((gradients<In, activation, kGroup<In>>), blocks, threads, stream, call,
                      stretches);
     }
   }
 }
 
-// Calls body<T, activation>().
+// Calls body<In, activation>().
 template <class Body>
 void dispatch(const Pixels& s, const Body& body) {
-  const auto with_type = [&]<class T>() {
-    if (s.activation == Activation::kSoftmax) body.template operator()<T, Activation::kSoftmax>();
-    if (s.activation == Activation::kSigmoid) body.template operator()<T, Activation::kSigmoid>();
-    if (s.activation == Activation::kNone) body.template operator()<T, Activation::kNone>();
-  };
-  s.dtype == Dtype::kFloat64 ? with_type.template operator()<double>()
-                             : with_type.template operator()<float>();
+  with_floating(s.dtype, [&](auto zero) {
+    using In = decltype(zero);
+    if (s.activation == Activation::kSoftmax) body.template operator()<In, Activation::kSoftmax>();
+    if (s.activation == Activation::kSigmoid) body.template operator()<In, Activation::kSigmoid>();
+    if (s.activation == Activation::kNone) body.template operator()<In, Activation::kNone>();
+  });
 }
 
 }  // namespace
@@ -309,14 +313,14 @@ using namespace cmrfast::cuda;
 
 const char* cmrfast_dice_ce_sums(const DiceCeSums& call, void* stream) {
   if (call.pixels.B * call.pixels.K == 0) return nullptr;
-  dispatch(call.pixels, [&]<class T, Activation kind>() { launch_sums<T, kind>(call, stream); });
+  dispatch(call.pixels, [&]<class In, Activation kind>() { launch_sums<In, kind>(call, stream); });
   return launch_error();
 }
 
 const char* cmrfast_dice_ce_sums_backward(const DiceCeSumsBackward& call, void* stream) {
   if (call.pixels.B * call.pixels.K * call.pixels.N == 0) return nullptr;
   dispatch(call.pixels,
-           [&]<class T, Activation kind>() { launch_gradients<T, kind>(call, stream); });
+           [&]<class In, Activation kind>() { launch_gradients<In, kind>(call, stream); });
   return launch_error();
 }
 

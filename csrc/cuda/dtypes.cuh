@@ -16,6 +16,10 @@ template <class T>
 constexpr bool is_real = std::is_same_v<T, float> || std::is_same_v<T, double> ||
                          std::is_same_v<T, __half> || std::is_same_v<T, __nv_bfloat16>;
 
+// What values are computed and summed in: halves in float.
+template <class T>
+using Wide = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
 // Integers of 32 bits and more, and doubles, keep their values only in double.
 template <class T>
 constexpr bool is_wide = std::is_same_v<T, double> || (!is_real<T> && sizeof(T) > 2);
@@ -79,6 +83,21 @@ __host__ __device__ void with_dtype(Dtype dtype, const Body& body) {
       return body(float{});
     case Dtype::kFloat64:
       return body(double{});
+  }
+}
+
+// The same for the four dtypes that ops compute with, for launchers alone.
+template <class Body>
+void with_floating(Dtype dtype, const Body& body) {
+  switch (dtype) {
+    case Dtype::kFloat16:
+      return body(__half{});
+    case Dtype::kBFloat16:
+      return body(__nv_bfloat16{});
+    case Dtype::kFloat64:
+      return body(double{});
+    default:
+      return body(float{});
   }
 }
 

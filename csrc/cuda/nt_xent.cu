@@ -6,7 +6,7 @@
 // fixed order. Work: three products forward and backward, one more for each 64 columns beyond 64.
 #include <limits>
 
-#include "common.cuh"
+#include "dtypes.cuh"
 
 namespace cmrfast::cuda {
 namespace {
@@ -26,16 +26,16 @@ __device__ inline double exp_of(double x) { return exp(x); }
 
 // Rows of length one and one over their length; a warp a row, scaled by its largest entry before
 // squaring, so that rows of 1e18 and 1e-18 have lengths too. Zero rows stay zero.
-template <class T>
+template <class In, class T>
 __global__ void __launch_bounds__(kThreads)
-    normalise(const T* rows, int64_t count, int64_t D, T* unit, T* inverse) {
+    normalise(const In* rows, int64_t count, int64_t D, T* unit, T* inverse) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * (kThreads / 32);
   for (int64_t i = blockIdx.x * static_cast<int64_t>(kThreads / 32) + threadIdx.x / 32; i < count;
        i += step) {
-    const T* row = rows + i * D;
+    const In* row = rows + i * D;
     T largest = 0;
     for (int64_t d = lane_of_warp(); d < D; d += 32) {
-      const T size = fabs(row[d]);
+      const T size = fabs(to_real<T>(row[d]));
       largest = size > largest || size != size ? size : largest;
     }
 #pragma unroll
@@ -45,12 +45,12 @@ __global__ void __launch_bounds__(kThreads)
     }
     double squares = 0;
     for (int64_t d = lane_of_warp(); d < D && largest != 0; d += 32) {
-      const double scaled = static_cast<double>(row[d]) / static_cast<double>(largest);
+      const double scaled = to_real<double>(row[d]) / static_cast<double>(largest);
       squares += scaled * scaled;
     }
     const double length = sqrt(warp_sum(squares));
     for (int64_t d = lane_of_warp(); d < D; d += 32) {
-      const double scaled = static_cast<double>(row[d]) / static_cast<double>(largest);
+      const double scaled = to_real<double>(row[d]) / static_cast<double>(largest);
       unit[i * D + d] = largest == 0 ? T{0} : static_cast<T>(scaled / length);
     }
     if (lane_of_warp() == 0) {
@@ -268,8 +268,9 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-template <class T>
+template <class In>
 void launch(const NtXent& call, void* stream) {
+  using T = Wide<In>;
   const dim3 threads(kThreads);
   const auto warps = [](int64_t rows) { return blocks_for(ceil_div(rows, kThreads / 32)); };
   const auto tiles = [](int64_t rows) { return ceil_div(rows, kTile<T>); };
@@ -277,11 +278,11 @@ void launch(const NtXent& call, void* stream) {
   T* inverses[2] = {static_cast<T*>(call.anchor_inverse), static_cast<T*>(call.candidate_inverse)};
   T* grads[2] = {static_cast<T*>(call.grad_anchors), static_cast<T*>(call.grad_candidates)};
   const int64_t counts[2] = {call.N, call.M};
-  CMRFAST_LAUNCH(normalise<T>, warps(call.M), threads, stream,
-                 static_cast<const T*>(call.candidates), call.M, call.D, units[1], inverses[1]);
+  CMRFAST_LAUNCH((normalise<In, T>), warps(call.M), threads, stream,
+                 static_cast<const In*>(call.candidates), call.M, call.D, units[1], inverses[1]);
   if (call.N > 0) {
-    CMRFAST_LAUNCH(normalise<T>, warps(call.N), threads, stream,
-                   static_cast<const T*>(call.anchors), call.N, call.D, units[0], inverses[0]);
+    CMRFAST_LAUNCH((normalise<In, T>), warps(call.N), threads, stream,
+                   static_cast<const In*>(call.anchors), call.N, call.D, units[0], inverses[0]);
     CMRFAST_LAUNCH(losses<T>, blocks_for(tiles(call.N)), threads, stream, call);
   }
   launch_sum_partials(call.losses, 1, call.N, 1, 1 / static_cast<double>(call.N),
@@ -306,6 +307,6 @@ void launch(const NtXent& call, void* stream) {
 using namespace cmrfast::cuda;
 
 const char* cmrfast_nt_xent(const NtXent& call, void* stream) {
-  call.dtype == Dtype::kFloat64 ? launch<double>(call, stream) : launch<float>(call, stream);
+  with_floating(call.dtype, [&](auto zero) { launch<decltype(zero)>(call, stream); });
   return launch_error();
 }

@@ -3,7 +3,7 @@
 
 #include <utility>
 
-#include "common.cuh"
+#include "dtypes.cuh"
 
 namespace cmrfast::cuda {
 
@@ -133,7 +133,10 @@ struct Taps {
     for (int a = 1; a < DIMS; ++a) product *= share(t, a);
     return product;
   }
-  __device__ T voxel(const T* image, int t) const { return counts >> t & 1 ? image[index(t)] : T{0}; }
+  template <class In>
+  __device__ T voxel(const In* image, int t) const {
+    return counts >> t & 1 ? to_real<T>(image[index(t)]) : T{0};
+  }
 };
 
 }  // namespace cmrfast::cuda

@@ -109,7 +109,7 @@ def test_a_gradient_that_is_no_number_stays_where_it_falls(kernels):
     assert torch.equal(got[grad.isfinite()], grad[grad.isfinite()])
 
 
-@pytest.mark.parametrize("scale", [1e-300, 1e-30, 1e30, 1e300])
+@pytest.mark.parametrize("scale", [1e-280, 1e-30, 1e30, 1e300])
 def test_image_gradient_of_any_magnitude(kernels, scale):
     images = torch.randn(1, 2, 5, 7, dtype=torch.float64)
     grad = scale * torch.randn(1, 2, 9, 4, dtype=torch.float64)

@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // What turns gradients of a channel into integers: a power of two, such that even 2^bits of them at
-// one voxel stay below 2^62.
+// one voxel stay below 2^62; 2^1000 at most, the finest that gradients of any use need.
 __device__ double integer_scale(int64_t largest, int bits) {
   double value;
   int exponent;

@@ -126,7 +126,7 @@ struct Softmax {
     logits.each([&](int64_t, T x) { top = x > top ? x : top; });
     logits.each([&](int64_t, T x) { sum += exp_of(x - top); });
   }
-  __device__ T probability(T x) const { return exp_of(x - top) / sum; }
+  __device__ T exponential(T x) const { return exp_of(x - top); }  // sum times the probability
   __device__ T minus_log(T x) const { return (top - x) + log_of(sum); }
 };
 
@@ -160,12 +160,13 @@ __global__ void __launch_bounds__(kThreads) sum_classes(DiceCeSums call, Stretch
                         ? Softmax<T>(logits)
                         : static_cast<const Softmax<T>*>(call.softmax)[stretch.item * s.N + i];
         }
+        const T inverse = 1 / softmax.sum;
         logits.each([&](int64_t k, T x) {
           const auto [t, valid] = target.of(begin + k);
           if (!valid) return;
           T p = x, entropy = 0;
           if constexpr (activation == Activation::kSoftmax) {
-            p = softmax.probability(x);
+            p = softmax.exponential(x) * inverse;
             if (t != 0) entropy = t * softmax.minus_log(x);
           } else if constexpr (activation == Activation::kSigmoid) {
             const Sigmoid<T> value(x);
@@ -206,12 +207,13 @@ __global__ void __launch_bounds__(kThreads)
         return goal.valid ? grad[4 * k] * goal.t + grad[4 * k + 1] : T{0};
       };
       Softmax<T> softmax;
-      T mean = 0, weight = 0;
+      T mean = 0, weight = 0, inverse = 0;
       if constexpr (activation == Activation::kSoftmax) {
         softmax = Softmax<T>(logits);
+        inverse = 1 / softmax.sum;
         logits.each([&](int64_t k, T x) {
           const Goal<T> goal = target.of(k);
-          mean += softmax.probability(x) * pull(k, goal);
+          mean += softmax.exponential(x) * inverse * pull(k, goal);
           weight += grad[4 * k + 3] * goal.t;
         });
       }
@@ -219,7 +221,8 @@ __global__ void __launch_bounds__(kThreads)
         const Goal<T> goal = target.of(k);
         const T inner = pull(k, goal), entropy = grad[4 * k + 3];
         if constexpr (activation == Activation::kSoftmax) {
-          put(k, softmax.probability(x) * (inner - mean + weight) - entropy * goal.t);
+          const T p = softmax.exponential(x) * inverse;
+          put(k, p * (inner - mean + weight) - entropy * goal.t);
         } else if constexpr (activation == Activation::kSigmoid) {
           const T p = Sigmoid<T>(x).p;
           put(k, inner * p * (1 - p) + (goal.valid ? entropy * (p - goal.t) : T{0}));

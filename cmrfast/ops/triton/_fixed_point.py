@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cmrfast.ops.triton._launch import FUSED
+from cmrfast.ops.triton._launch import FUSED, narrowed
 
 _BLOCK = 1024
 
@@ -42,7 +42,7 @@ def _to_float(SUMS, BOUND, OUT, numel, terms_log2, BLOCK: tl.constexpr):
     largest = tl.load(BOUND)
     unit = tl.where(largest - largest == 0, unit, float("nan"))
     sums = tl.load(SUMS + at, mask=at < numel, other=0).to(tl.float64) * unit
-    tl.store(OUT + at, sums.to(OUT.dtype.element_ty), mask=at < numel)
+    tl.store(OUT + at, narrowed(sums, OUT.dtype.element_ty), mask=at < numel)
 
 
 def bound_of(*factors: Tensor) -> Tensor:

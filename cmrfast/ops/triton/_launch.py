@@ -100,6 +100,14 @@ def row_sums(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @triton.jit
+def narrowed(x, dtype: tl.constexpr):
+    """Doubles in another dtype; in a half by way of float, for the interpreter knows no other."""
+    if dtype == tl.float16 or dtype == tl.bfloat16:
+        return x.to(tl.float32).to(dtype)
+    return x.to(dtype)
+
+
+@triton.jit
 def _row_sums(VALUES, SUMS, rows, count, BR: tl.constexpr, BN: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)
     total = tl.full((BR, BN), 0, tl.float64)

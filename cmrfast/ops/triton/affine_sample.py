@@ -19,7 +19,7 @@ from cmrfast.ops.triton._fixed_point import (
     to_float,
     unit_exponent,
 )
-from cmrfast.ops.triton._launch import accumulator, blocks, launches, row_sums
+from cmrfast.ops.triton._launch import accumulator, blocks, launches, narrowed, row_sums
 
 LINEAR, NEAREST_EVEN, HOLD_HALF = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 _WHOLE = tl.constexpr(2.0**52)  # from here on every double is an integer
@@ -139,7 +139,8 @@ def _sample(
                 value = tl.where(held, value, tl.full((1,), fill, ACC))
         else:
             value = tl.load(volume + flat, mask=held & (at < numel), other=0)
-            value = tl.where(held, value, tl.full((1,), fill, tl.float64).to(value.dtype))
+            beyond = narrowed(tl.full((1,), fill, tl.float64), value.dtype)
+            value = tl.where(held, value, beyond)
         out = OUT + row * numel + at
         tl.store(out, value.to(OUT.dtype.element_ty), mask=at < numel)
 

@@ -50,6 +50,11 @@ def test_missing_triton_is_said_once_with_its_extra():
     assert "pip install 'cmrfast[triton]'" in run.stdout
 
 
+def test_without_a_c_compiler_triton_is_left_out():
+    run = run_python(WITH_CUDA + NAMED, PATH="", CC="")
+    assert "Triton launches kernels by way of a C compiler, and there is none" in run.stdout
+
+
 def test_triton_backend_without_triton_is_an_error():
     run = run_python(WITH_CUDA + WITHOUT_TRITON + NAMED, CMRFAST_BACKEND="triton")
     assert "cmrfast: CMRFAST_BACKEND=triton, but Triton is not installed" in run.stderr

@@ -1,5 +1,6 @@
 """How an op is declared: schema, reference, fake and backward, once, in Python."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,7 +39,9 @@ class Op:
 
     def implement(self, key: str, kernel: Callable[..., Any]) -> None:
         """Let the dispatcher call ``kernel``, which takes halves, for "CPU" or "CUDA" tensors."""
-        _LIBRARY.impl(self.name, kernel, key)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "(?s).*Overriding a previously registered kernel")
+            _LIBRARY.impl(self.name, kernel, key)
         self.half_devices.add(key.lower())
 
     def widened(self, tensor: Tensor) -> Tensor:

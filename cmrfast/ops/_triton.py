@@ -3,12 +3,15 @@
 import importlib
 import importlib.util
 import os
+import shutil
 import warnings
 
 import torch
 
 from cmrfast.ops._op import OPS
 
+#: Ops whose Triton kernel comes before a native one: matrix products, on the tensor cores there.
+FIRST = {"nt_xent"}
 #: Ops whose Triton kernel was registered, by dispatch key.
 served: dict[str, set[str]] = {"CPU": set(), "CUDA": set()}
 #: In words, why the ops outside ``served`` do not run Triton kernels.
@@ -28,10 +31,10 @@ def load(backend: str) -> None:
         return
     kernels = importlib.import_module("cmrfast.ops.triton").KERNELS
     for key in ("CPU", "CUDA") if interpreted else ("CUDA",):
-        for name in _without_kernel(key) & kernels.keys():
+        for name in (_without_kernel(key) | FIRST) & kernels.keys():
             OPS[name].implement(key, kernels[name])
             served[key].add(name)
-    reason = "native kernels come first"
+    reason = f"native kernels come first, but for {', '.join(FIRST)}"
 
 
 def _refusal(backend: str, interpreted: bool) -> str:
@@ -42,6 +45,9 @@ def _refusal(backend: str, interpreted: bool) -> str:
         return f"torch {torch.__version__} has no CUDA"
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed; pip install 'cmrfast[triton]'"
+    found = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    if not (found or interpreted):
+        return "Triton launches kernels by way of a C compiler, and there is none"
     return ""
 
 

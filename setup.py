@@ -29,9 +29,10 @@ SANITIZE = [
     *("-O1", "-g", "-fno-omit-frame-pointer", "-DCMRFAST_SANITIZE"),
     *("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
 ]
-NVCC_FLAGS = """
-    -std=c++20 -O3 --expt-relaxed-constexpr -Xcompiler=-fPIC,-fvisibility=hidden
-""".split()
+NVCC_FLAGS = [
+    *("-std=c++20", "-O3", "--expt-relaxed-constexpr"),
+    "-Xcompiler=-fPIC,-fvisibility=hidden",
+]
 
 
 class BuildExt(build_ext):
@@ -110,7 +111,7 @@ class BuildExt(build_ext):
     def cuda_library(
         self, torch: Path, build: Path, flags: list[str], gencode: list[str]
     ) -> list[str]:
-        """The lines of ninja for _cuda: nvcc makes the kernels, the C++ compiler what binds them."""
+        """Ninja's lines for _cuda: nvcc makes the kernels, the C++ compiler what binds them."""
         lines = [
             f"nvcc = {self.nvcc}",
             "rule compile_cuda",

@@ -92,6 +92,4 @@ def gpu_architectures(nvcc: Path) -> list[str]:
 
 def gencode(architectures: list[str]) -> list[str]:
     """nvcc's flags for these architectures."""
-    return [
-        f"-gencode=arch=compute_{name.partition('_')[2]},code={name}" for name in architectures
-    ]
+    return [f"-gencode=arch=compute_{name.partition('_')[2]},code={name}" for name in architectures]

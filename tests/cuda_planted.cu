@@ -44,14 +44,27 @@ int main(int, char** arguments) {
   }
   if (fault == "divide") {
     const int64_t most = INT64_MAX;
-    const std::vector<int64_t> n = {0, 1, 2, 3, 6, 7, 8, 1 << 20, (1ll << 31) - 1, 1ll << 31,
-                                    (1ll << 32) + 1, 999999999999999999, 1ll << 62, most - 1, most};
+    const std::vector<int64_t> n = {0,
+                                    1,
+                                    2,
+                                    3,
+                                    6,
+                                    7,
+                                    8,
+                                    1 << 20,
+                                    (1ll << 31) - 1,
+                                    1ll << 31,
+                                    (1ll << 32) + 1,
+                                    999999999999999999,
+                                    1ll << 62,
+                                    most - 1,
+                                    most};
     for (const int64_t d : {int64_t{1}, int64_t{2}, int64_t{3}, int64_t{7}, int64_t{56},
                             int64_t{641}, (int64_t{1} << 31) - 1, (int64_t{1} << 31) + 1,
                             int64_t{6700417} * 641, (int64_t{1} << 61) + 1, int64_t{1} << 62}) {
       std::vector<int64_t> got(n.size());
-      CMRFAST_LAUNCH(divide, 1, static_cast<unsigned>(n.size()), nullptr,
-                     cmrfast::cuda::Divisor(d), n.data(), got.data());
+      CMRFAST_LAUNCH(divide, 1, static_cast<unsigned>(n.size()), nullptr, cmrfast::cuda::Divisor(d),
+                     n.data(), got.data());
       for (size_t i = 0; i < n.size(); ++i) {
         if (got[i] != n[i] / d) std::printf("%ld / %ld gave %ld\n", n[i], d, got[i]);
       }

@@ -88,7 +88,8 @@ def test_softmax_keeps_its_digits_far_from_zero(kernels):
     logits = 9999 + torch.randn(1, 3, 100)  # a stored log of the sum would have lost three of them
     args = (logits, torch.randint(0, 3, (1, 100)), 0, -100, 1e-4, True)
     torch.testing.assert_close(
-        kernels.dice_ce_sums(*args), OPS["dice_ce_sums"].reference(logits.double(), *args[1:]).float()
+        kernels.dice_ce_sums(*args),
+        OPS["dice_ce_sums"].reference(logits.double(), *args[1:]).float(),
     )
 
 
@@ -120,7 +121,9 @@ def test_image_gradient_of_any_magnitude(kernels, scale):
     torch.testing.assert_close(got / scale, expected / scale, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("row", [[2**62, 3, 3], [-1, 3, 3], [0, 2**40, 2**40], [0, -1, 5], [7, 3, 3]])
+@pytest.mark.parametrize(
+    "row", [[2**62, 3, 3], [-1, 3, 3], [0, 2**40, 2**40], [0, -1, 5], [7, 3, 3]]
+)
 def test_a_volume_beyond_its_buffer_is_not_read(kernels, row):
     buffer, table = torch.ones(9), torch.tensor([row])
     start, index = torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)

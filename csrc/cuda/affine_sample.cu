@@ -54,7 +54,8 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// The largest finite |gradient| of each channel, as bits: those of positive doubles sort as integers.
+// The largest finite |gradient| of each channel, as bits: those of positive doubles sort as
+// integers.
 template <class In>
 __global__ void __launch_bounds__(kThreads)
     find_largest(const In* grad, Stretches stretches, int64_t* largest) {
@@ -240,8 +241,7 @@ void launch_backward(const AffineSampleBackward& call, void* stream) {
                    static_cast<const In*>(call.grad), planes, call.largest);
     CMRFAST_LAUNCH((scatter<In, DIMS>), blocks_for(out.total), threads, stream, call, grid, out,
                    bits);
-    CMRFAST_LAUNCH(finish_scatter<In>, blocks_for(in.total), threads, stream, call, in,
-                   bits);
+    CMRFAST_LAUNCH(finish_scatter<In>, blocks_for(in.total), threads, stream, call, in, bits);
   }
   const Stretches stretches(s.B, grid.out_numel, kMatrixStretch);
   if (call.to_matrix != nullptr && stretches.total > 0) {

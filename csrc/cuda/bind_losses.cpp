@@ -1,7 +1,7 @@
 // The sums of Dice and cross entropy, and NT-Xent, as operators.
-#include "binding.h"
-
 #include <tuple>
+
+#include "binding.h"
 
 namespace cmrfast::cuda {
 namespace {
@@ -23,9 +23,9 @@ Pixels pixels_of(const char* op, const Tensor& logits, const Tensor& target, int
   const bool real = s.target_dtype == Dtype::kFloat32 || s.target_dtype == Dtype::kFloat64;
   STD_TORCH_CHECK(target.numel() == (s.labels ? s.B * s.N : s.B * s.K * s.N), op,
                   ": logits and target must have matching shapes");
-  STD_TORCH_CHECK(real ? !s.labels
-                       : s.target_dtype <= Dtype::kInt64 && s.target_dtype != Dtype::kInt8,
-                  op, ": no kernel for this dtype of target");
+  STD_TORCH_CHECK(
+      real ? !s.labels : s.target_dtype <= Dtype::kInt64 && s.target_dtype != Dtype::kInt8, op,
+      ": no kernel for this dtype of target");
   return s;
 }
 

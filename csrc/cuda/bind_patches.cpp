@@ -1,7 +1,7 @@
 // Cutting, merging and counting windows, as operators.
-#include "binding.h"
-
 #include <optional>
+
+#include "binding.h"
 
 namespace cmrfast::cuda {
 namespace {
@@ -132,8 +132,7 @@ void merge_add(Tensor& sums, Tensor& totals, const Tensor& patches_any, const Te
   STD_TORCH_CHECK(sums.is_contiguous() && totals.is_contiguous() &&
                       sums.scalar_type() == patches.scalar_type() &&
                       totals.scalar_type() == patches.scalar_type() &&
-                      totals.dim() == call.windows.dims &&
-                      sums.numel() == call.C * totals.numel(),
+                      totals.dim() == call.windows.dims && sums.numel() == call.C * totals.numel(),
                   "merge_add: sums and totals do not fit the patches");
   call.out = sums.mutable_data_ptr();
   call.totals = totals.mutable_data_ptr();
@@ -155,8 +154,8 @@ Tensor window_counts(const Tensor& mask_any, const Tensor& table_any, const Tens
   Tensor out = new_empty(start, {start.size(0)});
   here.run(op, cmrfast_window_counts,
            WindowCounts{volumes, windows_of(op, start, &index, nullptr, size.data()),
-                        static_cast<const uint8_t*>(mask.const_data_ptr()),
-                        sums.mutable_data_ptr(), write<int64_t>(out)});
+                        static_cast<const uint8_t*>(mask.const_data_ptr()), sums.mutable_data_ptr(),
+                        write<int64_t>(out)});
   return out;
 }
 

@@ -1,7 +1,7 @@
 // Affine sampling and smoothing, as operators.
-#include "binding.h"
-
 #include <tuple>
+
+#include "binding.h"
 
 namespace cmrfast::cuda {
 namespace {
@@ -16,10 +16,10 @@ Tensor contract_axis(const Tensor& values_any, const Tensor& weights_any) {
   const int64_t O = values.size(0), n = values.size(1), I = values.size(2), M = weights.size(0);
   Tensor reach = new_empty(values, {M, 2}, ScalarType::Long);
   Tensor out = new_empty(values, {O, M, I});
-  here.run(op, cmrfast_contract_axis,
-           ContractAxis{O, n, I, M, values.const_data_ptr(), read<double>(weights),
-                        computing_dtype(op, values), write<int64_t>(reach),
-                        out.mutable_data_ptr()});
+  here.run(
+      op, cmrfast_contract_axis,
+      ContractAxis{O, n, I, M, values.const_data_ptr(), read<double>(weights),
+                   computing_dtype(op, values), write<int64_t>(reach), out.mutable_data_ptr()});
   return out;
 }
 
@@ -83,8 +83,7 @@ std::tuple<Tensor, Tensor> affine_sample_backward(const Tensor& grad_any, const 
            AffineSampleBackward{s, grad.const_data_ptr(), images.const_data_ptr(),
                                 for_images ? to_images.mutable_data_ptr() : nullptr,
                                 write<int64_t>(sums), write<int64_t>(largest),
-                                pull ? write<double>(to_matrix) : nullptr,
-                                write<double>(partial)});
+                                pull ? write<double>(to_matrix) : nullptr, write<double>(partial)});
   return {to_images, to_matrix};
 }
 

@@ -15,12 +15,12 @@
 #define CMRFAST_DEVICE CPU
 #endif
 
-#include "../common.h"
-#include "launchers.h"
-
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
 #include <vector>
+
+#include "../common.h"
+#include "launchers.h"
 
 namespace cmrfast::cuda {
 

@@ -156,8 +156,8 @@ __device__ double block_sums(T (&values)[N]) {
   return sum;
 }
 
-// The second stage: out[item, w] = scale * sum over s of partial[item, s, w]. A warp a number, lanes
-// in steps of 32 and then in a tree: the same order in every run.
+// The second stage: out[item, w] = scale * sum over s of partial[item, s, w]. A warp a number,
+// lanes in steps of 32 and then in a tree: the same order in every run.
 template <class T>
 __global__ void sum_partials(const double* partial, int64_t items, int64_t stretches, int width,
                              double scale, T* out) {

@@ -11,8 +11,8 @@ namespace {
 // The weights of each row between the zeros at either end; a warp a row.
 __global__ void __launch_bounds__(kThreads) find_reach(ContractAxis call) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * (kThreads / 32);
-  for (int64_t x = blockIdx.x * static_cast<int64_t>(kThreads / 32) + threadIdx.x / 32;
-       x < call.M; x += step) {
+  for (int64_t x = blockIdx.x * static_cast<int64_t>(kThreads / 32) + threadIdx.x / 32; x < call.M;
+       x += step) {
     const double* row = call.weights + x * call.n;
     int64_t begin = call.n, end = 0;
     for (int64_t y = lane_of_warp(); y < call.n; y += 32) {
@@ -34,8 +34,8 @@ __global__ void __launch_bounds__(kThreads) find_reach(ContractAxis call) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) contract_axis(ContractAxis call, Divisor inner,
-                                                          Divisor rows) {
+__global__ void __launch_bounds__(kThreads)
+    contract_axis(ContractAxis call, Divisor inner, Divisor rows) {
   const T* values = static_cast<const T*>(call.values);
   const int64_t total = call.O * call.M * call.I;
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;

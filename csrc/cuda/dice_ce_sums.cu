@@ -1,7 +1,7 @@
 // Four sums a class in one pass over the logits, and their gradient in one more.
 //
-// A block takes a stretch of pixels of one image through a group of classes, which a thread keeps in
-// registers; sums of a block, then of blocks, in order. With more classes than one group softmax
+// A block takes a stretch of pixels of one image through a group of classes, which a thread keeps
+// in registers; sums of a block, then of blocks, in order. With more classes than one group softmax
 // first stores its largest logit and its sum for each pixel. Least bytes: logits and target once,
 // forward; both once and the gradient, backward.
 #include "dtypes.cuh"

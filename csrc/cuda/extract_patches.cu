@@ -1,9 +1,10 @@
 // Patches out of packed volumes, and the gradient of that.
 //
 // Forward: a block makes a stretch of one channel of one patch, each thread 16 aligned bytes of
-// it at a time, whatever rows they span; the dtype of the source is a switch per 16 bytes. Backward: a block
-// owns a tile of one volume and adds, in order of the patches, what was cut from there, so that no
-// two threads write one voxel. Least bytes: each patch's voxels once in and once out.
+// it at a time, whatever rows they span; the dtype of the source is a switch per 16 bytes.
+// Backward: a block owns a tile of one volume and adds, in order of the patches, what was cut from
+// there, so that no two threads write one voxel. Least bytes: each patch's voxels once in and once
+// out.
 #include "dtypes.cuh"
 #include "windows.cuh"
 
@@ -172,8 +173,8 @@ const char* cmrfast_extract_patches(const ExtractPatches& call, void* stream) {
     using To = decltype(zero);
     const int64_t cells = kThreads * kCellsPerThread;
     const Stretches stretches(call.windows.P * call.volumes.C, voxels, cells * kVoxels<To>);
-    CMRFAST_LAUNCH((extract_patches<To>), blocks_for(stretches.total), dim3(kThreads), stream,
-                   call, PatchShape(call), stretches, from_real<To>(call.fill));
+    CMRFAST_LAUNCH((extract_patches<To>), blocks_for(stretches.total), dim3(kThreads), stream, call,
+                   PatchShape(call), stretches, from_real<To>(call.fill));
   });
   return launch_error();
 }

@@ -106,10 +106,10 @@ struct AffineSample {
 struct AffineSampleBackward {
   Sampling sampling;
   const void *grad, *images;
-  void* to_images;         // null where not wanted, else zeros
-  int64_t *sums, *largest; // zeros: (B, C, *n) and (B, C)
-  double* to_matrix;       // null where not wanted
-  double* partial;         // scratch (B, stretches of kMatrixStretch, dims * (dims + 1))
+  void* to_images;          // null where not wanted, else zeros
+  int64_t *sums, *largest;  // zeros: (B, C, *n) and (B, C)
+  double* to_matrix;        // null where not wanted
+  double* partial;          // scratch (B, stretches of kMatrixStretch, dims * (dims + 1))
 };
 
 // Voxels of the output that one block sums for the gradient in the matrix.
@@ -158,11 +158,11 @@ struct NtXent {
   const int64_t* targets;            // (N,)
   Dtype dtype;
   double temperature;
-  void *unit_anchors, *unit_candidates;            // scratch, as large as both
-  void *anchor_inverse, *candidate_inverse;        // scratch (N,), (M,): 1 / length, 0 for zero rows
-  void *top, *sum;                                 // scratch (N,)
-  double* losses;                                  // scratch (N,)
-  void *loss, *grad_anchors, *grad_candidates;     // gradients null where not wanted
+  void *unit_anchors, *unit_candidates;         // scratch, as large as both
+  void *anchor_inverse, *candidate_inverse;     // scratch (N,), (M,): 1 / length, 0 for zero rows
+  void *top, *sum;                              // scratch (N,)
+  double* losses;                               // scratch (N,)
+  void *loss, *grad_anchors, *grad_candidates;  // gradients null where not wanted
 };
 
 }  // namespace cmrfast::cuda

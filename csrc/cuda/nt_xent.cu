@@ -211,8 +211,8 @@ __global__ void __launch_bounds__(kThreads) gradients(NtXent call, T* out) {
           const int64_t i = row + down * span + r, j = column + right * span + c;
           T value = 0;
           if (i < row_count && j < column_count) {
-            value = ANCHORS ? slope_of(product.value[r][c], i, j)
-                            : slope_of(product.value[r][c], j, i);
+            value =
+                ANCHORS ? slope_of(product.value[r][c], i, j) : slope_of(product.value[r][c], j, i);
           }
           slope[down * span + r][right * span + c] = value;
         }
@@ -262,8 +262,9 @@ __global__ void __launch_bounds__(kThreads)
     along = warp_sum(along);
     for (int64_t d = lane_of_warp(); d < D; d += 32) {
       T* to = gradient + i * D + d;
-      *to = static_cast<T>((static_cast<double>(*to) - along * static_cast<double>(unit[i * D + d])) *
-                           static_cast<double>(inverse[i]));
+      *to =
+          static_cast<T>((static_cast<double>(*to) - along * static_cast<double>(unit[i * D + d])) *
+                         static_cast<double>(inverse[i]));
     }
   }
 }

@@ -62,8 +62,8 @@ inline __nv_bfloat16 __float2bfloat16_rn(float value) {
 
 namespace cmrfast::on_host {
 
-// Where a stack stands. Jumping there costs far less than swapcontext, which asks the kernel for the
-// signal mask; but AddressSanitizer follows only the latter.
+// Where a stack stands. Jumping there costs far less than swapcontext, which asks the kernel for
+// the signal mask; but AddressSanitizer follows only the latter.
 struct Context {
   ucontext_t full;
   jmp_buf jump;
@@ -216,9 +216,9 @@ void launch(dim3 grid, dim3 block, Body&& body) {
   const size_t blocks = size_t{grid.x} * grid.y * grid.z;
   for (size_t b = 0; b < blocks; ++b) {
     const size_t at = m.in_order(b, blocks);
-    m.block_index = dim3(static_cast<unsigned>(at % grid.x),
-                         static_cast<unsigned>(at / grid.x % grid.y),
-                         static_cast<unsigned>(at / grid.x / grid.y));
+    m.block_index =
+        dim3(static_cast<unsigned>(at % grid.x), static_cast<unsigned>(at / grid.x % grid.y),
+             static_cast<unsigned>(at / grid.x / grid.y));
     m.run_block();
   }
 }

@@ -8,7 +8,8 @@
 namespace cmrfast::cuda {
 
 #ifdef __CUDACC__
-// Not fused into one rounding: positions are those of the reference to the bit, so are nearest ties.
+// Not fused into one rounding: positions are those of the reference to the bit, so are nearest
+// ties.
 __device__ inline double plus_product(double sum, double a, double b) {
   return __dadd_rn(sum, __dmul_rn(a, b));
 }

@@ -10,8 +10,8 @@ namespace {
 
 // Sums along the rows: a warp takes 32 voxels at a time and carries the sum on.
 template <class Sum>
-__global__ void __launch_bounds__(kThreads) sum_rows(Volumes volumes, const uint8_t* mask,
-                                                     Sum* sums) {
+__global__ void __launch_bounds__(kThreads)
+    sum_rows(Volumes volumes, const uint8_t* mask, Sum* sums) {
   const int64_t warps = static_cast<int64_t>(gridDim.x) * (kThreads / 32);
   const int lane = lane_of_warp();
   for (int64_t v = blockIdx.y; v < volumes.V; v += gridDim.y) {
@@ -58,8 +58,8 @@ __global__ void __launch_bounds__(kThreads) sum_lines(Volumes volumes, int axis,
 template <class Sum>
 __global__ void __launch_bounds__(kThreads) count_windows(WindowCounts call) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
-  for (int64_t p = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
-       p < call.windows.P; p += step) {
+  for (int64_t p = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x; p < call.windows.P;
+       p += step) {
     const Volume volume(call.volumes, call.windows.index[p]);
     const Window window(call.windows, p);
     const int64_t* n = volume.n;
@@ -100,8 +100,8 @@ void launch(const WindowCounts& call, void* stream) {
       CMRFAST_LAUNCH(sum_lines<Sum>, grid, dim3(kThreads), stream, volumes, 0, sums);
     }
   }
-  CMRFAST_LAUNCH(count_windows<Sum>, blocks_for(ceil_div(call.windows.P, kThreads)),
-                 dim3(kThreads), stream, call);
+  CMRFAST_LAUNCH(count_windows<Sum>, blocks_for(ceil_div(call.windows.P, kThreads)), dim3(kThreads),
+                 stream, call);
 }
 
 }  // namespace

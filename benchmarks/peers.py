@@ -31,8 +31,8 @@ def torch_windows(
 
 
 def metric_learning(count: int) -> Ways:
-    """NT-Xent of pytorch-metric-learning; above 1024 rows it needs gigabytes."""
-    if not _has("pytorch_metric_learning") or count > 1024:
+    """NT-Xent of pytorch-metric-learning; above 512 rows it needs gigabytes."""
+    if not _has("pytorch_metric_learning") or count > 512:
         return {}
     from pytorch_metric_learning.losses import NTXentLoss
 

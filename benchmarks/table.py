@@ -96,12 +96,15 @@ def plot(results: dict[str, Any], path: Path) -> None:
     figure, axes = pyplot.subplots(2, math.ceil(len(panels) / 2), figsize=(13, 7.5))
     for ax, (op, points) in zip(axes.flat, panels.items(), strict=False):
         sizes = [p["size"] for p in points]
-        for name in sorted({name for p in points for name in p["median_ms"]}):
+        names = {name for p in points for name in p["median_ms"]}
+        for name in sorted(names, key=lambda name: (name != "cmrfast", name)):  # one colour for us
             times = [p["median_ms"].get(name, math.nan) for p in points]
             ours = name == "cmrfast"
             ax.plot(sizes, times, "o-", label=name, lw=2.5 if ours else 1, zorder=3 if ours else 2)
         ax.plot(sizes, [p["floor_ms"] for p in points], "k:", label="floor")
         ax.set(xscale="log", yscale="log", title=op, ylabel="ms")
+        ax.set_xticks(sizes, [f"{size:g}" for size in sizes], minor=False)
+        ax.set_xticks([], minor=True)
         ax.set_xlabel("rows" if op == "nt_xent" else "size (1: the workload of the table)")
         ax.grid(alpha=0.3)
         ax.legend(fontsize=8)

@@ -37,9 +37,10 @@ def table(results: dict[str, Any]) -> str:
         compiled = f"{e['compiled'] / e['ours']:.1f}x" if e["compiled"] else "-"
         peaks = (e.get("peak_mb") or {}).get("cmrfast"), (e.get("peak_mb") or {}).get(e["peer"])
         memory = "-" if None in peaks else f"{peaks[0]:.0f} / {peaks[1]:.0f} MB"
+        graph = f" (graph {e['graph_ms']:.3g})" if "graph_ms" in e else ""
         lines.append(
-            f"| {e['workload']} {e['title']} | {e['ours']:.3g} ms | {e['peer']} {e['best']:.3g} ms "
-            f"| **{e['best'] / e['ours']:.1f}x** | {compiled} | {e['ours'] / e['floor_ms']:.1f}x "
+            f"| {e['workload']} {e['title']} | {e['ours']:.3g} ms{graph} "
+            f"| {e['peer']} {e['best']:.3g} ms | **{e['best'] / e['ours']:.1f}x** | {compiled} | {e['ours'] / e['floor_ms']:.1f}x "
             f"| {memory} |"
         )
     mean = math.exp(sum(math.log(e["best"] / e["ours"]) for e in entries) / len(entries))
@@ -49,11 +50,18 @@ def table(results: dict[str, Any]) -> str:
         "",
         f"Geometric mean over best peers: **{mean:.1f}x**. Medians of one run, interleaved; peak "
         "memory is ours / the best peer's, beyond the inputs. "
-        f"{machine['cpu']}, {machine['threads']} threads, {machine['cpu_level']} kernels; copy "
-        f"{rates['copy_gb_s']:.0f} GB/s, matrix product {rates['matmul_gflop_s']:.0f} GFLOP/s; "
-        f"{versions}.",
+        f"{_place(machine, rates)}; copy {rates['copy_gb_s']:.0f} GB/s, "
+        f"matrix product {rates['matmul_gflop_s']:.0f} GFLOP/s; {versions}.",
     ]
     return "\n".join(lines)
+
+
+def _place(machine: dict[str, Any], rates: dict[str, float]) -> str:
+    if "matmul_bf16_gflop_s" not in rates:  # measured on a GPU alone
+        return f"{machine['cpu']}, {machine['threads']} threads, {machine['cpu_level']} kernels"
+    kinds = ", ".join(f"{op} {kind}" for op, kind in machine["gpu_kernels"].items())
+    bf16 = rates["matmul_bf16_gflop_s"]
+    return f"{machine['gpu']}, kernels: {kinds}; bfloat16 matrix product {bf16:.0f} GFLOP/s"
 
 
 def growth_table(results: dict[str, Any]) -> str:

@@ -132,7 +132,7 @@ def search(
             # As bad as the worst, so that the sampler learns to keep away.
             trial.set_user_attr("diverged", str(error))
             ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-            last[0] = min((t.value for t in ended), default=-1.0)
+            last[0] = min((float(t.value or 0.0) for t in ended), default=-1.0)
         if math.isnan(last[0]):
             raise ValueError("search: the validation patients have nothing to score")
         if stream is not None:

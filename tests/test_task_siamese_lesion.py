@@ -32,7 +32,7 @@ BOTH_MASKS = ("t1_myocardium", "lge_myocardium")
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
     root = tmp_path_factory.mktemp("siamese_lesion") / "phantoms"
-    return open_dataset("t1_lge", write_phantoms("siamese_lesion", root, cases=4, shrink=3))
+    return open_dataset("t1_lge", write_phantoms("siamese_lesion", root, cases=3, shrink=3))
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_recipe_messages():
 
 def test_batches_are_what_the_network_takes(task, cohort):
     feed = task.feed(cohort, seed=0)
-    assert len(feed) > 300
+    assert len(feed) > 250
     batch = feed.batch(0, torch.arange(40))
     assert set(batch) == {"t1", "lge", "labels"}
     for name in task.inputs:
@@ -450,8 +450,8 @@ def test_distinct_slices_are_distinct(task, cohort):
     assert torch.equal(batch["t1"], feed.patches.cut(rows)["t1"])
     assert torch.equal(batch["labels"], feed.patches.labels[rows])
     assert not torch.equal(rows, feed._spread(2, samples))
-    more = feed._spread(0, torch.arange(20))  # eight slices only
-    assert slices[more].unique().numel() == 8
+    more = feed._spread(0, torch.arange(20))  # six slices only
+    assert slices[more].unique().numel() == 6
     few = torch.stack([feed.first[0], feed.first[3]])
     assert torch.equal(feed._spread(0, few), few)
 

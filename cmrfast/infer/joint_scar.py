@@ -39,7 +39,7 @@ def segment(
 def probabilities(model: nn.Module, volume: Volume, *, batch: int = 8) -> dict[str, Volume]:
     """How sure the network is of each voxel; arguments and names as those of ``segment``.
 
-    Holds the results and one batch of slices. Beyond the square that the network sees, as wide as
+    Holds the slices, the results and one batch. Beyond the square that the network sees, as wide as
     its ``config.image`` about the middle of a slice, the probability is 0.
 
     Returns:

@@ -57,8 +57,8 @@ class Recipe(recipe.Recipe):
     batch: int = 40  # P 3.1
     epochs: int = 500  # P 3.1; D: the last one is used
     weight_decay: float = 5.58e-6  # P 3.1: β of both networks
-    split: tuple[float, float, float] = (126, 14, 28)  # P 3: 140 and 28; D: a tenth validates
-    # P 3.1 names the four kinds of change, D their ranges; every slice of every epoch is changed.
+    split: tuple[float, float, float] = (126, 14, 28)  # P: 140 and 28; D: a tenth validates
+    # P: these four kinds of change; D: their ranges, and every slice is changed each time.
     rotate_deg: float = 20.0  # D: either way
     scale: tuple[float, float] = (0.9, 1.1)  # D: one factor for both axes
     translate_share: float = 0.1  # D: of a side, either way, each axis for itself

@@ -69,17 +69,17 @@ class Config:
 
 @dataclass(frozen=True)
 class Recipe(recipe.Recipe):
-    """P: the paper, with its section; D: our decision."""
+    """P: the paper; D: our decision."""
 
-    lr: float = 1e-4  # P 3; D: Adam, constant
-    batch: int = 32  # P 3
-    epochs: int = 300  # P 3; D: the last one is used
+    lr: float = 1e-4  # P; D: Adam, constant
+    batch: int = 32  # P
+    epochs: int = 300  # P; D: the last one is used
     drop_last: bool = True  # D: so that a batch has always as many negatives
-    split: tuple[float, float, float] = (12, 1, 2)  # P 3: 13 and 2 subjects; D: one validates
+    split: tuple[float, float, float] = (12, 1, 2)  # P: 13 and 2 subjects; D: one validates
     spacing_mm: float = 1.0  # D: of both images' pixels, after alignment on the masks
     stride: int = 6  # D: pixels between the centres of neighbouring patches
-    deviations: float = 6.0  # P 3: lesion is brighter than healthy muscle's mean + 6 SD
-    lesion_share: float = 0.25  # P 3: of a slice's lesion pixels make a patch positive
+    deviations: float = 6.0  # P: lesion is brighter than healthy muscle's mean + 6 SD
+    lesion_share: float = 0.25  # P: of a slice's lesion pixels make a patch positive
     flip: float = 0.5  # D: share of pairs that have a mirrored copy, made once for all epochs
     distinct_slices: bool = False  # D: True: no two patches of a slice in a batch, if possible
 

@@ -33,7 +33,7 @@ class JointScarTask(Task):
     inputs: ClassVar[tuple[str, ...]] = ("images", "myocardium")  # two_step masks with the latter
     objective: ClassVar[str] = "scar_dice"
     separable: ClassVar[bool] = True
-    published: ClassVar[Mapping[str, Mapping[str, str]]] = {  # section 4; scar is in plots only
+    published: ClassVar[Mapping[str, Mapping[str, str]]] = {  # the scar's are plots only
         "two_step": {"myocardium_dice": "0.894"},
         "mtl": {"myocardium_dice": "0.900"},
         "jdl": {"myocardium_dice": "0.891"},

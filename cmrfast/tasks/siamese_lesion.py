@@ -40,7 +40,7 @@ class SiameseLesionTask(Task):
     layouts: ClassVar[tuple[str, ...]] = ("t1_lge",)
     inputs: ClassVar[tuple[str, ...]] = ("t1", "lge")
     objective: ClassVar[str] = "-classification_loss"
-    published: ClassVar[Mapping[str, Mapping[str, str]]] = {  # tables 1 and 2
+    published: ClassVar[Mapping[str, Mapping[str, str]]] = {
         "pure": _published("50 100 0 5.11"),
         "siamese": _published("69.51 41.88 97.14 1.31 1.63"),
         "partial": _published("78.96 59.83 98.1 0.91 1.82"),

@@ -28,11 +28,13 @@ class Evaluation:
         method: of the run.
         part: of the split.
         rows: of every unit, as the task names them.
+        pooled: scores of all units together.
     """
 
     method: str
     part: str
     rows: Sequence[Row]
+    pooled: Mapping[str, float]
 
     @property
     def scores(self) -> dict[str, list[float]]:
@@ -44,11 +46,13 @@ class Evaluation:
 
     def summary(self) -> dict[str, metrics.Summary]:
         """Mean, standard deviation and median of every metric."""
-        return {name: metrics.summarise(values) for name, values in self.scores.items()}
+        scores = {**self.scores, **{name: [value] for name, value in self.pooled.items()}}
+        return {name: metrics.summarise(values) for name, values in scores.items()}
 
     def table(self) -> str:
         """The paper's table, ours below the published rows."""
         text = metrics.table({"this run": self.scores}, title=f"{self.method}, {self.part}")
+        text += "".join(f"\n{name} of all: {value:.4g}" for name, value in self.pooled.items())
         published = task_class(self.method).published
         if not published:
             return text
@@ -109,7 +113,12 @@ def evaluate(
     with torch.inference_mode():
         for case in run.cases(part, data)[rank::ranks]:
             rows.extend(task.evaluate(model, case))
-    return Evaluation(run.plan.method, part, rows)
+    return evaluation(run, part, rows)
+
+
+def evaluation(run: Run, part: str, rows: Sequence[Row]) -> Evaluation:
+    """Rows, of this process or gathered from many, with what they say together."""
+    return Evaluation(run.plan.method, part, rows, run.task().pooled(rows))
 
 
 def compare(

@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -261,8 +262,9 @@ def test_sigterm_saves_and_exits_143(tmp_path):
     assert Run.open(out).checkpoint().step == len(logged(out))
 
 
-def torchrun(out, ranks, **options):
-    run = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}")
+def torchrun(out, ranks, *flags, **options):
+    flags = flags or ("--standalone",)
+    run = ("-m", "torch.distributed.run", *flags, f"--nproc-per-node={ranks}")
     return start(out, *run, **options)
 
 
@@ -296,3 +298,30 @@ def test_a_rank_that_fails_stops_the_others_with_its_cause(tmp_path, monkeypatch
     _, errors = process.communicate(timeout=100)
     assert process.returncode != 0
     assert "stopped because of rank 1 of 2: the disk is gone" in errors
+
+
+@pytest.mark.slow
+def test_two_nodes_of_two_processes_train_as_one(tmp_path):
+    options = {"steps": 4, "changes": {**SMALL, **QUIET, "batch": 8, "lr": 1e-3}}
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    flags = ("--nnodes=2", "--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}")
+    nodes = [torchrun(tmp_path / "many", 2, *flags, **options) for _ in range(2)]
+    for node in nodes:
+        finished(node)
+    run_training(tmp_path / "one", **options)
+    one, many = (logged(tmp_path / name) for name in ("one", "many"))
+    assert [line["loss"] for line in one] == pytest.approx(
+        [line["loss"] for line in many], rel=1e-4
+    )
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_stops_the_others_within_the_timeout(tmp_path, monkeypatch):
+    monkeypatch.setenv("BROKEN_RANK", "1")
+    monkeypatch.setenv("BROKEN_HOW", "hangs")
+    process = torchrun(tmp_path / "run", 2, steps=50, timeout_s=5)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode != 0
+    assert "imed out" in errors

@@ -1,6 +1,7 @@
 """A task that needs no images: a narrow siamese_lesion network on random patches."""
 
 import os
+import time
 from pathlib import Path
 
 import torch
@@ -26,6 +27,8 @@ class RandomFeed:
 
     def batch(self, epoch, samples):
         if os.environ.get("RANK") == os.environ.get("BROKEN_RANK", "none") and epoch == 1:
+            if os.environ.get("BROKEN_HOW") == "hangs":
+                time.sleep(1000)
             raise OSError("the disk is gone")
         return {"t1": self.t1[samples], "lge": self.lge[samples], "labels": self.labels[samples]}
 

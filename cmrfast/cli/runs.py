@@ -47,6 +47,7 @@ def train(
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Its log too.")] = False,
     cache: Annotated[Path | None, typer.Option(help="Folder that keeps prepared images.")] = None,
     save_every: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 600.0,
+    timeout: Annotated[float, typer.Option(help="Seconds that a rank waits for another.")] = 600.0,
     changes: Changes = None,
 ) -> None:
     """Train a method as published; fields of its config are options of their own.
@@ -70,6 +71,7 @@ def train(
         precision=None if precision == "auto" else precision,
         compiled=compiled,
         save_every_s=save_every,
+        timeout_s=timeout,
         tensorboard=tensorboard,
         cache=Cache(cache) if cache else None,
         stream=sys.stderr,
@@ -127,8 +129,8 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Hold a run against labels: the paper's metrics and table, per case as CSV and JSON."""
-    from cmrfast.evaluate import Evaluation
     from cmrfast.evaluate import evaluate as run_evaluation
+    from cmrfast.evaluate import evaluation
     from cmrfast.train import Run, joined
 
     with joined(device) as ranks:
@@ -142,7 +144,7 @@ def evaluate(
             ranks=ranks.count,
         )
         rows = [row for part in ranks.gather(own.rows) for row in part]
-        found = Evaluation(own.method, split, rows)
+        found = evaluation(opened, split, rows)
         if not ranks.first:
             return
     found.save(opened.path)

@@ -140,6 +140,10 @@ class Task(ABC):
     def evaluate(self, model: nn.Module, case: Case) -> list[Row]:
         """Hold a prediction against a case's labels; no rows where it has none."""
 
+    def pooled(self, rows: Sequence[Row]) -> dict[str, float]:
+        """Scores of all rows together that are no means over them; often none."""
+        return {}
+
     @abstractmethod
     def view(self, model: nn.Module, case: Case) -> View:
         """What a picture of the case shows."""

@@ -42,6 +42,7 @@ def train(
     precision: str | None = None,
     compiled: bool = False,
     save_every_s: float = 600.0,
+    timeout_s: float = 600.0,
     tensorboard: bool = False,
     cache: Cache | None = None,
     stream: TextIO | None = None,
@@ -66,6 +67,7 @@ def train(
         precision: float32, bfloat16 or float16; None is bfloat16 on a GPU that has it.
         compiled: run the network through ``torch.compile``.
         save_every_s: seconds between checkpoints within an epoch; each epoch ends with one.
+        timeout_s: how long a rank waits for the others before it ends.
         tensorboard: write its events too.
         cache: keeps prepared images between runs.
         stream: for progress; None is silent.
@@ -74,7 +76,7 @@ def train(
     Returns:
         The run. A signal ends the process, after a last checkpoint, with ``SystemExit``.
     """
-    with joined(device) as ranks, stopping() as stop:
+    with joined(device, timeout_s=timeout_s) as ranks, stopping() as stop:
         run, task = _open(
             method,
             data,

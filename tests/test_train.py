@@ -291,6 +291,19 @@ def test_any_number_of_ranks_trains_as_one(tmp_path, ranks):
     assert not torch.equal(weights(before)[bias], weights(Run.open(tmp_path / "one"))[bias])
 
 
+@pytest.mark.slow
+def test_sharded_weights_train_and_resume_as_one(tmp_path):
+    options = {"changes": {**SMALL, **QUIET, "batch": 8, "lr": 1e-3}}
+    finished(torchrun(tmp_path / "many", 2, steps=2, sharded=True, **options))
+    finished(torchrun(tmp_path / "many", 2, steps=4, sharded=True, **options))
+    run_training(tmp_path / "one", steps=4, **options)
+    one, many = (logged(tmp_path / name) for name in ("one", "many"))
+    assert [line["loss"] for line in one] == pytest.approx(
+        [line["loss"] for line in many], rel=1e-4
+    )
+    assert Run.open(tmp_path / "many").model()(torch.zeros(2, 1, 32, 32))["logits"].isfinite().all()
+
+
 def test_a_rank_that_fails_stops_the_others_with_its_cause(tmp_path, monkeypatch):
     out = tmp_path / "run"
     monkeypatch.setenv("BROKEN_RANK", "1")

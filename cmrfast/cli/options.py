@@ -1,5 +1,6 @@
 """What several commands take, and how it is read."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,14 @@ Changes = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="Of config or recipe; may be repeated."),
 ]
+
+
+class Compiled(StrEnum):
+    """How a network is compiled."""
+
+    no = "no"
+    default = "default"
+    graphs = "graphs"
 
 
 def known_method(name: str) -> str:

@@ -11,6 +11,7 @@ from cmrfast.cli.app import app
 from cmrfast.cli.options import (
     AsJson,
     Changes,
+    Compiled,
     Data,
     Device,
     Folder,
@@ -43,7 +44,15 @@ def train(
         str, typer.Option(help="Samples at once: auto, or a number; the batch stays whole.")
     ] = "auto",
     precision: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    compiled: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False,
+    compiled: Annotated[
+        Compiled, typer.Option("--compile", help="torch.compile; graphs: CUDA graphs too.")
+    ] = Compiled.no,
+    channels_last: Annotated[
+        bool | None, typer.Option(help="Memory format; default: in half precision on a GPU.")
+    ] = None,
+    sharded: Annotated[
+        bool, typer.Option("--sharded", help="Deal the weights out to the ranks (FSDP).")
+    ] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Its log too.")] = False,
     cache: Annotated[Path | None, typer.Option(help="Folder that keeps prepared images.")] = None,
     save_every: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 600.0,
@@ -69,7 +78,9 @@ def train(
         resume=resume,
         micro_batch=positive("micro-batch", whole(micro_batch)),
         precision=None if precision == "auto" else precision,
-        compiled=compiled,
+        compiled=compiled.value,
+        channels_last=channels_last,
+        sharded=sharded,
         save_every_s=save_every,
         timeout_s=timeout,
         tensorboard=tensorboard,

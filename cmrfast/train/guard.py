@@ -1,7 +1,7 @@
 """What ends a run early: values that are not finite, and signals."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -78,9 +78,9 @@ def first_not_finite(model: nn.Module, inputs: dict[str, Tensor]) -> str:
     return f"the module {found[0]}" if found else "the loss; every module's output is finite"
 
 
-def all_finite(model: nn.Module) -> bool:
+def all_finite(weights: Mapping[str, Tensor]) -> bool:
     """Whether every parameter and buffer is."""
-    return all(_finite(tensor) for tensor in model.state_dict().values())
+    return all(_finite(tensor) for tensor in weights.values())
 
 
 def _finite(tensor: Tensor) -> bool:

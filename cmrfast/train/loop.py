@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 import torch
 from torch import Tensor
@@ -24,7 +24,10 @@ from cmrfast.train.log import Log
 from cmrfast.train.memory import micro_batch_that_fits
 from cmrfast.train.ranks import Ranks, joined
 from cmrfast.train.run import Plan, Run, changed, deal, plain
+from cmrfast.train.shard import shard
 from cmrfast.train.update import Update
+
+Compiled = Literal["no", "default", "graphs"]
 
 
 def train(
@@ -40,7 +43,9 @@ def train(
     resume: bool = False,
     micro_batch: int | None = None,
     precision: str | None = None,
-    compiled: bool = False,
+    compiled: Compiled = "no",
+    channels_last: bool | None = None,
+    sharded: bool = False,
     save_every_s: float = 600.0,
     timeout_s: float = 600.0,
     tensorboard: bool = False,
@@ -65,7 +70,9 @@ def train(
         resume: continue from the newest whole checkpoint, or start where there is none.
         micro_batch: samples that go through the network at once; None finds what fits.
         precision: float32, bfloat16 or float16; None is bfloat16 on a GPU that has it.
-        compiled: run the network through ``torch.compile``.
+        compiled: run the network through ``torch.compile``; ``graphs`` captures CUDA graphs.
+        channels_last: lay 2-D features out channels last; None does in half precision on a GPU.
+        sharded: deal weights and optimiser state out to the ranks (FSDP), for large networks.
         save_every_s: seconds between checkpoints within an epoch; each epoch ends with one.
         timeout_s: how long a rank waits for the others before it ends.
         tensorboard: write its events too.
@@ -95,17 +102,23 @@ def train(
         model = MODELS[method](run.config).to(ranks.device).train()
         if ranks.count > 1 and ranks.device.type == "cuda":  # there is none for CPUs
             model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model, ranks.group)
+        half = run.plan.precision != "float32"
+        if channels_last or (channels_last is None and half and ranks.device.type == "cuda"):
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if sharded:
+            shard(model, ranks)
         update = Update(
             task,
             model,
             ranks,
             micro_batch=order.batch,
             precision=run.plan.precision,
-            forward=torch.compile(model) if compiled else None,
+            forward=_compile(model, compiled),
+            sharded=sharded,
         )
         run = _planned(run, ranks, order, steps, micro_batch, update, feed, resume)
         update.micro_batch = -(-run.plan.micro_batch // ranks.count)
-        step = _restore(run, model, update, ranks) if resume else 0
+        step = _restore(run, update, ranks) if resume else 0
 
         def make(number: int) -> Batch:
             epoch, samples = order.samples(number)
@@ -133,9 +146,10 @@ def train(
                 if not math.isfinite(losses["loss"]):
                     _seed_step(seed, step, ranks.rank)
                     inputs = {name: batch[name] for name in task.inputs if name in batch}
+                    where = "not looked for" if sharded else first_not_finite(model, inputs)
                     raise FloatingPointError(
                         f"train: the loss of step {step + 1} is {losses['loss']}; first not finite "
-                        f"is {first_not_finite(model, inputs)}; the last checkpoint is untouched"
+                        f"is {where}; the last checkpoint is untouched"
                     )
                 step += 1
                 now = time.monotonic()
@@ -153,12 +167,12 @@ def train(
                 epoch_done = step % order.steps_per_epoch == 0
                 score = None
                 if done or (epoch_done and (watch or recipe.keep == "best")):
-                    score = _validate(run, task, model, ranks, data)
+                    score = _validate(run, update, data)
                     log.validation(step, score)
                     if watch:
                         watch(step, score)
                 if done or epoch_done or late or ending:
-                    _save(run, model, update, step, score, ranks)
+                    _save(run, update, step, score)
                     saved_at = time.monotonic()
                     begin = saved_at
                 if ending and not done:
@@ -259,45 +273,45 @@ def _planned(
     return planned
 
 
-def _restore(run: Run, model: torch.nn.Module, update: Update, ranks: Ranks) -> int:
+def _compile(model: torch.nn.Module, compiled: Compiled) -> Any:
+    if compiled == "no":
+        return None
+    return torch.compile(model, mode="reduce-overhead" if compiled == "graphs" else None)
+
+
+def _restore(run: Run, update: Update, ranks: Ranks) -> int:
     found = run.checkpoints.load_newest(run.made_for)
-    if ranks.agree(found.step if found else 0) != (found.step if found else 0):
+    step = found.step if found else 0
+    if ranks.agree(step) != step:
         raise CheckpointError(f"train: ranks found different checkpoints in {run.path}")
-    if found is None:
-        return 0
-    model.load_state_dict(dict(found.state["model"]))
-    update.load(found.state["update"])
-    return found.step
+    if found is not None:
+        update.load(found.state)
+    return step
 
 
-def _save(
-    run: Run,
-    model: torch.nn.Module,
-    update: Update,
-    step: int,
-    score: float | None,
-    ranks: Ranks,
-) -> None:
-    _average_statistics(model, ranks)
-    if not all_finite(model):
+def _save(run: Run, update: Update, step: int, score: float | None) -> None:
+    ranks = update.ranks
+    _average_statistics(update.model, ranks)
+    state = update.state()
+    if not ranks.agree(all_finite(state["model"])):
         raise FloatingPointError(
             f"train: a weight is not finite after step {step}; the last checkpoint is untouched"
         )
     if ranks.first:
-        state = {"model": dict(model.state_dict()), "update": update.state()}
         finite = score if score is None or math.isfinite(score) else None
         run.checkpoints.save(Checkpoint(step, run.made_for, state, finite))
     ranks.agree(None)  # nobody runs ahead of a checkpoint that may fail
 
 
-def _validate(
-    run: Run, task: Task, model: torch.nn.Module, ranks: Ranks, data: str | os.PathLike[str]
-) -> float:
+def _validate(run: Run, update: Update, data: str | os.PathLike[str]) -> float:
     """The mean of the task's objective over the validation patients; higher is better."""
+    task, model, ranks = update.task, update.model, update.ranks
     name = task.objective.removeprefix("-")
     _average_statistics(model, ranks)
     model.eval()
-    own = run.cases("validate", data)[ranks.rank :: ranks.count]
+    cases = run.cases("validate", data)
+    # Where weights are dealt out every forward takes all ranks, so all see all patients.
+    own = cases if update.sharded else cases[ranks.rank :: ranks.count]
     with torch.no_grad():
         rows = [row for case in own for row in task.evaluate(model, case)]
     model.train()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from cmrfast.models import method
 from cmrfast.tasks import Batch, Task
 from cmrfast.train.ranks import Ranks
+from cmrfast.train.shard import load_whole_state, whole_state
 
 _HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -29,6 +30,7 @@ class Update:
         micro_batch: samples of this rank that go through the network at once.
         precision: float32, bfloat16 or float16.
         forward: stands in for the model's forward, such as a compiled one.
+        sharded: the model's weights were dealt out by ``shard``.
     """
 
     def __init__(
@@ -40,14 +42,18 @@ class Update:
         micro_batch: int,
         precision: str = "float32",
         forward: Callable[..., Mapping[str, Tensor]] | None = None,
+        sharded: bool = False,
     ) -> None:
         self.task, self.model, self.ranks, self.micro_batch = task, model, ranks, micro_batch
+        self.sharded = sharded
         self.half = _HALF.get(precision)
         self.forward = forward or model
         self.module: Any = method(task.name)
         self.own_step = hasattr(self.module, "step")
         if self.own_step and precision == "float16":
             raise ValueError(f"train: {task.name} takes precision float32 or bfloat16; got float16")
+        if self.own_step and sharded:
+            raise ValueError(f"train: {task.name} has a step of its own, which cannot be sharded")
         # A method with a step of its own has an optimiser for each of its networks.
         parts = dict(model.named_children()) if self.own_step else {"model": model}
         recipe = task.recipe
@@ -86,23 +92,32 @@ class Update:
         parts = self._backward(batch)
         if not bool(parts["loss"].isfinite()):
             return parts  # an update would only spread it
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        self.ranks.average(gradients)
+        if not self.sharded:
+            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            self.ranks.average(gradients)
         self.scaler.step(optimiser)
         self.scaler.update()
         return parts
 
     def state(self) -> dict[str, Any]:
-        """Of the optimisers and the scaler."""
-        return {
-            "optimisers": {name: o.state_dict() for name, o in self.optimisers.items()},
-            "scaler": self.scaler.state_dict(),
-        }
+        """Of the network, the optimisers and the scaler; all ranks have to call it."""
+        if self.sharded:
+            weights, optimiser = whole_state(self.model, self.optimisers["model"])
+            optimisers = {"model": optimiser}
+        else:
+            weights = dict(self.model.state_dict())
+            optimisers = {name: o.state_dict() for name, o in self.optimisers.items()}
+        return {"model": weights, "optimisers": optimisers, "scaler": self.scaler.state_dict()}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Put back what ``state`` gave."""
-        for name, optimiser in self.optimisers.items():
-            optimiser.load_state_dict(dict(state["optimisers"][name]))
+        if self.sharded:
+            own = self.optimisers["model"]
+            load_whole_state(self.model, own, state["model"], state["optimisers"]["model"])
+        else:
+            self.model.load_state_dict(dict(state["model"]))
+            for name, optimiser in self.optimisers.items():
+                optimiser.load_state_dict(dict(state["optimisers"][name]))
         self.scaler.load_state_dict(dict(state["scaler"]))
 
     def _autocast(self) -> torch.autocast:

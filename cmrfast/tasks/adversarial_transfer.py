@@ -180,7 +180,7 @@ class AdversarialTransferTask(Task):
             else:
                 image = _single(case, sequence)
                 slices, labels = borrowed_masks(case.label(lender), image, self.recipe.slice_map)
-            shown = labels[0].flatten(0, 1).any(0)
+            shown = (labels[0] != 0).flatten(0, 1).any(0)
             images = image.data[..., slices]
             return {
                 "images": images[..., shown].movedim(-1, 0).contiguous(),

@@ -110,7 +110,7 @@ class AdversarialTransferTask(Task):
 
     def predict(self, model: nn.Module, case: Case) -> Prediction:
         """``labels``: 1 left ventricle, 2 myocardium, 3 right ventricle; their volumes in ml."""
-        labels = segment(model, case.image(_LGE), self.recipe).labels
+        labels = segment(model, _single(case, _LGE), self.recipe).labels
         voxel_ml = torch.linalg.det(labels.world_from_vox[:3, :3]).abs().item() / 1000
         facts = {
             f"{name}_ml": (labels.data == value).sum().item() * voxel_ml

@@ -4,10 +4,12 @@ The contract in test_models.py runs over each of them.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from cmrfast.models import build
 
 Tensors = dict[str, torch.Tensor]
 
@@ -31,7 +33,6 @@ class Sample:
     learning_rate: float = 1e-3
     #: Relative difference that bfloat16 may make, of the largest output.
     coarse: float = 0.05
-    onnx: dict[str, Any] = field(default_factory=dict)  # tolerances
 
 
 def images(*names: str) -> Callable[[int, int], Tensors]:
@@ -130,3 +131,18 @@ SAMPLES: dict[str, Sample] = {
         variants=[{}, {"disc": "residual"}, {"variant": "u"}],
     ),
 }
+
+
+def small(name: str, side: int | None = None, **changes: Any) -> torch.nn.Module:
+    """The small version of a method, always the same."""
+    sample = SAMPLES[name]
+    torch.manual_seed(0)
+    return build(name, **sample.small(side or sample.sides[0]) | changes)
+
+
+def given(name: str, count: int = 4, side: int | None = None) -> tuple[Tensors, Tensors]:
+    """Its inputs and its batch, always the same."""
+    sample = SAMPLES[name]
+    side = side or sample.sides[0]
+    torch.manual_seed(1)
+    return sample.inputs(count, side), sample.batch(count, side)

@@ -52,6 +52,14 @@ def test_an_epoch_is_a_permutation_of_its_own():
     assert torch.equal(torch.cat(batches(0, 0, 1000, 32, drop_last=False)), first)
 
 
+def test_the_order_is_independent_of_the_samples_draws():
+    shuffled = order(3, 5, 20000)
+    draws = uniforms(3, 5, shuffled, 4)
+    place = torch.linspace(0, 1, len(shuffled)).double()
+    for draw in draws.T:
+        assert torch.stack((place, draw)).corrcoef()[0, 1].abs() < 0.03
+
+
 def masks():
     region = torch.zeros(30, 40, 20, dtype=torch.bool)
     region[5:25, 5:35, 3:17] = True
@@ -82,6 +90,14 @@ def test_patches_elsewhere_are_centred_in_the_region():
     assert regions[0][tuple(center.T)].all()
     later = sampler.windows(3, torch.tensor([999, 5]))
     assert torch.equal(later.start_vox, windows.start_vox[[999, 5]])
+
+
+def test_patients_without_any_target():
+    _, regions = masks()
+    empty = [torch.zeros_like(region) for region in regions]
+    start = LesionSampler(empty, regions, (7, 8, 5)).windows(0, torch.arange(100)).start_vox
+    center = start + torch.tensor([3, 4, 2])
+    assert regions[0][tuple(center.T)].all()
 
 
 def test_sampler_messages():

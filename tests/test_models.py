@@ -1,6 +1,5 @@
 """The contract every method keeps, looped over the samples in model_samples.py."""
 
-import copy
 import importlib.util
 import subprocess
 import sys
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import DEVICES
-from model_samples import SAMPLES
+from model_samples import SAMPLES, given, small
 
 from cmrfast.models import MODELS, build, method
 
@@ -21,30 +20,10 @@ every_model = pytest.mark.parametrize("name", [n for n in WRITTEN if n in SAMPLE
 every_device = pytest.mark.parametrize("device", DEVICES)
 
 
-def over_variants(*slow):
-    """Run a test over all variants, those but the default with these marks."""
-    cases = [
-        pytest.param(n, v, id=f"{n}-{'-'.join(v.values())}", marks=slow if v else ())
-        for n, v in VARIANTS
-    ]
-    return pytest.mark.parametrize(("name", "changes"), cases)
-
-
-every_variant = over_variants()
-every_variant_if_slow = over_variants(pytest.mark.slow)
-
-
-def small(name, side=None, **changes):
-    sample = SAMPLES[name]
-    torch.manual_seed(0)
-    return build(name, **sample.small(side or sample.sides[0]) | changes)
-
-
-def given(name, count=4, side=None):
-    sample = SAMPLES[name]
-    side = side or sample.sides[0]
-    torch.manual_seed(1)
-    return sample.inputs(count, side), sample.batch(count, side)
+every_variant = pytest.mark.parametrize(
+    ("name", "changes"),
+    [pytest.param(n, v, id=f"{n}-{'-'.join(map(str, v.values()))}") for n, v in VARIANTS],
+)
 
 
 def loss(model, inputs, batch):
@@ -135,72 +114,6 @@ def test_state_names_unchanged(name):
         state = build(name).state_dict()
     found = [f"{key} {' '.join(map(str, value.shape))}".strip() for key, value in state.items()]
     assert found == (STATE_NAMES / f"{name}.txt").read_text().splitlines()
-
-
-@every_variant_if_slow
-def test_compiles(name, changes):
-    torch._dynamo.reset()
-    eager = small(name, **changes).train()
-    other = copy.deepcopy(eager)
-    inputs, batch = given(name)
-    loss_of = method(name).loss
-
-    def parts(model, inputs, batch):
-        return loss_of(model(**inputs), batch, model.config)
-
-    compiled = torch.compile(parts, fullgraph=True, backend="aot_eager")
-    for model, call in ((eager, parts), (other, compiled)):
-        torch.manual_seed(2)
-        call(model, inputs, batch)["loss"].backward()
-    for a, b in zip(eager.parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(a.grad, b.grad)
-    torch.testing.assert_close(
-        compiled(other.eval(), inputs, batch), parts(eager.eval(), inputs, batch)
-    )
-
-
-@every_variant_if_slow
-def test_exports_with_any_batch(name, changes):
-    model = small(name, **changes).eval()
-    inputs, _ = given(name, 3)
-    batch = torch.export.Dim("batch")
-    exported = torch.export.export(
-        model, (), inputs, dynamic_shapes={k: {0: batch} for k in inputs}
-    ).module()
-    for count in (2, 5):
-        inputs, _ = given(name, count)
-        torch.testing.assert_close(exported(**inputs), model(**inputs))
-
-
-@every_model
-def test_onnx(name, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    model = small(name).eval()
-    inputs, _ = given(name, 2)
-    torch.onnx.export(model, (), tmp_path / "model.onnx", kwargs=inputs, dynamo=True, verbose=False)
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
-    feed = {i.name: inputs[i.name].numpy() for i in session.get_inputs()}
-    found = session.run(None, feed)
-    wanted = model(**inputs)
-    assert len(found) == len(wanted)
-    for ours, theirs in zip(wanted.values(), found, strict=True):
-        torch.testing.assert_close(torch.from_numpy(theirs), ours, rtol=1e-4, atol=1e-5)
-
-
-@every_model
-@every_device
-def test_bfloat16_is_close(name, device):
-    model = small(name).eval().to(device)
-    inputs = to(device, given(name)[0])
-    whole = model(**inputs)
-    with torch.autocast(device, torch.bfloat16):
-        mixed = model(**inputs)
-    half = model.bfloat16()(**{k: x.bfloat16() for k, x in inputs.items()})
-    for key, value in whole.items():
-        bound = SAMPLES[name].coarse * value.abs().max()
-        assert (mixed[key].float() - value).abs().max() < bound
-        assert (half[key].float() - value).abs().max() < bound
 
 
 @every_model

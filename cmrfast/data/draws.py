@@ -7,6 +7,8 @@ of workers nor the order of samples changes anything.
 import torch
 from torch import Tensor
 
+# The order's own stream: sorted by a sample's first draw, batches would be of one patient each.
+_ORDER = 0x5851F42D4C957F2D
 # SplitMix64's step and mixing constants (Steele, Lea, Flood 2014), as signed 64-bit numbers.
 _STEP = 0x9E3779B97F4A7C15 - (1 << 64)
 _MIX = ((30, 0xBF58476D1CE4E5B9 - (1 << 64)), (27, 0x94D049BB133111EB - (1 << 64)))
@@ -36,8 +38,11 @@ def uniforms(seed: int, epoch: int, samples: Tensor, count: int) -> Tensor:
 
 
 def order(seed: int, epoch: int, count: int) -> Tensor:
-    """The samples of an epoch in random order, (count,) int64 on the CPU."""
-    return uniforms(seed, epoch, torch.arange(count), 1)[:, 0].argsort(stable=True)
+    """The samples of an epoch in random order, (count,) int64 on the CPU.
+
+    It is independent of what else is drawn for the samples from the same seed.
+    """
+    return uniforms(seed ^ _ORDER, epoch, torch.arange(count), 1)[:, 0].argsort(stable=True)
 
 
 def _mixed(x: Tensor) -> Tensor:

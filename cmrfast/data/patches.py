@@ -106,7 +106,7 @@ class _Voxels:
         found = [mask.nonzero().to(torch.int32) for mask in masks]
         self.counts = torch.tensor([len(voxels) for voxels in found])
         self.first = self.counts.cumsum(0) - self.counts
-        self.table = torch.cat((*found, torch.zeros_like(found[0][:1])))
+        self.table = torch.cat((*found, found[0].new_zeros(1, found[0].shape[1])))
 
     def pick(self, which: Tensor, draw: Tensor) -> Tensor:
         """One voxel of mask ``which`` by a number in [0, 1); anything for an empty mask."""

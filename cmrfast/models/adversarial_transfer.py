@@ -21,7 +21,7 @@ Where the paper is silent or differs from its authors' code:
 - Without pseudo masks the generator's loss is the individual-domain loss, at full weight.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -340,6 +340,7 @@ def step(
     *,
     adversarial: bool = True,
     group: Any = None,
+    average: Callable[[Iterable[Tensor]], None] | None = None,
 ) -> dict[str, Tensor]:
     """One iteration of algorithm 1: the generator alone, or the discriminator, then the generator.
 
@@ -350,6 +351,7 @@ def step(
         optimisers: ``generator`` and, for adversarial steps, ``discriminator``.
         adversarial: False in the first phase of the algorithm. Variant ``u`` has no other.
         group: process group whose batches count as one in the segmentation loss.
+        average: replaces gradients by their means over the processes of that group.
 
     Returns:
         The losses before their updates, detached: those of ``loss``, ``loss`` being the
@@ -359,7 +361,7 @@ def step(
     require_batch("adversarial_transfer", batch, "images", "labels")
     if not adversarial or config.variant == "u":
         parts = loss({"logits": generator(batch["images"])}, batch, config, group=group)
-        _update(optimisers["generator"], parts["loss"])
+        _update(optimisers["generator"], parts["loss"], average)
         return {name: part.detach() for name, part in parts.items()}
 
     images, labels = batch["images"], batch["labels"]
@@ -373,7 +375,9 @@ def step(
     # The discriminator's update needs the generator's predictions and leaves the generator as it
     # is: the same forward pass serves the generator's first update.
     logits = generator(images)
-    discriminator = _learn_to_tell(model, optimisers["discriminator"], images, labels, logits)
+    discriminator = _learn_to_tell(
+        model, optimisers["discriminator"], images, labels, logits, average
+    )
     for repeat in range(config.g_steps):
         if repeat:
             logits = generator(images)
@@ -386,7 +390,7 @@ def step(
         parts = loss(outputs, batch, config, group=group)
         parts["adversarial"] = deceive(scores, config.gan)
         parts["loss"] = parts["loss"] + config.adversarial_weight * parts["adversarial"]
-        _update(optimisers["generator"], parts["loss"])
+        _update(optimisers["generator"], parts["loss"], average)
     parts["discriminator"] = discriminator
     return {name: part.detach() for name, part in parts.items()}
 
@@ -412,6 +416,7 @@ def _learn_to_tell(
     images: Tensor,
     labels: Tensor,
     logits: Tensor,
+    average: Callable[[Iterable[Tensor]], None] | None,
 ) -> Tensor:
     """Two updates of the discriminator: on true masks, then on predictions. Their losses' sum."""
     config, discriminator = model.config, model.discriminator
@@ -420,14 +425,21 @@ def _learn_to_tell(
     for masks, target in ((true, True), (logits.detach().softmax(1), False)):
         scores = discriminator(masks, images)
         part = tell_apart(scores, scores)[0 if target else 1]
-        _update(optimiser, part + config.disc_l2 * discriminator.kernels_squared())
+        _update(optimiser, part + config.disc_l2 * discriminator.kernels_squared(), average)
         total.append(part.detach())
     return total[0] + total[1]
 
 
-def _update(optimiser: torch.optim.Optimizer, objective: Tensor) -> None:
+def _update(
+    optimiser: torch.optim.Optimizer,
+    objective: Tensor,
+    average: Callable[[Iterable[Tensor]], None] | None,
+) -> None:
     optimiser.zero_grad(set_to_none=True)
     objective.backward()
+    if average is not None:
+        parameters = (p for group in optimiser.param_groups for p in group["params"])
+        average(p.grad for p in parameters if p.grad is not None)
     optimiser.step()
 
 

@@ -31,9 +31,11 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from cmrfast.losses import batch_dice_loss
+from cmrfast.models import recipe
 from cmrfast.models._check import require_batch, require_images, require_option
 
 Preset = Literal["a", "b"]
+Stored = Literal["float16", "float32"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,64 @@ class Config:
     def refinement(self) -> int:
         """Channels of the refinement block."""
         return 14 if self.preset == "a" else 5
+
+
+@dataclass(frozen=True)
+class Recipe(recipe.Recipe):
+    """P: the paper, with its section; D: our decision.
+
+    Args:
+        spacing_mm: of the grid that the network sees, along all axes.
+        bias_field: divide the coil's shading out first (N4; takes a minute a volume).
+        histogram: bring intensities onto landmarks that are learned from the training set.
+        patch: edge of a window, a multiple of 8.
+        per_patient: patches of an epoch per patient.
+        on_lesion: probability of a patch with new lesions where a patient has some.
+        flip: probability of a flip along each axis.
+        stored: dtype in which prepared images are kept.
+        overlap: of neighbouring windows in prediction, in voxels.
+        threshold: a voxel is new lesion where the consensus' probability is above.
+        found: least share of a lesion's volume that counts as found.
+    """
+
+    lr: float = 0.004  # P 1.4
+    batch: int = 40  # P 1.4
+    epochs: int = 40  # P 1.4
+    lr_factor: float = 0.9  # P 1.4, after every epoch
+    spacing_mm: float = 0.8  # P 1.1
+    bias_field: bool = False  # P 1.1 has it, of the challenge's own script
+    histogram: bool = True  # P 1.1
+    patch: int = 56  # P 1.3
+    per_patient: int = 872  # P 1.3
+    on_lesion: float = 0.8  # P 1.3
+    flip: float = 0.0  # D; no augmentation is published
+    stored: Stored = "float16"  # D: of z-scores, a thousandth
+    overlap: int = 14  # P 1.5, as provisional
+    threshold: float = 0.6  # P 1.5, which finds 0.5 better
+    found: float = 0.1  # D
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_option("new_lesions", "stored", self.stored, get_args(Stored))
+        if not 0 < self.spacing_mm < float("inf"):
+            raise ValueError(f"new_lesions: spacing_mm must be positive; got {self.spacing_mm}")
+        if self.patch < 8 or self.patch % 8:
+            raise ValueError(f"new_lesions: patch must be a multiple of 8; got {self.patch}")
+        if not 0 <= self.overlap < self.patch:
+            raise ValueError(
+                f"new_lesions: overlap must be 0 to {self.patch - 1}; got {self.overlap}"
+            )
+        if self.per_patient < 1:
+            raise ValueError(f"new_lesions: per_patient must be at least 1; got {self.per_patient}")
+        for name in ("on_lesion", "flip", "threshold", "found"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(
+                    f"new_lesions: {name} must lie in [0, 1]; got {getattr(self, name)}"
+                )
+
+
+#: As published.
+RECIPE = Recipe()
 
 
 class ConvNorm(nn.Module):
@@ -209,7 +269,7 @@ class NewLesions(nn.Module):
         return outputs
 
 
-def fold(model: NewLesions) -> NewLesions:
+def fold(model: nn.Module) -> nn.Module:
     """The same network for inference alone, batch norms folded into the convolutions before them.
 
     Args:

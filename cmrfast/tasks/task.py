@@ -88,6 +88,8 @@ class Task(ABC):
     inputs: ClassVar[tuple[str, ...]]
     #: The score in rows that validation maximises, or minimises if it starts with a minus.
     objective: ClassVar[str]
+    #: The sequence of an image that alone makes a case for ``predict``; None if it takes several.
+    single_image: ClassVar[str | None] = None
     #: Whether a batch's loss is the mean of its samples' losses, so that those of parts add up.
     separable: ClassVar[bool] = False
     #: Rows of the paper's tables, {model: {metric: mean or "mean (SD)" as printed}}.
@@ -105,6 +107,8 @@ class Task(ABC):
         self.config, self.recipe = config, recipe
         self.fitted: Mapping[str, Any] = fitted or {}
         self.device, self.cache = torch.device(device), cache
+        #: Slices or windows that the network gets at once in prediction.
+        self.predict_batch = 8
 
     @classmethod
     def module(cls) -> Any:
@@ -135,6 +139,10 @@ class Task(ABC):
     @abstractmethod
     def evaluate(self, model: nn.Module, case: Case) -> list[Row]:
         """Hold a prediction against a case's labels; no rows where it has none."""
+
+    def pooled(self, rows: Sequence[Row]) -> dict[str, float]:
+        """Scores of all rows together that are no means over them; often none."""
+        return {}
 
     @abstractmethod
     def view(self, model: nn.Module, case: Case) -> View:

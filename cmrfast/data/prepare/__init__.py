@@ -4,7 +4,7 @@ Axes are those of NIfTI, volumes (C, *S) with (4, 4) ``world_from_vox``; no file
 """
 
 from cmrfast.data.prepare.alignment import Alignment, align_masks
-from cmrfast.data.prepare.brain import brain_union, correct_bias
+from cmrfast.data.prepare.brain import brain_union, correct_bias, foreground
 from cmrfast.data.prepare.grid import (
     crop_or_pad,
     resample_labels,
@@ -23,6 +23,7 @@ __all__ = [
     "clip_percentiles",
     "correct_bias",
     "crop_or_pad",
+    "foreground",
     "histogram_landmarks",
     "lesion_mask",
     "min_max",

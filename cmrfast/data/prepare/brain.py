@@ -1,4 +1,4 @@
-"""The brain of a pair of visits: one mask for both, and an even coil."""
+"""The brain of a pair of visits: one mask for both, a stand-in for it, and an even coil."""
 
 from collections.abc import Sequence
 from importlib import import_module
@@ -6,6 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from cmrfast.data.prepare.intensity import percentiles
 
 
 def brain_union(*masks: Tensor) -> Tensor:
@@ -21,6 +24,32 @@ def brain_union(*masks: Tensor) -> Tensor:
     for mask in masks[1:]:
         union = union | (mask != 0)
     return union
+
+
+def foreground(volume: Tensor, *, share: float = 0.1) -> Tensor:
+    """Where a volume is not background, for want of a brain mask: holes belong to it.
+
+    Bright is what exceeds, in the mean of 3³ voxels, a share of the 99th percentile; a voxel
+    counts where bright ones lie on both sides of it, or it is one itself, along every axis. Of a
+    stripped image that is the brain with its ventricles, of another the head.
+
+    Args:
+        volume: (I, J, K), real.
+        share: of the 99th percentile.
+
+    Returns:
+        (I, J, K) bool.
+    """
+    if volume.dim() != 3:
+        raise ValueError(f"foreground: volume must be (I, J, K); got {tuple(volume.shape)}")
+    values = volume.float()
+    smooth = F.avg_pool3d(values[None, None], 3, 1, 1, count_include_pad=False)[0, 0]
+    bright = smooth > share * percentiles(values, (99.0,)).float()
+    inside = torch.ones_like(bright)
+    for axis in range(3):
+        before = bright.cumsum(axis, dtype=torch.int32)
+        inside &= (before > 0) & (bright | (before < before.narrow(axis, -1, 1)))
+    return inside
 
 
 def correct_bias(

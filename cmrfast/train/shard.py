@@ -1,0 +1,54 @@
+"""Sharding (FSDP): every rank holds a part of each weight and of the optimiser's state."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from cmrfast.train.ranks import Ranks
+
+_BLOCK_PARAMETERS = 1_000_000
+
+
+def shard(model: nn.Module, ranks: Ranks) -> None:
+    """Deal the weights out to the ranks; large repeated layers, such as a transformer's, apart.
+
+    From here on gradients are averaged by the backward pass itself, and every forward is a joint
+    act of all ranks.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(ranks.device.type, (ranks.count,))
+    for module in reversed(list(model.modules())):  # the inner before the outer
+        if isinstance(module, nn.ModuleList | nn.Sequential):
+            for layer in module:
+                if sum(p.numel() for p in layer.parameters()) > _BLOCK_PARAMETERS:
+                    fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def whole_state(model: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[Any, Any]:
+    """Weights and optimiser state in one piece, on the first rank; all ranks have to call it."""
+    from torch.distributed.checkpoint import state_dict
+
+    whole = state_dict.StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return (
+        state_dict.get_model_state_dict(model, options=whole),
+        state_dict.get_optimizer_state_dict(model, optimiser, options=whole),
+    )
+
+
+def load_whole_state(
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    weights: Mapping[str, Any],
+    state: Mapping[str, Any],
+) -> None:
+    """Deal out what ``whole_state`` gave; the first rank's counts."""
+    from torch.distributed.checkpoint import state_dict
+
+    from_first = state_dict.StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    state_dict.set_model_state_dict(model, dict(weights), options=from_first)
+    state_dict.set_optimizer_state_dict(model, optimiser, dict(state), options=from_first)

@@ -305,6 +305,23 @@ def oracle_of(mask, lge_mask, recipe, theta):
     return Knowing(label_view(grid, mask, lge_mask), theta).eval()
 
 
+def test_lge_slices_beside_no_cine_slice_are_named(cases):
+    cine, lge = cases[0].image("C0"), cases[0].image("LGE")
+    start = cine.world_from_vox.clone()
+    start[:, 3] += 4 * start[:, 2]
+    few = Volume(cine.data[..., 4:7], start)  # 24 mm of 75
+    model = build("joint_registration", **vars(NARROW)).eval()
+    found = register(model, few, lge, SMALL)
+    whole = shared_grid(cine, lge, SMALL)
+    expected = [p.target for p in whole.pairs if 4 <= p.source < 7]
+    assert [p.target for p in found.grid.pairs] == expected
+    assert found.grid.unpaired == tuple(sorted(set(range(15)) - set(expected)))
+    assert (found.lge_labels.data[..., list(found.grid.unpaired)] == 0).all()
+    seen, part = (network_view(g, v, lge, SMALL) for g, v in ((whole, cine), (found.grid, few)))
+    first = expected[0] - whole.pairs[0].target
+    assert torch.equal(part.lge, seen.lge[first : first + len(expected)])
+
+
 def test_pairs_by_index_where_headers_have_no_positions(cases):
     cine, lge = cases[0].image("C0"), cases[0].image("LGE")
     lost = Volume(lge.data, torch.diag(torch.tensor([*lge.spacing_mm, 1.0])))

@@ -93,10 +93,10 @@ def segment(
     labels: list[Tensor] = []
     shares: list[Tensor] = []
     for outputs in in_batches(_WHO, model, {"images": seen}, batch):
-        logits = outputs["logits"].float()
-        labels.append(_put_back(logits.argmax(1, keepdim=True).byte(), start, volume))
+        share = outputs["logits"].float().softmax(1)
+        labels.append(_put_back(share.argmax(1, keepdim=True).byte(), start, volume))
         if probabilities:
-            share = _put_back(logits.softmax(1), start, volume)
+            share = _put_back(share, start, volume)
             share[:, 0] += share.sum(1) == 0  # beyond the window
             shares.append(share)
     return Segmentation(_joined(labels, volume), _joined(shares, volume) if shares else None)

@@ -24,12 +24,10 @@ def in_batches(
         raise ValueError(f"{who}: model must be in evaluation mode; call its eval() first")
     if batch < 1:
         raise ValueError(f"{who}: batch must be at least 1; got {batch}")
+    device = next((parameter.device for parameter in model.parameters()), None)
     count = min(len(slices) for slices in inputs.values())
     for first in range(0, count, batch):
-        given = {name: slices[first : first + batch] for name, slices in inputs.items()}
-        for parameter in model.parameters():
-            given = {name: part.to(parameter.device) for name, part in given.items()}
-            break
+        given = {n: slices[first : first + batch].to(device=device) for n, slices in inputs.items()}
         with torch.inference_mode():
             outputs: dict[str, Tensor] = model(**given)
         yield outputs

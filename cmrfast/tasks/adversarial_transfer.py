@@ -110,7 +110,7 @@ class AdversarialTransferTask(Task):
 
     def predict(self, model: nn.Module, case: Case) -> Prediction:
         """``labels``: 1 left ventricle, 2 myocardium, 3 right ventricle; their volumes in ml."""
-        labels = segment(model, case.image(_LGE), self.recipe).labels
+        labels = segment(model, _single(case, _LGE), self.recipe).labels
         voxel_ml = torch.linalg.det(labels.world_from_vox[:3, :3]).abs().item() / 1000
         facts = {
             f"{name}_ml": (labels.data == value).sum().item() * voxel_ml
@@ -180,7 +180,7 @@ class AdversarialTransferTask(Task):
             else:
                 image = _single(case, sequence)
                 slices, labels = borrowed_masks(case.label(lender), image, self.recipe.slice_map)
-            shown = labels[0].flatten(0, 1).any(0)
+            shown = (labels[0] != 0).flatten(0, 1).any(0)
             images = image.data[..., slices]
             return {
                 "images": images[..., shown].movedim(-1, 0).contiguous(),

@@ -262,7 +262,7 @@ class NewLesions(nn.Module):
         given = {"earlier": earlier, "later": later}
         require_images("new_lesions", given, axes=3, multiple=8)
         maps = self.segmentation(torch.cat((earlier, later)))  # (2B, 3 · maps, D, H, W)
-        first, second = maps.chunk(2)
+        first, second = maps[: len(earlier)], maps[len(earlier) :]
         outputs = {"logits": self.refinement(torch.cat((first, second), 1).sigmoid())}
         if self.config.aux_weight:
             outputs["maps"] = second

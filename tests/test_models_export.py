@@ -14,7 +14,9 @@ from cmrfast.models.new_lesions import fold
 
 every_model = pytest.mark.parametrize("name", list(MODELS))
 every_device = pytest.mark.parametrize("device", DEVICES)
-every_suffix = pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+every_suffix = pytest.mark.parametrize(
+    "suffix", [".pt2", pytest.param(".onnx", marks=pytest.mark.slow)]
+)
 
 
 def every_variant(*quick):
@@ -99,7 +101,7 @@ def test_exports_with_any_batch(name, changes, tmp_path):
             close(run(path, inputs), model(**inputs))
 
 
-@every_variant("joint_registration", "new_lesions")
+@every_variant("joint_registration")
 def test_onnx(name, changes, tmp_path):
     pytest.importorskip("onnxscript")
     model, path = small(name, **changes).eval(), tmp_path / "model.onnx"

@@ -262,7 +262,8 @@ class NewLesions(nn.Module):
         given = {"earlier": earlier, "later": later}
         require_images("new_lesions", given, axes=3, multiple=8)
         maps = self.segmentation(torch.cat((earlier, later)))  # (2B, 3 · maps, D, H, W)
-        first, second = maps[: len(earlier)], maps[len(earlier) :]
+        count = earlier.shape[0]  # in chunks, its export would be for this count only
+        first, second = maps[:count], maps[count:]
         outputs = {"logits": self.refinement(torch.cat((first, second), 1).sigmoid())}
         if self.config.aux_weight:
             outputs["maps"] = second

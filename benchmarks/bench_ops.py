@@ -1,13 +1,15 @@
 """Every op beside its peers: equality first, then interleaved medians as ratios of one run.
 
 pytest benchmarks/bench_ops.py --benchmark-json=results.json
+pytest benchmarks/bench_ops.py --device cuda --benchmark-json=results.json
 """
+
+from collections.abc import Callable
 
 import pytest
 import torch
 
-from benchmarks.measure import interleaved, peak_megabytes
-from benchmarks.workloads import GROWTH, WORKLOADS, Case
+from benchmarks.workloads import GROWTH, ON_GPU, WORKLOADS, Case
 
 STEPS = [(op, step) for op, (_, sizes) in GROWTH.items() for step in range(len(sizes))]
 
@@ -16,8 +18,11 @@ def check(case: Case) -> None:
     """All ways give what ours gives, to a share of its largest entry.
 
     No absolute part: the gradient of a mean over millions of voxels is about 1e-7, and zeros would
-    pass.
+    pass. Ways that draw at random bring a proof of their own.
     """
+    if case.proof:
+        case.proof()
+        return
     ours = case.ways["cmrfast"]()
     for name, way in case.ways.items():
         if name != "cmrfast":
@@ -27,28 +32,57 @@ def check(case: Case) -> None:
                 assert error <= case.tolerance, (name, error)
 
 
-def record(benchmark, case: Case, rounds: int, rates: dict[str, float]) -> None:
-    check(case)
-    benchmark.extra_info["median_ms"] = interleaved(case.ways, rounds)
-    benchmark.extra_info["floor_ms"] = case.floor_ms(rates)
-    benchmark.extra_info["rates"] = rates
-    benchmark.pedantic(case.ways["cmrfast"], rounds=rounds, warmup_rounds=2)
+@pytest.fixture
+def record(benchmark, meter, rounds, measured_rates):
+    """Check a case, then measure all its ways."""
+
+    def run(case: Case) -> None:
+        check(case)
+        benchmark.extra_info["median_ms"] = meter.interleaved(case.ways, rounds)
+        benchmark.extra_info["floor_ms"] = case.floor_ms(measured_rates)
+        benchmark.extra_info["rates"] = measured_rates
+        benchmark.pedantic(case.ways["cmrfast"], rounds=rounds, warmup_rounds=2)
+
+    return run
+
+
+@pytest.fixture
+def workload(benchmark, record, meter, device, without):
+    """Build a workload on the device, measure it, and leave what the tables need."""
+
+    def run(name: str, title: str, build: Callable[[], Case]) -> Case:
+        with torch.device(device):
+            case = build()
+        for way in without:
+            case.ways.pop(way, None)
+        record(case)
+        benchmark.extra_info.update(workload=name, title=title)
+        benchmark.extra_info["peak_mb"] = {k: meter.peak_megabytes(w) for k, w in case.ways.items()}
+        torch.compiler.reset()
+        return case
+
+    return run
 
 
 @pytest.mark.parametrize("name", WORKLOADS)
-def test_workload(benchmark, name, rounds, measured_rates):
-    title, build = WORKLOADS[name]
-    case = build()
-    record(benchmark, case, rounds, measured_rates)
-    benchmark.extra_info.update(workload=name, title=title)
-    benchmark.extra_info["peak_mb"] = {k: peak_megabytes(w) for k, w in case.ways.items()}
-    torch.compiler.reset()
+def test_workload(benchmark, workload, meter, device, name):
+    case = workload(name, *WORKLOADS[name])
+    if device == "cuda":
+        benchmark.extra_info["graph_ms"] = meter.replayed(case.ways["cmrfast"])
+
+
+@pytest.mark.parametrize("name", ON_GPU)
+def test_workload_that_fills_a_gpu(workload, device, name):
+    if device != "cuda":
+        pytest.skip("for --device cuda")
+    workload(name, *ON_GPU[name])
 
 
 @pytest.mark.parametrize(("op", "step"), STEPS)
-def test_growth(benchmark, op, step, rounds, measured_rates):
+def test_growth(benchmark, record, device, op, step):
     build, sizes = GROWTH[op]
-    case = build(sizes[step])
+    with torch.device(device):
+        case = build(sizes[step])
     case.ways.pop("torch.compile", None)  # shapes of its own at every size
-    record(benchmark, case, rounds, measured_rates)
+    record(case)
     benchmark.extra_info.update(growth=op, size=sizes[step])

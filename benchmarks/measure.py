@@ -94,6 +94,8 @@ def machine() -> dict[str, object]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "cpu_level": _native.cpu_level,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu_kernels": {op: row["cuda"] for op, row in _native.backends().items()},
         "versions": versions,
         "commit": commit,
     }

@@ -23,7 +23,7 @@ def torch_windows(
     view = volumes.movedim(1, -1)
     for a in range(axes):
         view = view.unfold(1 + a, s, 1)
-    picked = view[torch.zeros(len(start), dtype=torch.long) if index is None else index, *start.T]
+    picked = view[start.new_zeros(len(start)) if index is None else index, *start.T]
     for a in range(axes):
         turned = flips[:, a]
         picked[turned] = picked[turned].flip(2 + a)
@@ -31,8 +31,8 @@ def torch_windows(
 
 
 def metric_learning(count: int) -> Ways:
-    """NT-Xent of pytorch-metric-learning; above 1024 rows it needs gigabytes."""
-    if not _has("pytorch_metric_learning") or count > 1024:
+    """NT-Xent of pytorch-metric-learning; above 512 rows it needs gigabytes."""
+    if not _has("pytorch_metric_learning") or count > 512:
         return {}
     from pytorch_metric_learning.losses import NTXentLoss
 
@@ -71,10 +71,10 @@ def kornia_affine() -> Ways:
     from kornia.geometry.transform import homography_warp
 
     def warp(images: Tensor, theta: Tensor) -> Tensor:
-        last = torch.tensor([0.0, 0.0, 1.0]).expand(len(theta), 1, 3)
+        last = theta.new_tensor([0.0, 0.0, 1.0]).expand(len(theta), 1, 3)
         n = images.shape[-1]
         # kornia's normalised grid runs from centre to centre, torch's from edge to edge.
-        to_edges = torch.diag(torch.tensor([(n - 1) / n, (n - 1) / n, 1.0]))
+        to_edges = torch.diag(theta.new_tensor([(n - 1) / n, (n - 1) / n, 1.0]))
         matrix = to_edges.inverse() @ torch.cat((theta, last), 1) @ to_edges
         return homography_warp(images, matrix, images.shape[-2:], align_corners=True)
 
@@ -83,7 +83,7 @@ def kornia_affine() -> Ways:
 
 def itk_resample(volume: Tensor, to_world_from_vox: Tensor, to_shape: Sequence[int]) -> Ways:
     """SimpleITK's linear resampling from a grid of 1 mm."""
-    if not _has("SimpleITK"):
+    if not _has("SimpleITK") or volume.is_cuda:
         return {}
     import SimpleITK as sitk  # noqa: N813
 
@@ -111,7 +111,7 @@ def itk_resample(volume: Tensor, to_world_from_vox: Tensor, to_shape: Sequence[i
 
 def scipy_resample(volume: Tensor, to_world_from_vox: Tensor, to_shape: Sequence[int]) -> Ways:
     """scipy's affine_transform from a grid of 1 mm, its edge cut to half a voxel as ITK's is."""
-    if not _has("scipy"):
+    if not _has("scipy") or volume.is_cuda:
         return {}
     from scipy.ndimage import affine_transform
 
@@ -146,7 +146,7 @@ def torch_resample(volume: Tensor, to_world_from_vox: Tensor, to_shape: Sequence
 
 def torchio_aggregate(patches: Tensor, start: Tensor, shape: Sequence[int]) -> Ways:
     """TorchIO's GridAggregator, averaging overlaps."""
-    if not _has("torchio"):
+    if not _has("torchio") or patches.is_cuda:
         return {}
     import torchio as tio
 

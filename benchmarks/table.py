@@ -37,10 +37,11 @@ def table(results: dict[str, Any]) -> str:
         compiled = f"{e['compiled'] / e['ours']:.1f}x" if e["compiled"] else "-"
         peaks = (e.get("peak_mb") or {}).get("cmrfast"), (e.get("peak_mb") or {}).get(e["peer"])
         memory = "-" if None in peaks else f"{peaks[0]:.0f} / {peaks[1]:.0f} MB"
+        graph = f" (graph {e['graph_ms']:.3g})" if "graph_ms" in e else ""
         lines.append(
-            f"| {e['workload']} {e['title']} | {e['ours']:.3g} ms | {e['peer']} {e['best']:.3g} ms "
-            f"| **{e['best'] / e['ours']:.1f}x** | {compiled} | {e['ours'] / e['floor_ms']:.1f}x "
-            f"| {memory} |"
+            f"| {e['workload']} {e['title']} | {e['ours']:.3g} ms{graph} "
+            f"| {e['peer']} {e['best']:.3g} ms | **{e['best'] / e['ours']:.1f}x** | {compiled} "
+            f"| {e['ours'] / e['floor_ms']:.1f}x | {memory} |"
         )
     mean = math.exp(sum(math.log(e["best"] / e["ours"]) for e in entries) / len(entries))
     machine, rates = results["machine_info"], entries[0]["rates"]
@@ -49,11 +50,18 @@ def table(results: dict[str, Any]) -> str:
         "",
         f"Geometric mean over best peers: **{mean:.1f}x**. Medians of one run, interleaved; peak "
         "memory is ours / the best peer's, beyond the inputs. "
-        f"{machine['cpu']}, {machine['threads']} threads, {machine['cpu_level']} kernels; copy "
-        f"{rates['copy_gb_s']:.0f} GB/s, matrix product {rates['matmul_gflop_s']:.0f} GFLOP/s; "
-        f"{versions}.",
+        f"{_place(machine, rates)}; copy {rates['copy_gb_s']:.0f} GB/s, "
+        f"matrix product {rates['matmul_gflop_s']:.0f} GFLOP/s; {versions}.",
     ]
     return "\n".join(lines)
+
+
+def _place(machine: dict[str, Any], rates: dict[str, float]) -> str:
+    if "matmul_bf16_gflop_s" not in rates:  # measured on a GPU alone
+        return f"{machine['cpu']}, {machine['threads']} threads, {machine['cpu_level']} kernels"
+    kinds = ", ".join(f"{op} {kind}" for op, kind in machine["gpu_kernels"].items())
+    bf16 = rates["matmul_bf16_gflop_s"]
+    return f"{machine['gpu']}, kernels: {kinds}; bfloat16 matrix product {bf16:.0f} GFLOP/s"
 
 
 def growth_table(results: dict[str, Any]) -> str:
@@ -96,12 +104,15 @@ def plot(results: dict[str, Any], path: Path) -> None:
     figure, axes = pyplot.subplots(2, math.ceil(len(panels) / 2), figsize=(13, 7.5))
     for ax, (op, points) in zip(axes.flat, panels.items(), strict=False):
         sizes = [p["size"] for p in points]
-        for name in sorted({name for p in points for name in p["median_ms"]}):
+        names = {name for p in points for name in p["median_ms"]}
+        for name in sorted(names, key=lambda name: (name != "cmrfast", name)):  # one colour for us
             times = [p["median_ms"].get(name, math.nan) for p in points]
             ours = name == "cmrfast"
             ax.plot(sizes, times, "o-", label=name, lw=2.5 if ours else 1, zorder=3 if ours else 2)
         ax.plot(sizes, [p["floor_ms"] for p in points], "k:", label="floor")
         ax.set(xscale="log", yscale="log", title=op, ylabel="ms")
+        ax.set_xticks(sizes, [f"{size:g}" for size in sizes], minor=False)
+        ax.set_xticks([], minor=True)
         ax.set_xlabel("rows" if op == "nt_xent" else "size (1: the workload of the table)")
         ax.grid(alpha=0.3)
         ax.legend(fontsize=8)

@@ -23,6 +23,7 @@ _OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
 #: Pictures run to the patient's left, back and feet, as radiologists hang them.
 _FORWARD = "LPI"
 _PANEL_INCHES = 2.6
+_LINE_INCHES, _LETTER_INCHES = 0.27, 0.08  # of the legend
 
 
 def overlay(
@@ -33,6 +34,7 @@ def overlay(
     slices: Sequence[int] | None = None,
     names: Mapping[int, str] | None = None,
     channel: int = 0,
+    columns: int | None = None,
 ) -> bytes:
     """Draw slices (third axis) in their true proportions, labels outlined and tinted.
 
@@ -46,6 +48,7 @@ def overlay(
         slices: which; default up to 12, evenly spread over those with labels, else over all.
         names: label value → name for the legend.
         channel: of both; a label volume of one channel serves every channel.
+        columns: slices side by side; default what makes a wide page with few gaps.
 
     Returns:
         The PNG.
@@ -61,7 +64,9 @@ def overlay(
     shown = list(slices) if slices is not None else _choose(mask)
     if not shown or not all(0 <= k < volume.shape[2] for k in shown):
         raise ValueError(f"overlay: slices must lie in 0 to {volume.shape[2] - 1}; got {shown}")
-    picture = _draw(volume, image, mask, shown, dict(names or {}))
+    if columns is not None and columns < 1:
+        raise ValueError(f"overlay: columns must be at least 1; got {columns}")
+    picture = _draw(volume, image, mask, shown, dict(names or {}), columns)
     if path is not None:
         try:
             with replacing(Path(path)) as temporary:
@@ -100,15 +105,21 @@ def _draw(
     mask: npt.NDArray[Any],
     shown: list[int],
     names: dict[int, str],
+    columns: int | None,
 ) -> bytes:
     from matplotlib.figure import Figure
 
     axes, sides = _hanging(volume.orientation)
     across, down = (volume.shape[a] * volume.spacing_mm[a] for a in axes)
-    rows, columns = _arrangement(len(shown), across / down)
+    columns = min(columns or _columns(len(shown), across / down), len(shown))
+    rows = math.ceil(len(shown) / columns)
     inches = _PANEL_INCHES / max(across, down)
-    legend = 0.3 if mask.any() else 0.0
-    figure = Figure((columns * across * inches, rows * down * inches + legend), facecolor="black")
+    width = columns * across * inches
+    values = [int(value) for value in np.unique(mask[:, :, shown]) if value]
+    texts = [names.get(value, f"label {value}") for value in values]
+    lines = _lines(texts, width)
+    legend = _LINE_INCHES * len(lines)
+    figure = Figure((width, rows * down * inches + legend), facecolor="black")
     height = rows * down * inches / figure.get_figheight()
     low, high = _window(image[:, :, shown])
     for n, k in enumerate(shown):
@@ -118,25 +129,33 @@ def _draw(
         planes = (_hang(array[:, :, k], volume.orientation, axes) for array in (image, mask))
         _panel(panel, *planes, window=(low, high), extent=(0, across, down, 0))
         _letter(panel, sides, k)
-    values = [int(value) for value in np.unique(mask[:, :, shown]) if value]
-    for n, value in enumerate(values):
-        at = ((n + 0.5) / len(values), legend / 2 / figure.get_figheight())
-        text = names.get(value, f"label {value}")
-        figure.text(*at, text, color=_colour(value), ha="center", va="center", fontsize=9)
+    for line, members in enumerate(lines):
+        y = (len(lines) - line - 0.5) * _LINE_INCHES / figure.get_figheight()
+        for n, member in enumerate(members):
+            style = {"color": _colour(values[member]), "fontsize": 9, "ha": "center"}
+            figure.text((n + 0.5) / len(members), y, texts[member], va="center", **style)
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=110, facecolor="black", metadata={"Software": None})
     return file.getvalue()
 
 
-def _arrangement(count: int, aspect: float) -> tuple[int, int]:
-    """Rows and columns for a page wider than high with few panels left empty."""
+def _lines(texts: list[str], width_inches: float) -> list[list[int]]:
+    """Which entries of the legend share a line, so that none runs into the next."""
+    if not texts:
+        return []
+    widest = max(len(text) for text in texts) * _LETTER_INCHES + 0.1
+    each = max(1, min(len(texts), int(width_inches / widest)))
+    return [list(range(len(texts)))[n : n + each] for n in range(0, len(texts), each)]
+
+
+def _columns(count: int, aspect: float) -> int:
+    """Columns for a page wider than high with few panels left empty."""
 
     def cost(columns: int) -> float:
         rows = math.ceil(count / columns)
-        return abs(math.log(aspect * columns / rows / 1.6)) + 0.2 * (rows * columns - count)
+        return abs(math.log(aspect * columns / rows / 1.6)) + 0.25 * (rows * columns - count)
 
-    columns = min(range(1, count + 1), key=cost)
-    return math.ceil(count / columns), columns
+    return min(range(1, count + 1), key=cost)
 
 
 def _hanging(orientation: str) -> tuple[tuple[int, int], tuple[str, str, str, str]]:

@@ -21,6 +21,7 @@ std::string cpu_level() {
 pybind11::dict build_info() {
   pybind11::dict info;
   info["compiler"] = __VERSION__;
+  info["cuda"] = CMRFAST_CUDA;
   info["sanitizer"] =
 #ifdef CMRFAST_SANITIZE
       true;

@@ -1,10 +1,12 @@
-"""What there is to build with: the C++ compiler, torch's headers, the flags of each CPU level."""
+"""What there is to build with: compilers, torch's headers, CPU levels and GPU architectures."""
 
 import importlib.util
 import os
 import platform
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 OLDEST_TORCH = (2, 11)
@@ -19,6 +21,8 @@ CPU_LEVELS = {
         *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"),
     ],
 }
+
+CUDA_ARCHITECTURES = "8.0;9.0+PTX"  # unless TORCH_CUDA_ARCH_LIST says otherwise
 
 
 def find_compiler() -> list[str] | None:
@@ -39,3 +43,53 @@ def torch_folder() -> Path | None:
     """Where torch is installed; None where it is not (as while pip asks for requirements)."""
     spec = importlib.util.find_spec("torch")
     return Path(spec.origin).parent if spec and spec.origin else None
+
+
+def torch_has_cuda(torch: Path) -> bool:
+    """Whether that torch was built for CUDA."""
+    return any((torch / "lib").glob("*torch_cuda.*"))
+
+
+def find_nvcc(torch: Path) -> tuple[Path | None, str]:
+    """nvcc, if the CUDA kernels are to be built, else why they are not.
+
+    `CMRFAST_CUDA` says when: `auto` (where there are nvcc and a torch with CUDA), `0`, `require`.
+    """
+    mode = os.environ.get("CMRFAST_CUDA", "auto")
+    if mode not in ("auto", "0", "require"):
+        sys.exit(f"CMRFAST_CUDA: must be one of auto, 0, require; got {mode!r}")
+    if mode == "0":
+        return None, "CMRFAST_CUDA=0"
+    if mode == "auto" and not torch_has_cuda(torch):
+        return None, "torch has no CUDA"
+    homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
+    folders = [*(str(Path(home) / "bin") for home in homes if home), os.environ.get("PATH", "")]
+    nvcc = shutil.which("nvcc", path=os.pathsep.join(folders))
+    if nvcc is None:
+        if mode == "require":
+            sys.exit("cmrfast: CMRFAST_CUDA=require, but nvcc is neither in CUDA_HOME nor on PATH")
+        return None, "nvcc was not found"
+    return Path(nvcc), ""
+
+
+def gpu_architectures(nvcc: Path) -> list[str]:
+    """What to compile for, as nvcc calls it (sm_90, compute_90), of what this nvcc knows."""
+    listed = subprocess.check_output([nvcc, "--list-gpu-arch"], text=True).split()
+    wanted = os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHITECTURES
+    names: list[str] = []
+    for entry in wanted.replace(";", " ").split():
+        number = entry.removesuffix("+PTX").replace(".", "")
+        if f"compute_{number.rstrip('af')}" not in listed:
+            print(f"cmrfast: nvcc does not know architecture {entry}; skipped", file=sys.stderr)
+            continue
+        names.append(f"sm_{number}")
+        if entry.endswith("+PTX"):
+            names.append(f"compute_{number}")
+    if not names:
+        sys.exit(f"cmrfast: nvcc knows none of TORCH_CUDA_ARCH_LIST={wanted}")
+    return names
+
+
+def gencode(architectures: list[str]) -> list[str]:
+    """nvcc's flags for these architectures."""
+    return [f"-gencode=arch=compute_{name.partition('_')[2]},code={name}" for name in architectures]

@@ -66,6 +66,17 @@ def test_table_gives_ratios_and_their_geometric_mean():
     assert "Geometric mean over best peers: **6.0x**" in text
 
 
+def test_table_of_a_gpu_names_it_its_kernels_and_what_a_graph_takes():
+    rates = {"copy_gb_s": 4000.0, "matmul_gflop_s": 5e4, "matmul_bf16_gflop_s": 7e5}
+    times = {"cmrfast": 2.0, "torch": 8.0, "torch.compile": 3.0}
+    info = {"workload": "A", "title": "job", "rates": rates, "median_ms": times, "floor_ms": 1.0}
+    machine = {"gpu": "a gpu", "gpu_kernels": {"nt_xent": "triton"}, "versions": {"torch": "2.11"}}
+    benchmarks = [{"extra_info": {**info, "graph_ms": 0.5}}]
+    text = table.table({"machine_info": machine, "benchmarks": benchmarks})
+    assert "| A job | 2 ms (graph 0.5) | torch 8 ms |" in text
+    assert "a gpu, kernels: nt_xent triton; bfloat16 matrix product 700000 GFLOP/s; copy" in text
+
+
 def test_growth_table_says_what_a_doubling_costs():
     points = [(1, 1.0), (2, 2.0), (8, 32.0)]
     infos = [{"growth": "op", "size": s, "median_ms": {"cmrfast": t}} for s, t in points]

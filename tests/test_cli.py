@@ -1,5 +1,6 @@
 """The command line: what it prints, how it fails, its exit codes."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from cmrfast import cli
 from cmrfast.data import Volume, write_nifti
 from cmrfast.data.check import check
+from cmrfast.data.datasets import open_dataset
 
 ROOT = Path(__file__).parents[1]
 
@@ -147,3 +149,46 @@ def test_check_of_real_files(real_images):
     folder = check(real_images / "synthetic_lge_t1/dicom_T1map")
     assert folder.facts[0].startswith("204 x 256 x 3 voxels of 1.367 x 1.367 x 10 mm")
     assert not folder.faults
+
+
+def test_phantoms_are_written_and_read_back(run, tmp_path):
+    arguments = ("phantom", "joint_scar", tmp_path / "new", "--cases", 2, "--shrink", 4)
+    code, output, errors = run(*arguments, "--layout", "myops", "--seed", 5)
+    assert (code, output) == (0, f"{tmp_path}/new: 2 synthetic patients as myops\n")
+    assert errors.splitlines() == ["patients 1 of 2", "patients 2 of 2"]
+    data = open_dataset("myops", tmp_path / "new")
+    assert len(data) == 2
+    assert not any(case.check() for case in data)
+
+
+def test_phantoms_show_a_bar_on_a_terminal(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    code, output, errors = run("phantom", "siamese_lesion", tmp_path / "new", "--cases", 1)
+    assert (code, output) == (0, f"{tmp_path}/new: 1 synthetic patients as t1_lge\n")
+    assert "patients 1 of 1" not in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["gan"], "METHOD must be one of siamese_lesion, joint_scar, .*; got 'gan'"),
+        (["joint_scar", "--layout", "acdc"], "--layout of joint_scar must be one of emidec, myops"),
+        (["joint_scar", "--cases", "0"], "--cases"),
+        (["joint_scar", "--seed", "-1"], "--seed"),
+        (["joint_scar", "--shrink", "9"], "--shrink"),
+    ],
+)
+def test_phantoms_that_do_not_exist(run, tmp_path, arguments, message):
+    method, *options = arguments
+    code, _, errors = run("phantom", method, tmp_path / "new", *options)
+    assert code == 2
+    assert re.search(message, " ".join(errors.split()))
+    assert not (tmp_path / "new").exists()
+
+
+def test_phantoms_never_among_other_files(run, image):
+    code, _, errors = run("phantom", "joint_scar", image.parent)
+    assert code == 1
+    assert errors == (
+        f"cmrfast: write_phantoms: {image.parent} must be a new or empty folder; it holds files\n"
+    )

@@ -1,17 +1,21 @@
 """The contract every op keeps, looped over ops, samples, devices and dtypes."""
 
 import copy
+import os
 
 import pytest
 import torch
 from conftest import DEVICES
-from op_samples import SAMPLES
+from op_samples import HALVED, SAMPLES, halved
 
 import cmrfast.ops  # noqa: F401  (declares all ops)
 from cmrfast.ops import _native
 from cmrfast.ops._op import OPS
 
 FLOATS = [torch.float32, torch.float64]
+HALVES = [torch.float16, torch.bfloat16]
+#: Triton's interpreter takes 0.1 s a call; test_triton.py, slow, runs it on every sample.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 #: Looser than torch's own (rtol, atol), for a reason.
 TOLERANCE = {
     # The gradient in the matrix sums float32 products as large as voxel index x slope.
@@ -20,11 +24,16 @@ TOLERANCE = {
 every_op = pytest.mark.parametrize("op", OPS.values(), ids=lambda op: op.name)
 every_device = pytest.mark.parametrize("device", DEVICES)
 every_float = pytest.mark.parametrize("dtype", FLOATS, ids=str)
+every_half = pytest.mark.parametrize("dtype", HALVES, ids=str)
 
 
 def samples(op, device, dtype):
     torch.manual_seed(0)
-    return list(SAMPLES[op.name](device, dtype))
+    if dtype in HALVES:
+        found = list(halved(op.name, device, dtype))
+    else:
+        found = list(SAMPLES[op.name](device, dtype))
+    return found[::7] if INTERPRETED and len(found) > 20 else found
 
 
 def run(call, args):
@@ -58,6 +67,25 @@ def test_matches_reference(op, device, dtype):
         torch.testing.assert_close(output, reference, rtol=rtol, atol=atol, equal_nan=True)
 
 
+@every_device
+@every_half
+@pytest.mark.parametrize("name", HALVED)
+def test_halves_are_computed_in_float(name, device, dtype):
+    if device not in OPS[name].half_devices:
+        pytest.skip("halves are widened before they come to the kernel")
+    for args in samples(OPS[name], device, dtype):
+        assert_close_for_halves(run(OPS[name], args), run(OPS[name].reference, args), dtype)
+
+
+def assert_close_for_halves(outputs, references, dtype):
+    """As close as halves allow: the largest entry of a result is the scale of its roundings."""
+    for x, y in zip(*map(as_tuple, (outputs, references)), strict=True):
+        assert x.dtype == y.dtype
+        scale = y.nan_to_num(0.0).abs().amax().item() if y.numel() else 0.0
+        near = max(2 * torch.finfo(dtype).eps * scale, 1e-5)
+        torch.testing.assert_close(x, y, rtol=0, atol=near, equal_nan=True)
+
+
 @every_op
 @every_device
 def test_gradients(op, device):
@@ -77,9 +105,8 @@ def test_gradients(op, device):
 
         values = [args[i].detach().clone().requires_grad_() for i in wanted]
         if sum(v.numel() for v in values) <= 400:
-            assert torch.autograd.gradcheck(
-                call, values, fast_mode=sum(v.numel() for v in values) > 60
-            )
+            many = INTERPRETED or sum(v.numel() for v in values) > 60
+            assert torch.autograd.gradcheck(call, values, fast_mode=many)
 
 
 @every_op
@@ -120,7 +147,7 @@ def test_exports(op, device):
 @every_device
 @every_float
 def test_same_bits_every_run_and_thread_count(op, device, dtype, threads):
-    if device == "cpu" and _native.cpu_level is None:
+    if INTERPRETED or _native.kernel_of(op.name, device.upper()) == "reference":
         pytest.skip("torch's own sums change with the thread count")
     for args in samples(op, device, dtype):
         first = run(op, args)
@@ -151,9 +178,12 @@ def test_leaves_inputs_unchanged(op, device):
             assert torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
+def as_tuple(output):
+    return output if isinstance(output, tuple | list) else (output,)
+
+
 def bits(output):
-    outputs = output if isinstance(output, tuple | list) else (output,)
-    return [x.reshape(-1).view(torch.uint8) for x in outputs]
+    return [x.reshape(-1).view(torch.uint8) for x in as_tuple(output)]
 
 
 def _strided(x):

@@ -16,7 +16,7 @@ from cmrfast.errors import FileError
 from cmrfast.ops import resample
 
 METHOD = {layout: method for method, known in LAYOUTS.items() for layout in known}
-CASES = {"t1_lge": 9, "emidec": 6, "myops": 2, "mscmrseg": 3, "msseg2": 4, "open_ms": 1}
+CASES = {"t1_lge": 9, "emidec": 8, "myops": 2, "mscmrseg": 3, "msseg2": 4, "open_ms": 1}
 VALUES = {
     "emidec": {0, 1, 2, 3, 4},
     "myops": {0, 200, 500, 600, 1220, 2221},

@@ -82,7 +82,7 @@ def test_labels_are_tinted_where_they_are():
 
 def test_slices_with_labels_are_chosen(monkeypatch):
     shown = []
-    monkeypatch.setattr("cmrfast.viz._draw", lambda v, image, mask, k, names: shown.append(k))
+    monkeypatch.setattr("cmrfast.viz._draw", lambda v, image, mask, k, *_: shown.append(k))
     image = volume((4, 4, 60))
     mask = torch.zeros(1, 4, 4, 60, dtype=torch.bool)
     mask[..., [7, 9]] = True
@@ -104,6 +104,24 @@ def test_many_slices_leave_few_gaps():
     assert width / height == pytest.approx(4 / 3, rel=0.02)
 
 
+@pytest.mark.parametrize(("columns", "ratio"), [(None, 1.0), (4, 4.0), (9, 4.0), (1, 0.25)])
+def test_columns_may_be_chosen(columns, ratio):
+    height, width, _ = pixels(overlay(volume((40, 40, 4)), columns=columns)).shape
+    assert width / height == pytest.approx(ratio, rel=0.02)
+
+
+def test_a_long_legend_takes_more_lines():
+    mask = torch.zeros(1, 40, 40, 1, dtype=torch.uint8)
+    mask[0, :5, 0, 0] = torch.arange(1, 6)
+    image = volume((40, 40, 1))
+    short, long = (
+        pixels(overlay(image, image.with_data(mask), names=dict.fromkeys(range(1, 6), name)))
+        for name in ("LV", "left ventricle")
+    )
+    assert short.shape[1] == long.shape[1]
+    assert long.shape[0] > short.shape[0] + 25
+
+
 def test_same_input_same_bytes_and_file(tmp_path):
     image = volume((8, 8, 2))
     png = overlay(image, path=tmp_path / "a.png")
@@ -123,6 +141,8 @@ def test_wrong_arguments():
         overlay(image, image.with_data(mask.expand(3, -1, -1, -1)))
     with pytest.raises(ValueError, match="overlay: channel must be one of 1; got 1"):
         overlay(image, channel=1)
+    with pytest.raises(ValueError, match="overlay: columns must be at least 1; got 0"):
+        overlay(image, columns=0)
     for slices in ([], [2], [-1]):
         with pytest.raises(ValueError, match="overlay: slices must lie in 0 to 1; got"):
             overlay(image, slices=slices)

@@ -6,7 +6,10 @@ is compared with ours before anything is timed. Peers that are not installed are
 
 from collections.abc import Callable
 
+import torch
+
 from benchmarks.workloads.case import Case
+from benchmarks.workloads.loading import patches_3d, reading, slices_2d
 from benchmarks.workloads.patches import extract_2d, extract_3d, merge_3d
 from benchmarks.workloads.sampling import affine_2d, resample_3d
 from benchmarks.workloads.training import dice_2d, dice_3d, pairing
@@ -24,6 +27,33 @@ WORKLOADS: dict[str, tuple[str, Callable[[], Case]]] = {
     "A3": ("`resample`: to 225x270x225, rotated", lambda: resample_3d(rotated=True)),
     "R3": ("`resample`: to 225x270x225, spacing only", resample_3d),
     "M3": ("`merge_patches`: 252 of 56³ into 225x270x225", merge_3d),
+}
+
+#: The same for what comes before training.
+LOADING: dict[str, tuple[str, Callable[[], Case]]] = {
+    "P3": ("epoch of 160 patches of 56³: FLAIR pair, 5 masks", patches_3d),
+    "S2": ("epoch of 120 slices of 224², turned with 2 masks", slices_2d),
+    "RI": ("reading .nii.gz: FLAIR, int16", lambda: reading("int16")),
+    "RF": ("reading .nii.gz: FLAIR, float32", lambda: reading("float32")),
+    "RM": ("reading .nii.gz: lesion mask, uint8", lambda: reading("mask")),
+}
+
+#: The same grown until they fill a large GPU.
+ON_GPU: dict[str, tuple[str, Callable[[], Case]]] = {
+    "E3 x16": ("`extract_patches`: 640 of 56³", lambda: extract_3d(16)),
+    "E2 x16": ("`extract_patches` + `window_counts`: 40,960 pairs of 64²", lambda: extract_2d(16)),
+    "N16k": ("`nt_xent`: 16,384 x 128, float32", lambda: pairing(16384)),
+    "N32k": ("`nt_xent`: 32,768 x 128, bfloat16", lambda: pairing(32768, torch.bfloat16)),
+    "D3 x16": ("`batch_dice_loss`: (640, 5, 56³), forward + backward", lambda: dice_3d(16)),
+    "D2 x16": ("`dice_ce_loss`: (640, 4, 224²), forward + backward", lambda: dice_2d(16)),
+    "A2 x16": ("`affine_sample`: (256, 4, 224²), forward", lambda: affine_2d(16)),
+    "A2b x16": (
+        "`affine_sample`: the same, forward + backward",
+        lambda: affine_2d(16, backward=True),
+    ),
+    "A3 x16": ("`resample`: 16 times the voxels, rotated", lambda: resample_3d(16, rotated=True)),
+    "R3 x16": ("`resample`: 16 times the voxels, spacing only", lambda: resample_3d(16)),
+    "M3 x16": ("`merge_patches`: 56³ into 3600x270x225", lambda: merge_3d(16)),
 }
 
 #: Growth is measured over these: builder of a size, and the sizes.

@@ -16,14 +16,17 @@ class Case:
     moved: int = 0  # bytes read and written at least
     fresh: int = 0  # bytes of them that are new memory
     flops: int = 0
+    matrix_rate: str = "matmul_gflop_s"  # the rate, by name, that bounds the operations
     tolerance: float = 1e-4  # of the largest entry
+    #: Raises unless all ways are right, where they draw at random and results cannot be compared.
+    proof: Way | None = None
 
     def floor_ms(self, rates: dict[str, float]) -> float:
         """The longest of moving the bytes, filling the new ones, and the operations."""
         return max(
             self.moved / rates["copy_gb_s"] / 1e6,
             self.fresh / rates["fresh_gb_s"] / 1e6,
-            self.flops / rates["matmul_gflop_s"] / 1e6,
+            self.flops / rates[self.matrix_rate] / 1e6,
         )
 
 

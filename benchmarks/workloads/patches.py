@@ -28,8 +28,8 @@ def extract_3d(factor: float = 1) -> Case:
         return [images, ops.extract_patches(masks, start, (s,) * 3, **options)]
 
     def sliced() -> list[Tensor]:
-        images, labels = torch.empty(count, 2, s, s, s), torch.empty(count, 5, s, s, s)
-        for p, ((i, j, k), axes) in enumerate(zip(start.tolist(), flips, strict=True)):
+        images, labels = pair.new_empty(count, 2, s, s, s), pair.new_empty(count, 5, s, s, s)
+        for p, ((i, j, k), axes) in enumerate(zip(start.tolist(), flips.tolist(), strict=True)):
             dims = [a + 1 for a in range(3) if axes[a]]
             window = (slice(None), slice(i, i + s), slice(j, j + s), slice(k, k + s))
             images[p] = pair[window].flip(dims)
@@ -60,10 +60,10 @@ def extract_2d(factor: float = 1) -> Case:
         return [pairs, found / lesions.sum((1, 2))[index]]
 
     def sliced() -> list[Tensor]:
-        pairs, found = torch.empty(count, 2, s, s), torch.empty(count)
+        pairs, found = slices.new_empty(count, 2, s, s), slices.new_empty(count)
         total = lesions.sum((1, 2))
         for p, (v, (i, j), axes) in enumerate(
-            zip(index.tolist(), start.tolist(), flips, strict=True)
+            zip(index.tolist(), start.tolist(), flips.tolist(), strict=True)
         ):
             dims = [a + 1 for a in range(2) if axes[a]]
             pairs[p] = slices[v, :, i : i + s, j : j + s].flip(dims)
@@ -88,7 +88,7 @@ def merge_3d(factor: float = 1) -> Case:
     patches = torch.randn(len(start), 1, s, s, s)
 
     def added() -> list[Tensor]:
-        total, count = torch.zeros(1, *shape), torch.zeros(1, *shape)
+        total, count = patches.new_zeros(1, *shape), patches.new_zeros(1, *shape)
         for patch, (i, j, k) in zip(patches, start.tolist(), strict=True):
             window = (slice(None), slice(i, i + s), slice(j, j + s), slice(k, k + s))
             total[window] += patch

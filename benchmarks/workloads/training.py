@@ -9,9 +9,9 @@ from benchmarks.workloads.case import Case, differentiated
 from cmrfast import losses, ops
 
 
-def pairing(count: int) -> Case:
+def pairing(count: int, dtype: torch.dtype = torch.float32) -> Case:
     """NT-Xent of count x 128 features, forward and backward."""
-    a, c = (torch.randn(count, 128, requires_grad=True) for _ in range(2))
+    a, c = (torch.randn(count, 128).to(dtype).requires_grad_() for _ in range(2))
     own = torch.arange(count)
 
     def plain(a: Tensor, c: Tensor) -> Tensor:
@@ -23,7 +23,10 @@ def pairing(count: int) -> Case:
         "torch.compile": differentiated(torch.compile(plain), a, c),
         **{k: differentiated(v, a, c) for k, v in peers.metric_learning(count).items()},
     }
-    return Case(ways, moved=count * 128 * 4 * 4, flops=6 * count * count * 128)
+    case = Case(ways, moved=count * 128 * 4 * a.element_size(), flops=6 * count * count * 128)
+    if dtype == torch.bfloat16:
+        case.matrix_rate, case.tolerance = "matmul_bf16_gflop_s", 5e-2  # torch rounds N x M cosines
+    return case
 
 
 def dice_3d(factor: float = 1) -> Case:

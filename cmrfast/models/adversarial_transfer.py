@@ -21,7 +21,7 @@ Where the paper is silent or differs from its authors' code:
 - Without pseudo masks the generator's loss is the individual-domain loss, at full weight.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -32,12 +32,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cmrfast.losses import adversarial_segmentation_loss
+from cmrfast.models import recipe
 from cmrfast.models._check import require_batch, require_images, require_labels, require_option
 from cmrfast.models.blocks import init_glorot
 
 Variant = Literal["u_a_t", "u_a", "u"]
 Gan = Literal["nonsaturating", "minmax"]
 Disc = Literal["plain", "residual"]
+SliceMap = Literal["paper", "code"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,58 @@ class Config:
             raise ValueError(
                 f"adversarial_transfer: size must be a multiple of {halved}; got {self.size}"
             )
+
+
+@dataclass(frozen=True)
+class Recipe(recipe.Recipe):
+    """P: the paper, with its section; C: the authors' code; D: our decision.
+
+    Args:
+        lr_decay: the rate at optimiser step t is lr / (1 + lr_decay · t).
+        pretrain_epochs: of the epochs, the first ones, in which the generator learns alone.
+        lge_masks: training patients whose LGE masks are learned from, where all of the split's
+            train; of fewer patients in proportion, one at least.
+        slice_map: onto which LGE slice a mask is carried, see ``transfer_slices``.
+        crop_shift_px: how far four of the five crops of a slice lie off the fifth, at most.
+        copies: changed samples besides each crop as it is.
+        rotate_deg: largest angle of a copy, either way.
+        shear_rad: largest shear angle, either way.
+        zoom: smallest and largest factor of a copy's field of view, each axis its own.
+        view_px: side of the square about the middle of a slice that is segmented; 0 for all.
+    """
+
+    lr: float = 2e-4  # P 3
+    batch: int = 16  # P 3: of annotated slices, and as many with borrowed masks
+    epochs: int = 50  # C: 30 + 20
+    lr_decay: float = 1e-8  # P 3
+    pretrain_epochs: int = 30  # C
+    split: tuple[float, float, float] = (33, 2, 10)  # P 3: patients 1-35 but 4 and 5, these, 36-45
+    lge_masks: int = 5  # P 3
+    slice_map: SliceMap = "paper"
+    crop_shift_px: int = 16  # D; P 3: five crops at different positions
+    copies: int = 1  # D
+    rotate_deg: float = 15.0  # C
+    shear_rad: float = 0.1  # C
+    zoom: tuple[float, float] = (0.8, 1.2)  # C
+    view_px: int = 256  # C: 224 or 256
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_option("adversarial_transfer", "slice_map", self.slice_map, get_args(SliceMap))
+        for name in ("pretrain_epochs", "lge_masks", "crop_shift_px", "copies", "view_px"):
+            if getattr(self, name) < 0:
+                raise ValueError(
+                    f"adversarial_transfer: {name} must be >= 0; got {getattr(self, name)}"
+                )
+        if not 0 < self.zoom[0] <= self.zoom[1]:
+            raise ValueError(f"adversarial_transfer: zoom must be 0 < low <= high; got {self.zoom}")
+
+    def lr_at(self, epoch: int, step: int) -> float:
+        """The learning rate of an optimiser step: both count from 0, the step over all epochs."""
+        return super().lr_at(epoch, step) / (1 + self.lr_decay * step)
+
+
+RECIPE = Recipe()
 
 
 class Pair(nn.Module):
@@ -286,6 +340,7 @@ def step(
     *,
     adversarial: bool = True,
     group: Any = None,
+    average: Callable[[Iterable[Tensor]], None] | None = None,
 ) -> dict[str, Tensor]:
     """One iteration of algorithm 1: the generator alone, or the discriminator, then the generator.
 
@@ -296,6 +351,7 @@ def step(
         optimisers: ``generator`` and, for adversarial steps, ``discriminator``.
         adversarial: False in the first phase of the algorithm. Variant ``u`` has no other.
         group: process group whose batches count as one in the segmentation loss.
+        average: replaces gradients by their means over the processes of that group.
 
     Returns:
         The losses before their updates, detached: those of ``loss``, ``loss`` being the
@@ -305,7 +361,7 @@ def step(
     require_batch("adversarial_transfer", batch, "images", "labels")
     if not adversarial or config.variant == "u":
         parts = loss({"logits": generator(batch["images"])}, batch, config, group=group)
-        _update(optimisers["generator"], parts["loss"])
+        _update(optimisers["generator"], parts["loss"], average)
         return {name: part.detach() for name, part in parts.items()}
 
     images, labels = batch["images"], batch["labels"]
@@ -319,7 +375,9 @@ def step(
     # The discriminator's update needs the generator's predictions and leaves the generator as it
     # is: the same forward pass serves the generator's first update.
     logits = generator(images)
-    discriminator = _learn_to_tell(model, optimisers["discriminator"], images, labels, logits)
+    discriminator = _learn_to_tell(
+        model, optimisers["discriminator"], images, labels, logits, average
+    )
     for repeat in range(config.g_steps):
         if repeat:
             logits = generator(images)
@@ -332,7 +390,7 @@ def step(
         parts = loss(outputs, batch, config, group=group)
         parts["adversarial"] = deceive(scores, config.gan)
         parts["loss"] = parts["loss"] + config.adversarial_weight * parts["adversarial"]
-        _update(optimisers["generator"], parts["loss"])
+        _update(optimisers["generator"], parts["loss"], average)
     parts["discriminator"] = discriminator
     return {name: part.detach() for name, part in parts.items()}
 
@@ -358,6 +416,7 @@ def _learn_to_tell(
     images: Tensor,
     labels: Tensor,
     logits: Tensor,
+    average: Callable[[Iterable[Tensor]], None] | None,
 ) -> Tensor:
     """Two updates of the discriminator: on true masks, then on predictions. Their losses' sum."""
     config, discriminator = model.config, model.discriminator
@@ -366,14 +425,21 @@ def _learn_to_tell(
     for masks, target in ((true, True), (logits.detach().softmax(1), False)):
         scores = discriminator(masks, images)
         part = tell_apart(scores, scores)[0 if target else 1]
-        _update(optimiser, part + config.disc_l2 * discriminator.kernels_squared())
+        _update(optimiser, part + config.disc_l2 * discriminator.kernels_squared(), average)
         total.append(part.detach())
     return total[0] + total[1]
 
 
-def _update(optimiser: torch.optim.Optimizer, objective: Tensor) -> None:
+def _update(
+    optimiser: torch.optim.Optimizer,
+    objective: Tensor,
+    average: Callable[[Iterable[Tensor]], None] | None,
+) -> None:
     optimiser.zero_grad(set_to_none=True)
     objective.backward()
+    if average is not None:
+        parameters = (p for group in optimiser.param_groups for p in group["params"])
+        average(p.grad for p in parameters if p.grad is not None)
     optimiser.step()
 
 

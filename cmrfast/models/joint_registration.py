@@ -16,6 +16,8 @@ Where the paper is silent or contradicts itself:
   contrasts that their running statistics describe in evaluation.
 - The weights of the three losses and of the two terms of each are equal.
 - What comes from outside the LGE image is background.
+- The LGE slices stay where they are, 5 mm apart in the published data; only the cine stack is
+  interpolated between slices. Bringing images to 224 pixels crops or pads, as the spacing counts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,12 +30,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cmrfast.losses import dual_loss
+from cmrfast.models import recipe
 from cmrfast.models._check import require_batch, require_images, require_labels, require_option
 from cmrfast.models.blocks import ConvNormReLU
 from cmrfast.ops import affine_sample
 
 Variant = Literal["joint", "stn"]
 Fusion = Literal["feature", "image"]
+Pairing = Literal["position", "index"]
+Unit = Literal["slice", "patient"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,55 @@ class Config:
             raise ValueError(
                 f"joint_registration: widths must have two levels or more; got {self.widths}"
             )
+
+
+@dataclass(frozen=True)
+class Recipe(recipe.Recipe):
+    """P: the paper, with its section; D: our decision.
+
+    Args:
+        spacing_mm: of the network's images, in plane.
+        side: of the network's images, in pixels.
+        pairing: a cine slice lies where the scanner's coordinates say (``position``) or, for
+            headers without them, at the same share of its stack (``index``).
+        clip_percent: percentiles of a slice that become 0 and 1.
+        rotate_deg, shift_px: largest change of a pair, both images alike.
+        lge_rotate_deg, lge_shift_px: largest further change of the LGE image alone.
+        gamma: smallest and largest exponent, of each image its own.
+        unit: what a row of an evaluation stands for: a pair of slices, or a patient's mean.
+    """
+
+    lr: float = 1e-4  # P 2.4
+    batch: int = 16  # D
+    epochs: int = 100  # P 2.4
+    lr_factor: float = 0.99  # P 2.4
+    lr_every: int = 2  # P 2.4
+    keep: recipe.Keep = "best"  # D: the lowest registration loss of the validation patients
+    split: tuple[float, float, float] = (35, 5, 5)  # P 2.3; its other one is 25, 15, 5
+    spacing_mm: float = 0.75  # P 2.1
+    side: int = 224  # P 2.1
+    pairing: Pairing = "position"  # D
+    clip_percent: tuple[float, float] = (1.0, 99.0)  # D
+    rotate_deg: float = 15.0  # D; P 2.4 names translation, rotation and gamma correction
+    shift_px: float = 20.0  # D
+    lge_rotate_deg: float = 5.0  # D
+    lge_shift_px: float = 5.0  # D
+    gamma: tuple[float, float] = (0.7, 1.5)  # D
+    unit: Unit = "slice"  # D
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_option("joint_registration", "pairing", self.pairing, get_args(Pairing))
+        require_option("joint_registration", "unit", self.unit, get_args(Unit))
+        if not 0 < self.spacing_mm < float("inf"):
+            raise ValueError(
+                f"joint_registration: spacing_mm must be positive; got {self.spacing_mm}"
+            )
+        if self.side < 1:
+            raise ValueError(f"joint_registration: side must be at least 1; got {self.side}")
+
+
+RECIPE = Recipe()
 
 
 class Encoder(nn.Module):

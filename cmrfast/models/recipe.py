@@ -45,3 +45,7 @@ class Recipe:
                 raise ValueError(f"Recipe: {name} must be positive; got {getattr(self, name)}")
         if self.weight_decay < 0:
             raise ValueError(f"Recipe: weight_decay must be >= 0; got {self.weight_decay}")
+
+    def lr_at(self, epoch: int, step: int) -> float:
+        """The learning rate of an optimiser step: both count from 0, the step over all epochs."""
+        return self.lr * self.lr_factor ** (epoch // self.lr_every)

@@ -27,9 +27,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cmrfast.models import recipe
 from cmrfast.models._check import require_batch, require_images, require_labels, require_option
 from cmrfast.models.blocks import init_glorot
 from cmrfast.ops import nt_xent
+from cmrfast.ops._gather import share_of_mean
 
 Variant = Literal["decoupled", "siamese", "partial", "pure"]
 Norm = Literal["lrn", "batch"]
@@ -63,6 +65,39 @@ class Config:
             raise ValueError(
                 f"siamese_lesion: shared_layers must be some of 1 to 6; got {self.shared_layers}"
             )
+
+
+@dataclass(frozen=True)
+class Recipe(recipe.Recipe):
+    """P: the paper, with its section; D: our decision."""
+
+    lr: float = 1e-4  # P 3; D: Adam, constant
+    batch: int = 32  # P 3
+    epochs: int = 300  # P 3; D: the last one is used
+    drop_last: bool = True  # D: so that a batch has always as many negatives
+    split: tuple[float, float, float] = (12, 1, 2)  # P 3: 13 and 2 subjects; D: one validates
+    spacing_mm: float = 1.0  # D: of both images' pixels, after alignment on the masks
+    stride: int = 6  # D: pixels between the centres of neighbouring patches
+    deviations: float = 6.0  # P 3: lesion is brighter than healthy muscle's mean + 6 SD
+    lesion_share: float = 0.25  # P 3: of a slice's lesion pixels make a patch positive
+    flip: float = 0.5  # D: share of pairs that have a mirrored copy, made once for all epochs
+    distinct_slices: bool = False  # D: True: no two patches of a slice in a batch, if possible
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.stride < 1 or not 0 < self.spacing_mm < float("inf"):
+            raise ValueError(
+                "siamese_lesion: stride must be at least 1, spacing_mm positive; "
+                f"got {self.stride} and {self.spacing_mm}"
+            )
+        if not 0 <= self.flip <= 1 or not 0 < self.lesion_share <= 1:
+            raise ValueError(
+                "siamese_lesion: flip must lie in [0, 1], lesion_share in (0, 1]; "
+                f"got {self.flip} and {self.lesion_share}"
+            )
+
+
+RECIPE = Recipe()
 
 
 class ResponseNorm(nn.Module):
@@ -223,7 +258,8 @@ def loss(
     logits, labels = outputs["logits"], batch["labels"]
     require_labels("siamese_lesion", "labels", labels, logits.shape[:1], config.classes)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    parts = {"classification": F.cross_entropy(logits, labels.long())}
+    share = 1.0 if group is None else share_of_mean(logits, group)
+    parts = {"classification": share * F.cross_entropy(logits, labels.long())}
     if "lge" in outputs:
         parts["pairing"] = nt_xent(
             outputs["t1"], outputs["lge"], temperature=config.temperature, group=group

@@ -16,6 +16,16 @@ def values_readable(*tensors: Tensor | None) -> bool:
     return all(t is None or t.device.type == "cpu" for t in tensors)
 
 
+def wide(tensor: Tensor) -> Tensor:
+    """The tensor, in float32 if it is float16 or bfloat16."""
+    return tensor.float() if tensor.dtype in HALVES else tensor
+
+
+def sum_dtype(tensor: Tensor) -> torch.dtype:
+    """Of sums over the tensor: its own, or float32 for a half one."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
 def require_floating(op: str, name: str, tensor: Tensor) -> None:
     """Raise unless the tensor has one of the four floating dtypes that ops compute with."""
     if not isinstance(tensor, Tensor) or tensor.dtype not in FLOATS:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from cmrfast.ops import _triton
 from cmrfast.ops._op import OPS
 
 _CHOICES = ("auto", "native", "triton", "reference")
@@ -19,13 +20,20 @@ if BACKEND not in _CHOICES:
 #: The loaded CPU kernel library's level, or None; and in words why it is no better.
 cpu_level: str | None = None
 cpu_reason: str = ""
+#: Why ops on CUDA tensors run CUDA C++ kernels or do not, in words.
+cuda_reason: str = ""
 
 
 def load() -> None:
-    """Load the CPU kernels once, after every op has been declared; without them, say so once."""
-    global cpu_level, cpu_reason
+    """Load all kernels once, after every op has been declared; say once what is missing."""
+    _load_native()
+    _triton.load(BACKEND)
+
+
+def _load_native() -> None:
+    global cpu_level, cpu_reason, cuda_reason
     if BACKEND in ("reference", "triton"):
-        cpu_reason = f"CMRFAST_BACKEND={BACKEND}"
+        cpu_reason = cuda_reason = f"CMRFAST_BACKEND={BACKEND}"
         return
     try:
         cpu_level, cpu_reason = _load_cpu(), "native kernels"
@@ -33,7 +41,8 @@ def load() -> None:
         cpu_reason = str(error)
         if BACKEND == "native":
             raise ImportError(f"cmrfast: CMRFAST_BACKEND=native, but {cpu_reason}") from error
-        warnings.warn(f"cmrfast: {cpu_reason}", RuntimeWarning, stacklevel=3)
+        warnings.warn(f"cmrfast: {cpu_reason}", RuntimeWarning, stacklevel=4)
+    cuda_reason = _load_cuda()
 
 
 def _load_cpu() -> str:
@@ -52,6 +61,26 @@ def _load_cpu() -> str:
     return level
 
 
+def _load_cuda() -> str:
+    """Load the CUDA kernels where torch has CUDA and they were built; how that went, in words."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} has no CUDA"
+    found = sorted(_PACKAGE.glob("_cuda.*"))
+    if not found:
+        built = list(_PACKAGE.glob("_C.*"))
+        info = importlib.import_module("cmrfast._C").build_info() if built else {}
+        return f"CUDA kernels {info.get('cuda', 'not built: there was no C++ compiler')}"
+    try:
+        torch.ops.load_library(str(found[0]))
+    except OSError as error:
+        reason = f"the CUDA kernels do not load beside torch {torch.__version__} ({error})"
+        warnings.warn(f"cmrfast: {reason}", RuntimeWarning, stacklevel=5)
+        return reason
+    for op in OPS.values():
+        op.half_devices.add("cuda")
+    return "native kernels"
+
+
 def _library(level: str) -> str:
     found = sorted(_PACKAGE.glob(f"_cpu_{level}.*"))
     if not found:
@@ -64,7 +93,8 @@ def backends() -> dict[str, dict[str, str]]:
     """Which implementation each public op runs on each device.
 
     Returns:
-        ``{op: {"cpu": "native" | "reference", "cuda": "native" | "triton" | "reference"}}``
+        ``{op: {"cpu": "native" | "reference", "cuda": "native" | "triton" | "reference"}}``;
+        "triton" for "cpu" too under Triton's interpreter.
 
     Example:
         >>> from cmrfast import ops
@@ -75,8 +105,18 @@ def backends() -> dict[str, dict[str, str]]:
     for op in OPS.values():
         row = chosen.setdefault(op.serves, {"cpu": "native", "cuda": "native"})
         for device, key in (("cpu", "CPU"), ("cuda", "CUDA")):
-            if not torch._C._dispatch_has_kernel_for_dispatch_key(f"cmrfast::{op.name}", key):
-                row[device] = "reference"
+            row[device] = min(row[device], kernel_of(op.name, key), key=_SLOWEST_FIRST.index)
     for public in ("warp_pair", "resample"):  # made of affine_sample's kernels
         chosen[public] = dict(chosen["affine_sample"])
     return chosen
+
+
+_SLOWEST_FIRST = ("reference", "triton", "native")
+
+
+def kernel_of(name: str, key: str) -> str:
+    """Which implementation an op runs for a dispatch key, "CPU" or "CUDA"."""
+    if name in _triton.served[key]:
+        return "triton"
+    has = torch._C._dispatch_has_kernel_for_dispatch_key(f"cmrfast::{name}", key)
+    return "native" if has else "reference"

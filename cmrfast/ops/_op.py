@@ -1,11 +1,14 @@
 """How an op is declared: schema, reference, fake and backward, once, in Python."""
 
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from cmrfast.ops._check import wide
 
 _LIBRARY = torch.library.Library("cmrfast", "DEF")
 
@@ -24,6 +27,7 @@ class Op:
     reference: Callable[..., Any]
     serves: str
     gradients: tuple[int, ...]
+    half_devices: set[str] = field(default_factory=set, compare=False)
 
     @property
     def differentiable(self) -> bool:
@@ -32,6 +36,17 @@ class Op:
 
     def __call__(self, *args: Any) -> Any:
         return self.call(*args)
+
+    def implement(self, key: str, kernel: Callable[..., Any]) -> None:
+        """Let the dispatcher call ``kernel``, which takes halves, for "CPU" or "CUDA" tensors."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "(?s).*Overriding a previously registered kernel")
+            _LIBRARY.impl(self.name, kernel, key)
+        self.half_devices.add(key.lower())
+
+    def widened(self, tensor: Tensor) -> Tensor:
+        """The tensor, a half one in float32 unless its device's kernel takes halves."""
+        return tensor if tensor.device.type in self.half_devices else wide(tensor)
 
 
 def define(

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from cmrfast.ops._check import HALVES, require_floating, require_one_device, require_sizes
+from cmrfast.ops._check import require_floating, require_one_device, require_sizes, wide
 from cmrfast.ops._op import define
 
 Mode = Literal["linear", "nearest"]
@@ -109,8 +109,8 @@ def sample(
     """Images at the voxel positions ``matrix @ (output voxel, 1)``, in the images' dtype."""
     matrix = matrix.expand(images.shape[0], -1, -1)
     dtype = images.dtype
-    if dtype in HALVES and mode == 0:
-        images = images.float()
+    if mode == 0:
+        images = affine_sample_op.widened(images)
     sampled: Tensor = affine_sample_op(images, matrix, size, mode, border, fill)
     return sampled.to(dtype)
 
@@ -168,16 +168,16 @@ def _reference(
     images: Tensor, matrix: Tensor, size: Sequence[int], mode: int, border: int, fill: float
 ) -> Tensor:
     batch, channels = images.shape[:2]
-    flat_images = images.flatten(2)
+    flat_images = (images if mode else wide(images)).flatten(2)
     out: Any = 0
     for flat, weight, _, inside, counts in _corners(images, matrix, size, mode, border):
         index = flat.flatten(1)[:, None].expand(-1, channels, -1)
         values = flat_images.gather(2, index).view(batch, channels, *size)
         if not mode:
-            values = values * weight[:, None].to(images.dtype)
+            values = values * weight[:, None].to(values.dtype)
         out = out + torch.where(inside[:, None], values, 0)
         held = counts if border == HOLD_HALF else inside if mode else None
-    return out if held is None else torch.where(held[:, None], out, fill).to(images.dtype)
+    return (out if held is None else torch.where(held[:, None], out, fill)).to(images.dtype)
 
 
 def _reference_backward(
@@ -189,7 +189,8 @@ def _reference_backward(
     for_images: bool,
     for_matrix: bool,
 ) -> tuple[Tensor, Tensor]:
-    (batch, channels), size = images.shape[:2], grad.shape[2:]
+    (batch, channels), size, dtype = images.shape[:2], grad.shape[2:], images.dtype
+    grad, images = wide(grad), wide(images)
     to_images = torch.zeros_like(images.flatten(2))
     along = torch.zeros(batch, len(size), *size, dtype=torch.float64, device=grad.device)
     for flat, weight, slopes, inside, _ in _corners(images, matrix, size, mode, border):
@@ -207,16 +208,18 @@ def _reference_backward(
             k = torch.arange(s, dtype=along.dtype, device=along.device)
             k = k.view(*(s if d == a else 1 for d in range(len(size))))
             to_matrix[..., a] = (along * k).flatten(2).sum(-1)
-    return to_images.view(images.shape) if for_images else images.new_empty(0), to_matrix
+    to_images = to_images.view(images.shape) if for_images else images.new_empty(0)
+    return to_images.to(dtype), to_matrix
 
 
 def _backward(inputs: Any, outputs: None, grad: Tensor, needed: Any) -> Any:
     images, matrix, _, mode, border, _ = inputs
+    widened = affine_sample_backward.widened
     to_images, to_matrix = affine_sample_backward(
-        grad, images, matrix, mode, border, needed[0], needed[1]
+        widened(grad), widened(images), matrix, mode, border, needed[0], needed[1]
     )
     return (
-        to_images if needed[0] else None,
+        to_images.to(images.dtype) if needed[0] else None,
         to_matrix if needed[1] else None,
         *(None,) * 4,
     )

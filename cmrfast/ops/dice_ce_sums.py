@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cmrfast.ops._check import HALVES, kind, require_floating, require_one_device, values_readable
+from cmrfast.ops._check import (
+    kind,
+    require_floating,
+    require_one_device,
+    sum_dtype,
+    values_readable,
+    wide,
+)
 from cmrfast.ops._op import define
 
 Activation = Literal["softmax", "sigmoid", "none"]
@@ -59,8 +66,7 @@ def class_sums(
 ) -> Tensor:
     """``dice_ce_sums`` with a say in the cross entropy: without it, sigmoid's is left zero."""
     labels = _check(logits, target, activation)
-    if logits.dtype in HALVES:
-        logits = logits.float()
+    logits = sums_op.widened(logits)
     target = target.flatten(1 if labels else 2)
     if target.dtype not in _TARGETS:
         target = target.long() if not target.is_floating_point() else target.float()
@@ -130,7 +136,7 @@ def _masks(
 def _reference(
     logits: Tensor, target: Tensor, activation: int, ignore_index: int, eps: float, entropy: bool
 ) -> Tensor:
-    classes = logits.shape[1]
+    logits, classes = wide(logits), logits.shape[1]
     t, valid = _masks(target, classes, ignore_index, logits.dtype)
     if activation == 0:
         p, log_p = logits.softmax(1), logits.log_softmax(1)
@@ -149,6 +155,7 @@ def _reference(
 def _reference_backward(
     grad: Tensor, logits: Tensor, target: Tensor, activation: int, ignore_index: int, eps: float
 ) -> Tensor:
+    dtype, logits = logits.dtype, wide(logits)
     t, valid = _masks(target, logits.shape[1], ignore_index, logits.dtype)
     g_overlap, g_p, _, g_ce = (g[..., None] for g in grad.unbind(-1))  # each (B, K, 1)
     inner = torch.where(valid, g_overlap * t + g_p, 0)
@@ -161,7 +168,7 @@ def _reference_backward(
         gradient = inner * p * (1 - p) + torch.where(valid, g_ce * (p - t), 0)
     else:
         gradient = inner - torch.where(t != 0, g_ce * t / (logits + eps), 0)
-    return gradient.contiguous()
+    return gradient.to(dtype).contiguous()
 
 
 def _backward(inputs: Any, output: None, grad: Tensor, needed: Any) -> Any:
@@ -177,7 +184,7 @@ sums_op = define(
     "dice_ce_sums(Tensor logits, Tensor target, int activation, int ignore_index, float eps,"
     " bool entropy) -> Tensor",
     reference=_reference,
-    fake=lambda logits, *_: logits.new_empty(logits.shape[0], logits.shape[1], 4),
+    fake=lambda logits, *_: logits.new_empty(*logits.shape[:2], 4, dtype=sum_dtype(logits)),
     backward=_backward,
 )
 

@@ -7,11 +7,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cmrfast.ops._check import (
-    HALVES,
     require_floating,
     require_integer,
     require_one_device,
+    sum_dtype,
     values_readable,
+    wide,
 )
 from cmrfast.ops._op import define
 
@@ -47,8 +48,7 @@ def nt_xent(
         3.4657
     """
     _check(anchors, candidates, temperature, targets, symmetric)
-    if anchors.dtype in HALVES:
-        anchors, candidates = anchors.float(), candidates.float()
+    anchors, candidates = nt_xent_op.widened(anchors), nt_xent_op.widened(candidates)
     loss = _one_way(anchors, candidates, temperature, targets, group)
     if symmetric:
         loss = (loss + _one_way(candidates, anchors, temperature, targets, group)) / 2
@@ -133,7 +133,7 @@ def _unit(rows: Tensor) -> tuple[Tensor, Tensor]:
 def _reference(
     anchors: Tensor, candidates: Tensor, targets: Tensor, temperature: float, gradients: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    (a, a_inverse), (c, c_inverse) = _unit(anchors), _unit(candidates)
+    (a, a_inverse), (c, c_inverse) = _unit(wide(anchors)), _unit(wide(candidates))
     legal = (targets >= 0) & (targets < len(c))
     own = F.one_hot(torch.where(legal, targets, 0), len(c)).to(a.dtype)
     own = torch.where(legal[:, None], own, torch.nan)
@@ -153,18 +153,16 @@ def _fake(
     anchors: Tensor, candidates: Tensor, targets: Tensor, temperature: float, gradients: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     n, m = (anchors.shape[0], candidates.shape[0]) if gradients else (0, 0)
-    return (
-        anchors.new_empty(()),
-        anchors.new_empty(n, anchors.shape[1]),
-        anchors.new_empty(m, anchors.shape[1]),
-    )
+    shapes = ((), (n, anchors.shape[1]), (m, anchors.shape[1]))
+    loss, *grads = (anchors.new_empty(shape, dtype=sum_dtype(anchors)) for shape in shapes)
+    return loss, grads[0], grads[1]
 
 
 def _backward(inputs: Any, outputs: Any, grad: Tensor, needed: Any) -> Any:
     _, grad_anchors, grad_candidates = outputs if inputs[-1] else nt_xent_op(*inputs[:-1], True)
     return (
-        grad * grad_anchors if needed[0] else None,
-        grad * grad_candidates if needed[1] else None,
+        (grad * grad_anchors).to(inputs[0].dtype) if needed[0] else None,
+        (grad * grad_candidates).to(inputs[1].dtype) if needed[1] else None,
         *(None,) * 3,
     )
 

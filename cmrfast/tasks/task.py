@@ -13,7 +13,6 @@ from cmrfast.data.cache import Cache
 from cmrfast.data.datasets.case import Case
 from cmrfast.data.volume import Volume
 from cmrfast.models import method
-from cmrfast.models.recipe import Recipe
 
 Batch = dict[str, Tensor]
 #: One unit of an evaluation, such as a slice or a patient: ``case``, what else names it, scores.
@@ -89,6 +88,10 @@ class Task(ABC):
     inputs: ClassVar[tuple[str, ...]]
     #: The score in rows that validation maximises, or minimises if it starts with a minus.
     objective: ClassVar[str]
+    #: The sequence of an image that alone makes a case for ``predict``; None if it takes several.
+    single_image: ClassVar[str | None] = None
+    #: Whether a batch's loss is the mean of its samples' losses, so that those of parts add up.
+    separable: ClassVar[bool] = False
     #: Rows of the paper's tables, {model: {metric: mean or "mean (SD)" as printed}}.
     published: ClassVar[Mapping[str, Mapping[str, str]]] = {}
 
@@ -104,6 +107,8 @@ class Task(ABC):
         self.config, self.recipe = config, recipe
         self.fitted: Mapping[str, Any] = fitted or {}
         self.device, self.cache = torch.device(device), cache
+        #: Slices or windows that the network gets at once in prediction.
+        self.predict_batch = 8
 
     @classmethod
     def module(cls) -> Any:
@@ -123,7 +128,7 @@ class Task(ABC):
             seed: of every random choice.
         """
 
-    def step(self, recipe: Recipe, epoch: int) -> dict[str, Any]:
+    def step(self, epoch: int) -> dict[str, Any]:
         """Keyword arguments of the module's ``step`` in an epoch, of methods that have one."""
         return {}
 

@@ -82,7 +82,7 @@ class CheckpointFolder:
         self._trim()
         return final
 
-    def load_newest(self, made_for: Mapping[str, Any]) -> Checkpoint | None:
+    def load_newest(self, made_for: Mapping[str, Any] | None) -> Checkpoint | None:
         """The newest whole checkpoint; None where there is none.
 
         Raises:
@@ -92,7 +92,7 @@ class CheckpointFolder:
         for path in sorted(self._paths(), key=_step, reverse=True):
             try:
                 return load_checkpoint(path, made_for)
-            except _Damaged as error:
+            except _DamagedError as error:
                 damaged.append(str(error))
         if damaged:
             raise CheckpointError("; ".join(damaged))
@@ -152,15 +152,19 @@ def load_checkpoint(
     try:
         state = json.loads((path / _STATE).read_text())
         if _digest(path / _TENSORS) != state["tensors_blake2b"]:
-            raise _Damaged(f"load_checkpoint: {path}: its tensors are not those it was saved with")
+            raise _DamagedError(
+                f"load_checkpoint: {path}: its tensors are not those it was saved with"
+            )
         tensors = load_file(path / _TENSORS)
         loaded = Checkpoint(
             state["step"], state["made_for"], _with_tensors(state["state"], tensors), state["score"]
         )
     except FileNotFoundError as error:
-        raise _Damaged(f"load_checkpoint: {path}: {Path(error.filename).name} is missing") from None
+        raise _DamagedError(
+            f"load_checkpoint: {path}: {Path(error.filename).name} is missing"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise _Damaged(f"load_checkpoint: {path} is damaged: {error}") from error
+        raise _DamagedError(f"load_checkpoint: {path} is damaged: {error}") from error
     # As JSON keeps it: tuples become lists there.
     wanted = None if made_for is None else json.loads(json.dumps(made_for))
     if wanted is not None and wanted != loaded.made_for:
@@ -169,7 +173,7 @@ def load_checkpoint(
     return loaded
 
 
-class _Damaged(CheckpointError):
+class _DamagedError(CheckpointError):
     """Not whole; an older one may be."""
 
 

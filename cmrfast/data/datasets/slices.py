@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from cmrfast.data.volume import Volume
 
@@ -56,3 +57,10 @@ def slice_pairs_by_index(source_slices: int, target_slices: int) -> list[SlicePa
         )
     nowhere = float("nan")
     return [SlicePair(i, i * target_slices // source_slices, nowhere) for i in range(source_slices)]
+
+
+def world_from_slice(volume: Volume, k: int) -> Tensor:
+    """(4, 4) world_from_vox of slice k (third axis) alone, for functions that know it as k = 0."""
+    moved = volume.world_from_vox.clone()
+    moved[:, 3] += k * volume.world_from_vox[:, 2]
+    return moved

@@ -144,7 +144,7 @@ def paint(
     bend = brain.bend(x, y, z)
     head = _ellipsoid(x, y, z, (0, -2, -4), (80, 101, 96)) + bend
     neck = np.maximum(np.hypot(x, (y + 22) * np.float32(0.8)) - 62, z + 40)
-    face = _ellipsoid(x, y, z, (0, 48, -58), (56, 54, 50))
+    face = _ellipsoid(x, y, z, (0, 46, -68), (56, 54, 50))
     head = smooth_minimum(head, smooth_minimum(neck, face, 12), 12)
     skull = here.hull - np.float32(2.5)
     lay(head, "skin")

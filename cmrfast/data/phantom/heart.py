@@ -1,8 +1,9 @@
 """A heart as a function of space: short-axis anatomy, scar, how patients differ.
 
-Heart frame, in mm: the origin lies mid-ventricle on the long axis, x runs to the lateral wall (right
-in most displays), y to the inferior wall (down), z to the base. Surfaces are signed distances,
-negative inside, so that voxels of any size and orientation can be filled with partial volumes.
+Heart frame, in mm: the origin lies mid-ventricle on the long axis, x runs to the lateral wall
+(right in most displays), y to the inferior wall (down), z to the base. Surfaces are signed
+distances, negative inside, so that voxels of any size and orientation can be filled with partial
+volumes.
 """
 
 from collections.abc import Mapping

@@ -10,6 +10,8 @@ from cmrfast.data.phantom.scanner import Array
 #: Thickness of the right ventricle's free wall.
 RIGHT_WALL_MM = 3.0
 _FAR = np.float32(99)
+#: Radius of a scar's edges.
+_EDGE_MM = 2.5
 
 
 @dataclass(frozen=True)
@@ -122,12 +124,19 @@ def _lesions(
             outer = outer * (np.float32(0.45) + np.float32(0.55) * shape)
         across = np.maximum(inner - depth, depth - outer) * thick
         around = np.maximum(side, height)
-        scar = np.minimum(scar, np.maximum(around, across) + fray)
+        scar = np.minimum(scar, _rounded_maximum(around, across) + fray)
         edema = np.minimum(edema, around - 6 + 3 * fray)
         if one.no_reflow:
             deep = np.maximum(np.float32(0.1) - depth, depth - np.float32(0.55) * outer) * thick
             core = np.minimum(core, np.maximum(around + 7, deep) + fray)
     return scar, core, edema
+
+
+def _rounded_maximum(a: Array, b: Array) -> Array:
+    """Distance to what two surfaces have in common, its edges rounded as tissue is."""
+    a, b = a + np.float32(_EDGE_MM), b + np.float32(_EDGE_MM)
+    outside = np.sqrt(np.maximum(a, 0) ** 2 + np.maximum(b, 0) ** 2)
+    return np.asarray(outside + np.minimum(np.maximum(a, b), 0) - np.float32(_EDGE_MM))
 
 
 def _extent(one: Scar, angle: list[Array], z: Array, radius: Array) -> tuple[Array, Array, Array]:

@@ -49,12 +49,14 @@ def align_masks(
                 f"align_masks: {name} must be a mask (I, J) that is not empty; "
                 f"got {tuple(mask.shape)}"
             )
-    return _Search(
-        (moving != 0).double(),
-        (fixed != 0).double(),
-        moving_world_from_vox.double(),
-        fixed_world_from_vox.double(),
-    ).run()
+    # Gradients are this search's own business, whatever the caller has switched off.
+    with torch.inference_mode(False), torch.enable_grad():
+        return _Search(
+            (moving.clone() != 0).double(),
+            (fixed.clone() != 0).double(),
+            moving_world_from_vox.clone().double(),
+            fixed_world_from_vox.clone().double(),
+        ).run()
 
 
 class _Search:

@@ -80,7 +80,7 @@ def standardise_histogram(
     step = own.diff()
     # Percentiles that coincide make a piece without width, on which nothing lies but its start.
     slope = torch.where(step > 0, landmarks.diff() / step, 0.0)
-    values = volume.double()
+    values = volume.double().contiguous()
     piece = torch.bucketize(values, own[1:-1].contiguous(), right=True)
     mapped = landmarks[piece] + (values - own[piece]) * slope[piece]
     return mapped.to(torch.float64 if volume.dtype == torch.float64 else torch.float32)

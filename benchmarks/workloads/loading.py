@@ -1,0 +1,158 @@
+"""From volumes in memory to batches, and from files to volumes: other libraries' loaders and ours.
+
+A loader draws its patches and maps itself, so results are not compared with one another. Instead
+every way has to prove that what it hands out is what ours cuts or warps where it says it did.
+"""
+
+import gzip
+import tempfile
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks import loaders
+from benchmarks.loaders import Batch, Loader
+from benchmarks.workloads.case import Case
+from cmrfast.data.augment import Ranges, random_thetas
+from cmrfast.data.draws import order
+from cmrfast.data.nifti import read_nifti, write_nifti
+from cmrfast.data.patches import LesionSampler
+from cmrfast.data.phantom import write_phantoms
+from cmrfast.data.prepare import z_score
+from cmrfast.ops import VolumeStore, affine_sample, extract_patches, warp_pair
+
+SIDE, BATCH, PATIENTS, PER_PATIENT = 56, 40, 4, 40
+_RANGES = Ranges(rotate_deg=20, scale=(0.9, 1.1), translate_share=0.1, shear_deg=10)
+
+
+def patches_3d(scale: float = 1.0) -> Case:
+    """An epoch of 56³ patches of a FLAIR pair with five masks; ours with lesions four in five."""
+    shape = [max(SIDE + 8, round(n * scale ** (1 / 3))) for n in (200, 240, 200)]
+    images = [torch.rand(2, *shape) for _ in range(PATIENTS)]
+    masks = [(torch.rand(5, *shape) > 0.9995).byte() for _ in range(PATIENTS)]
+    sampler = LesionSampler(
+        [m[0] for m in masks],
+        [torch.rand(*shape) > 0.9 for _ in range(PATIENTS)],
+        (SIDE,) * 3,
+        per_patient=PER_PATIENT,
+    )
+    flair, labels = VolumeStore(images), VolumeStore(masks)
+    epoch_number = 0
+
+    def batches() -> Iterator[list[Tensor]]:
+        nonlocal epoch_number
+        epoch_number += 1
+        for samples in order(0, epoch_number, len(sampler)).split(BATCH):
+            at = sampler.windows(epoch_number, samples)
+            yield [
+                extract_patches(
+                    store, at.start_vox, sampler.size, volume_index=at.volume_index, dtype=dtype
+                )
+                for store, dtype in ((flair, torch.float32), (labels, torch.uint8))
+            ]
+
+    peers = {
+        **loaders.torchio_patches(images, masks, SIDE, BATCH, PER_PATIENT),
+        **loaders.monai_patches(images, masks, SIDE, BATCH, PER_PATIENT),
+        **loaders.monai_patches(images, masks, SIDE, BATCH, PER_PATIENT, workers=2),
+    }
+
+    def proven(batch: Batch) -> None:
+        for store, key in ((flair, "image"), (labels, "label")):
+            start, index = batch["start"].long(), batch["patient"].long()
+            ours = extract_patches(store, start, (SIDE,) * 3, volume_index=index, dtype=store.dtype)
+            torch.testing.assert_close(batch[key], ours, rtol=0, atol=0)
+
+    voxels = PATIENTS * PER_PATIENT * SIDE**3 * (2 * 4 + 5)
+    return _case(batches, peers, proven, voxels)
+
+
+def slices_2d(scale: float = 1.0) -> Case:
+    """An epoch of LGE slices and their two masks, each turned, scaled, sheared and shifted."""
+    count, side = max(2, round(120 * scale)), 224
+    images, labels = torch.rand(count, 1, side, side), _discs(count, side)
+    epoch_number = 0
+
+    def batches() -> Iterator[list[Tensor]]:
+        nonlocal epoch_number
+        epoch_number += 1
+        for samples in order(0, epoch_number, count).split(BATCH):
+            theta, _ = random_thetas(_RANGES, (side, side), 0, epoch_number, samples)
+            yield list(warp_pair(images[samples], labels[samples], theta))
+
+    peers = {
+        **loaders.torchio_slices(images, labels, BATCH),
+        **loaders.monai_slices(images, labels, BATCH),
+        **loaders.monai_slices(images, labels, BATCH, workers=2),
+    }
+
+    def proven(batch: Batch) -> None:
+        chosen, theta = batch["sample"].long(), batch["theta"][None]
+        image, inside, label = (
+            affine_sample(x[None].float(), theta, mode=mode)[0]
+            for x, mode in (
+                (images[chosen], "linear"),
+                (torch.ones(1, side, side), "linear"),
+                (labels[chosen], "nearest"),
+            )
+        )
+        # Libraries differ in what they do within a voxel of the rim, and in ties.
+        whole = inside[0] > 0.9999
+        assert whole.float().mean() > 0.5
+        torch.testing.assert_close(batch["image"][:, whole], image[:, whole], rtol=0, atol=2e-3)
+        assert (batch["label"] != label)[:, whole].float().mean() < 1e-3
+
+    return _case(batches, peers, proven, 2 * count * side * side * (4 + 2))
+
+
+def _case(
+    batches: Callable[[], Iterator[list[Tensor]]],
+    peers: dict[str, Loader],
+    proven: Callable[[Batch], None],
+    moved: int,
+) -> Case:
+    def epoch() -> list[object]:
+        last: object = None
+        for batch in batches():
+            last = batch
+        return [last]
+
+    def proof() -> None:
+        for loader in peers.values():
+            for batch in islice(loader.placed(), 8):
+                proven(batch)
+
+    ways = {"cmrfast": epoch} | {name: loader.run for name, loader in peers.items()}
+    return Case(ways, moved=moved, fresh=moved // 2, proof=proof)
+
+
+def _discs(count: int, side: int) -> Tensor:
+    """Two masks a slice: a disc, and a smaller one in it."""
+    i, j = torch.arange(side) - torch.rand(2, count, 1) * 40 - side / 2 + 20
+    away = (i[:, :, None] ** 2 + j[:, None, :] ** 2).sqrt()
+    return torch.stack((away < 50, away < 20), 1).byte()
+
+
+def reading(kind: str, shrink: float = 1.0) -> Case:
+    """A phantom FLAIR (int16, or float32 as prepared) or mask, deflated as most tools do."""
+    kept = tempfile.TemporaryDirectory()
+    root = write_phantoms("new_lesions", Path(kept.name) / "set", cases=1, shrink=shrink)
+    name = "ground_truth_expert1" if kind == "mask" else "flair_time01_on_middle_space"
+    volume = read_nifti(next(root.rglob(f"{name}.nii.gz")))
+    if kind == "float32":
+        volume = volume.with_data(z_score(volume.data))
+    plain = Path(kept.name) / "image.nii"
+    write_nifti(plain, volume)
+    path = plain.with_name("image.nii.gz")
+    path.write_bytes(gzip.compress(plain.read_bytes(), 6, mtime=0))
+
+    def ours() -> list[Tensor]:
+        assert kept.name  # the folder lives as long as the case
+        return [read_nifti(path).data]
+
+    size = volume.data.nbytes
+    moved = path.stat().st_size + size
+    return Case({"cmrfast": ours, **loaders.readers(path)}, moved=moved, fresh=size, tolerance=0)

@@ -1,0 +1,100 @@
+"""What several commands take, and how it is read."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cmrfast.models import MODELS
+
+if TYPE_CHECKING:
+    from cmrfast.train.search import Range
+
+Method = Annotated[str, typer.Argument(metavar="METHOD", help=f"One of {', '.join(MODELS)}.")]
+Folder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a training run.")]
+Data = Annotated[Path, typer.Option(help="Root of a data set that the method reads.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1 …")]
+Split = Annotated[str, typer.Option(help="train, validate, test or all.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Of config or recipe; may be repeated."),
+]
+
+
+def known_method(name: str) -> str:
+    """A method's name."""
+    if name not in MODELS:
+        raise typer.BadParameter(f"METHOD must be one of {', '.join(MODELS)}; got {name}")
+    return name
+
+
+def positive(name: str, value: int | None) -> int | None:
+    """A number that has to be at least 1, where it was given."""
+    if value is not None and value < 1:
+        raise typer.BadParameter(f"--{name} must be at least 1; got {value}")
+    return value
+
+
+def whole(text: str) -> int | None:
+    """A whole number, or None for auto."""
+    try:
+        return None if text == "auto" else int(text)
+    except ValueError:
+        raise typer.BadParameter(f"must be auto or a whole number; got {text}") from None
+
+
+def changes_of(method: str, pairs: list[str], extra: list[str]) -> dict[str, Any]:
+    """Fields from ``--set field=value`` and from ``--field value``."""
+    from cmrfast.train.run import changed
+
+    words = [word for pair in pairs for word in ("--" + pair.replace("=", " ", 1)).split(" ", 1)]
+    words += [part for word in extra for part in word.split("=", 1)]
+    if len(words) % 2 or not all(name.startswith("--") for name in words[::2]):
+        raise typer.BadParameter(f"options come as --field value; got {' '.join(words)}")
+    changes = {
+        name[2:].replace("-", "_"): _value(text)
+        for name, text in zip(words[::2], words[1::2], strict=True)
+    }
+    try:
+        changed(method, changes)
+    except (ValueError, TypeError) as error:
+        raise typer.BadParameter(str(error)) from None
+    return changes
+
+
+def _value(text: str) -> Any:
+    """A number, a boolean, a tuple such as 1,2,3, or the text itself."""
+    if "," in text:
+        return tuple(_value(part) for part in text.strip("()").split(",") if part)
+    for read in (int, float):
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+
+
+def known_split(name: str) -> str:
+    """One of the parts of a split, or all."""
+    if name not in ("train", "validate", "test", "all"):
+        raise typer.BadParameter(f"--split must be train, validate, test or all; got {name}")
+    return name
+
+
+def ranges_of(texts: list[str]) -> "dict[str, Range] | None":
+    """``field=low:high`` or ``field=low:high:log``."""
+    from cmrfast.train.search import Range
+
+    found = {}
+    for text in texts:
+        name, _, numbers = text.partition("=")
+        low, _, rest = numbers.partition(":")
+        high, _, log = rest.partition(":")
+        try:
+            found[name.replace("-", "_")] = Range(float(low), float(high), log == "log")
+        except ValueError:
+            raise typer.BadParameter(
+                f"--range must be FIELD=LOW:HIGH or FIELD=LOW:HIGH:log; got {text}"
+            ) from None
+    return found or None

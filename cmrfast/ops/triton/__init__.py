@@ -1,0 +1,14 @@
+"""The Triton kernels: importing this package fills ``KERNELS``, and needs Triton."""
+
+from cmrfast.ops.triton import (  # noqa: F401
+    affine_sample,
+    contract_axis,
+    dice_ce_sums,
+    extract_patches,
+    merge_patches,
+    nt_xent,
+    window_counts,
+)
+from cmrfast.ops.triton._launch import KERNELS
+
+__all__ = ["KERNELS"]

@@ -1,0 +1,240 @@
+"""Measures block sizes on this machine's GPU: ``python -m cmrfast.ops.triton.tune``.
+
+Tries every candidate of an op on the workloads below, drops those that do not fit the device or
+miss the reference, and puts the fastest at the head of the op's rows in the table, for this device
+alone. The table is then committed: nothing is ever timed while a user's program runs.
+"""
+
+import argparse
+import contextlib
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from cmrfast.ops._op import OPS
+from cmrfast.ops.triton import KERNELS, _launch
+
+FLOAT, HALF = "float32", "bfloat16"
+#: Largest error of a result over its largest entry.
+TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 3e-3}
+Blocks = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Rows of the table that one workload decides: their op, the arguments to time and to check."""
+
+    rows: str
+    op: str
+    dtype: str
+    timed: Callable[[], tuple[Any, ...]]
+    checked: Callable[[], tuple[Any, ...]]
+    candidates: dict[str, tuple[Any, ...]]
+    up_to: dict[str, int] = field(default_factory=dict)
+
+    def options(self) -> Iterator[Blocks]:
+        """Every combination of the candidates' values."""
+        for values in itertools.product(*self.candidates.values()):
+            yield dict(zip(self.candidates, values, strict=True))
+
+
+def normal(*shape: int, dtype: str = FLOAT) -> Tensor:
+    """Random numbers on the GPU."""
+    return torch.randn(*shape, device="cuda").to(getattr(torch, dtype))
+
+
+def cases() -> Iterator[Case]:
+    """Every case, the products of ``nt_xent`` first."""
+    for dtype, length, few in itertools.product(
+        (HALF, "float16", FLOAT), (128, 256), (True, False)
+    ):
+        for rows in ("nt_xent", "nt_xent_candidates"):
+            yield _pairs(rows, dtype, length, 1024 if few else 16384, few)
+    streams = {"tile": (512, 1024, 2048, 4096), "num_warps": (4, 8)}
+    for rows in ("dice_ce_sums", "dice_ce_sums_backward"):
+        yield Case(rows, rows, FLOAT, partial(_dice, rows, 640), partial(_dice, rows, 2), streams)
+    yield Case(
+        "extract_patches", "extract_patches", FLOAT, partial(_cut, 640), partial(_cut, 2), streams
+    )
+    yield Case(
+        "merge_patches", "merge_patches", FLOAT, partial(_merged, 16), partial(_merged, 3),
+        streams | {"BP": (16, 32, 64)},
+    )  # fmt: skip
+    samples = {"BLOCK": (128, 256, 512, 1024), "num_warps": (2, 4, 8)}
+    for rows in ("affine_sample", "affine_sample_backward"):
+        yield Case(
+            rows, rows, FLOAT, partial(_warped, rows, 182), partial(_warped, rows, 20),
+            samples,
+        )  # fmt: skip
+    yield Case(
+        "contract_axis", "contract_axis", FLOAT,
+        lambda: (normal(182, 218, 182), normal(218, 218).double()),
+        lambda: (normal(3, 21, 17), normal(19, 21).double()),
+        {"BM": (32, 64), "BQ": (32, 64, 128), "BT": (16, 32), "num_warps": (4, 8)},
+    )  # fmt: skip
+
+
+def _pairs(rows: str, dtype: str, length: int, count: int, few: bool) -> Case:
+    def args(n: int) -> tuple[Any, ...]:
+        pairs = normal(2, n, length, dtype=dtype)
+        return pairs[0], pairs[1], torch.arange(n, device="cuda"), 0.07, True
+
+    candidates: dict[str, tuple[Any, ...]] = {
+        "BM": (64, 128),
+        "BN": (32, 64, 128),
+        "BD": (length,),
+        "PRECISION": ("ieee", "tf32x3") if dtype == FLOAT else ("ieee",),
+        "num_warps": (4, 8),
+        "num_stages": (1, 2) if dtype == FLOAT else (2, 3, 4),
+    }
+    up_to = {"d": length, **({"rows": count} if few else {})}
+    return Case(rows, "nt_xent", dtype, partial(args, count), partial(args, 777), candidates, up_to)
+
+
+def _dice(op: str, batch: int) -> tuple[Any, ...]:
+    logits, labels = normal(batch, 4, 224 * 224), torch.randint(4, (batch, 224 * 224)).cuda()
+    grad = (normal(batch, 4, 4),) if op.endswith("backward") else ()
+    entropy = () if grad else (True,)
+    return *grad, logits, labels, 0, -100, 1e-4, *entropy
+
+
+def _cut(patches: int) -> tuple[Any, ...]:
+    table = torch.tensor([[0, 225, 270, 225]]).cuda()
+    start = torch.stack([torch.randint(-8, n - 48, (patches,)) for n in (225, 270, 225)], 1).cuda()
+    index, ones = torch.zeros(patches, dtype=torch.int64).cuda(), torch.ones(1, 2).double().cuda()
+    flips, size = torch.rand(patches, 3).cuda() < 0.5, (56, 56, 56)
+    buffer = normal(2 * 225 * 270 * 225)
+    return buffer, table, start, index, flips, 0 * ones, ones, 2, size, 0.0, torch.float32
+
+
+def _merged(steps: int) -> tuple[Any, ...]:
+    start = torch.cartesian_prod(*[torch.arange(steps) * 14] * 3).cuda()
+    weight = torch.rand(28, 28, 28).cuda()
+    return normal(len(start), 2, 28, 28, 28), start, weight, (14 * steps + 14,) * 3, 0.0
+
+
+def _warped(op: str, n: int) -> tuple[Any, ...]:
+    images, size = normal(1, 2, n, n, n), (n + 7, n, n - 5)
+    matrix = torch.eye(3, 4, dtype=torch.float64, device="cuda")[None]
+    matrix = matrix + 0.05 * torch.randn(1, 3, 4, dtype=torch.float64, device="cuda")
+    if op.endswith("backward"):
+        return normal(1, 2, *size), images, matrix, 0, 0, True, True
+    return images, matrix, size, 0, 0, 0.0
+
+
+@contextlib.contextmanager
+def row_in_front(rows: str, blocks: Blocks) -> Iterator[None]:
+    """Let these block sizes serve everything, for a while."""
+    _launch.table()[rows].insert(0, {"blocks": blocks})
+    _launch._blocks.cache_clear()
+    try:
+        yield
+    finally:
+        _launch.table()[rows].pop(0)
+        _launch._blocks.cache_clear()
+
+
+def best(case: Case) -> tuple[Blocks, float] | None:
+    """The fastest of the candidates that fit and are right, and its time in ms."""
+    torch.manual_seed(0)
+    checked, timed = case.checked(), case.timed()
+    expected = _results(OPS[case.op].reference, _doubled(checked))
+    winner: tuple[Blocks, float] | None = None
+    for blocks in case.options():
+        with row_in_front(case.rows, blocks):
+            try:
+                error = _error(_results(KERNELS[case.op], checked), expected)
+                if not error <= TOLERANCE[case.dtype]:
+                    print(f"  {blocks}: error {error:.1e}, dropped")
+                    continue
+                ms = float(triton.testing.do_bench(lambda: KERNELS[case.op](*timed)))
+            except triton.runtime.errors.OutOfResources as reason:
+                print(f"  {blocks}: {reason}")
+                continue
+        print(f"  {blocks}: {ms:.3f} ms, error {error:.1e}", flush=True)
+        if winner is None or ms < winner[1]:
+            winner = blocks, ms
+    return winner
+
+
+def _results(call: Callable[..., Any], args: tuple[Any, ...]) -> list[Tensor]:
+    output = call(*args)
+    return [output] if isinstance(output, Tensor) else list(output)
+
+
+def _doubled(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
+
+
+def _error(results: list[Tensor], expected: list[Tensor]) -> float:
+    errors = [
+        ((x.double() - y).abs().max() / y.double().abs().max().clamp(min=1e-30)).item()
+        for x, y in zip(results, expected, strict=True)
+        if y.numel()
+    ]
+    return max(errors)
+
+
+def put(table: dict[str, list[Blocks]], case: Case, device: str, blocks: Blocks) -> None:
+    """Put a row in front of the op's others, in place of an older one for the same."""
+    row = {"device": device, "dtype": case.dtype, "up_to": case.up_to, "blocks": blocks}
+    same = [{**row, "blocks": old["blocks"]} == old for old in table[case.rows]]
+    rows = [old for old, known in zip(table[case.rows], same, strict=True) if not known]
+    place = max((i + 1 for i, old in enumerate(rows) if _tighter(old, row)), default=0)
+    table[case.rows] = [*rows[:place], row, *rows[place:]]
+
+
+def _tighter(old: Blocks, new: Blocks) -> bool:
+    """Whether an older row of the same device must stay ahead, as it serves fewer sizes."""
+    if old.get("device") != new["device"] or old.get("dtype") != new["dtype"]:
+        return False
+    far = float("inf")
+    old_limits, new_limits = (
+        [float(row["up_to"].get(axis, far)) for axis in ("d", "rows")] for row in (old, new)
+    )
+    return old_limits < new_limits
+
+
+def write(table: dict[str, list[Blocks]], path: Path) -> None:
+    """The table, one row a line."""
+    ops = []
+    for op, rows in table.items():
+        lines = ",\n".join(f"    {json.dumps(row)}" for row in rows)
+        ops.append(f"  {json.dumps(op)}: [\n{lines}\n  ]")
+    path.write_text("{\n" + ",\n".join(ops) + "\n}\n")
+
+
+def main() -> None:
+    """Measure the ops named on the command line, all by default, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m cmrfast.ops.triton.tune")
+    parser.add_argument("ops", nargs="*", help="rows of the table to measure; default all")
+    parser.add_argument("--out", type=Path, default=_launch.TABLE, help="default: the table itself")
+    chosen = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit("tune: needs a CUDA device; torch sees none")
+    unknown = set(chosen.ops) - _launch.table().keys()
+    if unknown:
+        raise SystemExit(f"tune: no rows for {', '.join(sorted(unknown))}")
+    device = torch.cuda.get_device_name()
+    for case in cases():
+        if chosen.ops and case.rows not in chosen.ops:
+            continue
+        print(f"{case.rows} {case.dtype} {case.up_to or ''}", flush=True)
+        winner = best(case)
+        if winner is not None:
+            put(_launch.table(), case, device, winner[0])
+            _launch._blocks.cache_clear()
+            write(_launch.table(), chosen.out)
+            print(f"  -> {winner[0]}, {winner[1]:.3f} ms", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""What ends a run early: values that are not finite, and signals."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Stop:
+    """Whether somebody asked the process to end; true after the first SIGTERM or SIGINT."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+    @property
+    def exit_code(self) -> int:
+        """As a shell reports a process that a signal ended."""
+        return 128 + (self.signal or 0)
+
+
+@contextmanager
+def stopping() -> Iterator[Stop]:
+    """Turn SIGTERM and the first Ctrl-C into a wish that the loop heeds between two steps."""
+    stop = Stop()
+
+    def ask(number: int, _: FrameType | None) -> None:
+        if stop and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.signal = number
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def first_not_finite(model: nn.Module, inputs: dict[str, Tensor]) -> str:
+    """Where a forward pass first leaves the finite numbers, in words.
+
+    Args:
+        model: as it was in the step that failed.
+        inputs: arguments of its forward.
+    """
+    for name, tensor in inputs.items():
+        if not _finite(tensor):
+            return f"the input {name}"
+    for name, parameter in model.named_parameters():
+        if not _finite(parameter):
+            return f"the parameter {name}"
+    found: list[str] = []
+
+    def watch(name: str) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            values = output.values() if isinstance(output, dict) else [output]
+            if not found and not all(_finite(v) for v in values if isinstance(v, Tensor)):
+                found.append(name)
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(watch(name)) for name, module in model.named_modules() if name
+    ]
+    try:
+        with torch.no_grad():
+            model(**inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return f"the module {found[0]}" if found else "the loss; every module's output is finite"
+
+
+def all_finite(model: nn.Module) -> bool:
+    """Whether every parameter and buffer is."""
+    return all(_finite(tensor) for tensor in model.state_dict().values())
+
+
+def _finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(tensor.isfinite().all())

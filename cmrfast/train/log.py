@@ -1,0 +1,133 @@
+"""What training says: a JSON line a step in a file, and a line for whoever watches."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+_PLAIN_EVERY_S = 5.0
+
+
+class Log:
+    """Writes ``log.jsonl`` and shows progress.
+
+    On resuming, lines of steps after the checkpoint are cut off, so that the file reads as if
+    nothing had happened. On a terminal the last line is rewritten in place; elsewhere a plain
+    line comes every few seconds.
+
+    Args:
+        path: of the file.
+        start: steps done so far.
+        steps: in all.
+        tensorboard: folder for TensorBoard's events, or None.
+        stream: for the progress; None shows nothing.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        start: int,
+        steps: int,
+        tensorboard: Path | None = None,
+        stream: TextIO | None = None,
+    ) -> None:
+        self.start, self.steps, self.stream = start, steps, stream
+        _cut(path, start)
+        self._file = path.open("a", encoding="utf-8")
+        self._began = self._said = time.monotonic()
+        self._board: Any = None
+        if tensorboard is not None:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise ImportError(
+                    "train: the TensorBoard log needs the extra track: pip install 'cmrfast[track]'"
+                ) from error
+            self._board = SummaryWriter(tensorboard, purge_step=start)
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+        if self.stream is not None and self.stream.isatty():
+            self.stream.write("\n")
+
+    def step(self, step: int, losses: Mapping[str, float], **facts: float) -> None:
+        """A step is done: the losses before its update, and facts such as ``lr``."""
+        self._write({"step": step, **losses, **facts})
+        if self._board is not None:
+            for name, value in {**losses, **facts}.items():
+                self._board.add_scalar(name, value, step)
+        now = time.monotonic()
+        last = step == self.steps
+        every = 0.2 if self.stream is not None and self.stream.isatty() else _PLAIN_EVERY_S
+        if self.stream is None or (now - self._said < every and not last and step > self.start + 1):
+            return
+        self._said = now
+        pace = (now - self._began) / max(step - self.start, 1)
+        parts = [f"step {step}/{self.steps}"]
+        parts += [f"{name} {value:.4g}" for name, value in losses.items()]
+        if "samples_per_s" in facts:
+            parts.append(f"{facts['samples_per_s']:.3g} samples/s")
+        if "waited_share" in facts:
+            parts.append(f"waiting {100 * facts['waited_share']:.0f} %")
+        parts.append(f"left {_duration(pace * (self.steps - step))}")
+        self._show("  ".join(parts))
+
+    def validation(self, step: int, score: float) -> None:
+        """The network was scored on the validation patients."""
+        self._write({"step": step, "validation": score if math.isfinite(score) else None})
+        if self.stream is not None:
+            self._show(f"step {step}/{self.steps}  validation score {score:.4g}")
+
+    def say(self, text: str) -> None:
+        """A line for whoever watches."""
+        if self.stream is not None:
+            self.stream.write(f"{text}\n")
+            self.stream.flush()
+
+    def _show(self, line: str) -> None:
+        assert self.stream is not None
+        if self.stream.isatty():
+            self.stream.write(f"\r\033[K{line}")
+        else:
+            self.stream.write(f"{line}\n")
+        self.stream.flush()
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a log."""
+    records = []
+    for line in path.read_text("utf-8").splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except ValueError:  # a process that was killed left half of it
+            continue
+    return records
+
+
+def _cut(path: Path, start: int) -> None:
+    kept = [record for record in read_log(path) if record["step"] <= start]
+    path.write_text("".join(json.dumps(record) + "\n" for record in kept), "utf-8")
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def terminal() -> TextIO:
+    """Where progress goes: standard error, so that results can be piped."""
+    return sys.stderr

@@ -1,0 +1,136 @@
+"""Ranks: one process, or the processes that torchrun started, as one."""
+
+import os
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+
+_FAILURE = "cmrfast/failure"
+_BUCKET_BYTES = 32 << 20
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all: alone, ``group`` is None and nothing is exchanged."""
+
+    rank: int = 0
+    count: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    group: Any = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes what only one may write."""
+        return self.rank == 0
+
+    def share(self, samples: Tensor) -> Tensor:
+        """This rank's part of a batch; the parts differ in size by one at most."""
+        return samples.tensor_split(self.count)[self.rank]
+
+    def average(self, tensors: Iterable[Tensor]) -> None:
+        """Replace tensors by their mean over ranks, in buckets, the same bits on every rank."""
+        if self.group is None:
+            return
+        bucket: list[Tensor] = []
+        for tensor in tensors:
+            bucket.append(tensor)
+            if sum(t.nbytes for t in bucket) >= _BUCKET_BYTES:
+                self._average(bucket)
+                bucket = []
+        if bucket:
+            self._average(bucket)
+
+    def _average(self, bucket: list[Tensor]) -> None:
+        flat = torch.cat([t.detach().flatten() for t in bucket])
+        dist.all_reduce(flat, group=self.group)
+        flat /= self.count
+        for tensor, mean in zip(bucket, flat.split([t.numel() for t in bucket]), strict=True):
+            tensor.copy_(mean.view_as(tensor))
+
+    def agree(self, value: Any) -> Any:
+        """The first rank's value, on every rank."""
+        if self.group is None:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.group)
+        return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, on every rank, in order of rank."""
+        if self.group is None:
+            return [value]
+        found: list[Any] = [None] * self.count
+        dist.all_gather_object(found, value, group=self.group)
+        return found
+
+
+@contextmanager
+def joined(device: str = "auto", *, timeout_s: float = 600.0) -> Iterator[Ranks]:
+    """Join the processes that torchrun started; without torchrun this process is all there is.
+
+    A rank that fails leaves its cause for the others, which stop with it: at once where the
+    connection breaks, else after the timeout.
+
+    Args:
+        device: cpu, cuda, cuda:1 …, or auto: a GPU where there is one.
+        timeout_s: how long a rank waits for the others.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Ranks(device=_device(device, 0))
+        return
+    local = _device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    timeout = timedelta(seconds=timeout_s)
+    store, rank, count = next(rendezvous("env://", timeout=timeout))
+    dist.init_process_group(
+        "nccl" if local.type == "cuda" else "gloo",
+        store=store,
+        rank=rank,
+        world_size=count,
+        timeout=timeout,
+    )
+    try:
+        yield Ranks(rank, count, local, dist.group.WORLD)
+    except Exception as error:
+        cause = _cause(store)
+        if cause is None:
+            store.set(_FAILURE, f"rank {rank} of {count}: {_in_words(error)}")
+            raise
+        raise RuntimeError(f"stopped because of {cause}") from error
+    finally:
+        dist.destroy_process_group()
+
+
+def _cause(store: Any) -> str | None:
+    """What another rank left, given a moment to write it."""
+    for _ in range(20):
+        if store.check([_FAILURE]):
+            return cast(bytes, store.get(_FAILURE)).decode()
+        time.sleep(0.05)
+    return None
+
+
+def _in_words(error: BaseException) -> str:
+    return " ".join(str(error).split())[:500] or type(error).__name__
+
+
+def _device(name: str, local_rank: int) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(f"device: {name} was asked for, but torch sees no GPU")
+        if device.index is None:
+            device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    elif device.type != "cpu":
+        raise ValueError(f"device: must be auto, cpu or cuda; got {name}")
+    return device

@@ -1,0 +1,174 @@
+"""Bayesian optimisation of a recipe: Gaussian process, pruning, any number of workers."""
+
+import json
+import math
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+from cmrfast.atomic import replacing
+from cmrfast.train.loop import train
+
+
+class Range(NamedTuple):
+    """Where a field is searched: uniformly from low to high, or in its logarithm."""
+
+    low: float
+    high: float
+    log: bool = False
+
+
+#: What each method's search varies unless told otherwise: of joint_scar as its paper did.
+RANGES: dict[str, dict[str, Range]] = {
+    "joint_scar": {
+        "lr": Range(1e-5, 1e-2, log=True),
+        "dropout": Range(0.0, 0.6),
+        "myocardium_weight": Range(0.1, 10, log=True),
+        "weight_decay": Range(1e-7, 1e-3, log=True),
+    },
+    "siamese_lesion": {
+        "lr": Range(1e-5, 1e-2, log=True),
+        "temperature": Range(0.01, 1.0, log=True),
+        "dropout_full": Range(0.0, 0.6),
+    },
+    "joint_registration": {
+        "lr": Range(1e-5, 1e-2, log=True),
+        "alpha": Range(0.0, 1.0),
+        "registration_weight": Range(0.1, 10, log=True),
+    },
+    "new_lesions": {
+        "lr": Range(1e-4, 1e-1, log=True),
+        "dropout": Range(0.0, 0.6),
+        "on_target": Range(0.2, 1.0),
+    },
+    "adversarial_transfer": {
+        "lr": Range(1e-5, 1e-2, log=True),
+        "individual_weight": Range(0.5, 1.0),
+        "adversarial_weight": Range(0.01, 10, log=True),
+    },
+}
+
+
+def search(
+    method: str,
+    data: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    trials: int = 30,
+    ranges: Mapping[str, Range] | None = None,
+    storage: str | None = None,
+    seed: int = 0,
+    stream: TextIO | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Train with other values until the validation score no longer pays for more.
+
+    Every trial is a run in ``out/trials``. Started again, or beside others on one ``storage``, it
+    goes on where the study stands; a trial whose worker died is tried again.
+
+    Args:
+        method: a key of ``cmrfast.models.MODELS``.
+        data: root of a data set that the method reads.
+        out: folder of the search.
+        trials: finished or pruned ones, of all workers.
+        ranges: field → range; default ``RANGES[method]``.
+        storage: URL of an Optuna storage; default SQLite in ``out``.
+        seed: of the training of every trial, and of the sampler.
+        stream: for progress; None is silent.
+        options: of ``train``, such as steps.
+
+    Returns:
+        ``best`` values, their ``score``, and the number of ``trials``.
+    """
+    try:
+        import optuna
+        from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+        from optuna.trial import TrialState
+    except ImportError as error:
+        raise ImportError(
+            "search: needs the extra search: pip install 'cmrfast[search]'"
+        ) from error
+
+    ranges = dict(ranges or RANGES[method])
+    folder = Path(out)
+    (folder / "trials").mkdir(parents=True, exist_ok=True)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    study = optuna.create_study(
+        study_name=method,
+        storage=RDBStorage(
+            storage or f"sqlite:///{folder.resolve()}/search.db",
+            heartbeat_interval=30,
+            grace_period=120,
+            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=3),
+        ),
+        sampler=optuna.samplers.GPSampler(seed=seed, n_startup_trials=2),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1),
+        direction="maximize",
+        load_if_exists=True,
+    )
+
+    def objective(trial: Any) -> float:
+        changes = {
+            name: trial.suggest_float(name, r.low, r.high, log=r.log) for name, r in ranges.items()
+        }
+        last = [math.nan]
+
+        def watch(step: int, score: float) -> None:
+            last[0] = score
+            if math.isnan(score):
+                return
+            trial.report(score, step)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+
+        place = folder / "trials" / f"{trial.number:04d}"
+        own = {**options, "changes": {**options.get("changes", {}), **changes}}
+        try:
+            train(method, data, place, **own, seed=seed, resume=True, watch=watch)
+        except FloatingPointError as error:
+            # As bad as the worst, so that the sampler learns to keep away.
+            trial.set_user_attr("diverged", str(error))
+            ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+            last[0] = min((float(t.value or 0.0) for t in ended), default=-1.0)
+        if math.isnan(last[0]):
+            raise ValueError("search: the validation patients have nothing to score")
+        if stream is not None:
+            stream.write(f"trial {trial.number}: score {last[0]:.4g}  {_words(changes)}\n")
+        return last[0]
+
+    over = (TrialState.COMPLETE, TrialState.PRUNED)
+    while len(study.get_trials(deepcopy=False, states=over)) < trials:
+        study.optimize(objective, n_trials=1)
+    result = {"best": study.best_params, "score": study.best_value, "trials": len(study.trials)}
+    with replacing(folder / "best.json") as temporary:
+        temporary.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    _plot(study, folder)
+    return result
+
+
+def _plot(study: Any, folder: Path) -> None:
+    """Score over trials, and over each field."""
+    from matplotlib.figure import Figure
+
+    done = [t for t in study.trials if t.value is not None]
+    names = list(done[0].params)
+    figure = Figure((3 * (len(names) + 1), 3), layout="constrained")
+    first, *others = figure.subplots(1, len(names) + 1, sharey=True)
+    scores = [t.value for t in done]
+    best = [max(scores[: i + 1]) for i in range(len(scores))]
+    first.plot([t.number for t in done], scores, "o", markersize=4)
+    first.step([t.number for t in done], best, where="post")
+    first.set(xlabel="trial", ylabel="validation score")
+    for panel, name in zip(others, names, strict=True):
+        panel.plot([t.params[name] for t in done], scores, "o", markersize=4)
+        panel.set_xlabel(name)
+        if done[0].distributions[name].log:
+            panel.set_xscale("log")
+    figure.savefig(folder / "search.png", dpi=120, metadata={"Software": None})
+
+
+def _words(changes: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3g}" for name, value in changes.items())

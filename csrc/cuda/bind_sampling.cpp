@@ -1,0 +1,97 @@
+// Affine sampling and smoothing, as operators.
+#include <tuple>
+
+#include "binding.h"
+
+namespace cmrfast::cuda {
+namespace {
+
+Tensor contract_axis(const Tensor& values_any, const Tensor& weights_any) {
+  constexpr auto op = "contract_axis";
+  const Here here(values_any);
+  const Tensor values = contiguous(values_any), weights = contiguous(weights_any);
+  STD_TORCH_CHECK(values.dim() == 3 && weights.dim() == 2 && weights.size(1) == values.size(1),
+                  "contract_axis: values must be (O, n, I), weights (M, n)");
+  require_all_double(op, weights, weights);
+  const int64_t O = values.size(0), n = values.size(1), I = values.size(2), M = weights.size(0);
+  Tensor reach = new_empty(values, {M, 2}, ScalarType::Long);
+  Tensor out = new_empty(values, {O, M, I});
+  here.run(
+      op, cmrfast_contract_axis,
+      ContractAxis{O, n, I, M, values.const_data_ptr(), read<double>(weights),
+                   computing_dtype(op, values), write<int64_t>(reach), out.mutable_data_ptr()});
+  return out;
+}
+
+Sampling sampling_of(const char* op, const Tensor& images, const Tensor& matrix,
+                     const int64_t* size, int64_t mode, int64_t border) {
+  const int64_t dims = images.dim() - 2;
+  STD_TORCH_CHECK((dims == 2 || dims == 3) && matrix.numel() == images.size(0) * dims * (dims + 1),
+                  op, ": images and matrix do not fit one another");
+  require_all_double(op, matrix, matrix);
+  Sampling sampling{};
+  sampling.B = images.size(0);
+  sampling.C = images.size(1);
+  sampling.dims = dims;
+  for (int64_t a = 0; a < dims; ++a) {
+    sampling.n[a] = images.size(a + 2);
+    sampling.size[a] = size[a];
+  }
+  sampling.matrix = read<double>(matrix);
+  sampling.mode = static_cast<Mode>(mode);
+  sampling.border = static_cast<Border>(border);
+  sampling.dtype = dtype_of(op, images.scalar_type());
+  if (sampling.mode == Mode::kLinear) floating_dtype(op, images);
+  return sampling;
+}
+
+Tensor affine_sample(const Tensor& images_any, const Tensor& matrix_any, Sizes size, int64_t mode,
+                     int64_t border, double fill) {
+  constexpr auto op = "affine_sample";
+  const Here here(images_any);
+  const Tensor images = contiguous(images_any), matrix = contiguous(matrix_any);
+  Tensor out = new_empty(images, shape_of(images.size(0), images.size(1), size));
+  here.run(op, cmrfast_affine_sample,
+           AffineSample{sampling_of(op, images, matrix, size.data(), mode, border),
+                        images.const_data_ptr(), fill, out.mutable_data_ptr()});
+  return out;
+}
+
+std::tuple<Tensor, Tensor> affine_sample_backward(const Tensor& grad_any, const Tensor& images_any,
+                                                  const Tensor& matrix_any, int64_t mode,
+                                                  int64_t border, bool for_images,
+                                                  bool for_matrix) {
+  constexpr auto op = "affine_sample_backward";
+  const Here here(grad_any);
+  const Tensor grad = contiguous(grad_any), images = contiguous(images_any);
+  const Tensor matrix = contiguous(matrix_any);
+  const int64_t B = images.size(0), C = images.size(1), dims = images.dim() - 2;
+  STD_TORCH_CHECK(grad.dim() == images.dim() && grad.size(0) == B && grad.size(1) == C &&
+                      grad.scalar_type() == images.scalar_type(),
+                  "affine_sample_backward: grad does not fit the images");
+  const Sampling s = sampling_of(op, images, matrix, grad.sizes().data() + 2, mode, border);
+  floating_dtype(op, images);
+  const int64_t voxels = B > 0 && C > 0 ? grad.numel() / (B * C) : 0;
+  const int64_t stretches = B * ((voxels + kMatrixStretch - 1) / kMatrixStretch);
+  Tensor to_images = for_images ? new_zeros(images, images.sizes()) : new_empty(images, {0});
+  Tensor to_matrix = new_zeros(matrix, matrix.sizes());
+  Tensor sums = new_zeros(matrix, {for_images ? images.numel() : 0}, ScalarType::Long);
+  Tensor largest = new_zeros(matrix, {for_images ? B * C : 0}, ScalarType::Long);
+  const bool pull = for_matrix && s.mode == Mode::kLinear;
+  Tensor partial = new_empty(matrix, {pull ? stretches * dims * (dims + 1) : 0});
+  here.run(op, cmrfast_affine_sample_backward,
+           AffineSampleBackward{s, grad.const_data_ptr(), images.const_data_ptr(),
+                                for_images ? to_images.mutable_data_ptr() : nullptr,
+                                write<int64_t>(sums), write<int64_t>(largest),
+                                pull ? write<double>(to_matrix) : nullptr, write<double>(partial)});
+  return {to_images, to_matrix};
+}
+
+}  // namespace
+}  // namespace cmrfast::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(CMRFAST_LIBRARY, CMRFAST_DEVICE, m) {
+  m.impl("contract_axis", TORCH_BOX(&cmrfast::cuda::contract_axis));
+  m.impl("affine_sample", TORCH_BOX(&cmrfast::cuda::affine_sample));
+  m.impl("affine_sample_backward", TORCH_BOX(&cmrfast::cuda::affine_sample_backward));
+}

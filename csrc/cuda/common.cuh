@@ -1,0 +1,184 @@
+// What every CUDA kernel needs around its loops: launch, grid, cheap division, ordered sums.
+//
+// No torch header comes in here: nvcc compiles kernels and launchers on raw pointers, and the same
+// source runs on the CPU through on_host.h.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#ifdef __CUDACC__
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#define CMRFAST_LAUNCH(kernel, grid, block, stream, ...) \
+  kernel<<<grid, block, 0, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__)
+#else
+#include "on_host.h"
+#endif
+
+#include "launchers.h"
+
+namespace cmrfast::cuda {
+
+constexpr unsigned kWholeWarp = 0xffffffffu;
+constexpr int kThreads = 256;
+
+// After the last launch of a launcher: what went wrong, or nullptr. Never waits for the device.
+inline const char* launch_error() {
+#ifdef __CUDACC__
+  const cudaError_t error = cudaGetLastError();
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+#else
+  return nullptr;
+#endif
+}
+
+// As many blocks as there is work for; what is beyond the hardware's limit is reached by striding.
+inline dim3 blocks_for(int64_t count) {
+  constexpr int64_t most = 0x7fffffff;
+  return dim3(static_cast<unsigned>(count < most ? count : most));
+}
+
+__host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+__host__ __device__ inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+__host__ __device__ inline int64_t clamped(int64_t x, int64_t low, int64_t high) {
+  return x < low ? low : x > high ? high : x;
+}
+
+// Division by a number known at launch, at most 2^62: a multiplication and a shift, always exact.
+struct Divisor {
+  int64_t value;
+  uint64_t magic;
+  int shift = 0;
+
+  explicit Divisor(int64_t divisor) : value(divisor < 1 ? 1 : divisor) {
+    while (shift < 62 && (int64_t{1} << shift) < value) ++shift;
+    const auto excess = static_cast<uint64_t>((int64_t{1} << shift) - value);
+    magic = static_cast<uint64_t>((static_cast<unsigned __int128>(excess) << 64) / value + 1);
+  }
+
+  __device__ int64_t divide(int64_t n) const {  // n >= 0
+    const auto u = static_cast<uint64_t>(n);
+    return static_cast<int64_t>((__umul64hi(u, magic) + u) >> shift);
+  }
+};
+
+// Items of `count` elements each, dealt out to blocks in stretches of one item: what depends on the
+// item alone is then looked up once a block. Stretches are numbered across items.
+struct Stretches {
+  int64_t count, length, total;
+  Divisor each;
+
+  Stretches(int64_t items, int64_t count, int64_t length)
+      : count(count),
+        length(length),
+        total(items * ceil_div(count, length)),
+        each(ceil_div(count, length)) {}
+};
+
+// One of them: elements [begin, end) of an item.
+struct Stretch {
+  int64_t item, number, begin, end;
+
+  __device__ Stretch(const Stretches& all, int64_t at)
+      : item(all.each.divide(at)),
+        number(at - item * all.each.value),
+        begin(number * all.length),
+        end(smaller(all.count, begin + all.length)) {}
+};
+
+// Aligned values in one store.
+template <int N, class T>
+__device__ void store(const T (&values)[N], T* to) {
+  using Packed = std::conditional_t<N * sizeof(T) == 16, uint4, uint2>;
+  static_assert(sizeof(Packed) == N * sizeof(T));
+  Packed packed;
+  memcpy(&packed, values, sizeof(packed));
+  *reinterpret_cast<Packed*>(to) = packed;
+}
+
+__device__ inline int lane_of_warp() { return static_cast<int>(threadIdx.x & 31); }
+
+// The sum over a warp, the same in every lane, always added in the same order.
+template <class T>
+__device__ T warp_sum(T value) {
+#pragma unroll
+  for (int step = 16; step > 0; step >>= 1) value += __shfl_xor_sync(kWholeWarp, value, step);
+  return value;
+}
+
+// N sums over a warp at once; lane l returns the sum of values[l % N]. Each step halves what a lane
+// still carries, so N values cost N shuffles and not 5 N.
+template <int HALF, int N, class T>
+__device__ void fold_halves(T (&values)[N]) {
+  if constexpr (HALF > 0) {
+    const bool upper = lane_of_warp() & HALF;
+#pragma unroll
+    for (int i = 0; i < HALF; ++i) {
+      const T give = upper ? values[i] : values[i + HALF];
+      const T keep = upper ? values[i + HALF] : values[i];
+      values[i] = keep + __shfl_xor_sync(kWholeWarp, give, HALF);
+    }
+    fold_halves<HALF / 2>(values);
+  }
+}
+
+template <int N, class T>
+__device__ T warp_sums(T (&values)[N]) {
+  static_assert(N > 0 && N <= 32 && (N & (N - 1)) == 0);
+  fold_halves<N / 2>(values);
+#pragma unroll
+  for (int step = N; step < 32; step <<= 1) {
+    values[0] += __shfl_xor_sync(kWholeWarp, values[0], step);
+  }
+  return values[0];
+}
+
+// N sums over a block of kThreads threads in double, warp after warp; thread t < N returns that of
+// values[t], the others nothing of use. Every thread of the block must come here.
+template <int N, class T>
+__device__ double block_sums(T (&values)[N]) {
+  constexpr int warps = kThreads / 32;
+  __shared__ double part[warps][N];
+  const T own = warp_sums(values);
+  __syncthreads();  // the sums of an earlier call may still be read
+  if (lane_of_warp() < N) part[threadIdx.x / 32][lane_of_warp()] = static_cast<double>(own);
+  __syncthreads();
+  double sum = 0;
+  if (threadIdx.x < N) {
+    for (int w = 0; w < warps; ++w) sum += part[w][threadIdx.x];
+  }
+  return sum;
+}
+
+// The second stage: out[item, w] = scale * sum over s of partial[item, s, w]. A warp a number,
+// lanes in steps of 32 and then in a tree: the same order in every run.
+template <class T>
+__global__ void sum_partials(const double* partial, int64_t items, int64_t stretches, int width,
+                             double scale, T* out) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * (kThreads / 32);
+  for (int64_t o = blockIdx.x * static_cast<int64_t>(kThreads / 32) + threadIdx.x / 32;
+       o < items * width; o += step) {
+    const int64_t item = o / width, w = o % width;
+    double sum = 0;
+    for (int64_t s = lane_of_warp(); s < stretches; s += 32) {
+      sum += partial[(item * stretches + s) * width + w];
+    }
+    sum = warp_sum(sum);
+    if (lane_of_warp() == 0) out[o] = static_cast<T>(scale * sum);
+  }
+}
+
+template <class T>
+void launch_sum_partials(const double* partial, int64_t items, int64_t stretches, int width,
+                         double scale, T* out, void* stream) {
+  CMRFAST_LAUNCH(sum_partials<T>, blocks_for(ceil_div(items * width, kThreads / 32)),
+                 dim3(kThreads), stream, partial, items, stretches, width, scale, out);
+}
+
+}  // namespace cmrfast::cuda

@@ -1,0 +1,38 @@
+"""Runs every sample of every op once, for a sanitizer to watch: run_samples.py cpu|cuda|LIBRARY.
+
+LIBRARY: one that cuda_on_host.py built, the CUDA kernels for the CPU.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from op_samples import HALVED, SAMPLES, halved
+
+import cmrfast.ops  # noqa: F401  (declares all ops)
+from cmrfast.ops._op import OPS
+
+
+def main(where: str) -> None:
+    """Print each op's name once its samples have run."""
+    if where in ("cpu", "cuda"):
+        device, calls = where, {name: op.call for name, op in OPS.items()}
+    else:
+        import cuda_on_host
+
+        device, calls = "cpu", vars(cuda_on_host.load(Path(where)))
+    for name, samples in SAMPLES.items():
+        torch.manual_seed(0)
+        runs = [samples(device, dtype) for dtype in (torch.float32, torch.float64)]
+        takes_halves = device in OPS[name].half_devices or where not in ("cpu", "cuda")
+        if name in HALVED and takes_halves:
+            runs += [halved(name, device, dtype) for dtype in (torch.float16, torch.bfloat16)]
+        for args in (a for run in runs for a in run):
+            calls[name](*args)
+        print(name, flush=True)
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -57,7 +57,7 @@ def close(found, wanted):
         torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-5 * max(scale, 1))
 
 
-@every_variant("adversarial_transfer")
+@every_variant()
 def test_compiles(name, changes):
     """Loss and gradients, in one graph."""
     torch._dynamo.reset()
@@ -91,7 +91,7 @@ def test_compiles_with_inductor(name):
         torch.testing.assert_close(found, model(**inputs), rtol=1e-4, atol=1e-4)
 
 
-@every_variant(*(set(MODELS) - {"joint_scar"}))
+@every_variant("siamese_lesion", "new_lesions")
 def test_exports_with_any_batch(name, changes, tmp_path):
     model, path = small(name, **changes).eval(), tmp_path / "model.pt2"
     export(model, path, given(name, 1)[0])
@@ -133,6 +133,7 @@ def test_parts_of_a_network(tmp_path, suffix):
         )
 
 
+@pytest.mark.slow
 def test_a_folded_network_is_the_same(tmp_path):
     model = small("new_lesions").eval()
     for name, buffer in model.named_buffers():

@@ -18,6 +18,9 @@ literally every convolution. Ours are further:
 - Only the five last maps are supervised, because the labels say nothing of one time point. With
   ``aux_weight`` the maps of the later one are held against the new lesions as well, for the
   paper's words on deep supervision.
+- Images are cut to the box around the brain and 0 outside it; where no brain mask is at hand, the
+  foreground stands in. Coil shading is divided out only with ``bias_field``: the paper's images
+  came without it from the challenge's own script.
 """
 
 import copy
@@ -90,7 +93,7 @@ class Recipe(recipe.Recipe):
     epochs: int = 40  # P 1.4
     lr_factor: float = 0.9  # P 1.4, after every epoch
     spacing_mm: float = 0.8  # P 1.1
-    bias_field: bool = False  # P 1.1 has it, of the challenge's own script
+    bias_field: bool = False  # D: P 1.1 has it from the challenge's own script
     histogram: bool = True  # P 1.1
     patch: int = 56  # P 1.3
     per_patient: int = 872  # P 1.3

@@ -253,7 +253,10 @@ def test_an_oracle_is_perfect_through_the_whole_path(tmp_path, lesions):
     truth = case.label("consensus")
     prediction = task.predict(Oracle(), case)
     assert set(prediction.images) == {"new_lesions", "probability"}
-    assert prediction.facts == {"lesions": lesions, "volume_mm3": lesions * 18 * 64.0}
+    assert prediction.facts == {
+        "lesions": lesions,
+        "volume_ml": pytest.approx(lesions * 18 * 0.064),
+    }
     for name, output in prediction.images.items():
         write_nifti(tmp_path / f"{name}.nii.gz", output.volume, like=output.like)
         written = read_nifti(tmp_path / f"{name}.nii.gz")
@@ -418,8 +421,8 @@ def test_patients_that_lack_something(task, cases, tmp_path):
     unpaired = replace(cases[1], images={"later": cases[1].images["later"]})
     assert len(task.feed([blind, unpaired, cases[1]], seed=0)) == SMALL.per_patient
     message = (
-        "^new_lesions: training needs a patient with both visits and a consensus; "
-        rf"got {blind.name} lacks consensus; {unpaired.name} lacks earlier$"
+        r"^new_lesions: none of 2 cases can be used: "
+        rf"{blind.name} has no consensus; {unpaired.name} has no earlier$"
     )
     for call in (task.fit, lambda c: task.feed(c, seed=0)):
         with pytest.raises(FileError, match=message):

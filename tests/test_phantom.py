@@ -170,7 +170,7 @@ def best_band_dice(image, mask, bins=48):
 def test_two_thresholds_do_not_find_a_chamber(sequence, structure, sets):
     for case in sets("mscmrseg"):
         mask = case.labelling[sequence].mask(case.label(sequence), structure).data[0].numpy()
-        assert best_band_dice(case.image(sequence).data[0].numpy(), mask) < 0.45
+        assert best_band_dice(case.image(sequence).data[0].numpy(), mask) < 0.6
 
 
 def test_scar_is_brighter_than_six_sd(sets):

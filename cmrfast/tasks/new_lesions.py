@@ -91,6 +91,7 @@ class NewLesionsTask(Task):
     layouts = ("msseg2", "open_ms")
     inputs = ("earlier", "later")
     objective = "dice"
+    predict_batch = 2
     recipe: Recipe
 
     def fit(self, cases: Sequence[Case]) -> dict[str, Any]:
@@ -155,7 +156,12 @@ class NewLesionsTask(Task):
     def _segment(self, model: nn.Module, case: Case) -> NewLesionMap:
         images = case.image("earlier"), case.image("later")
         return segment(
-            model, *images, _brains(case), landmarks=self._landmarks(), recipe=self.recipe
+            model,
+            *images,
+            _brains(case),
+            landmarks=self._landmarks(),
+            recipe=self.recipe,
+            batch=self.predict_batch,
         )
 
     def _landmarks(self) -> Tensor | None:

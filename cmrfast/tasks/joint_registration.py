@@ -31,7 +31,6 @@ from cmrfast.tasks.task import Batch, Feed, Output, Prediction, Row, Task, View
 _CINE, _LGE = "C0", "LGE"
 _STRUCTURES = {"lv": 1, "myocardium": 2, "rv": 3}
 _VERSION = 1  # of what is cached
-_BATCH = 16  # pairs at once outside training
 
 _COLUMNS = ("lv_cd_mm", "lv_asd_mm", "myocardium_asd_mm", "rv_cd_mm", "rv_asd_mm")
 _TABLE_1 = {
@@ -71,7 +70,7 @@ class JointRegistrationTask(Task):
         """``lge_on_cine``, both segmentations, and of each pair theta and its matrix in mm."""
         cine, lge = case.image(_CINE), case.image(_LGE)
         self._grid(case, cine, lge)
-        found = register(model, cine, lge, self.recipe, batch=_BATCH)
+        found = register(model, cine, lge, self.recipe, batch=self.predict_batch)
         images = {"lge_on_cine": Output(found.warped, case.images[_CINE])}
         if found.cine_labels is not None and found.lge_labels is not None:
             images["cine_labels"] = Output(found.cine_labels, case.images[_CINE])
@@ -101,7 +100,7 @@ class JointRegistrationTask(Task):
         rows: list[Row] = []
         first = 0
         images = {name: pairs[name] for name in self.inputs}
-        for outputs in in_batches(self.name, model, images, _BATCH):
+        for outputs in in_batches(self.name, model, images, self.predict_batch):
             stop = first + len(outputs["theta"])
             part = {name: tensor[first:stop] for name, tensor in pairs.items()}
             on_host = {name: tensor.float().cpu() for name, tensor in outputs.items()}
@@ -115,7 +114,7 @@ class JointRegistrationTask(Task):
         cine, lge = case.image(_CINE), case.image(_LGE)
         grid = self._grid(case, cine, lge)
         images = network_view(grid, cine, lge, self.recipe)
-        found = list(in_batches(self.name, model, images._asdict(), _BATCH))
+        found = list(in_batches(self.name, model, images._asdict(), self.predict_batch))
         theta = torch.cat([outputs["theta"].float().cpu() for outputs in found])
         on_cine, on_lge = torch.zeros(2, *images.cine[:, 0].shape, dtype=torch.uint8)
         annotated = {_CINE, _LGE} <= case.labels.keys()

@@ -227,6 +227,19 @@ def test_a_shift_is_measured_in_mm(cases):
     assert (row["cine_slice"], row["lge_slice"]) == (0, 2)
 
 
+def test_distances_are_tested_against_those_before():
+    stats = pytest.importorskip("scipy.stats")
+    before, after = [3.0, 4.0, 6.0, math.nan, 5.0], [1.0, 2.5, 3.0, 2.0, 4.5]
+    rows = [
+        {f"{when}{name}": value for name in TASK.published["before"] for when, value in pair}
+        for pair in ((("before_", b), ("", a)) for b, a in zip(before, after, strict=True))
+    ]
+    found = TASK(NARROW, SMALL).pooled(rows)
+    expected = stats.ttest_rel(before, after, nan_policy="omit").pvalue
+    assert found.keys() == {f"{name}_p" for name in TASK.published["before"]}
+    assert list(found.values()) == pytest.approx([expected] * 5)
+
+
 def test_patients_are_means_of_their_slices(cases):
     model, recipe = oracle(cases[0]), replace(SMALL, unit="patient")
     slices = TASK(NARROW, SMALL).evaluate(model, cases[0])

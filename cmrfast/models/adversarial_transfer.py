@@ -19,6 +19,13 @@ Where the paper is silent or differs from its authors' code:
 - While the generator learns, the discriminator's batch norms use the batch and remember nothing.
 - Variant ``u`` keeps the cross entropy: its "Dice loss" is the paper's mixture (equation 2).
 - Without pseudo masks the generator's loss is the individual-domain loss, at full weight.
+- Slices are normalised one by one (the code: a volume at once), keep their own spacing (the code:
+  480 pixels), and are cropped about what is annotated.
+- Changed copies of the crops are drawn anew in every epoch.
+- No patient who trains is tested on. The paper also learns from borrowed masks on LGE images of
+  the patients whose LGE masks it is then tested on.
+- As in the code, only the middle of a slice is segmented: further out, where no crop of an LGE
+  slice ever reached, the network takes other bright or dark parts for the heart.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -101,7 +108,7 @@ class Recipe(recipe.Recipe):
     pretrain_epochs: int = 30  # C
     split: tuple[float, float, float] = (33, 2, 10)  # P 3: patients 1-35 but 4 and 5, these, 36-45
     lge_masks: int = 5  # P 3
-    slice_map: SliceMap = "paper"
+    slice_map: SliceMap = "paper"  # P 2; the code rounds, and is one slice further
     crop_shift_px: int = 16  # D; P 3: five crops at different positions
     copies: int = 1  # D
     rotate_deg: float = 15.0  # C

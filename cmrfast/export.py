@@ -19,7 +19,8 @@ def export(model: nn.Module, path: str | os.PathLike[str], inputs: Mapping[str, 
 
     A .pt2 file is read by ``torch.export.load`` without this package, an .onnx file by any ONNX
     runtime (``pip install cmrfast[export]``). Results are those of the model to rounding. Of
-    ``new_lesions``, export what ``fold`` gives: it is smaller and faster.
+    ``new_lesions``, export what ``fold`` gives: it is smaller and faster. Outputs have the names
+    that forward gives them; in ONNX, where one is an input's as well, with ``_out`` behind it.
 
     Args:
         model: in evaluation mode.
@@ -62,7 +63,8 @@ def export(model: nn.Module, path: str | os.PathLike[str], inputs: Mapping[str, 
                 with temporary.open("wb") as file:  # of a path it judges the name
                     torch.export.save(program, file)
             else:
-                _save_onnx(program, temporary, _names(program))
+                names = [f"{n}_out" if n in inputs else n for n in _names(program)]
+                _save_onnx(program, temporary, names)
     except OSError as error:
         raise FileError(f"export: {target}: {error.strerror or error}") from error
 

@@ -132,8 +132,10 @@ def _draw(
     for line, members in enumerate(lines):
         y = (len(lines) - line - 0.5) * _LINE_INCHES / figure.get_figheight()
         for n, member in enumerate(members):
-            style = {"color": _colour(values[member]), "fontsize": 9, "ha": "center"}
-            figure.text((n + 0.5) / len(members), y, texts[member], va="center", **style)
+            style: dict[str, Any] = {"color": _colour(values[member]), "fontsize": 9}
+            figure.text(
+                (n + 0.5) / len(members), y, texts[member], ha="center", va="center", **style
+            )
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=110, facecolor="black", metadata={"Software": None})
     return file.getvalue()
@@ -143,7 +145,7 @@ def _lines(texts: list[str], width_inches: float) -> list[list[int]]:
     """Which entries of the legend share a line, so that none runs into the next."""
     if not texts:
         return []
-    widest = max(len(text) for text in texts) * _LETTER_INCHES + 0.1
+    widest = max(len(text) for text in texts) * _LETTER_INCHES + 0.05
     each = max(1, min(len(texts), int(width_inches / widest)))
     return [list(range(len(texts)))[n : n + each] for n in range(0, len(texts), each)]
 

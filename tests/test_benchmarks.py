@@ -1,6 +1,7 @@
 """The benchmark harness: all ways agree at a small size, and the table says what was measured."""
 
 import pytest
+import torch
 
 pytest.importorskip("pytest_benchmark", reason="the extra [bench] is not installed")
 
@@ -19,6 +20,10 @@ SMALL = {
     "resample_3d": lambda: workloads.resample_3d(0.01, rotated=True),
     "resample_3d_spacing": lambda: workloads.resample_3d(0.01),
     "merge_3d": lambda: workloads.merge_3d(0.25),
+    "patches_3d": lambda: workloads.patches_3d(0.03),
+    "slices_2d": lambda: workloads.slices_2d(0.05),
+    "reading": lambda: workloads.reading("int16", shrink=4),
+    "reading_float32": lambda: workloads.reading("float32", shrink=4),
 }
 
 
@@ -34,6 +39,14 @@ def test_a_wrong_way_is_found():
     case.ways["wrong"] = lambda: [x + 1 for x in right()]
     with pytest.raises(AssertionError, match="wrong"):
         check(case)
+
+
+def test_a_wrong_place_is_found(monkeypatch):
+    case = workloads.slices_2d(0.02)
+    case.proof()
+    monkeypatch.setattr("benchmarks.loaders.theta_from_centred", lambda *_: torch.eye(3)[:2] * 1.02)
+    with pytest.raises(AssertionError):
+        case.proof()
 
 
 def test_zeros_do_not_pass_for_a_tiny_gradient():

@@ -23,10 +23,13 @@ from cmrfast.ops._op import OPS
 
 cuda_on_host = pytest.importorskip("cuda_on_host")
 HERE = Path(__file__).parent
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux" or cuda_on_host.toolchain.find_compiler() is None,
-    reason="fibers need Linux and a C++ compiler",
-)
+pytestmark = [
+    pytest.mark.slow,  # it compiles all kernels for the CPU first
+    pytest.mark.skipif(
+        sys.platform != "linux" or cuda_on_host.toolchain.find_compiler() is None,
+        reason="fibers need Linux and a C++ compiler",
+    ),
+]
 
 
 @pytest.fixture(scope="module")

@@ -14,16 +14,26 @@ from cmrfast.models.new_lesions import fold
 
 every_model = pytest.mark.parametrize("name", list(MODELS))
 every_device = pytest.mark.parametrize("device", DEVICES)
-#: Variants but the default are slow.
-every_variant = pytest.mark.parametrize(
-    ("name", "changes"),
-    [
-        pytest.param(n, v, id=f"{n}-{'-'.join(map(str, v))}", marks=pytest.mark.slow if v else ())
-        for n, sample in SAMPLES.items()
-        for v in sample.variants
-    ],
+every_suffix = pytest.mark.parametrize(
+    "suffix", [".pt2", pytest.param(".onnx", marks=pytest.mark.slow)]
 )
-every_suffix = pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+
+
+def every_variant(*quick):
+    """All variants; those of these methods that are the default are quick, the others slow."""
+    return pytest.mark.parametrize(
+        ("name", "changes"),
+        [
+            pytest.param(
+                name,
+                changes,
+                id=f"{name}-{'-'.join(map(str, changes.values()))}",
+                marks=() if name in quick and not changes else pytest.mark.slow,
+            )
+            for name, sample in SAMPLES.items()
+            for changes in sample.variants
+        ],
+    )
 
 
 def run(path, inputs):
@@ -36,7 +46,7 @@ def run(path, inputs):
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     assert {i.name for i in session.get_inputs()} == set(inputs)
     found = session.run(None, {k: x.numpy() for k, x in inputs.items()})
-    names = [o.name for o in session.get_outputs()]
+    names = [o.name.removesuffix("_out") for o in session.get_outputs()]
     return {k: torch.from_numpy(x) for k, x in zip(names, found, strict=True)}
 
 
@@ -47,7 +57,7 @@ def close(found, wanted):
         torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-5 * max(scale, 1))
 
 
-@every_variant
+@every_variant()
 def test_compiles(name, changes):
     """Loss and gradients, in one graph."""
     torch._dynamo.reset()
@@ -81,7 +91,7 @@ def test_compiles_with_inductor(name):
         torch.testing.assert_close(found, model(**inputs), rtol=1e-4, atol=1e-4)
 
 
-@every_variant
+@every_variant("siamese_lesion", "new_lesions")
 def test_exports_with_any_batch(name, changes, tmp_path):
     model, path = small(name, **changes).eval(), tmp_path / "model.pt2"
     export(model, path, given(name, 1)[0])
@@ -91,7 +101,7 @@ def test_exports_with_any_batch(name, changes, tmp_path):
             close(run(path, inputs), model(**inputs))
 
 
-@every_variant
+@every_variant("joint_registration")
 def test_onnx(name, changes, tmp_path):
     pytest.importorskip("onnxscript")
     model, path = small(name, **changes).eval(), tmp_path / "model.onnx"
@@ -123,6 +133,7 @@ def test_parts_of_a_network(tmp_path, suffix):
         )
 
 
+@pytest.mark.slow
 def test_a_folded_network_is_the_same(tmp_path):
     model = small("new_lesions").eval()
     for name, buffer in model.named_buffers():

@@ -159,6 +159,16 @@ def test_a_sparse_file_of_3_gb_is_beyond_the_default_limit(tmp_path, good):
         read_nifti(path)
 
 
+def test_too_little_memory(tmp_path, good, monkeypatch):
+    def refused(*_):
+        raise MemoryError
+
+    path = broken(tmp_path / "a.nii", good)
+    monkeypatch.setattr("cmrfast.data.nifti.read.np.empty", refused)
+    with pytest.raises(FileError, match=r"a\.nii holds 96 bytes of voxels, more than there is mem"):
+        read_nifti(path)
+
+
 def mutated(raw, rng):
     """A file with random damage: header fields, bytes anywhere, cuts, copies, other endings."""
     raw = bytearray(raw)

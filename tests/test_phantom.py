@@ -152,6 +152,27 @@ def test_a_threshold_does_not_find_scar(sets):
             assert best_threshold_dice(case.image("LGE").data.numpy(), scar) < 0.35
 
 
+def best_band_dice(image, mask, bins=48):
+    """The highest Dice that any pair of thresholds reaches."""
+    edges = np.unique(np.percentile(image, np.linspace(0, 100, bins)))
+    place = np.digitize(image, edges[1:-1])
+    counts = np.bincount(place.ravel(), minlength=len(edges) - 1)
+    hits = np.bincount(place[mask], minlength=len(edges) - 1)
+    best = 0.0
+    for low in range(len(counts)):
+        found, right = counts[low:].cumsum(), hits[low:].cumsum()
+        best = max(best, float((2 * right / (found + mask.sum())).max()))
+    return best
+
+
+@pytest.mark.parametrize("sequence", ["C0", "T2", "LGE"])
+@pytest.mark.parametrize("structure", ["lv", "myocardium", "rv"])
+def test_two_thresholds_do_not_find_a_chamber(sequence, structure, sets):
+    for case in sets("mscmrseg"):
+        mask = case.labelling[sequence].mask(case.label(sequence), structure).data[0].numpy()
+        assert best_band_dice(case.image(sequence).data[0].numpy(), mask) < 0.6
+
+
 def test_scar_is_brighter_than_six_sd(sets):
     above_scar, above_wall, lesions = [], [], 0
     for case in sets("t1_lge"):
@@ -306,6 +327,15 @@ def test_what_cannot_be_written(method, options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         write_phantoms(method, tmp_path / "new", **options)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    with pytest.raises(FileError, match=r"write_phantoms: .*/new: No space left on device"):
+        write_phantoms("joint_scar", tmp_path / "new", cases=1, shrink=4)
 
 
 def test_never_among_other_files(tmp_path):

@@ -4,12 +4,14 @@ import json
 
 import pytest
 
-from cmrfast.train.search import Range, search
+from cmrfast.models import MODELS
+from cmrfast.train.run import changed
+from cmrfast.train.search import RANGES, Range, search
 from tests import training_task
 
 optuna = pytest.importorskip("optuna")
 
-RANGES = {"lr": Range(1e-6, 1e-2, log=True)}
+FEW = {"lr": Range(1e-6, 1e-2, log=True)}
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +21,7 @@ def made_up_cohort(monkeypatch):
 
 def run_search(out, **options):
     changes = {**training_task.SMALL, **training_task.QUIET}
-    options = {"trials": 3, "ranges": RANGES, "steps": 4, **options}
+    options = {"trials": 3, "ranges": FEW, "steps": 4, **options}
     return search("siamese_lesion", "nowhere", out, changes=changes, device="cpu", **options)
 
 
@@ -56,3 +58,8 @@ def test_a_trial_that_diverges_counts_as_the_worst(tmp_path):
 def test_unknown_fields_are_refused(tmp_path):
     with pytest.raises(ValueError, match="got 'speed'"):
         run_search(tmp_path, ranges={"speed": Range(0, 1)})
+
+
+@pytest.mark.parametrize("method", MODELS)
+def test_every_method_has_ranges_of_fields_that_exist(method):
+    changed(method, {name: (r.low + r.high) / 2 for name, r in RANGES[method].items()})

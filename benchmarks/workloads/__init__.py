@@ -31,8 +31,8 @@ WORKLOADS: dict[str, tuple[str, Callable[[], Case]]] = {
 
 #: The same for what comes before training.
 LOADING: dict[str, tuple[str, Callable[[], Case]]] = {
-    "P3": ("epoch of 160 patches of 56³: FLAIR pair, 5 masks", patches_3d),
-    "S2": ("epoch of 120 slices of 224², turned with 2 masks", slices_2d),
+    "P3": ("epoch of 80 patches of 56³: FLAIR pair, 5 masks", patches_3d),
+    "S2": ("epoch of 80 slices of 224², warped with 2 masks", slices_2d),
     "RI": ("reading .nii.gz: FLAIR, int16", lambda: reading("int16")),
     "RF": ("reading .nii.gz: FLAIR, float32", lambda: reading("float32")),
     "RM": ("reading .nii.gz: lesion mask, uint8", lambda: reading("mask")),

@@ -24,7 +24,7 @@ from cmrfast.data.phantom import write_phantoms
 from cmrfast.data.prepare import z_score
 from cmrfast.ops import VolumeStore, affine_sample, extract_patches, warp_pair
 
-SIDE, BATCH, PATIENTS, PER_PATIENT = 56, 40, 4, 40
+SIDE, BATCH, PATIENTS, PER_PATIENT = 56, 40, 4, 20
 _RANGES = Ranges(rotate_deg=20, scale=(0.9, 1.1), translate_share=0.1, shear_deg=10)
 
 
@@ -72,7 +72,7 @@ def patches_3d(scale: float = 1.0) -> Case:
 
 def slices_2d(scale: float = 1.0) -> Case:
     """An epoch of LGE slices and their two masks, each turned, scaled, sheared and shifted."""
-    count, side = max(2, round(120 * scale)), 224
+    count, side = max(2, round(80 * scale)), 224
     images, labels = torch.rand(count, 1, side, side), _discs(count, side)
     epoch_number = 0
 

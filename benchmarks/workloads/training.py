@@ -15,7 +15,7 @@ def pairing(count: int, dtype: torch.dtype = torch.float32) -> Case:
     own = torch.arange(count)
 
     def plain(a: Tensor, c: Tensor) -> Tensor:
-        return F.cross_entropy(F.normalize(a) @ F.normalize(c).T / 0.07, own)
+        return F.cross_entropy((F.normalize(a) @ F.normalize(c).T).float() / 0.07, own)
 
     ways = {
         "cmrfast": differentiated(ops.nt_xent, a, c),

@@ -117,15 +117,15 @@ def segment(
 
     Overlapping windows of the consensus' map are averaged; outside the brain it is 0. Beside both
     inputs memory holds the box of the brain about ten times over in float32, and one batch of
-    windows in the network, 80 MB each for the published patch.
+    windows in the network, 50 MB each for the published patch.
 
     Args:
         model: a ``NewLesions``, trained; it is left as it is.
         earlier, later, brains: as in ``align``.
         landmarks: as in ``normalise``.
         recipe: that the model was trained with.
-        batch: windows at once; default as many as make one of 56³ on a CPU, whose caches that
-            fills, else 16.
+        batch: windows at once; default as many as hold the voxels of 2 published ones on a CPU
+            (one alone would miss torch's fast convolution), else of 16.
         dtype: of the convolutions; bfloat16 is faster where the device computes in it.
     """
     pair = align(earlier, later, brains, recipe=recipe)
@@ -143,7 +143,7 @@ def segment(
         images.to(device),
         (recipe.patch,) * 3,
         recipe.overlap,
-        batch=batch or max(1, (1 if device.type == "cpu" else 16) * 56**3 // recipe.patch**3),
+        batch=batch or max(1, (2 if device.type == "cpu" else 16) * 56**3 // recipe.patch**3),
     )
     merged = merged[0].to(pair.brain.device) * pair.brain
     probability = later.with_data(

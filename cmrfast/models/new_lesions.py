@@ -18,6 +18,9 @@ literally every convolution. Ours are further:
 - Only the five last maps are supervised, because the labels say nothing of one time point. With
   ``aux_weight`` the maps of the later one are held against the new lesions as well, for the
   paper's words on deep supervision.
+- Images are cut to the box around the brain and 0 outside it; where no brain mask is at hand, the
+  foreground stands in. Coil shading is divided out only with ``bias_field``: the paper's images
+  came without it from the challenge's own script.
 """
 
 import copy
@@ -90,7 +93,7 @@ class Recipe(recipe.Recipe):
     epochs: int = 40  # P 1.4
     lr_factor: float = 0.9  # P 1.4, after every epoch
     spacing_mm: float = 0.8  # P 1.1
-    bias_field: bool = False  # P 1.1 has it, of the challenge's own script
+    bias_field: bool = False  # D: P 1.1 has it from the challenge's own script
     histogram: bool = True  # P 1.1
     patch: int = 56  # P 1.3
     per_patient: int = 872  # P 1.3
@@ -262,7 +265,8 @@ class NewLesions(nn.Module):
         given = {"earlier": earlier, "later": later}
         require_images("new_lesions", given, axes=3, multiple=8)
         maps = self.segmentation(torch.cat((earlier, later)))  # (2B, 3 · maps, D, H, W)
-        first, second = maps.chunk(2)
+        count = earlier.shape[0]  # in chunks, its export would be for this count only
+        first, second = maps[:count], maps[count:]
         outputs = {"logits": self.refinement(torch.cat((first, second), 1).sigmoid())}
         if self.config.aux_weight:
             outputs["maps"] = second

@@ -32,6 +32,7 @@ class JointScarTask(Task):
     layouts: ClassVar[tuple[str, ...]] = ("emidec", "myops")
     inputs: ClassVar[tuple[str, ...]] = ("images", "myocardium")  # two_step masks with the latter
     objective: ClassVar[str] = "scar_dice"
+    single_image: ClassVar[str | None] = _SEQUENCE
     separable: ClassVar[bool] = True
     published: ClassVar[Mapping[str, Mapping[str, str]]] = {  # the scar's are plots only
         "two_step": {"myocardium_dice": "0.894"},
@@ -95,7 +96,7 @@ class JointScarTask(Task):
         return View(image, image.with_data(predicted), reference)
 
     def _segmented(self, model: nn.Module, image: Volume) -> dict[str, Volume]:
-        return segment(model, image, threshold=self.recipe.threshold)
+        return segment(model, image, threshold=self.recipe.threshold, batch=self.predict_batch)
 
     def _prepared(self, case: Case) -> Tensors:
         """``images`` (N, 1, side, side) float32 and ``labels`` (N, 2, side, side) uint8."""

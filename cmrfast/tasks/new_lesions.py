@@ -19,6 +19,7 @@ from cmrfast.metrics import connected_components, dice, lesion_scores
 from cmrfast.models.new_lesions import Recipe
 from cmrfast.ops import VolumeStore, extract_patches, resample
 from cmrfast.ops.affine_sample import Mode
+from cmrfast.tasks.gather import prepared_cases
 from cmrfast.tasks.task import Batch, Output, Prediction, Row, Task, View
 
 _MASKS = ("consensus", "rater1", "rater2", "rater3", "rater4")
@@ -90,34 +91,39 @@ class NewLesionsTask(Task):
     layouts = ("msseg2", "open_ms")
     inputs = ("earlier", "later")
     objective = "dice"
+    predict_batch = 2
     recipe: Recipe
 
     def fit(self, cases: Sequence[Case]) -> dict[str, Any]:
         """Landmarks of the histogram, from both visits of the training patients."""
         if not self.recipe.histogram:
             return {}
-        aligned = (self._aligned(case) for case in _labelled(cases))
-        landmarks = histogram_landmarks(
-            image[pair["brain"] != 0] for pair in aligned for image in pair["images"]
-        )
-        return {"landmarks": landmarks.tolist()}
+
+        def of_patient(case: Case) -> Tensor:
+            aligned = self._aligned(case)
+            inside = aligned["brain"] != 0
+            return histogram_landmarks(image[inside] for image in aligned["images"])
+
+        return {
+            "landmarks": torch.stack(prepared_cases(self.name, cases, of_patient)).mean(0).tolist()
+        }
 
     def feed(self, cases: Sequence[Case], *, seed: int) -> Patches:
         """Patches of every patient with both visits and a consensus; the others are left out."""
-        patients = [self._prepared(case) for case in _labelled(cases)]
+        patients = prepared_cases(self.name, cases, self._prepared)
         return Patches(patients, self.recipe, seed=seed, device=self.device)
 
     def predict(self, model: nn.Module, case: Case) -> Prediction:
         """``new_lesions`` and ``probability`` on the later image; how many there are."""
         found, like = self._segment(model, case), case.images["later"]
         _, count = connected_components(found.mask.data[0])
-        voxel_mm3 = prod(found.mask.spacing_mm)
+        voxel_ml = prod(found.mask.spacing_mm) / 1000
         return Prediction(
             {
                 "new_lesions": Output(found.mask, like),
                 "probability": Output(found.probability, like),
             },
-            {"lesions": count, "volume_mm3": voxel_mm3 * int(found.mask.data.sum())},
+            {"lesions": count, "volume_ml": voxel_ml * int(found.mask.data.sum())},
         )
 
     def evaluate(self, model: nn.Module, case: Case) -> list[Row]:
@@ -150,7 +156,12 @@ class NewLesionsTask(Task):
     def _segment(self, model: nn.Module, case: Case) -> NewLesionMap:
         images = case.image("earlier"), case.image("later")
         return segment(
-            model, *images, _brains(case), landmarks=self._landmarks(), recipe=self.recipe
+            model,
+            *images,
+            _brains(case),
+            landmarks=self._landmarks(),
+            recipe=self.recipe,
+            batch=self.predict_batch,
         )
 
     def _landmarks(self) -> Tensor | None:
@@ -197,6 +208,10 @@ class NewLesionsTask(Task):
     def _cached(
         self, case: Case, options: Mapping[str, object], make: Callable[[], Tensors]
     ) -> Tensors:
+        there = {*case.images, *case.labels}
+        lacking = [n for n in ("earlier", "later", "consensus") if n not in there]
+        if lacking:
+            raise FileError(f"{case.name} has no {', no '.join(lacking)}")
         if self.cache is None:
             return make()
         sources = {name: case.images[name] for name in ("earlier", "later")}
@@ -209,20 +224,6 @@ class NewLesionsTask(Task):
             **options,
         }
         return self.cache.tensors(list(sources.values()), options, make)
-
-
-def _labelled(cases: Sequence[Case]) -> list[Case]:
-    """Those that can be learned from."""
-    wanted = ("earlier", "later", "consensus")
-    lacking = [[n for n in wanted if n not in {*c.images, *c.labels}] for c in cases]
-    kept = [case for case, names in zip(cases, lacking, strict=True) if not names]
-    if not kept:
-        why = (f"{c.name} lacks {', '.join(n)}" for c, n in zip(cases, lacking, strict=True))
-        raise FileError(
-            "new_lesions: training needs a patient with both visits and a consensus; "
-            f"got {'; '.join(why) or 'none at all'}"
-        )
-    return kept
 
 
 def _brains(case: Case) -> list[Volume]:

@@ -40,6 +40,7 @@ class SiameseLesionTask(Task):
     layouts: ClassVar[tuple[str, ...]] = ("t1_lge",)
     inputs: ClassVar[tuple[str, ...]] = ("t1", "lge")
     objective: ClassVar[str] = "-classification_loss"
+    predict_batch = 64
     published: ClassVar[Mapping[str, Mapping[str, str]]] = {
         "pure": _published("50 100 0 5.11"),
         "siamese": _published("69.51 41.88 97.14 1.31 1.63"),
@@ -146,6 +147,7 @@ class SiameseLesionTask(Task):
             sd_ms=sd_ms,
             spacing_mm=recipe.spacing_mm,
             stride=recipe.stride,
+            batch=self.predict_batch,
         )
 
     def _patches(self, subjects: Sequence[Tensors]) -> PairPatches:

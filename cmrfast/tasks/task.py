@@ -90,6 +90,8 @@ class Task(ABC):
     objective: ClassVar[str]
     #: The sequence of an image that alone makes a case for ``predict``; None if it takes several.
     single_image: ClassVar[str | None] = None
+    #: Slices, patches or windows that the network gets at once outside training.
+    predict_batch: int = 8
     #: Whether a batch's loss is the mean of its samples' losses, so that those of parts add up.
     separable: ClassVar[bool] = False
     #: Rows of the paper's tables, {model: {metric: mean or "mean (SD)" as printed}}.
@@ -107,8 +109,6 @@ class Task(ABC):
         self.config, self.recipe = config, recipe
         self.fitted: Mapping[str, Any] = fitted or {}
         self.device, self.cache = torch.device(device), cache
-        #: Slices or windows that the network gets at once in prediction.
-        self.predict_batch = 8
 
     @classmethod
     def module(cls) -> Any:

@@ -35,7 +35,9 @@ def micro_batch_that_fits(update: Update, sample: Batch, batch: int) -> int:
 def _kept_by(update: Update, sample: Batch) -> int:
     """Bytes that a forward pass of one sample keeps for its backward."""
     seen: dict[int, int] = {}
-    weights = {p.untyped_storage().data_ptr() for p in update.model.parameters()}
+    # Sharded weights are put together for the pass and count with what it keeps.
+    whole = [] if update.sharded else list(update.model.parameters())
+    weights = {p.untyped_storage().data_ptr() for p in whole}
 
     def pack(tensor: Tensor) -> Any:
         storage = tensor.untyped_storage()

@@ -41,7 +41,7 @@ RANGES: dict[str, dict[str, Range]] = {
     "new_lesions": {
         "lr": Range(1e-4, 1e-1, log=True),
         "dropout": Range(0.0, 0.6),
-        "on_target": Range(0.2, 1.0),
+        "on_lesion": Range(0.2, 1.0),
     },
     "adversarial_transfer": {
         "lr": Range(1e-5, 1e-2, log=True),

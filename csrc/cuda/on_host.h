@@ -87,7 +87,7 @@ struct Context {
 enum class State { kFresh, kRunning, kAtWarp, kAtBlock, kDone };
 
 struct Fiber {
-  static constexpr size_t stack_bytes = 48 << 10;  // ASan clears its notes on all of it at each move
+  static constexpr size_t stack_bytes = 48 << 10;  // small: ASan forgets all of it at each move
   Context context;
   std::unique_ptr<char[]> stack{new char[stack_bytes]};
 };

@@ -46,7 +46,14 @@ def read_volume(header: Header, *, max_bytes: int = 2**31) -> Volume:
             f"read_nifti: {header.path} holds {header.voxel_bytes} bytes of voxels, "
             f"more than max_bytes={max_bytes}"
         )
-    return Volume(_scaled(_stored(header), header), torch.from_numpy(header.world_from_vox))
+    try:
+        data = _scaled(_stored(header), header)
+    except MemoryError as error:
+        raise FileError(
+            f"read_nifti: {header.path} holds {header.voxel_bytes} bytes of voxels, "
+            "more than there is memory for"
+        ) from error
+    return Volume(data, torch.from_numpy(header.world_from_vox))
 
 
 def _stored(header: Header) -> npt.NDArray[Any]:

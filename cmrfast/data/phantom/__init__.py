@@ -90,13 +90,13 @@ def write_phantoms(
         root.mkdir(parents=True, exist_ok=True)
         if any(root.iterdir()):
             raise FileError(f"write_phantoms: {root} must be a new or empty folder; it holds files")
+        for number in range(1, cases + 1):
+            rng = np.random.default_rng([seed, number])
+            _WRITERS[layout or known[0]](root, number, cases, rng, float(shrink))
+            if progress is not None:
+                progress(number, cases)
     except OSError as error:
-        raise FileError(f"write_phantoms: {root}: {error.strerror}") from error
-    for number in range(1, cases + 1):
-        rng = np.random.default_rng([seed, number])
-        _WRITERS[layout or known[0]](root, number, cases, rng, float(shrink))
-        if progress is not None:
-            progress(number, cases)
+        raise FileError(f"write_phantoms: {root}: {error.strerror or error}") from error
     return root
 
 

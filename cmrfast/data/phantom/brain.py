@@ -80,7 +80,7 @@ def anatomy(brain: Brain, fold: Array, x: Array, y: Array, z: Array) -> Anatomy:
         fold: signed distance to the nearest sulcus (``folds``), of the broadcast shape.
     """
     side = np.abs(x)
-    bend = brain.bend(x / 1, y, z)
+    bend = brain.bend(x, y, z)
     cerebrum = smooth_minimum(
         np.maximum(_ellipsoid(x, y, z, (0, -4, 17), (67, 86, 59)), -16 - z + 4 * bend),
         _ellipsoid(side, y, z, (42, 6, -20), (26, 42, 24)),

@@ -93,7 +93,8 @@ class Heart:
 
 
 def _terms(rng: Random, size: float) -> Array:
-    return (rng.uniform(-size, size, (3, 2)) / np.array([[3], [1], [1.3]])).astype(np.float32)
+    terms = rng.uniform(-size, size, (3, 2)) / np.array([[3], [1], [1.3]])
+    return np.asarray(terms, np.float32)
 
 
 def _infarct(rng: Random, length: float, septum: float) -> tuple[Scar, ...]:

@@ -95,13 +95,13 @@ class Waves:
 
 def inside(distance_mm: Array, blur_mm: float) -> Array:
     """Share of a voxel within a surface, from the signed distance to it (negative inside)."""
-    return np.clip(np.float32(0.5) - distance_mm / np.float32(blur_mm), 0, 1)
+    return np.asarray(np.clip(np.float32(0.5) - distance_mm / np.float32(blur_mm), 0, 1))
 
 
 def smooth_minimum(a: Array, b: Array, reach_mm: float) -> Array:
     """Minimum of two distances whose crease is filled over the reach."""
     near = np.clip(1 - np.abs(a - b) / np.float32(reach_mm), 0, 1)
-    return np.minimum(a, b) - near * near * np.float32(reach_mm / 4)
+    return np.asarray(np.minimum(a, b) - near * near * np.float32(reach_mm / 4))
 
 
 def rician(rng: Random, signal: Array, sigma: float) -> Array:

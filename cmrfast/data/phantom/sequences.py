@@ -110,7 +110,9 @@ def prescribe(
     middle = (np.array([i, j, slices]) - 1) / 2
     heart_from_vox[:3, 3] = centre - heart_from_vox[:3, :3] @ middle
     return Prescription(
-        (i, j, slices), world_from_heart @ heart_from_vox, np.linalg.inv(world_from_heart)
+        (i, j, slices),
+        world_from_heart @ heart_from_vox,
+        np.linalg.inv(world_from_heart).astype(np.float64),
     )
 
 
@@ -154,7 +156,8 @@ def scan(
         box = _box(x, y)
         points = x[box], y[box], z[box]
         parts = np.array([-0.33, 0, 0.33]) * sequence.thick_mm / sequence.spacing_mm[1]
-        chest, total = image[box][..., k], 0
+        chest = image[box][..., k]
+        total = np.zeros_like(chest)
         for part in parts:
             step = grid.frame_from_vox[:3, 2] * part
             moved_on = (p + np.float32(s) for p, s in zip(points, step, strict=True))
@@ -200,12 +203,17 @@ def _acquire(rng: Random, sequence: Sequence, image: Array) -> npt.NDArray[np.in
     if sequence.kind == "map":
         noise = rng.standard_normal(image.shape, dtype=np.float32) * np.float32(sequence.noise)
         nothing = rng.integers(0, 4096, image.shape, dtype=np.int16)
-        image = np.where(image > 2400, nothing, image + noise)
-        return np.clip(np.rint(image), 0, 4095).astype(np.int16)
+        return _stored(np.where(image > 2400, nothing, image + noise))
     field = shading(rng, image.shape[:2], 0.35)[..., None]
     field = field * np.linspace(1.5, 0.7, image.shape[1], dtype=np.float32)[None, :, None]
     if sequence.kind == "psir":
         noise = rng.standard_normal(image.shape, dtype=np.float32) * np.float32(sequence.noise)
-        return np.clip(np.rint(2048 + 1400 * (image * field + noise)), 0, 4095).astype(np.int16)
+        return _stored(2048 + 1400 * (image * field + noise))
     image = rician(rng, image * field, sequence.noise)
-    return np.rint(np.minimum(image * np.float32(rng.uniform(350, 700)), 4095)).astype(np.int16)
+    return _stored(image * np.float32(rng.uniform(350, 700)))
+
+
+def _stored(image: Array) -> npt.NDArray[np.int16]:
+    """As scanners store it: whole numbers of 12 bits."""
+    voxels: npt.NDArray[np.int16] = np.clip(np.rint(image), 0, 4095).astype(np.int16)
+    return voxels

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from cmrfast.data.phantom.heart import LABELS, Heart, Scar
 from cmrfast.data.phantom.scanner import Array
@@ -37,7 +38,7 @@ class Surfaces:
     edema: Array
     papillary: Array
 
-    def label(self) -> Array:
+    def label(self) -> npt.NDArray[np.uint8]:
         """The structure that holds each point, an index into ``LABELS``."""
         below = self.base < 0
         wall = below & (self.outer < 0) & (self.cavity >= 0)
@@ -95,7 +96,7 @@ def _profiles(heart: Heart, up: Array) -> tuple[Array, Array]:
     def radius(size_mm: float, apex: float) -> Array:
         share = (top - up) / np.float32(top + apex)
         rest = 1 - np.where(up < top, share, share * np.float32(0.6)) ** 2
-        return np.float32(size_mm) * np.sign(rest) * np.sqrt(np.abs(rest))
+        return np.asarray(np.float32(size_mm) * np.sign(rest) * np.sqrt(np.abs(rest)))
 
     apex_wall = 0.6 * heart.wall_mm / heart.length_mm
     inner = radius(heart.cavity_mm, 0.55 - apex_wall)

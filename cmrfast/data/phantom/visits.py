@@ -53,7 +53,8 @@ class Head:
         points = grid.points()
         here = anatomy(brain, folds(brain, *points), *points)
         lesions = random_lesions(rng, here, points, new)
-        return cls(brain, np.linalg.inv(world_from_brain), tuple(lesions))
+        brain_from_world = np.linalg.inv(world_from_brain).astype(np.float64)
+        return cls(brain, brain_from_world, tuple(lesions))
 
 
 def _grid(spacing_mm: float) -> Grid:
@@ -79,11 +80,9 @@ def picture(
     )[0]
     images = np.empty((len(signals), *grid.shape), np.float32)
     blur = 1.3 * spacing_mm
-    for start in range(0, grid.shape[2], _SLAB):
-        slab = (
-            *(slice(0, n) for n in grid.shape[:2]),
-            slice(start, min(start + _SLAB, grid.shape[2])),
-        )
+    wide, high, deep = grid.shape
+    for start in range(0, deep, _SLAB):
+        slab = slice(0, wide), slice(0, high), slice(start, min(start + _SLAB, deep))
         points = grid.points(slab)
         here = anatomy(brain, fold[slab], *points)
         images[:, *slab] = paint(brain, here, *points, np.stack(signals), blur)
@@ -149,7 +148,8 @@ def acquire(
     error[:3, :3] = rotation(*np.deg2rad(rng.uniform(-0.4, 0.4, 3) * misplaced_mm))
     error[:3, 3] = rng.uniform(-misplaced_mm, misplaced_mm, 3)
     moved = _resampled(scans, error @ world_from_scan, common.frame_from_vox, common.shape)
-    return np.rint(moved * np.float32(scale)).astype(np.int16)
+    voxels: npt.NDArray[np.int16] = np.rint(moved * np.float32(scale)).astype(np.int16)
+    return voxels
 
 
 def brain_mask(head: Head, common: Grid) -> npt.NDArray[np.uint8]:
@@ -160,7 +160,8 @@ def brain_mask(head: Head, common: Grid) -> npt.NDArray[np.uint8]:
     hull = anatomy(head.brain, fold, *points).hull[None]
     world_from_coarse = np.linalg.inv(head.brain_from_world) @ coarse.frame_from_vox
     there = _resampled(hull, world_from_coarse, common.frame_from_vox, common.shape, fill=9.0)
-    return (there[0] < 0.5).astype(np.uint8)
+    mask: npt.NDArray[np.uint8] = (there[0] < 0.5).astype(np.uint8)
+    return mask
 
 
 def _resampled(

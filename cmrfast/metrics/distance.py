@@ -34,7 +34,7 @@ def distances_to(others: Tensor, points: Tensor, spacing: tuple[float, ...]) -> 
     best = torch.full((len(points),), torch.inf, dtype=torch.float64, device=points.device)
     open_ = torch.arange(len(points), device=points.device)
     # What the transform would look at, in order and so many times faster.
-    looked, enough = 0, along.numel() * (height + width) // 16
+    looked, enough = 0, along.numel() * (height + width) // 64
     for di, dj, squared, nothing_below in _rings(height, width, step[1:]):
         for some in open_.split(max(1, _AT_ONCE // len(di))):
             # Held inside, a row counts as further away than it is: a bound, never a wrong minimum.

@@ -6,9 +6,9 @@ from pathlib import Path
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the processors; set before torch looks
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from hypothesis import settings  # noqa: E402
+import pytest
+import torch
+from hypothesis import settings
 
 settings.register_profile("patient", deadline=None)  # a busy machine is no fault
 settings.load_profile("patient")

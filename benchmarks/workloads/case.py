@@ -24,8 +24,8 @@ class Case:
     def check(self) -> None:
         """All ways give what ours gives, to a share of its largest entry.
 
-        No absolute part: the gradient of a mean over millions of voxels is about 1e-7, and zeros would
-        pass. Ways that draw at random bring a proof of their own.
+        No absolute part: the gradient of a mean over millions of voxels is about 1e-7, and zeros
+        would pass. Ways that draw at random bring a proof of their own.
         """
         if self.proof:
             self.proof()

@@ -1,17 +1,15 @@
 """What the README shows is run as it stands there."""
 
-import re
-from pathlib import Path
-
 import pytest
 
-README = Path(__file__).parent.parent / "README.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+from tests.markdown import ROOT, blocks, run_python
+
+BLOCKS = blocks(ROOT / "README.md", "python")
 
 
-@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("block", BLOCKS, ids=str)
 def test_python_blocks_run(block):
-    exec(compile(block, str(README), "exec"), {})
+    run_python(block, {})
 
 
 def test_there_is_something_to_run():

@@ -12,7 +12,7 @@ from cmrfast import cli
 
 ROOT = Path(__file__).parent.parent
 _FENCE = re.compile(
-    r"(?:^<!-- not run: (?P<why>.+) -->\n)?"
+    r"(?:^<!-- (?P<slow>slow|not run: (?P<why>.+)) -->\n)?"
     r'^```(?P<language>\w+)(?: title="(?P<title>[^"]+)")?\n(?P<text>.*?)^```$',
     re.DOTALL | re.MULTILINE,
 )
@@ -20,10 +20,16 @@ _FENCE = re.compile(
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: what it says, and why it is not run where it is not.
+    """A fenced block.
 
-    ``line`` is that of its first line in the page, from 1; ``title`` a file's name, where the
-    block is that file.
+    Args:
+        page: that holds it.
+        line: of the page where its text begins, from 1.
+        language: as written behind the fence.
+        title: name of the file that the block is, or changes.
+        text: between the fences.
+        not_run: why it is not run, from a comment above it.
+        slow: it takes seconds, says a comment above it.
     """
 
     page: Path
@@ -32,6 +38,7 @@ class Block:
     title: str | None
     text: str
     not_run: str | None
+    slow: bool
 
     @property
     def commands(self) -> list[list[str]]:
@@ -49,7 +56,9 @@ def blocks(page: Path, *languages: str) -> list[Block]:
     found = []
     for m in _FENCE.finditer(text):
         line = text.count("\n", 0, m.start("text")) + 1
-        found.append(Block(page, line, m["language"], m["title"], m["text"], m["why"]))
+        found.append(
+            Block(page, line, m["language"], m["title"], m["text"], m["why"], m["slow"] == "slow")
+        )
     return [block for block in found if not languages or block.language in languages]
 
 

@@ -1,6 +1,6 @@
 """Every op of cmrfast once, on a made-up FLAIR pair and short-axis slices, beside plain PyTorch.
 
-Run it with ``python examples/showcase.py``: about half a minute on two cores. Each line does one
+Run it with ``python benchmarks/showcase.py``: about half a minute on two cores. Each line does one
 job of a cardiac-MR or MS-lesion pipeline, checks that plain PyTorch gives the same, and prints how
 much faster the op is here.
 """

@@ -1,6 +1,6 @@
 """One synthetic patient of each data set, as the README shows them: images above, labels below.
 
-Run it with ``python examples/pictures.py docs/images``; about a minute on two cores.
+Run it with ``python docs/make_pictures.py docs/images``; about a minute on two cores.
 """
 
 import io

@@ -1,0 +1,172 @@
+"""The pages of docs/ are run as they stand; their links lead somewhere, their messages are real."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from types import FunctionType
+
+import pytest
+
+from cmrfast.data.datasets import LAYOUTS
+from cmrfast.models import MODELS
+from cmrfast.tasks import task_class
+from tests.markdown import ROOT, blocks, run_bash, run_python
+
+DOCS = ROOT / "docs"
+PAGES = {str(page.relative_to(DOCS)): page for page in sorted(DOCS.rglob("*.md"))}
+WITH_CODE = [name for name, page in PAGES.items() if blocks(page, "python", "bash")]
+METHOD = "method.md"  # its blocks are files of the package
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+
+
+@pytest.fixture
+def as_it_was():
+    """Layouts that a page adds are gone after it."""
+    layouts, read = dict(LAYOUTS), {name: task_class(name).layouts for name in MODELS}
+    yield
+    LAYOUTS.clear()
+    LAYOUTS.update(layouts)
+    for name, known in read.items():
+        task_class(name).layouts = known
+
+
+def run_page(name, patch, folder, *, slow):
+    patch.chdir(folder)
+    namespace = {}
+    for block in blocks(PAGES[name], "python", "bash"):
+        if block.not_run or (block.slow and not slow):
+            assert block.language == "bash" or block.slow, f"{block}: Python is always run"
+        elif block.language == "python":
+            run_python(block, namespace)
+        else:
+            run_bash(block, patch)
+
+
+@pytest.mark.usefixtures("as_it_was")
+@pytest.mark.parametrize("name", [name for name in WITH_CODE if name != METHOD])
+def test_every_block_runs(name, monkeypatch, tmp_path):
+    run_page(name, monkeypatch, tmp_path, slow=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in WITH_CODE if any(b.slow for b in blocks(PAGES[n]))])
+def test_slow_blocks_run_too(name, monkeypatch, tmp_path):
+    run_page(name, monkeypatch, tmp_path, slow=True)
+
+
+@pytest.mark.slow
+def test_the_sixth_method_works(tmp_path):
+    """Its files go into a copy of the package, its diff changes one; its commands run on that."""
+    shutil.copytree(
+        ROOT / "cmrfast", tmp_path / "cmrfast", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    for block in blocks(PAGES[METHOD]):
+        target = tmp_path / (block.title or "")
+        if block.language == "python":
+            target.write_text(block.text)
+        elif block.language == "diff":
+            lines = block.text.splitlines(keepends=True)
+            before, after = ("".join(x[1:] for x in lines if x[0] != sign) for sign in "+-")
+            assert target.read_text().count(before) == 1
+            target.write_text(target.read_text().replace(before, after))
+    run = (
+        "import pytest; from tests import markdown as m; patch = pytest.MonkeyPatch();"
+        f"[m.run_bash(block, patch) for block in m.blocks(m.ROOT / 'docs' / '{METHOD}', 'bash')]"
+    )
+    subprocess.run(
+        [sys.executable, "-c", run],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        check=True,
+    )
+    assert (tmp_path / "run1" / "report.html").exists()
+    assert (tmp_path / "masks" / "Case_N001" / "myocardium.nii.gz").exists()
+
+
+def templates():
+    """Every string of the sources as a pattern, its values anything, and its own letters."""
+    folders = (ROOT / "cmrfast", ROOT / "packaging")
+    for path in (ROOT / "setup.py", *(p for f in folders for p in f.rglob("*.py"))):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+            words = [part.value if isinstance(part, ast.Constant) else None for part in parts]
+            if all(word is None or isinstance(word, str) for word in words):
+                pattern = "".join(".+" if word is None else re.escape(word) for word in words)
+                yield re.compile(pattern, re.DOTALL), sum(len(word) for word in words if word)
+
+
+def test_quoted_messages_are_in_the_sources():
+    known = list(templates())
+
+    def is_real(message):
+        message = message.removeprefix("cmrfast: ")
+        return any(
+            letters > len(message) / 4 and pattern.fullmatch(text)
+            for pattern, letters in known
+            for text in (message, f"cmrfast: {message}")
+        )
+
+    quoted = [block.text.strip() for block in blocks(PAGES["messages.md"], "text")]
+    assert len(quoted) > 30
+    assert not [message for message in quoted if not is_real(message)]
+    assert not is_real("open_dataset: patients holds no patient of emidec; it should hold a.nii")
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_somewhere(name):
+    page = PAGES[name]
+    for target in LINK.findall(re.sub(r"^```.*?^```", "", page.read_text(), flags=re.S | re.M)):
+        path, _, _ = target.partition("#")
+        assert "://" not in target, f"{name}: {target} is on another host"
+        assert not path or (page.parent / path).is_file(), f"{name}: {target} is not there"
+
+
+def test_every_page_is_in_the_navigation():
+    listed = re.findall(r"^ +- .+: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(PAGES)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The site as the command builds it, a warning being an error."""
+    if find_spec("mkdocs") is None or find_spec("mkdocstrings") is None:
+        pytest.skip("needs the extra docs")
+    folder = tmp_path_factory.mktemp("site")
+    subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "-q", "--strict", "--site-dir", str(folder)],
+        cwd=ROOT,
+        check=True,
+    )
+    return folder
+
+
+@pytest.mark.slow
+def test_the_site_loads_nothing_from_elsewhere(site):
+    for page in site.rglob("*.html"):
+        text = page.read_text()
+        loaded = re.findall(r'<(?:script|img|link|iframe)\b[^>]*(?:src|href)="([^"]+)"', text)
+        assert loaded
+        assert not [address for address in loaded if re.match(r"(\w+:)?//", address)]
+        assert "&gt;&gt;&gt;" not in re.sub(r"<pre.*?</pre>", "", text, flags=re.DOTALL)
+    for sheet in site.rglob("*.css"):
+        assert not re.search(r"url\(['\"]?(https?:)?//", sheet.read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("package", ["ops", "data", "data.prepare", "metrics", "tasks", "train"])
+def test_the_reference_has_every_public_name(site, package):
+    module = import_module(f"cmrfast.{package}")
+    text = "".join(page.read_text() for page in (site / "api").glob("*.html"))
+    shown = set(re.findall(r'id="(cmrfast\.[\w.]+)"', text))
+    lacking = [
+        name
+        for name in module.__all__
+        if isinstance(getattr(module, name), type | FunctionType)
+        and f"{getattr(module, name).__module__}.{name}" not in shown
+    ]
+    assert not lacking

@@ -1,7 +1,7 @@
 """How far a threshold gets on each synthetic data set: the best there is, chosen with the labels.
 
-Run it with ``python docs/measure_thresholds.py``: about a minute on two cores. A network that is not
-clearly above these figures has learnt nothing but brightness.
+Run it with ``python docs/measure_thresholds.py``: about a minute on two cores. A network that is
+not clearly above these figures has learnt nothing but brightness.
 """
 
 import tempfile

@@ -47,9 +47,8 @@ def main(batch: int = 16, side: int = 160, *, compiled: bool = True, seconds: fl
     """Check that all ways agree, then time them."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     kernel = backends()["affine_sample"][device]
-    print(
-        f"{batch} x {side} x {side}, {device}, {torch.get_num_threads()} threads, {kernel} kernel"
-    )
+    threads = torch.get_num_threads()
+    print(f"{batch} x {side} x {side} on {device}, {threads} threads, {kernel} kernel")
     torch.manual_seed(0)
     images = torch.rand(batch, 1, side, side, device=device, requires_grad=True)
     turn, zoom = torch.rand(batch) - 0.5, 0.9 + 0.2 * torch.rand(batch)

@@ -11,9 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cmrfast.data import open_dataset, split_by_patient
 from cmrfast.data.augment import Ranges, augment
-from cmrfast.data.datasets import Case
+from cmrfast.data.datasets import Case, open_dataset, split_by_patient
 from cmrfast.data.patches import batches
 from cmrfast.data.phantom import write_phantoms
 from cmrfast.infer.joint_scar import as_slices, centred, network_view
@@ -33,8 +32,8 @@ def network(width: int = 16) -> nn.Sequential:
 def slices_of(case: Case, side: int) -> tuple[Tensor, Tensor]:
     """Images (N, 1, side, side) in [0, 1] and masks (N, side, side) of one patient."""
     mask = case.labelling["LGE"].mask(case.label("LGE"), "myocardium").data.byte()
-    images = network_view(as_slices(case.image("LGE").data), side)
-    return images, centred(as_slices(mask), (side, side))
+    image = as_slices(case.image("LGE").data)
+    return network_view(image, side), centred(as_slices(mask), (side, side))
 
 
 @torch.inference_mode()
@@ -51,8 +50,8 @@ def main(words: list[str] | None = None) -> float:
     for name, default in {"cases": 12, "side": 80, "epochs": 20, "batch": 8, "seed": 0}.items():
         ask.add_argument(f"--{name}", type=int, default=default)
     it = ask.parse_args(words)
-    torch.manual_seed(it.seed)
     it.out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(it.seed)
     root = it.data or write_phantoms("joint_scar", it.out / "data", cases=it.cases, shrink=3)
     patients = open_dataset("emidec", root)
     split = split_by_patient(patients.names, seed=it.seed)
@@ -60,7 +59,7 @@ def main(words: list[str] | None = None) -> float:
     validate = [slices_of(case, it.side) for case in patients.subset(split.validate)]
     images, masks = (torch.cat(t) for t in zip(*train, strict=True))
     changes = Ranges(rotate_deg=20, scale=(0.9, 1.1), translate_share=0.05)
-    model, best = network(), -1.0
+    model, best = network(), 0.0
     optimiser = torch.optim.Adam(model.parameters(), 4e-3)
     for epoch in range(it.epochs):
         model.train()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cmrfast.data.cache import Cache
+from cmrfast.data.datasets import Split
 from cmrfast.data.draws import uniforms
 from cmrfast.data.patches import batches
 from cmrfast.data.prefetch import Prefetch
@@ -36,6 +37,7 @@ def train(
     out: str | os.PathLike[str],
     *,
     changes: Mapping[str, Any] | None = None,
+    split: Split | None = None,
     steps: int | None = None,
     epochs: int | None = None,
     seed: int = 0,
@@ -63,6 +65,7 @@ def train(
         data: root of a data set that the method reads.
         out: folder of the run.
         changes: fields of the method's ``Config`` and ``Recipe``.
+        split: patients by name; default dealt out from the seed in the recipe's proportions.
         steps: optimiser steps in all; default those of the epochs.
         epochs: passes over the training set; default the recipe's.
         seed: of weights, split, sampling, augmentation and dropout.
@@ -91,6 +94,7 @@ def train(
             ranks,
             cache,
             changed=changed(method, dict(changes or {}, **({"epochs": epochs} if epochs else {}))),
+            split=split,
             seed=seed,
             resume=resume,
             precision=precision or _default_precision(ranks.device),
@@ -214,6 +218,7 @@ def _open(
     cache: Cache | None,
     *,
     changed: tuple[Any, Any],
+    split: Split | None,
     seed: int,
     resume: bool,
     precision: str,
@@ -225,9 +230,9 @@ def _open(
         raise CheckpointError(f"train: {out} holds a run already; --resume continues it")
     stored = Run.open(out) if there else None
     if stored:
-        layout, split, fitted = stored.plan.layout, stored.plan.split, stored.fitted
+        layout, split, fitted = stored.plan.layout, split or stored.plan.split, stored.fitted
     else:
-        layout, split = deal(method, data, recipe, seed)
+        layout, split = deal(method, data, recipe, seed, split)
         fitted = None
     plan = Plan(
         method,

@@ -7,7 +7,7 @@ from studies.figures import draw
 from studies.page import section
 from studies.study import Arm, Scale, Study, run
 
-STRUCTURES = ("lv", "myo", "rv")
+STRUCTURES = ("lv", "myocardium", "rv")
 STUDY = Study(
     method="adversarial_transfer",
     arms={
@@ -15,11 +15,11 @@ STUDY = Study(
         "u_a": Arm({"variant": "u_a"}, "u_a"),
         "u_a_t": Arm({"variant": "u_a_t"}, "u_a_t"),
     },
-    scores={
-        f"{structure}_{score}": f"{structure}_{score}"
+    scores=tuple(
+        f"{structure}_{score}"
         for score in ("dice_percent", "hausdorff_mm")
         for structure in STRUCTURES
-    },
+    ),
     unit=("case",),
     tests=(("u_a", "u"), ("u_a_t", "u_a"), ("u_a_t", "u")),
     small=Scale(

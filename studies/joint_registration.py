@@ -9,6 +9,7 @@ from studies.outcome import Outcome
 from studies.page import section
 from studies.study import Arm, Scale, Study, run
 
+DISTANCES = ("lv_cd_mm", "lv_asd_mm", "myocardium_asd_mm", "rv_cd_mm", "rv_asd_mm")
 FEWER = 25 / 35  # of the training patients
 STUDY = Study(
     method="joint_registration",
@@ -19,20 +20,7 @@ STUDY = Study(
         "joint": Arm({"variant": "joint"}, "joint, 35"),
         "joint, image": Arm({"variant": "joint", "fusion": "image"}, "joint, 35"),
     },
-    scores={
-        **{
-            f"{chamber}_{kind}_mm": f"{chamber}_{kind}_mm"
-            for chamber, kind in (
-                ("lv", "cd"),
-                ("lv", "asd"),
-                ("myo", "asd"),
-                ("rv", "cd"),
-                ("rv", "asd"),
-            )
-        },
-        "cine_dice_percent": "cine_dice_percent",
-        "lge_dice_percent": "lge_dice_percent",
-    },  # fmt: skip
+    scores=(*DISTANCES, "cine_dice_percent", "lge_dice_percent"),
     unit=("case", "cine_slice", "lge_slice"),
     tests=(
         ("stn", "before"),

@@ -11,12 +11,7 @@ VARIANTS = ("direct", "two_step", "mtl", "jdl")
 STUDY = Study(
     method="joint_scar",
     arms={name: Arm({"variant": name}, published=name) for name in VARIANTS},
-    scores={
-        "scar_dice": "scar_dice",
-        "scar_precision": "scar_precision",
-        "scar_recall": "scar_recall",
-        "myocardium_dice": "myocardium_dice",
-    },
+    scores=("scar_dice", "scar_precision", "scar_recall", "myocardium_dice"),
     unit=("case", "slice"),
     tests=(("jdl", "direct"), ("jdl", "two_step"), ("jdl", "mtl")),
     small=Scale(

@@ -26,7 +26,7 @@ STUDY = Study(
         "final maps": Arm({}),
         "inner maps too": Arm({"aux_weight": 0.5}),
     },
-    scores={name: name for name in ("dice", "f1", "sensitivity", "precision")},
+    scores=("dice", "f1", "sensitivity", "precision"),
     unit=("case",),
     tests=(("inner maps too", "final maps"),),
     small=Scale(

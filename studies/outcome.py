@@ -75,10 +75,8 @@ class Outcome:
                 if not math.isnan(test.p):
                     more = sum(a[u] - b[u] for u in both) / len(both)
                     found.append(
-                        {
-                            **{"first": first, "second": second, "score": score},
-                            **{"difference": more, "t": test.t, "p": test.p, "units": test.cases},
-                        }
+                        {"first": first, "second": second, "score": score, "difference": more}
+                        | {"t": test.t, "p": test.p, "units": test.cases}
                     )
         return found
 
@@ -106,7 +104,7 @@ class Outcome:
             "patients": {
                 part: len(getattr(plan.split, part)) for part in ("train", "validate", "test")
             },
-            "scores": dict(self.study.scores),
+            "scores": list(self.study.scores),
             "arms": arms,
             "tests": self.tests(),
             "facts": self.facts,

@@ -15,22 +15,19 @@ _HERE = Path(__file__).parent
 
 def table(content: dict[str, Any]) -> str:
     """Markdown: arms down, scores across, mean ± SD over seeds and what was published."""
-    scores = content["scores"]
-    named = [
-        published if any(published in arm["published"] for arm in content["arms"].values()) else ""
-        for published in scores.values()
-    ]
+    arms = content["arms"].values()
+    beside = {s: any(s in arm["published"] for arm in arms) for s in content["scores"]}
     head, rule = ["variant"], ["---"]
-    for score, published in zip(scores, named, strict=True):
+    for score, published in beside.items():
         head += [_title(score), *(["published"] if published else [])]
         rule += ["---:", *(["---:"] if published else [])]
     lines = [head, rule]
     for name, arm in content["arms"].items():
         line = [name]
-        for score, published in zip(scores, named, strict=True):
+        for score, published in beside.items():
             line.append(spread(arm["scores"].get(score, [])))
             if published:
-                line.append(arm["published"].get(published, "-"))
+                line.append(arm["published"].get(score, "-"))
         lines.append(line)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

@@ -19,13 +19,7 @@ VARIANTS = ("pure", "siamese", "partial", "decoupled")
 STUDY = Study(
     method="siamese_lesion",
     arms={name: Arm({"variant": name}, published=name) for name in VARIANTS},
-    scores={
-        "balanced": "balanced",
-        "sensitivity": "positive",
-        "specificity": "negative",
-        "classification_loss": "classification_loss",
-        "pairing_loss": "pairing_loss",
-    },
+    scores=("balanced", "sensitivity", "specificity", "classification_loss", "pairing_loss"),
     unit=("case", "slice", "patch"),
     tests=(("siamese", "pure"), ("partial", "siamese"), ("decoupled", "partial")),
     small=Scale(

@@ -64,7 +64,7 @@ class Study:
     Args:
         method: a key of ``cmrfast.models.MODELS``.
         arms: variants by name.
-        scores: score in an evaluation's rows → its name in the paper's table.
+        scores: of an evaluation; the paper's table has them under the same names.
         unit: keys of a row that name what paired tests pair.
         tests: pairs of arms held against one another.
         small, paper: the two scales.
@@ -72,7 +72,7 @@ class Study:
 
     method: str
     arms: Mapping[str, Arm]
-    scores: Mapping[str, str]
+    scores: tuple[str, ...]
     unit: tuple[str, ...]
     tests: tuple[tuple[str, str], ...]
     small: Scale

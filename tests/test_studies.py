@@ -58,7 +58,7 @@ def outcome(evaluations, scores=("dice",), tests=()):
     told = study.Study(
         "new_lesions",
         {name: study.Arm({}) for name in evaluations},
-        {name: name for name in scores},
+        scores,
         ("case",),
         tests,
         study.Scale(3),
@@ -116,10 +116,10 @@ def test_units_are_averaged_over_seeds_and_paired_by_name():
 
 def test_table_sets_published_figures_beside_ours():
     arms = {
-        "a": {"scores": {"f1": [0.5, 0.7]}, "published": {"F1": "0.61"}},
+        "a": {"scores": {"f1": [0.5, 0.7]}, "published": {"f1": "0.61"}},
         "b": {"scores": {"f1": [None, 0.5]}, "published": {}},
     }
-    text = page.table({"scores": {"f1": "F1"}, "arms": arms})
+    text = page.table({"scores": ["f1"], "arms": arms})
     assert text.splitlines() == [
         "| variant | f1 | published |",
         "| --- | ---: | ---: |",

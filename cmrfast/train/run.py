@@ -171,7 +171,8 @@ def deal(
             return layout, split_by_patient(found.names, recipe.split, seed=seed)
         missing = {*split.train, *split.validate, *split.test} - set(found.names)
         if missing:
-            raise FileError(f"train: {data} lacks patients of the split: {', '.join(sorted(missing))}")
+            names = ", ".join(sorted(missing))
+            raise FileError(f"train: {data} lacks patients of the split: {names}")
         return layout, split
     raise FileError("; ".join(refused))
 

@@ -229,8 +229,10 @@ def _open(
     if there and not resume:
         raise CheckpointError(f"train: {out} holds a run already; --resume continues it")
     stored = Run.open(out) if there else None
+    if stored and split not in (None, stored.plan.split):
+        raise CheckpointError(f"train: {out} was begun with another split of the patients")
     if stored:
-        layout, split, fitted = stored.plan.layout, split or stored.plan.split, stored.fitted
+        layout, split, fitted = stored.plan.layout, stored.plan.split, stored.fitted
     else:
         layout, split = deal(method, data, recipe, seed, split)
         fitted = None

@@ -31,12 +31,12 @@ STUDY = Study(
     ),
     small=Scale(
         cases=45,
-        shrink=2,
+        shrink=2.5,
         changes={
-            **{"side": 112, "spacing_mm": 1.5, "shift_px": 10.0, "lge_shift_px": 2.5},
-            **{"widths": (8, 16, 32, 64, 128), "lr": 1e-3, "split": (35, 5, 5)},
+            **{"side": 80, "spacing_mm": 1.875, "shift_px": 8.0, "lge_shift_px": 2.0},
+            **{"widths": (8, 16, 32, 64, 128), "batch": 8, "lr": 1e-3, "split": (35, 5, 5)},
         },
-        steps=300,
+        steps=400,
     ),
     paper=Scale(cases=45),
 )

@@ -18,11 +18,11 @@ STUDY = Study(
         cases=40,
         shrink=2,
         changes={
-            **{"image": 96, "root": 32, "units": (2, 2, 2), "width": 96, "depth": 2, "heads": 4},
+            **{"image": 64, "root": 32, "units": (1, 1, 1), "width": 96, "depth": 2, "heads": 4},
             **{"hidden": 192, "decoder": (96, 64, 32, 16, 8), "dropout": 0.1, "batch": 8},
-            **{"lr": 1e-3, "split": (28, 4, 8)},
+            **{"lr": 2e-3, "split": (28, 4, 8)},
         },
-        steps=250,
+        steps=600,
     ),
     paper=Scale(cases=168),
 )

@@ -26,10 +26,10 @@ STUDY = Study(
         cases=30,
         shrink=2,
         changes={
-            **{"patch": 32, "spacing_mm": 2.0, "stride": 3, "split": (20, 2, 8)},
-            **{"channels": (24, 48, 64, 48), "hidden": 256, "lr": 3e-4},
+            **{"patch": 32, "spacing_mm": 2.0, "stride": 3, "split": (20, 4, 6)},
+            **{"channels": (24, 48, 64, 48), "hidden": 256, "lr": 5e-4},
         },
-        steps=600,
+        steps=1500,
     ),
     paper=Scale(cases=15),
 )

@@ -287,9 +287,10 @@ def finished(process):
     assert process.returncode == 0, errors
 
 
+@pytest.mark.parametrize("norm", ["lrn", "batch"])
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_any_number_of_ranks_trains_as_one(tmp_path, ranks):
-    options = {"steps": 4, "changes": {**SMALL, **QUIET, "batch": 7, "lr": 1e-3}}
+def test_any_number_of_ranks_trains_as_one(tmp_path, ranks, norm):
+    options = {"steps": 4, "changes": {**SMALL, **QUIET, "batch": 7, "lr": 1e-3, "norm": norm}}
     finished(torchrun(tmp_path / "many", ranks, **options))  # 4 and 3 samples
     run_training(tmp_path / "one", **options)
     one, many = (logged(tmp_path / name) for name in ("one", "many"))

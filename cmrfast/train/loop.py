@@ -23,6 +23,7 @@ from cmrfast.train.checkpoint import Checkpoint
 from cmrfast.train.guard import all_finite, first_not_finite, stopping
 from cmrfast.train.log import Log
 from cmrfast.train.memory import micro_batch_that_fits
+from cmrfast.train.norm import share_norms
 from cmrfast.train.ranks import Ranks, joined
 from cmrfast.train.run import Plan, Run, changed, deal, plain
 from cmrfast.train.shard import shard
@@ -104,8 +105,7 @@ def train(
         order = _Order(seed, len(feed), recipe)
         torch.manual_seed(seed)
         model = MODELS[method](run.config).to(ranks.device).train()
-        if ranks.count > 1 and ranks.device.type == "cuda":  # there is none for CPUs
-            model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model, ranks.group)
+        model = share_norms(model, ranks)
         half = run.plan.precision != "float32"
         if channels_last or (channels_last is None and half and ranks.device.type == "cuda"):
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -298,7 +298,6 @@ def _restore(run: Run, update: Update, ranks: Ranks) -> int:
 
 def _save(run: Run, update: Update, step: int, score: float | None) -> None:
     ranks = update.ranks
-    _average_statistics(update.model, ranks)
     state = update.state()
     if not ranks.agree(all_finite(state["model"])):
         raise FloatingPointError(
@@ -314,7 +313,6 @@ def _validate(run: Run, update: Update, data: str | os.PathLike[str]) -> float:
     """The mean of the task's objective over the validation patients; higher is better."""
     task, model, ranks = update.task, update.model, update.ranks
     name = task.objective.removeprefix("-")
-    _average_statistics(model, ranks)
     model.eval()
     cases = run.cases("validate", data)
     # Where weights are dealt out every forward takes all ranks, so all see all patients.
@@ -328,11 +326,6 @@ def _validate(run: Run, update: Update, data: str | os.PathLike[str]) -> float:
         return math.nan
     mean = sum(values) / len(values)
     return -mean if task.objective.startswith("-") else mean
-
-
-def _average_statistics(model: torch.nn.Module, ranks: Ranks) -> None:
-    """Running means and variances over the batches of all ranks."""
-    ranks.average(buffer for buffer in model.buffers() if buffer.is_floating_point())
 
 
 def _agreed(

@@ -56,14 +56,16 @@ class _Shared(_BatchNorm):
         wide = [1, -1] + [1] * (x.dim() - 2)
         values = x.to(torch.promote_types(x.dtype, torch.float32))
         here = values.new_tensor([x.numel() / x.shape[1]])
-        *_, n = sums = _total(torch.cat((values.sum(axes), here)))
+        sums = _total(torch.cat((values.sum(axes), here)))
+        n = sums[-1].detach()
         mean = sums[:-1] / n
         centred = values - mean.view(wide)
         variance = _total(centred.square().sum(axes)) / n
         if self.track_running_stats:
-            self._track(mean.detach(), variance.detach() * (n / (n - 1)).detach())
+            self._track(mean.detach(), variance.detach() * n / (n - 1))
         scale = (variance + self.eps).rsqrt() * self.weight
-        return (centred * scale.view(wide) + self.bias.view(wide)).to(x.dtype)
+        normed: Tensor = centred * scale.view(wide) + self.bias.view(wide)
+        return normed.to(x.dtype)
 
     def _track(self, mean: Tensor, variance: Tensor) -> None:
         assert self.running_mean is not None

@@ -30,10 +30,11 @@ def draw(outcome: Outcome, *, labels: Mapping[int, str], cases: int = 3) -> None
 def _scores(outcome: Outcome) -> Any:
     """A panel a score, with a dot for each seed, and the training losses."""
     scores, arms = outcome.study.scores, list(outcome.evaluations)
-    figure, axes = pyplot.subplots(
-        1, len(scores) + 1, figsize=(2.6 * len(scores) + 4.4, 3.6), layout="constrained",
-        width_ratios=[1] * len(scores) + [1.6],
-    )  # fmt: skip
+    rows = -(-(len(scores) + 1) // 4)
+    figure, grid = pyplot.subplots(rows, 4, figsize=(11, 3 * rows), layout="constrained")
+    axes = list(grid.flat)
+    for panel in axes[len(scores) + 1 :]:
+        panel.remove()
     colours = dict(zip(arms, (f"C{n}" for n in range(len(arms))), strict=True))
     for panel, score in zip(axes, scores, strict=False):
         for place, arm in enumerate(arms):
@@ -45,7 +46,7 @@ def _scores(outcome: Outcome) -> Any:
         panel.set_xticks(range(len(arms)), arms, rotation=50, ha="right", fontsize=8)
         panel.set_xlim(-0.6, len(arms) - 0.4)
         panel.grid(axis="y", alpha=0.3)
-    panel = axes[-1]
+    panel = axes[len(scores)]
     for arm, runs in outcome.runs.items():
         curves = [
             [line["loss"] for line in read_log(run.path / "log.jsonl") if "loss" in line]

@@ -9,6 +9,7 @@ import torch
 from cmrfast import cli
 from cmrfast.cli.app import app
 from cmrfast.data import Volume, write_nifti
+from cmrfast.data.datasets import Split
 from cmrfast.train import Run
 from tests import training_task
 
@@ -58,6 +59,16 @@ def test_from_training_to_a_report(run, tmp_path):
     assert (code, out) == (0, "r/report.html\n")
     assert train(run, "--out", "r", "--steps", 4, "--resume", "--set", "lr=1e-3", *SMALL)[0] == 0
     assert Run.open("r").checkpoint().step == 4
+
+
+def test_patients_may_be_named(run, tmp_path):
+    train(run, "--out", "dealt", "--steps", 1, *SMALL)
+    dealt = Run.open("dealt").plan.split
+    own = Split(dealt.test, dealt.train, dealt.validate)
+    own.save(tmp_path / "patients.json")
+    code, _, errors = train(run, "--out", "r", "--patients", "patients.json", "--steps", 1, *SMALL)
+    assert (code, errors.count("1 patients to train, 4 to validate")) == (0, 1)
+    assert Run.open("r").plan.split == own
 
 
 def test_failures_are_one_line(run):

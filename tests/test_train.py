@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cmrfast import CheckpointError
+from cmrfast import CheckpointError, FileError
+from cmrfast.data.datasets import Split
 from cmrfast.train import Run, train
 from cmrfast.train.log import read_log
 from tests import training_task
@@ -110,6 +111,19 @@ def test_a_run_is_not_overwritten_and_not_confused(tmp_path):
         Run.open(tmp_path / "run")
     with pytest.raises(ValueError, match=r"fields are .*lr.*; got 'speed'"):
         run_training(tmp_path / "other", changes={"speed": 1})
+
+
+def test_a_split_of_ones_own_is_kept(tmp_path):
+    names = Run.open(run_training(tmp_path / "dealt", steps=1).path).plan.split
+    own = Split(names.validate, names.train[:1], names.test)
+    run_training(tmp_path / "run", steps=1, split=own)
+    assert Run.open(tmp_path / "run").plan.split == own
+    run_training(tmp_path / "run", steps=2, resume=True)
+    assert Run.open(tmp_path / "run").plan.split == own
+    with pytest.raises(CheckpointError, match=r"run was begun with another split of the patients"):
+        run_training(tmp_path / "run", steps=3, split=names, resume=True)
+    with pytest.raises(FileError, match=r"train: nowhere lacks patients of the split: nobody"):
+        run_training(tmp_path / "other", split=Split(("nobody",), own.validate, own.test))
 
 
 @pytest.mark.parametrize("separable", [False, True])
@@ -273,9 +287,10 @@ def finished(process):
     assert process.returncode == 0, errors
 
 
+@pytest.mark.parametrize("norm", ["lrn", "batch"])
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_any_number_of_ranks_trains_as_one(tmp_path, ranks):
-    options = {"steps": 4, "changes": {**SMALL, **QUIET, "batch": 7, "lr": 1e-3}}
+def test_any_number_of_ranks_trains_as_one(tmp_path, ranks, norm):
+    options = {"steps": 4, "changes": {**SMALL, **QUIET, "batch": 7, "lr": 1e-3, "norm": norm}}
     finished(torchrun(tmp_path / "many", ranks, **options))  # 4 and 3 samples
     run_training(tmp_path / "one", **options)
     one, many = (logged(tmp_path / name) for name in ("one", "many"))

@@ -35,6 +35,9 @@ def train(
     method: Method,
     data: Data,
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    patients: Annotated[
+        Path | None, typer.Option(help="JSON: names to train, validate and test on.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps in all.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training set.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
@@ -64,6 +67,7 @@ def train(
     Under torchrun all processes train as one.
     """
     from cmrfast.data.cache import Cache
+    from cmrfast.data.datasets import Split as Patients
     from cmrfast.train import train as run_training
 
     run_training(
@@ -71,6 +75,7 @@ def train(
         data,
         out,
         changes=changes_of(method, changes or [], context.args),
+        split=Patients.load(patients) if patients else None,
         steps=positive("steps", steps),
         epochs=positive("epochs", epochs),
         seed=seed,

@@ -37,6 +37,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from cmrfast.losses import adversarial_segmentation_loss
 from cmrfast.models import recipe
@@ -468,7 +469,7 @@ def _update(
 def _frozen(network: nn.Module) -> Iterator[None]:
     """Let gradients pass through a network, but none into it, and no statistics either."""
     parameters = [p for p in network.parameters() if p.requires_grad]
-    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
+    norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.training]
     try:
         for p in parameters:
             p.requires_grad_(False)

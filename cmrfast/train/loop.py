@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cmrfast.data.cache import Cache
+from cmrfast.data.datasets import Split
 from cmrfast.data.draws import uniforms
 from cmrfast.data.patches import batches
 from cmrfast.data.prefetch import Prefetch
@@ -22,6 +23,7 @@ from cmrfast.train.checkpoint import Checkpoint
 from cmrfast.train.guard import all_finite, first_not_finite, stopping
 from cmrfast.train.log import Log
 from cmrfast.train.memory import micro_batch_that_fits
+from cmrfast.train.norm import share_norms
 from cmrfast.train.ranks import Ranks, joined
 from cmrfast.train.run import Plan, Run, changed, deal, plain
 from cmrfast.train.shard import shard
@@ -36,6 +38,7 @@ def train(
     out: str | os.PathLike[str],
     *,
     changes: Mapping[str, Any] | None = None,
+    split: Split | None = None,
     steps: int | None = None,
     epochs: int | None = None,
     seed: int = 0,
@@ -63,6 +66,7 @@ def train(
         data: root of a data set that the method reads.
         out: folder of the run.
         changes: fields of the method's ``Config`` and ``Recipe``.
+        split: patients by name; default dealt out from the seed in the recipe's proportions.
         steps: optimiser steps in all; default those of the epochs.
         epochs: passes over the training set; default the recipe's.
         seed: of weights, split, sampling, augmentation and dropout.
@@ -91,6 +95,7 @@ def train(
             ranks,
             cache,
             changed=changed(method, dict(changes or {}, **({"epochs": epochs} if epochs else {}))),
+            split=split,
             seed=seed,
             resume=resume,
             precision=precision or _default_precision(ranks.device),
@@ -100,8 +105,7 @@ def train(
         order = _Order(seed, len(feed), recipe)
         torch.manual_seed(seed)
         model = MODELS[method](run.config).to(ranks.device).train()
-        if ranks.count > 1 and ranks.device.type == "cuda":  # there is none for CPUs
-            model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model, ranks.group)
+        model = share_norms(model, ranks)
         half = run.plan.precision != "float32"
         if channels_last or (channels_last is None and half and ranks.device.type == "cuda"):
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -214,6 +218,7 @@ def _open(
     cache: Cache | None,
     *,
     changed: tuple[Any, Any],
+    split: Split | None,
     seed: int,
     resume: bool,
     precision: str,
@@ -224,10 +229,12 @@ def _open(
     if there and not resume:
         raise CheckpointError(f"train: {out} holds a run already; --resume continues it")
     stored = Run.open(out) if there else None
+    if stored and split not in (None, stored.plan.split):
+        raise CheckpointError(f"train: {out} was begun with another split of the patients")
     if stored:
         layout, split, fitted = stored.plan.layout, stored.plan.split, stored.fitted
     else:
-        layout, split = deal(method, data, recipe, seed)
+        layout, split = deal(method, data, recipe, seed, split)
         fitted = None
     plan = Plan(
         method,
@@ -291,7 +298,6 @@ def _restore(run: Run, update: Update, ranks: Ranks) -> int:
 
 def _save(run: Run, update: Update, step: int, score: float | None) -> None:
     ranks = update.ranks
-    _average_statistics(update.model, ranks)
     state = update.state()
     if not ranks.agree(all_finite(state["model"])):
         raise FloatingPointError(
@@ -307,7 +313,6 @@ def _validate(run: Run, update: Update, data: str | os.PathLike[str]) -> float:
     """The mean of the task's objective over the validation patients; higher is better."""
     task, model, ranks = update.task, update.model, update.ranks
     name = task.objective.removeprefix("-")
-    _average_statistics(model, ranks)
     model.eval()
     cases = run.cases("validate", data)
     # Where weights are dealt out every forward takes all ranks, so all see all patients.
@@ -321,11 +326,6 @@ def _validate(run: Run, update: Update, data: str | os.PathLike[str]) -> float:
         return math.nan
     mean = sum(values) / len(values)
     return -mean if task.objective.startswith("-") else mean
-
-
-def _average_statistics(model: torch.nn.Module, ranks: Ranks) -> None:
-    """Running means and variances over the batches of all ranks."""
-    ranks.average(buffer for buffer in model.buffers() if buffer.is_floating_point())
 
 
 def _agreed(

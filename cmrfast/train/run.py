@@ -148,11 +148,17 @@ class Run:
         return model.to(device).eval()
 
 
-def deal(method_name: str, data: str | os.PathLike[str], recipe: Any, seed: int) -> tuple[str, Any]:
+def deal(
+    method_name: str,
+    data: str | os.PathLike[str],
+    recipe: Any,
+    seed: int,
+    split: Split | None = None,
+) -> tuple[str, Split]:
     """The layout that a folder has, of those the method reads, and its patients' split.
 
     Raises:
-        FileError: the folder has none of them.
+        FileError: the folder has none of them, or not the patients of a given split.
     """
     refused = []
     for layout in task_class(method_name).layouts:
@@ -161,7 +167,13 @@ def deal(method_name: str, data: str | os.PathLike[str], recipe: Any, seed: int)
         except FileError as error:
             refused.append(str(error))
             continue
-        return layout, split_by_patient(found.names, recipe.split, seed=seed)
+        if split is None:
+            return layout, split_by_patient(found.names, recipe.split, seed=seed)
+        missing = {*split.train, *split.validate, *split.test} - set(found.names)
+        if missing:
+            names = ", ".join(sorted(missing))
+            raise FileError(f"train: {data} lacks patients of the split: {names}")
+        return layout, split
     raise FileError("; ".join(refused))
 
 

@@ -18,7 +18,7 @@ class Update:
     """Applies a method's loss, or its own ``step``, to one batch.
 
     With ``micro_batch`` below the batch the network sees parts of it, and the result is that of
-    the whole batch all the same (but for batch norm, which normalises each part): losses that are
+    the whole batch all the same (but for batch norm, which normalises by part): losses that are
     means over samples are added up; for the others, whose every sample depends on all, a first
     pass without gradients gives the outputs of the whole batch, their loss gives each output's
     gradient, and a second pass carries these into the network.
@@ -135,13 +135,17 @@ class Update:
 
     def _backward(self, batch: Batch) -> dict[str, Tensor]:
         count = len(next(iter(batch.values())))
-        if self.micro_batch >= count:
+        # As many as the first rank's, whose share is the largest: norms meet in every part.
+        parts_of_batch = self.ranks.agree(-(-count // self.micro_batch))
+        if parts_of_batch == 1:
             parts = self._loss(self._outputs(batch), batch)
             self.scaler.scale(parts["loss"]).backward()
             return {name: part.detach() for name, part in parts.items()}
         pieces = [
-            {name: tensor[i : i + self.micro_batch] for name, tensor in batch.items()}
-            for i in range(0, count, self.micro_batch)
+            dict(zip(batch, tensors, strict=True))
+            for tensors in zip(
+                *(tensor.tensor_split(parts_of_batch) for tensor in batch.values()), strict=True
+            )
         ]
         if self.task.separable:
             return self._added_up(pieces, count)
@@ -151,7 +155,11 @@ class Update:
         total: dict[str, Tensor] = {}
         for piece in pieces:
             share = len(next(iter(piece.values()))) / count
-            parts = self._loss(self._outputs(piece), piece)
+            outputs = self._outputs(piece)
+            if not share:  # other ranks have a sample more: their norms wait for this one's
+                torch.stack([output.sum() for output in outputs.values()]).sum().backward()
+                continue
+            parts = self._loss(outputs, piece)
             self.scaler.scale(parts["loss"] * share).backward()
             for name, part in parts.items():
                 total[name] = total.get(name, 0) + share * part.detach()

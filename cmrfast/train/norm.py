@@ -1,0 +1,96 @@
+"""Batch norm by the batch of all ranks."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from cmrfast.train.ranks import Ranks
+
+
+def share_norms(model: nn.Module, ranks: Ranks) -> nn.Module:
+    """Let a network's batch norms see, in training, the batch of all ranks.
+
+    All ranks then have to call the network equally often.
+
+    Args:
+        model: changed in place where it can be.
+        ranks: of the default group.
+    """
+    if ranks.count == 1:
+        return model
+    if ranks.device.type == "cuda":
+        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return converted
+    for module in model.modules():  # torch has none for CPUs
+        module.__class__ = _SHARED.get(type(module), type(module))
+    return model
+
+
+class _Total(torch.autograd.Function):
+    """The sum over ranks. Every rank's loss depends on it, so gradients are summed as well."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor) -> Tensor:
+        return _summed(part)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _summed(gradient)
+
+
+def _summed(part: Tensor) -> Tensor:
+    total = part.clone()
+    dist.all_reduce(total)
+    return total
+
+
+class _Shared(_BatchNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            plain: Tensor = super().forward(x)
+            return plain
+        axes = [axis for axis in range(x.dim()) if axis != 1]
+        wide = [1, -1] + [1] * (x.dim() - 2)
+        values = x.to(torch.promote_types(x.dtype, torch.float32))
+        here = values.new_tensor([x.numel() / x.shape[1]])
+        sums = _total(torch.cat((values.sum(axes), here)))
+        n = sums[-1].detach()
+        mean = sums[:-1] / n
+        centred = values - mean.view(wide)
+        variance = _total(centred.square().sum(axes)) / n
+        if self.track_running_stats:
+            self._track(mean.detach(), variance.detach() * n / (n - 1))
+        scale = (variance + self.eps).rsqrt() * self.weight
+        normed: Tensor = centred * scale.view(wide) + self.bias.view(wide)
+        return normed.to(x.dtype)
+
+    def _track(self, mean: Tensor, variance: Tensor) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance, self.momentum)
+
+
+class _Shared2d(_Shared, nn.BatchNorm2d):
+    pass
+
+
+class _Shared3d(_Shared, nn.BatchNorm3d):
+    pass
+
+
+_SHARED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm2d: _Shared2d,
+    nn.BatchNorm3d: _Shared3d,
+}
+
+
+def _total(part: Tensor) -> Tensor:
+    total: Tensor = _Total.apply(part)  # type: ignore[no-untyped-call]
+    return total

@@ -1,0 +1,1 @@
+"""What the five methods learn: each paper's comparison, repeated from data to table."""

@@ -1,0 +1,114 @@
+"""Pictures of a study: scores and curves of all trainings, and test patients beside one another."""
+
+import io
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib as mpl
+import torch
+from matplotlib import pyplot
+from matplotlib.image import imread
+
+from cmrfast import viz
+from cmrfast.data import Volume
+from cmrfast.data.prepare import crop_or_pad
+from cmrfast.train.log import read_log
+from studies.outcome import Outcome
+
+mpl.use("Agg")
+
+
+def draw(outcome: Outcome, *, labels: Mapping[int, str], cases: int = 3) -> None:
+    """Write both pictures of a study among its results."""
+    stem = outcome.results / f"{outcome.study.method}-{outcome.scale}"
+    _scores(outcome).savefig(stem.with_suffix(".png"), dpi=90)
+    _cases(outcome, labels, cases).savefig(f"{stem}-cases.png", dpi=90)
+    pyplot.close("all")
+
+
+def _scores(outcome: Outcome) -> Any:
+    """A panel a score, with a dot for each seed, and the training losses."""
+    scores, arms = outcome.study.scores, list(outcome.evaluations)
+    rows = -(-(len(scores) + 1) // 4)
+    figure, grid = pyplot.subplots(rows, 4, figsize=(11, 3 * rows), layout="constrained")
+    axes = list(grid.flat)
+    for panel in axes[len(scores) + 1 :]:
+        panel.remove()
+    colours = dict(zip(arms, (f"C{n}" for n in range(len(arms))), strict=True))
+    for panel, score in zip(axes, scores, strict=False):
+        for place, arm in enumerate(arms):
+            values = outcome.by_seed(arm).get(score, [])
+            if values:
+                panel.plot([place] * len(values), values, "o", color=colours[arm], alpha=0.6)
+                panel.plot(place, statistics.fmean(values), "_", color=colours[arm], ms=18, mew=2)
+        panel.set_title(score.replace("_", " "), fontsize=10)
+        panel.set_xticks(range(len(arms)), arms, rotation=50, ha="right", fontsize=8)
+        panel.set_xlim(-0.6, len(arms) - 0.4)
+        panel.grid(axis="y", alpha=0.3)
+    panel = axes[len(scores)]
+    for arm, runs in outcome.runs.items():
+        curves = [
+            [line["loss"] for line in read_log(run.path / "log.jsonl") if "loss" in line]
+            for run in runs
+        ]
+        mean = torch.tensor(curves, dtype=torch.float64).mean(0)
+        width = max(1, len(mean) // 40)
+        smooth = mean[: len(mean) // width * width].view(-1, width).mean(1)
+        at = (torch.arange(len(smooth)) + 0.5) * width
+        panel.plot(at.numpy(), smooth.numpy(), color=colours[arm], label=arm)
+    panel.set_title("training loss, mean over seeds", fontsize=10)
+    panel.set_xlabel("step")
+    panel.grid(alpha=0.3)
+    panel.legend(fontsize=8)
+    return figure
+
+
+def _cases(outcome: Outcome, labels: Mapping[int, str], cases: int) -> Any:
+    """Test patients down; the labels and what each arm's first training says across."""
+    first = {arm: runs[0] for arm, runs in outcome.runs.items()}
+    some = next(iter(first.values()))
+    patients = [case for case in some.cases("test") if case.labels][:cases]
+    figure, axes = pyplot.subplots(
+        len(patients), len(first) + 1, figsize=(2.6 * (len(first) + 1), 2.8 * len(patients)),
+        layout="constrained", squeeze=False,
+    )  # fmt: skip
+    for row, case in enumerate(patients):
+        shown: list[tuple[str, Volume, Volume | None]] = []
+        place: tuple[list[int], int] | None = None
+        for arm, run in first.items():
+            with torch.inference_mode():
+                view = run.task().view(run.model(), case)
+            if place is None:
+                reference = view.reference or view.predicted
+                place = _where(reference, view.image)
+                shown.append(("labels", view.image, view.reference))
+            shown.append((arm, view.image, view.predicted))
+        assert place is not None
+        for panel, (title, image, mask) in zip(axes[row], shown, strict=True):
+            middle, side = place
+            image, mask = (x and _square(x, middle, side) for x in (image, mask))
+            picture = viz.overlay(image, mask, slices=[0], names=labels)
+            panel.imshow(imread(io.BytesIO(picture)))
+            panel.set_axis_off()
+            panel.set_title(f"{case.name}: {title}" if panel is axes[row][0] else title, fontsize=9)
+    return figure
+
+
+def _where(mask: Volume, image: Volume) -> tuple[list[int], int]:
+    """Middle and side in pixels of a square about the slice that has most labels."""
+    labelled = mask.data[0] != 0
+    k = int(labelled.sum((0, 1)).argmax())
+    at = labelled[:, :, k].nonzero()
+    if not len(at):
+        return [n // 2 for n in image.shape[:2]] + [k], min(image.shape[:2])
+    middle = ((at.amax(0) + at.amin(0)) // 2).tolist()
+    side = max(3 * int((at.amax(0) - at.amin(0)).max()), round(70 / min(image.spacing_mm[:2])))
+    return [*middle, k], min(side, *image.shape[:2])
+
+
+def _square(volume: Volume, middle: list[int], side: int) -> Volume:
+    data, matrix = crop_or_pad(
+        volume.data, volume.world_from_vox, (side, side, 1), center_vox=tuple(middle)
+    )
+    return Volume(data, matrix)

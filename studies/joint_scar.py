@@ -1,0 +1,39 @@
+"""Does a scar network do better on the myocardium that another network finds, learning together?
+
+python -m studies.joint_scar [--scale small|paper] [--data ROOT]
+"""
+
+from studies.figures import draw
+from studies.page import section
+from studies.study import Arm, Scale, Study, run
+
+VARIANTS = ("direct", "two_step", "mtl", "jdl")
+STUDY = Study(
+    method="joint_scar",
+    arms={name: Arm({"variant": name}, published=name) for name in VARIANTS},
+    scores=("scar_dice", "scar_precision", "scar_recall", "myocardium_dice"),
+    unit=("case", "slice"),
+    tests=(("jdl", "direct"), ("jdl", "two_step"), ("jdl", "mtl")),
+    small=Scale(
+        cases=40,
+        shrink=2,
+        changes={
+            **{"image": 64, "root": 32, "units": (1, 1, 1), "width": 96, "depth": 2, "heads": 4},
+            **{"hidden": 192, "decoder": (96, 64, 32, 16, 8), "dropout": 0.1, "batch": 8},
+            **{"lr": 2e-3, "split": (28, 4, 8)},
+        },
+        steps=600,
+    ),
+    paper=Scale(cases=168),
+)
+
+
+def main() -> None:
+    """Run the study and keep its results."""
+    outcome = run(STUDY)
+    print(section(outcome.save()))
+    draw(outcome, labels={1: "myocardium", 2: "scar"})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""New lesions between two visits: found, old and growing ones ignored; are inner maps to be taught?
+
+python -m studies.new_lesions [--scale small|paper] [--data ROOT]
+
+Where CMRFAST_TEST_DATA names a folder with the open_ms_longitudinal set, the trained network is
+applied to its patients too, and pictures are written beside its trainings.
+"""
+
+import os
+import statistics
+from pathlib import Path
+
+import torch
+
+from cmrfast import viz
+from cmrfast.data import Volume
+from cmrfast.data.datasets import open_dataset
+from studies.figures import draw
+from studies.outcome import Outcome
+from studies.page import section
+from studies.study import Arm, Scale, Study, run
+
+STUDY = Study(
+    method="new_lesions",
+    arms={
+        "final maps": Arm({}),
+        "inner maps too": Arm({"aux_weight": 0.5}),
+    },
+    scores=("dice", "f1", "sensitivity", "precision"),
+    unit=("case",),
+    tests=(("inner maps too", "final maps"),),
+    small=Scale(
+        cases=24,
+        shrink=2,
+        changes={
+            **{"spacing_mm": 1.6, "patch": 32, "overlap": 8, "batch": 8, "per_patient": 100},
+            **{"split": (16, 2, 6), "dropout": 0.1},
+        },
+        steps=300,
+    ),
+    paper=Scale(cases=100),
+)
+
+
+def false_lesions(outcome: Outcome, arm: str) -> list[float]:
+    """Lesions that a training finds in a test patient who has nothing new, their mean."""
+    return [
+        statistics.fmean(
+            [float(r["false"]) for r in one.rows if not r["lesions"]] or [float("nan")]
+        )
+        for one in outcome.evaluations[arm]
+    ]
+
+
+def on_real_pairs(outcome: Outcome, root: Path) -> None:
+    """Dice against the change masks of real patients, and a picture of each."""
+    trained = outcome.runs["final maps"][0]
+    task, model = trained.task(), trained.model()
+    for case in open_dataset("open_ms", root):
+        with torch.inference_mode():
+            rows = task.evaluate(model, case)
+            view = task.view(model, case)
+        for row in rows:
+            outcome.facts[f"real {case.name}, Dice"] = float(row["dice"])
+        slices = _fullest(view.reference or view.predicted)
+        place = trained.path / f"{case.name}.png"
+        viz.overlay(view.image, view.predicted, place, slices=slices, names={1: "found"})
+
+
+def _fullest(mask: Volume, count: int = 3) -> list[int]:
+    amount = (mask.data[0] != 0).sum((0, 1))
+    return sorted(amount.argsort(descending=True)[:count].tolist())
+
+
+def main() -> None:
+    """Run the study and keep its results."""
+    outcome = run(STUDY)
+    for arm in STUDY.arms:
+        outcome.facts[f"false lesions in a patient with nothing new, {arm}"] = false_lesions(
+            outcome, arm
+        )
+    real = os.environ.get("CMRFAST_TEST_DATA")
+    if real:
+        on_real_pairs(outcome, Path(real) / "open_ms_longitudinal" / "coregistered")
+    print(section(outcome.save()))
+    draw(outcome, labels={1: "new lesion"})
+
+
+if __name__ == "__main__":
+    main()

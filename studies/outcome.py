@@ -1,0 +1,148 @@
+"""What came of a study: scores by arm and seed, paired tests, the table, and files that keep it."""
+
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cmrfast import metrics
+from cmrfast.evaluate import Evaluation
+from cmrfast.tasks import Row, task_class
+from cmrfast.train import Run
+from cmrfast.train.run import versions
+
+if TYPE_CHECKING:
+    from studies.study import Study
+
+Unit = tuple[Any, ...]
+
+
+@dataclass
+class Outcome:
+    """All trainings of a study, scored on the same test patients.
+
+    Args:
+        study: what was compared.
+        scale: small or paper.
+        data: what it was trained on, in words.
+        results: folder for what is kept.
+        runs: of each arm, one a seed.
+        evaluations: of each arm, one a seed; more rows may be added.
+        seconds: the study took, None where parts of it were there before.
+        facts: findings that are no scores of an arm.
+    """
+
+    study: "Study"
+    scale: str
+    data: str
+    results: Path
+    runs: Mapping[str, Sequence[Run]]
+    evaluations: dict[str, list[Evaluation]]
+    seconds: float | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def by_seed(self, arm: str) -> dict[str, list[float]]:
+        """{score: one value a seed}."""
+        summaries = [one.summary() for one in self.evaluations[arm]]
+        return {
+            name: [summary[name].mean for summary in summaries]
+            for name in self.study.scores
+            if all(name in summary for summary in summaries)
+        }
+
+    def by_unit(self, arm: str, score: str) -> dict[Unit, float]:
+        """Each test unit's score, averaged over the seeds that have one."""
+        values: dict[Unit, list[float]] = {}
+        for one in self.evaluations[arm]:
+            for row in one.rows:
+                value = float(row.get(score, math.nan))
+                if not math.isnan(value):
+                    values.setdefault(tuple(row[key] for key in self.study.unit), []).append(value)
+        return {unit: sum(found) / len(found) for unit, found in values.items()}
+
+    def tests(self) -> list[dict[str, Any]]:
+        """Paired t-tests of the study's pairs of arms, over units that both have."""
+        found = []
+        for first, second in self.study.tests:
+            for score in self.study.scores:
+                a, b = (self.by_unit(arm, score) for arm in (first, second))
+                both = sorted(a.keys() & b.keys(), key=str)
+                test = metrics.paired_t_test([a[u] for u in both], [b[u] for u in both])
+                if not math.isnan(test.p):
+                    more = sum(a[u] - b[u] for u in both) / len(both)
+                    found.append(
+                        {"first": first, "second": second, "score": score, "difference": more}
+                        | {"t": test.t, "p": test.p, "units": test.cases}
+                    )
+        return found
+
+    def as_json(self) -> dict[str, Any]:
+        """All that the page and a reader need."""
+        scale = getattr(self.study, self.scale)
+        published = task_class(self.study.method).published
+        plan = next(iter(self.runs.values()))[0].plan
+        arms = {}
+        for name in self.evaluations:
+            arm = self.study.arms.get(name)
+            row = arm.published if arm else name
+            arms[name] = {
+                "changes": dict(arm.changes) if arm else {},
+                "scores": self.by_seed(name),
+                "published": dict(published.get(row, {})) if row else {},
+            }
+        return {
+            "method": self.study.method,
+            "scale": self.scale,
+            "data": self.data,
+            "seeds": scale.seeds,
+            "steps": plan.steps,
+            "changes": dict(scale.changes),
+            "patients": {
+                part: len(getattr(plan.split, part)) for part in ("train", "validate", "test")
+            },
+            "scores": list(self.study.scores),
+            "arms": arms,
+            "tests": self.tests(),
+            "facts": self.facts,
+            "minutes": None if self.seconds is None else self.seconds / 60,
+            "versions": {**versions(), "cores": os.cpu_count(), "cpu": _cpu()},
+        }
+
+    def save(self) -> dict[str, Any]:
+        """Write ``<method>-<scale>.json`` among the results."""
+        content = self.as_json()
+        self.results.mkdir(parents=True, exist_ok=True)
+        place = self.results / f"{self.study.method}-{self.scale}.json"
+        place.write_text(json.dumps(_finite(content), indent=1) + "\n", "utf-8")
+        return content
+
+
+def read_rows(folder: Path) -> Evaluation:
+    """The evaluation that a run's folder keeps; a value it has not is NaN."""
+    stored = json.loads((folder / "evaluation-test.json").read_text("utf-8"))
+    rows: list[Row] = [
+        {key: math.nan if value is None else value for key, value in row.items()}
+        for row in stored["rows"]
+    ]
+    pooled = Run.open(folder).task().pooled(rows)
+    return Evaluation(stored["method"], stored["part"], rows, pooled)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())

@@ -1,0 +1,105 @@
+"""The results page: every study's table and pictures, from the files that keep them.
+
+python -m studies.page
+"""
+
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+BEGIN, END = "<!-- {}: begin -->", "<!-- {}: end -->"
+_HERE = Path(__file__).parent
+
+
+def table(content: dict[str, Any]) -> str:
+    """Markdown: arms down, scores across, mean ± SD over seeds and what was published."""
+    arms = content["arms"].values()
+    beside = {s: any(s in arm["published"] for arm in arms) for s in content["scores"]}
+    head, rule = ["variant"], ["---"]
+    for score, published in beside.items():
+        head += [_title(score), *(["published"] if published else [])]
+        rule += ["---:", *(["---:"] if published else [])]
+    lines = [head, rule]
+    for name, arm in content["arms"].items():
+        line = [name]
+        for score, published in beside.items():
+            line.append(spread(arm["scores"].get(score, [])))
+            if published:
+                line.append(arm["published"].get(score, "-"))
+        lines.append(line)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def spread(values: list[float | None]) -> str:
+    """Mean ± sample SD, to three digits."""
+    there = [v for v in values if v is not None and not math.isnan(v)]
+    if not there:
+        return "-"
+    mean = statistics.fmean(there)
+    digits = max(0, 2 - math.floor(math.log10(abs(mean) or 1)))
+    sd = f" ± {statistics.stdev(there):.{digits}f}" if len(there) > 1 else ""
+    return f"{mean:.{digits}f}{sd}"
+
+
+def tests(content: dict[str, Any]) -> str:
+    """The paired tests, a line each."""
+    return "\n".join(
+        f"* {_title(t['score'])}: {t['first']} less {t['second']} is {t['difference']:+.3g} "
+        f"(paired t-test over {t['units']}, p {_p(t['p'])})"
+        for t in content["tests"]
+    )
+
+
+def section(content: dict[str, Any]) -> str:
+    """What the page says of a study between its marks."""
+    method, versions = content["method"], content["versions"]
+    patients = content["patients"]
+    took = f", {content['minutes']:.0f} minutes" if content["minutes"] else ""
+    figure = f"results/{method}-{content['scale']}"
+    changes = ", ".join(f"{k} {v}" for k, v in content["changes"].items()) or "none"
+    facts = "\n".join(f"* {name}: {_fact(value)}" for name, value in content["facts"].items())
+    parts = [
+        table(content),
+        f"{content['data']}: {patients['train']} patients to train, {patients['validate']} to "
+        f"validate, {patients['test']} to test; {content['seeds']} seeds of {content['steps']} "
+        f"steps{took} on {versions['cores']} cores, {versions['cpu']}; torch {versions['torch']}. "
+        f"Changed from the published recipe: {changes}.",
+        "\n".join(part for part in (tests(content), facts) if part),
+        f"![scores and curves]({figure}.png)",
+        f"![test patients]({figure}-cases.png)",
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def update(page: Path, results: Path) -> None:
+    """Replace each study's section between its marks."""
+    text = page.read_text("utf-8")
+    for file in sorted(results.glob("*.json")):
+        content = json.loads(file.read_text("utf-8"))
+        begin, end = (mark.format(file.stem) for mark in (BEGIN, END))
+        before, mark, rest = text.partition(begin)
+        _, closing, after = rest.partition(end)
+        if not (mark and closing):
+            raise SystemExit(f"{page} has no {begin} ... {end}")
+        text = f"{before}{begin}\n{section(content)}\n{end}{after}"
+    page.write_text(text, "utf-8")
+
+
+def _title(score: str) -> str:
+    return score.replace("_", " ")
+
+
+def _p(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, list):
+        return spread(value)
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    update(_HERE / "README.md", _HERE / "results")

@@ -1,0 +1,189 @@
+"""A study: the variants that a paper compares, trained on the same patients, scored on others."""
+
+import argparse
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cmrfast.data.cache import Cache
+from cmrfast.data.datasets import Split
+from cmrfast.data.phantom import write_phantoms
+from cmrfast.evaluate import evaluate
+from cmrfast.train import Run, train
+from cmrfast.train.run import changed, deal
+from studies.outcome import Outcome, read_rows
+
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A variant.
+
+    Args:
+        changes: of the method's config and recipe.
+        published: its row of the paper's table.
+        patients: share of the training patients that it learns from.
+    """
+
+    changes: Mapping[str, Any]
+    published: str | None = None
+    patients: float = 1.0
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large a study is.
+
+    Args:
+        cases: phantoms, where no data set is given.
+        shrink: of the phantoms' resolution.
+        changes: of every arm; what makes a small study small.
+        steps: optimiser steps; None is the recipe's epochs.
+        seeds: trainings of each arm, on the same patients.
+    """
+
+    cases: int
+    shrink: float = 1.0
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    steps: int | None = None
+    seeds: int = 3
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is compared, by which scores.
+
+    Args:
+        method: a key of ``cmrfast.models.MODELS``.
+        arms: variants by name.
+        scores: of an evaluation; the paper's table has them under the same names.
+        unit: keys of a row that name what paired tests pair.
+        tests: pairs of arms held against one another.
+        small, paper: the two scales.
+    """
+
+    method: str
+    arms: Mapping[str, Arm]
+    scores: tuple[str, ...]
+    unit: tuple[str, ...]
+    tests: tuple[tuple[str, str], ...]
+    small: Scale
+    paper: Scale
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One training of one arm."""
+
+    study: str
+    arm: str
+    seed: int
+    folder: Path
+    data: Path
+    split: Split
+    changes: Mapping[str, Any]
+    steps: int | None
+    threads: int
+    device: str
+
+
+def run(study: Study) -> Outcome:
+    """Train and score what is not there yet, as the command line says."""
+    options = _options(study)
+    scale: Scale = getattr(study, options.scale)
+    out: Path = options.out or _HERE / "runs" / f"{study.method}-{options.scale}"
+    data: Path = options.data or out / "patients"
+    began = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"[{time.monotonic() - began:5.0f} s] {text}", flush=True)
+
+    if not options.data and not (out / "patients.done").exists():
+        say(f"writing {scale.cases} phantoms")
+        write_phantoms(study.method, data, cases=scale.cases, shrink=scale.shrink)
+        (out / "patients.done").touch()
+    recipe = changed(study.method, scale.changes)[1]
+    layout, split = deal(study.method, data, recipe, seed=0)
+    jobs = list(_jobs(study, scale, out, data, split, options))
+    waiting = [job for job in jobs if not _scored(job.folder)]
+    say(f"{len(jobs)} trainings, {len(jobs) - len(waiting)} of them done before")
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.workers, mp_context=context) as pool:
+        running = {pool.submit(_train_and_score, job): job for job in waiting}
+        for done in as_completed(running):
+            done.result()
+            say(f"{running[done].arm}, seed {running[done].seed}: trained and scored")
+    runs: dict[str, list[Run]] = {}
+    for job in jobs:
+        runs.setdefault(job.arm, []).append(Run.open(job.folder))
+    return Outcome(
+        study=study,
+        scale=options.scale,
+        data=f"{layout}, " + (data.name if options.data else f"{scale.cases} phantoms"),
+        results=options.results,
+        runs=runs,
+        evaluations={arm: [read_rows(r.path) for r in of_arm] for arm, of_arm in runs.items()},
+        seconds=time.monotonic() - began if len(waiting) == len(jobs) else None,
+    )
+
+
+def _options(study: Study) -> argparse.Namespace:
+    cuda = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(prog=f"python -m studies.{study.method}")
+    parser.add_argument("--scale", choices=("small", "paper"), default="small")
+    parser.add_argument("--data", type=Path, help="root of the data set; default phantoms")
+    parser.add_argument("--out", type=Path, help="folder of the trainings; an earlier one goes on")
+    parser.add_argument("--results", type=Path, default=_HERE / "results")
+    parser.add_argument("--workers", type=int, default=1 if cuda else os.cpu_count())
+    parser.add_argument("--device", default="cuda" if cuda else "cpu")
+    return parser.parse_args()
+
+
+def _jobs(
+    study: Study, scale: Scale, out: Path, data: Path, split: Split, options: argparse.Namespace
+) -> Iterator[_Job]:
+    """Seed by seed, so that a study that was cut short has all arms."""
+    for seed in range(scale.seeds):
+        for name, arm in study.arms.items():
+            kept = split.train[: max(1, round(arm.patients * len(split.train)))]
+            yield _Job(
+                study.method,
+                name,
+                seed,
+                out / name.replace(" ", "_") / f"seed{seed}",
+                data,
+                Split(kept, split.validate, split.test),
+                {**scale.changes, **arm.changes},
+                scale.steps,
+                max(1, (os.cpu_count() or 1) // options.workers),
+                options.device,
+            )
+
+
+def _scored(folder: Path) -> bool:
+    return (folder / "evaluation-test.json").exists()
+
+
+def _train_and_score(job: _Job) -> None:
+    torch.set_num_threads(job.threads)
+    trained = train(
+        job.study,
+        job.data,
+        job.folder,
+        changes=job.changes,
+        split=job.split,
+        steps=job.steps,
+        seed=job.seed,
+        device=job.device,
+        resume=True,
+        cache=Cache(job.folder.parents[1] / "cache"),
+    )
+    evaluate(trained, device=job.device).save(job.folder)

@@ -1,4 +1,4 @@
-"""The two errors that are about files rather than values."""
+"""Errors that a caller may want to tell apart."""
 
 
 class FileError(Exception):
@@ -7,3 +7,7 @@ class FileError(Exception):
 
 class CheckpointError(Exception):
     """A checkpoint is damaged, or belongs to another model."""
+
+
+class NotFiniteError(ValueError):
+    """An image holds NaN or infinite values."""

@@ -102,8 +102,11 @@ def test_a_run_is_not_overwritten_and_not_confused(tmp_path):
     run_training(tmp_path / "run", steps=2)
     with pytest.raises(CheckpointError, match=r"train: .*run holds a run already; --resume"):
         run_training(tmp_path / "run", steps=2)
-    with pytest.raises(CheckpointError, match=r"written for .*'lr': 0.0001.* this model is .*0.5"):
+    with pytest.raises(
+        CheckpointError, match=r"written for recipe\.lr=0\.0001, this .* is recipe\.lr=0\.5$"
+    ):
         run_training(tmp_path / "run", steps=4, resume=True, changes={"lr": 0.5})
+    assert Run.open(tmp_path / "run").recipe.lr == 1e-4  # a refusal changes nothing
     with pytest.raises(CheckpointError, match=r"holds no run\.json"):
         Run.open(tmp_path)
     (tmp_path / "run" / "run.json").write_text("{")
@@ -193,6 +196,19 @@ def test_the_first_module_that_is_not_finite_is_named():
         model[2].bias[0] = torch.nan
     assert first_not_finite(named, {"x": torch.ones(1, 2)}) == "the parameter body.2.bias"
     assert first_not_finite(named, {"x": torch.full((1, 2), torch.nan)}) == "the input x"
+
+
+def test_a_network_behind_one_that_fails_does_not_hide_its_name():
+    from cmrfast.models import build
+    from cmrfast.train.guard import first_not_finite
+
+    narrow = {"image": 32, "root": 32, "units": (1, 1, 1), "width": 8, "depth": 1, "heads": 2}
+    model = build("joint_scar", **narrow, hidden=16, decoder=(16, 8, 8, 8, 8))
+    torch.nn.init.constant_(model.myocardium.decoder.head.weight, 1e38)
+    images = {"images": torch.rand(2, 1, 32, 32)}
+    with pytest.raises(ValueError, match="transunet: images must be finite"):
+        model(**images)
+    assert first_not_finite(model, images) == "the module myocardium.decoder.head"
 
 
 def test_bfloat16_and_compiled(tmp_path):

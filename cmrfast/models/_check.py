@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from cmrfast.errors import NotFiniteError
 from cmrfast.ops._check import kind, require_floating, require_one_device, values_readable
 
 
@@ -59,7 +60,7 @@ def require_finite(model: str, name: str, image: Tensor) -> None:
     # A sum is finite only if all its terms are; the terms are counted to name the fault.
     if values_readable(image) and not torch.isfinite(image.detach().sum(dtype=torch.float64)):
         wrong = int((~image.isfinite()).sum())
-        raise ValueError(f"{model}: {name} must be finite; got {wrong} NaN or infinite values")
+        raise NotFiniteError(f"{model}: {name} must be finite; got {wrong} NaN or infinite values")
 
 
 def require_batch(model: str, batch: Mapping[str, Tensor], *names: str) -> None:

@@ -186,10 +186,20 @@ class _DamagedError(CheckpointError):
 
 
 def _differences(was: Any, wanted: Any) -> tuple[str, str]:
-    """What differs, both sides in words."""
+    """What differs, both sides in words; of options in groups, those that do."""
+    was, wanted = _flat(was), _flat(wanted)
     keys = [k for k in {**was, **wanted} if was.get(k) != wanted.get(k)]
     one, other = ([f"{k}={side[k]!r}" for k in keys if k in side] for side in (was, wanted))
     return ", ".join(one) or "fewer options", ", ".join(other) or "fewer options"
+
+
+def _flat(options: Mapping[str, Any], group: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in options.items():
+        found |= (
+            _flat(value, f"{group}{name}.") if isinstance(value, dict) else {group + name: value}
+        )
+    return found
 
 
 def _without_tensors(node: Any, tensors: dict[str, Tensor]) -> Any:

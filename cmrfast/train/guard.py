@@ -2,12 +2,14 @@
 
 import signal
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from cmrfast.errors import NotFiniteError
 
 
 class Stop:
@@ -70,7 +72,7 @@ def first_not_finite(model: nn.Module, inputs: dict[str, Tensor]) -> str:
         module.register_forward_hook(watch(name)) for name, module in model.named_modules() if name
     ]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), suppress(NotFiniteError):  # of a network behind another one
             model(**inputs)
     finally:
         for handle in handles:

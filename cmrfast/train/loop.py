@@ -16,7 +16,7 @@ from cmrfast.data.datasets import Split
 from cmrfast.data.draws import uniforms
 from cmrfast.data.patches import batches
 from cmrfast.data.prefetch import Prefetch
-from cmrfast.errors import CheckpointError
+from cmrfast.errors import CheckpointError, NotFiniteError
 from cmrfast.models import MODELS
 from cmrfast.tasks import Batch, Task, task_class
 from cmrfast.train.checkpoint import Checkpoint
@@ -123,6 +123,9 @@ def train(
         run = _planned(run, ranks, order, steps, micro_batch, update, feed, resume)
         update.micro_batch = -(-run.plan.micro_batch // ranks.count)
         step = _restore(run, update, ranks) if resume else 0
+        if ranks.first:  # not before: a refused checkpoint leaves the run as it was
+            run.save()
+        ranks.agree(None)  # the folder is there for all
 
         def make(number: int) -> Batch:
             epoch, samples = order.samples(number)
@@ -144,17 +147,13 @@ def train(
                 _seed_step(seed, step, ranks.rank)
                 lr = recipe.lr_at(epoch, step)
                 late = time.monotonic() - saved_at > save_every_s
-                losses, ending, late = _agreed(
-                    update(batch, lr=lr, epoch=epoch), ranks, bool(stop), late
-                )
+                try:
+                    own = update(batch, lr=lr, epoch=epoch)
+                except NotFiniteError as error:  # of a network behind another one
+                    raise _not_finite(update, batch, step, math.nan, seed) from error
+                losses, ending, late = _agreed(own, ranks, bool(stop), late)
                 if not math.isfinite(losses["loss"]):
-                    _seed_step(seed, step, ranks.rank)
-                    inputs = {name: batch[name] for name in task.inputs if name in batch}
-                    where = "not looked for" if sharded else first_not_finite(model, inputs)
-                    raise FloatingPointError(
-                        f"train: the loss of step {step + 1} is {losses['loss']}; first not finite "
-                        f"is {where}; the last checkpoint is untouched"
-                    )
+                    raise _not_finite(update, batch, step, losses["loss"], seed)
                 step += 1
                 now = time.monotonic()
                 log.step(
@@ -254,6 +253,19 @@ def _open(
     return run, run.task(device=ranks.device, cache=cache)
 
 
+def _not_finite(
+    update: Update, batch: Batch, step: int, loss: float, seed: int
+) -> FloatingPointError:
+    """What to say of a step whose loss is not finite."""
+    _seed_step(seed, step, update.ranks.rank)
+    inputs = {name: batch[name] for name in update.task.inputs if name in batch}
+    where = "not looked for" if update.sharded else first_not_finite(update.model, inputs)
+    return FloatingPointError(
+        f"train: the loss of step {step + 1} is {loss}; first not finite is {where}; "
+        "the last checkpoint is untouched"
+    )
+
+
 def _planned(
     run: Run,
     ranks: Ranks,
@@ -264,7 +276,7 @@ def _planned(
     feed: Any,
     resume: bool,
 ) -> Run:
-    """The run with its steps and micro-batch settled, written by the first rank."""
+    """The run with its steps and micro-batch settled."""
     if micro_batch is None and not (resume and run.plan.micro_batch):
         share = -(-order.batch // ranks.count)
         sample = feed.batch(0, torch.zeros(1, dtype=torch.int64))
@@ -274,10 +286,7 @@ def _planned(
         steps=steps or order.steps_per_epoch * run.recipe.epochs,
         micro_batch=ranks.agree(min(micro_batch or run.plan.micro_batch, order.batch)),
     )
-    planned = Run(run.path, plan, run.data, run.fitted)
-    if ranks.first:
-        planned.save()
-    return planned
+    return Run(run.path, plan, run.data, run.fitted)
 
 
 def _compile(model: torch.nn.Module, compiled: Compiled) -> Any:

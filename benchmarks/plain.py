@@ -92,7 +92,7 @@ def joint_registration_loss(outputs: Batch, batch: Batch, config: Any) -> Tensor
     grid = F.affine_grid(outputs["theta"], list(masks.shape), align_corners=False)
     warped = F.grid_sample(masks[:, 1:], grid, align_corners=False)
     warped = torch.cat((1 - warped.sum(1, keepdim=True), warped), 1)
-    entropy = F.nll_loss((warped + 1e-7).log(), cine)
+    entropy = F.nll_loss(((warped + 1e-4) / (1 + 1e-4 * config.classes)).log(), cine)
     dice = DiceLoss(to_onehot_y=True, **options)(warped, cine[:, None])
     return total + 0.5 * entropy + 0.5 * dice
 

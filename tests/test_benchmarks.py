@@ -40,8 +40,12 @@ TINY_JOBS = [
         "joint_scar",
         2,
         3,
-        (("image", 32), ("root", 32), ("units", (1, 1, 1)), ("width", 8), ("depth", 1))
-        + (("heads", 2), ("hidden", 16), ("decoder", (16, 8, 8, 8, 8))),
+        tuple(
+            {
+                **{"image": 32, "root": 32, "units": (1, 1, 1), "width": 8, "depth": 1},
+                **{"heads": 2, "hidden": 16, "decoder": (16, 8, 8, 8, 8)},
+            }.items()
+        ),
     ),
     Job("joint_registration", 2, 3, (("widths", (4, 8)),), (("side", 64), ("spacing_mm", 2.6))),
     Job("new_lesions", 2, 4, (), (("patch", 16), ("spacing_mm", 4.0), ("overlap", 4))),

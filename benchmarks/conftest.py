@@ -1,9 +1,12 @@
-"""Options, the rates of the machine, and its record in the JSON."""
+"""Options, how a workload is checked and measured, and the machine's record in the JSON."""
+
+from collections.abc import Callable
 
 import pytest
 import torch
 
 from benchmarks import measure, measure_cuda
+from benchmarks.workloads import Case
 
 
 def pytest_addoption(parser):
@@ -36,6 +39,38 @@ def meter(device):
 @pytest.fixture(scope="session")
 def measured_rates(meter):
     return meter.rates()
+
+
+@pytest.fixture
+def record(benchmark, meter, rounds, measured_rates):
+    """Check a case, then measure all its ways."""
+
+    def run(case: Case) -> None:
+        case.check()
+        benchmark.extra_info["median_ms"] = meter.interleaved(case.ways, rounds)
+        benchmark.extra_info["floor_ms"] = case.floor_ms(measured_rates)
+        benchmark.extra_info["rates"] = measured_rates
+        benchmark.pedantic(case.ways["cmrfast"], rounds=rounds, warmup_rounds=2)
+
+    return run
+
+
+@pytest.fixture
+def workload(benchmark, record, meter, device, without):
+    """Build a workload on the device, measure it, and leave what the tables need."""
+
+    def run(name: str, title: str, build: Callable[[], Case]) -> Case:
+        with torch.device(device):
+            case = build()
+        for way in without:
+            case.ways.pop(way, None)
+        record(case)
+        benchmark.extra_info.update(workload=name, title=title)
+        benchmark.extra_info["peak_mb"] = {k: meter.peak_megabytes(w) for k, w in case.ways.items()}
+        torch.compiler.reset()
+        return case
+
+    return run
 
 
 @pytest.fixture(autouse=True)

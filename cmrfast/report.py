@@ -208,7 +208,7 @@ def _published(task: Task) -> str:
         + "</tr>"
         for model, cells in task.published.items()
     )
-    return f"<table><tr>{head}</tr>{rows}</table>"
+    return f"<div class=scroll><table><tr>{head}</tr>{rows}</table></div>"
 
 
 def _cases(found: Evaluation) -> str:

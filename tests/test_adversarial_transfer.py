@@ -10,6 +10,7 @@ from torch import nn
 from cmrfast.models import build
 from cmrfast.models.adversarial_transfer import (
     Config,
+    Recipe,
     Residual,
     deceive,
     loss,
@@ -290,3 +291,17 @@ def test_messages():
         step(model, {k: batch[k] for k in ("images", "labels")}, optimisers(model))
     with pytest.raises(ValueError, match=r"labels must be 0 to 3; got values from 0 to 4"):
         step(model, batch | {"labels": torch.arange(4).view(4, 1, 1) + given()["labels"] % 2}, {})
+
+
+def test_the_generator_may_learn_by_rmsprop_with_clipped_gradients():
+    weight = torch.nn.Parameter(torch.zeros(2))
+    recipe = Recipe(optimizer_g="rmsprop", lr=0.1)
+    optimiser = recipe.optimiser("generator", [weight])
+    weight.grad = torch.tensor([50.0, -0.5])
+    optimiser.step()
+    assert torch.equal(weight.grad, torch.tensor([1.0, -0.5]))
+    # A step of lr · g / sqrt(0.1 · g²), whatever the gradient's size.
+    torch.testing.assert_close(weight.detach(), torch.tensor([-1.0, 1.0]) * 0.1 / 0.1**0.5)
+    assert isinstance(recipe.optimiser("discriminator", [weight]), torch.optim.Adam)
+    with pytest.raises(ValueError, match="optimizer_g must be one of adam, rmsprop; got 'sgd'"):
+        Recipe(optimizer_g="sgd")

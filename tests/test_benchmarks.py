@@ -6,7 +6,6 @@ import torch
 pytest.importorskip("pytest_benchmark", reason="the extra [bench] is not installed")
 
 from benchmarks import table, workloads
-from benchmarks.bench_ops import check
 from benchmarks.measure import interleaved
 from benchmarks.workloads.jobs import Job, flair_inference, training
 
@@ -31,7 +30,7 @@ SMALL = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_all_ways_agree(name):
-    check(SMALL[name]())
+    SMALL[name]().check()
 
 
 TINY_JOBS = [
@@ -71,7 +70,7 @@ def test_a_wrong_way_is_found():
     right = case.ways["cmrfast"]
     case.ways["wrong"] = lambda: [x + 1 for x in right()]
     with pytest.raises(AssertionError, match="wrong"):
-        check(case)
+        case.check()
 
 
 def test_a_wrong_place_is_found(monkeypatch):
@@ -87,7 +86,7 @@ def test_zeros_do_not_pass_for_a_tiny_gradient():
     ours = case.ways["cmrfast"]
     case.ways = {"cmrfast": ours, "zeros": lambda: [0 * x for x in ours()]}
     with pytest.raises(AssertionError, match="zeros"):
-        check(case)
+        case.check()
 
 
 def test_interleaved_runs_every_way_in_turn():

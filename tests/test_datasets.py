@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from cmrfast import FileError
 from cmrfast.data import Split, Volume, open_dataset, split_by_patient, write_nifti
 from cmrfast.data.datasets import LAYOUTS, slice_pairs, slice_pairs_by_index
+from cmrfast.data.datasets.slices import world_from_slice
 
 
 def put(path, values=(0,), *, step=1.0, dtype=torch.int16):
@@ -357,6 +358,15 @@ def test_slices_pair_in_the_world_whatever_the_axes():
     backwards = thin @ np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, -1, 7], [0, 0, 0, 1]])
     mirrored = slice_pairs(stack(thick, 3), stack(backwards, 8))
     assert {(p.source, 7 - p.target) for p in mirrored} == {(p.source, p.target) for p in pairs}
+
+
+def test_a_slice_alone_lies_where_it_lay_in_its_stack():
+    matrix = np.eye(4)
+    matrix[:3] = np.random.default_rng(0).normal(size=(3, 4))
+    volume = stack(matrix, 5)
+    alone = world_from_slice(volume, 3) @ torch.tensor([2.0, 1, 0, 1]).double()
+    torch.testing.assert_close(alone, volume.world_from_vox @ torch.tensor([2, 1, 3, 1]).double())
+    assert torch.equal(volume.world_from_vox, torch.from_numpy(matrix))
 
 
 def test_slices_pair_by_index_as_the_paper_says():

@@ -9,7 +9,7 @@ from cmrfast.ops._op import OPS
 
 pytestmark = pytest.mark.slow
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="takes too long without a GPU")
-MORE = 2**31 + 64
+MORE = 2**31 + 1024  # float32 holds this and its half
 
 
 @every_device

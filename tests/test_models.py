@@ -154,7 +154,9 @@ def test_messages(name):
         assert "\n" not in str(found.value)
 
     told(
-        ValueError, rf"{name}: {first} must be \(B, 1, .*; got", **{first: image.repeat(1, 3, 1, 1)}
+        ValueError,
+        rf"{name}: {first} must be \(B, 1, .*; got",
+        **{first: torch.cat((image,) * 3, 1)},
     )
     told(TypeError, rf"{name}: {first} must be a floating tensor; got", **{first: image.long()})
     holed = image.clone()

@@ -379,6 +379,17 @@ def test_the_middle_is_seen_and_put_back(shape, view_px):
     assert segment(Sign().eval(), volume).probabilities is None
 
 
+def test_one_image_makes_a_case(cases):
+    case = cases[1]
+    assert TASK.single_image == "LGE"
+    alone = replace(case, images={"LGE": case.images["LGE"]}, labels={}, labelling={})
+    model = build("adversarial_transfer", **vars(NARROW)).eval()
+    task = TASK(NARROW, SMALL)
+    found = task.predict(model, alone).images["labels"].volume.data
+    task.predict_batch = 2
+    assert torch.equal(task.predict(model, case).images["labels"].volume.data, found)
+
+
 def test_what_cannot_be_used_is_named(cases, caplog, tmp_path):
     task = TASK(NARROW, SMALL)
     bare = replace(cases[0], labels={})

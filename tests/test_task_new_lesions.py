@@ -1,5 +1,6 @@
 """New lesions on images: preparation, patches, prediction on the later image's grid, scores."""
 
+import itertools
 import threading
 from dataclasses import fields, replace
 
@@ -320,6 +321,35 @@ def test_a_prediction_lies_where_the_images_do(task, cases):
         torch.testing.assert_close(
             other.probability.data, whole.probability.data, rtol=0, atol=1e-3
         )
+
+
+def test_prediction_is_plain_torchs(tmp_path):
+    """On a grid that needs no resampling: windows by slices, the network as it was trained."""
+    brick(tmp_path, "013", (4.0, 4.0, 4.0))
+    pair = pair_of(open_dataset("msseg2", tmp_path)[0])
+    torch.manual_seed(0)
+    model = build("new_lesions").eval()
+    for name, buffer in model.named_buffers():
+        if name.endswith(("mean", "var")):
+            buffer.uniform_(0.5, 1.5)
+    found = segment(model, *pair, recipe=SMALL, batch=5).probability.data[0]
+    aligned = align(*pair, recipe=SMALL)
+    images = normalise(aligned.images, aligned.brain)
+    shape = images.shape[1:]
+    total, count = torch.zeros(shape), torch.zeros(shape)
+    for i, j, k in itertools.product(*({*range(0, n - 16, 12), n - 16} for n in shape)):
+        at = (slice(i, i + 16), slice(j, j + 16), slice(k, k + 16))
+        earlier, later = images[:, *at, None, None].movedim((-2, -1), (1, 2))
+        with torch.no_grad():
+            total[at] += model(earlier, later)["logits"][0, 0].sigmoid()
+        count[at] += 1
+    moved = torch.linalg.inv(pair[1].world_from_vox) @ aligned.world_from_vox
+    low = moved[:3, 3].round().long().tolist()
+    box = tuple(slice(a, a + n) for a, n in zip(low, shape, strict=True))
+    torch.testing.assert_close(found[box], total / count * aligned.brain, rtol=1e-4, atol=1e-5)
+    rest = found.clone()
+    rest[box] = 0
+    assert not rest.any()
 
 
 def test_both_visits_see_one_brain(ljubljana):

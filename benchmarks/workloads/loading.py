@@ -7,6 +7,7 @@ every way has to prove that what it hands out is what ours cuts or warps where i
 import gzip
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import islice
 from pathlib import Path
 
@@ -136,21 +137,27 @@ def _discs(count: int, side: int) -> Tensor:
     return torch.stack((away < 50, away < 20), 1).byte()
 
 
+@cache
+def _phantom(shrink: float) -> tempfile.TemporaryDirectory[str]:
+    kept = tempfile.TemporaryDirectory()
+    write_phantoms("new_lesions", Path(kept.name) / "set", cases=1, shrink=shrink)
+    return kept
+
+
 def reading(kind: str, shrink: float = 1.0) -> Case:
     """A phantom FLAIR (int16, or float32 as prepared) or mask, deflated as most tools do."""
-    kept = tempfile.TemporaryDirectory()
-    root = write_phantoms("new_lesions", Path(kept.name) / "set", cases=1, shrink=shrink)
+    kept = _phantom(shrink)
+    root = Path(kept.name)
     name = "ground_truth_expert1" if kind == "mask" else "flair_time01_on_middle_space"
     volume = read_nifti(next(root.rglob(f"{name}.nii.gz")))
     if kind == "float32":
         volume = volume.with_data(z_score(volume.data))
-    plain = Path(kept.name) / "image.nii"
+    plain = root / f"{kind}.nii"
     write_nifti(plain, volume)
-    path = plain.with_name("image.nii.gz")
+    path = root / f"{kind}.nii.gz"
     path.write_bytes(gzip.compress(plain.read_bytes(), 6, mtime=0))
 
     def ours() -> list[Tensor]:
-        assert kept.name  # the folder lives as long as the case
         return [read_nifti(path).data]
 
     size = volume.data.nbytes

@@ -144,18 +144,19 @@ def evaluate(
     from cmrfast.evaluate import evaluation
     from cmrfast.train import Run, joined
 
+    part = known_split(split)
     with joined(device) as ranks:
         opened = Run.open(run)
         own = run_evaluation(
             opened,
             data,
-            part=known_split(split),
+            part=part,
             device=ranks.device,
             rank=ranks.rank,
             ranks=ranks.count,
         )
-        rows = [row for part in ranks.gather(own.rows) for row in part]
-        found = evaluation(opened, split, rows)
+        rows = [row for rank_rows in ranks.gather(own.rows) for row in rank_rows]
+        found = evaluation(opened, part, rows)
         if not ranks.first:
             return
     found.save(opened.path)
@@ -221,10 +222,11 @@ def report(
     from cmrfast.report import report as write_report
     from cmrfast.train import Run, joined
 
+    part = known_split(split)
     with joined(device) as ranks:
         page = write_report(
             Run.open(run),
-            part=known_split(split),
+            part=part,
             data=str(data) if data else None,
             device=ranks.device,
         )

@@ -141,7 +141,7 @@ def _slice(path: Path, header: Any) -> _Slice:
 
 
 def _one_series(folder: Path, slices: list[_Slice], wanted: str | None) -> list[_Slice]:
-    names = sorted({s.series for s in slices})
+    names = sorted({s.series for s in slices}, key=lambda s: (s[1].zfill(12), s[2], s[0]))
     chosen = [name for name in names if wanted is None or wanted in name]
     if len(chosen) != 1:
         there = "; ".join(f"{number} {text!r}" for _, number, text in names)

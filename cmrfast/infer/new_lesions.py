@@ -117,7 +117,7 @@ def segment(
 
     Overlapping windows of the consensus' map are averaged; outside the brain it is 0. Beside both
     inputs memory holds the box of the brain about ten times over in float32, and one batch of
-    windows in the network, 80 MB each for the published patch.
+    windows in the network, 50 MB each for the published patch.
 
     Args:
         model: a ``NewLesions``, trained; it is left as it is.

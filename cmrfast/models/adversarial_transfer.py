@@ -19,6 +19,13 @@ Where the paper is silent or differs from its authors' code:
 - While the generator learns, the discriminator's batch norms use the batch and remember nothing.
 - Variant ``u`` keeps the cross entropy: its "Dice loss" is the paper's mixture (equation 2).
 - Without pseudo masks the generator's loss is the individual-domain loss, at full weight.
+- Slices are normalised one by one (the code: a volume at once), keep their own spacing (the code:
+  480 pixels), and are cropped about what is annotated.
+- Changed copies of the crops are drawn anew in every epoch.
+- No patient who trains is tested on. The paper also learns from borrowed masks on LGE images of
+  the patients whose LGE masks it is then tested on.
+- As in the code, only the middle of a slice is segmented: further out, where no crop of an LGE
+  slice ever reached, the network takes other bright or dark parts for the heart.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -40,6 +47,7 @@ Variant = Literal["u_a_t", "u_a", "u"]
 Gan = Literal["nonsaturating", "minmax"]
 Disc = Literal["plain", "residual"]
 SliceMap = Literal["paper", "code"]
+OptimizerG = Literal["adam", "rmsprop"]
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,7 @@ class Recipe(recipe.Recipe):
     """P: the paper, with its section; C: the authors' code; D: our decision.
 
     Args:
+        optimizer_g: of the generator: adam, or rmsprop with gradients clipped at 1.
         lr_decay: the rate at optimiser step t is lr / (1 + lr_decay · t).
         pretrain_epochs: of the epochs, the first ones, in which the generator learns alone.
         lge_masks: training patients whose LGE masks are learned from, where all of the split's
@@ -97,11 +106,12 @@ class Recipe(recipe.Recipe):
     lr: float = 2e-4  # P 3
     batch: int = 16  # P 3: of annotated slices, and as many with borrowed masks
     epochs: int = 50  # C: 30 + 20
+    optimizer_g: OptimizerG = "adam"  # P 3; the code has rmsprop in the adversarial phase
     lr_decay: float = 1e-8  # P 3
     pretrain_epochs: int = 30  # C
     split: tuple[float, float, float] = (33, 2, 10)  # P 3: patients 1-35 but 4 and 5, these, 36-45
     lge_masks: int = 5  # P 3
-    slice_map: SliceMap = "paper"
+    slice_map: SliceMap = "paper"  # P 2; the code rounds, and is one slice further
     crop_shift_px: int = 16  # D; P 3: five crops at different positions
     copies: int = 1  # D
     rotate_deg: float = 15.0  # C
@@ -112,6 +122,8 @@ class Recipe(recipe.Recipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_option("adversarial_transfer", "slice_map", self.slice_map, get_args(SliceMap))
+        known = get_args(OptimizerG)
+        require_option("adversarial_transfer", "optimizer_g", self.optimizer_g, known)
         for name in ("pretrain_epochs", "lge_masks", "crop_shift_px", "copies", "view_px"):
             if getattr(self, name) < 0:
                 raise ValueError(
@@ -119,6 +131,15 @@ class Recipe(recipe.Recipe):
                 )
         if not 0 < self.zoom[0] <= self.zoom[1]:
             raise ValueError(f"adversarial_transfer: zoom must be 0 < low <= high; got {self.zoom}")
+
+    def optimiser(self, network: str, weights: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """As of every recipe, but for the generator's."""
+        if self.optimizer_g == "adam" or network != "generator":
+            return super().optimiser(network, weights)
+        weights = list(weights)
+        rmsprop = torch.optim.RMSprop(weights, self.lr, alpha=0.9)
+        rmsprop.register_step_pre_hook(lambda *_: nn.utils.clip_grad_value_(weights, 1.0))
+        return rmsprop
 
     def lr_at(self, epoch: int, step: int) -> float:
         """The learning rate of an optimiser step: both count from 0, the step over all epochs."""

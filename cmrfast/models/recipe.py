@@ -1,7 +1,11 @@
 """What every method's recipe has: how its network is optimised, on which batches, for how long."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
+
+import torch
+from torch import nn
 
 from cmrfast.models._check import require_option
 
@@ -13,7 +17,7 @@ class Recipe:
     """A method's own Recipe sets the published values and adds its sampling and augmentation.
 
     Args:
-        lr: of Adam, at the start.
+        lr: at the start.
         batch: samples an optimiser step.
         epochs: passes over the training set.
         lr_factor: multiplies the learning rate after every ``lr_every`` epochs.
@@ -49,3 +53,7 @@ class Recipe:
     def lr_at(self, epoch: int, step: int) -> float:
         """The learning rate of an optimiser step: both count from 0, the step over all epochs."""
         return self.lr * self.lr_factor ** (epoch // self.lr_every)
+
+    def optimiser(self, network: str, weights: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Of one network, by its name in methods that train several: Adam."""
+        return torch.optim.Adam(weights, self.lr, weight_decay=self.weight_decay, fused=True)

@@ -111,7 +111,7 @@ class AdversarialTransferTask(Task):
 
     def predict(self, model: nn.Module, case: Case) -> Prediction:
         """``labels``: 1 left ventricle, 2 myocardium, 3 right ventricle; their volumes in ml."""
-        labels = segment(model, _single(case, _LGE), self.recipe, batch=self.predict_batch).labels
+        labels = self._segmented(model, _single(case, _LGE))
         voxel_ml = torch.linalg.det(labels.world_from_vox[:3, :3]).abs().item() / 1000
         facts = {
             f"{name}_ml": (labels.data == value).sum().item() * voxel_ml
@@ -124,7 +124,7 @@ class AdversarialTransferTask(Task):
         if _LGE not in case.labels:
             return []
         image, truth = _masked(case, _LGE)
-        labels = segment(model, image, self.recipe, batch=self.predict_batch).labels.data[0].cpu()
+        labels = self._segmented(model, image).data[0].cpu()
         row: Row = {"case": case.name}
         for name, value in _STRUCTURES.items():
             pair = labels == value, truth.data[0] == value
@@ -143,8 +143,10 @@ class AdversarialTransferTask(Task):
         """The LGE stack with its labels."""
         image = case.image(_LGE)
         reference = case.label(_LGE) if _LGE in case.labels else None
-        found = segment(model, image, self.recipe, batch=self.predict_batch)
-        return View(image, found.labels, reference)
+        return View(image, self._segmented(model, image), reference)
+
+    def _segmented(self, model: nn.Module, image: Volume) -> Volume:
+        return segment(model, image, self.recipe, batch=self.predict_batch).labels
 
     def _lge_lenders(self, cases: Sequence[Case]) -> set[str]:
         """Patients whose LGE masks are learned from."""

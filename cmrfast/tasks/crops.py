@@ -32,7 +32,7 @@ class Crops:
         size: int,
         recipe: Recipe,
         seed: int,
-        device: torch.device,
+        device: torch.device | str,
         *,
         first: int = 0,
     ) -> None:

@@ -22,7 +22,7 @@ from cmrfast.infer.joint_registration import (
     shared_grid,
 )
 from cmrfast.losses import dual_loss
-from cmrfast.metrics import average_surface_distance, center_distance, dice
+from cmrfast.metrics import average_surface_distance, center_distance, dice, paired_t_test
 from cmrfast.models.joint_registration import Recipe, warp_masks
 from cmrfast.ops import warp_pair
 from cmrfast.tasks.gather import prepared_cases
@@ -107,6 +107,16 @@ class JointRegistrationTask(Task):
             rows += [{"case": case.name, **row} for row in self._rows(on_host, part)]
             first = stop
         return [_mean(rows)] if rows and self.recipe.unit == "patient" else rows
+
+    def pooled(self, rows: Sequence[Row]) -> dict[str, float]:
+        """``…_p``: of a paired t-test of each distance against what it was before."""
+        found = {}
+        for column in _COLUMNS:
+            before, after = (
+                [float(row[name]) for row in rows] for name in (f"before_{column}", column)
+            )
+            found[f"{column}_p"] = paired_t_test(before, after).p
+        return found
 
     def view(self, model: nn.Module, case: Case) -> View:
         """Cine slices with their labels, and with the LGE labels (the network's, where there are

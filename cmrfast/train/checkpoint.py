@@ -71,7 +71,7 @@ class CheckpointFolder:
             making.mkdir()
             self._write(making, checkpoint)
             if final.exists():  # the same step again, after a resume
-                shutil.rmtree(final)
+                _remove(final)
             making.rename(final)
             _flush(self.folder)
         except OSError as error:
@@ -130,10 +130,18 @@ class CheckpointFolder:
         best = self.best()
         for path in newest[self.keep :]:
             if path != best:
-                shutil.rmtree(path, ignore_errors=True)
-        for path in self.folder.glob("step-*.making-*"):  # left by a process that was killed
+                _remove(path)
+        for path in self.folder.glob("step-*.*ing-*"):  # left by a process that was killed
             if not _alive(int(path.name.rpartition("-")[2])):
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    """Under another name first: a kill must not leave half of a folder that counts."""
+    going = path.with_suffix(f".going-{os.getpid()}")
+    shutil.rmtree(going, ignore_errors=True)
+    path.rename(going)
+    shutil.rmtree(going, ignore_errors=True)
 
 
 def load_checkpoint(

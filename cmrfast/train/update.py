@@ -58,10 +58,7 @@ class Update:
         parts = dict(model.named_children()) if self.own_step else {"model": model}
         recipe = task.recipe
         self.optimisers: dict[str, torch.optim.Optimizer] = {
-            name: torch.optim.Adam(
-                part.parameters(), recipe.lr, weight_decay=recipe.weight_decay, fused=True
-            )
-            for name, part in parts.items()
+            name: recipe.optimiser(name, part.parameters()) for name, part in parts.items()
         }
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=precision == "float16")
 

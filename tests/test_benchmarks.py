@@ -33,22 +33,16 @@ def test_all_ways_agree(name):
     SMALL[name]().check()
 
 
+_TINY_TRANSUNET = {
+    **{"image": 32, "root": 32, "units": (1, 1, 1), "width": 8, "depth": 1},
+    **{"heads": 2, "hidden": 16, "decoder": (16, 8, 8, 8, 8)},
+}
 TINY_JOBS = [
-    Job("siamese_lesion", 4, 3, (("patch", 32),), (("spacing_mm", 3.0),)),
-    Job(
-        "joint_scar",
-        2,
-        3,
-        tuple(
-            {
-                **{"image": 32, "root": 32, "units": (1, 1, 1), "width": 8, "depth": 1},
-                **{"heads": 2, "hidden": 16, "decoder": (16, 8, 8, 8, 8)},
-            }.items()
-        ),
-    ),
-    Job("joint_registration", 2, 3, (("widths", (4, 8)),), (("side", 64), ("spacing_mm", 2.6))),
-    Job("new_lesions", 2, 4, (), (("patch", 16), ("spacing_mm", 4.0), ("overlap", 4))),
-    Job("adversarial_transfer", 2, 3, (("size", 32), ("width", 8)), (("lge_masks", 1),)),
+    Job("siamese_lesion", 4, 3, {"patch": 32}, {"spacing_mm": 3.0}),
+    Job("joint_scar", 2, 3, _TINY_TRANSUNET),
+    Job("joint_registration", 2, 3, {"widths": (4, 8)}, {"side": 64, "spacing_mm": 2.6}),
+    Job("new_lesions", 2, 4, {}, {"patch": 16, "spacing_mm": 4.0, "overlap": 4}),
+    Job("adversarial_transfer", 2, 3, {"size": 32, "width": 8}, {"lge_masks": 1}),
 ]
 
 
@@ -56,13 +50,13 @@ TINY_JOBS = [
 @pytest.mark.parametrize("job", TINY_JOBS, ids=lambda job: job.name)
 def test_a_step_in_plain_torch_loses_the_same(job):
     pytest.importorskip("monai")
-    check(training(job))
+    training(job).check()
 
 
 @pytest.mark.slow
 def test_inference_in_plain_torch_says_the_same():
     pytest.importorskip("monai")
-    check(flair_inference(0.0, side=16))
+    flair_inference(0.0, side=16).check()
 
 
 def test_a_wrong_way_is_found():

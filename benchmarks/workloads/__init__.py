@@ -44,8 +44,8 @@ _JOBS = {
     "siamese_lesion": Job("siamese_lesion", 32),
     "joint_scar": Job("joint_scar", 2),
     "joint_registration": Job("joint_registration", 4),
-    "new_lesions": Job("new_lesions", 4, shrink=2, recipe=(("spacing_mm", 1.6),)),
-    "adversarial_transfer": Job("adversarial_transfer", 4, recipe=(("lge_masks", 1),)),
+    "new_lesions": Job("new_lesions", 4, shrink=2, recipe={"spacing_mm": 1.6}),
+    "adversarial_transfer": Job("adversarial_transfer", 4, recipe={"lge_masks": 1}),
 }
 #: Whole jobs: a training step of each method, and what its network says of one case.
 JOBS: dict[str, tuple[str, Callable[[], Case]]] = {

@@ -53,7 +53,7 @@ def record(benchmark, meter, rounds, measured_rates):
         benchmark.extra_info["median_ms"] = median_ms
         benchmark.extra_info["floor_ms"] = case.floor_ms(measured_rates)
         benchmark.extra_info["rates"] = measured_rates
-        benchmark.pedantic(case.ways["cmrfast"], rounds=rounds, warmup_rounds=2)
+        benchmark.pedantic(case.ways["cmrfast"], rounds=rounds)
 
     return run
 

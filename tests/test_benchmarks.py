@@ -7,7 +7,7 @@ pytest.importorskip("pytest_benchmark", reason="the extra [bench] is not install
 
 from benchmarks import table, workloads
 from benchmarks.measure import interleaved
-from benchmarks.workloads.jobs import Job, flair_inference, training
+from benchmarks.workloads.jobs import Job, flair_inference, step_of
 
 SMALL = {
     "extract_3d": lambda: workloads.extract_3d(0.05),
@@ -50,7 +50,7 @@ TINY_JOBS = [
 @pytest.mark.parametrize("job", TINY_JOBS, ids=lambda job: job.name)
 def test_a_step_in_plain_torch_loses_the_same(job):
     pytest.importorskip("monai")
-    training(job).check()
+    step_of(job).check()
 
 
 @pytest.mark.slow

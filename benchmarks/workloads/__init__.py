@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 
 from benchmarks.workloads.case import Case
-from benchmarks.workloads.jobs import Job, flair_inference, slice_inference, training
+from benchmarks.workloads.jobs import Job, flair_inference, slice_inference, step_of
 from benchmarks.workloads.loading import patches_3d, reading, slices_2d
 from benchmarks.workloads.patches import extract_2d, extract_3d, merge_3d
 from benchmarks.workloads.sampling import affine_2d, resample_3d
@@ -50,7 +50,7 @@ _JOBS = {
 #: Whole jobs: a training step of each method, and what its network says of one case.
 JOBS: dict[str, tuple[str, Callable[[], Case]]] = {
     **{
-        f"{name}, step": (f"batch {job.batch}, with data", lambda job=job: training(job))
+        f"{name}, step": (f"batch {job.batch}, with data", lambda job=job: step_of(job))
         for name, job in _JOBS.items()
     },
     **{

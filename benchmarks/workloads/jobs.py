@@ -63,7 +63,7 @@ class Job:
 _TOLERANCE = 1e-3
 
 
-def training(job: Job) -> Case:
+def step_of(job: Job) -> Case:
     """One step, its batch drawn for it."""
     task, feed = job.task()
     model = MODELS[job.name](task.config).train()

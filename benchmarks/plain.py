@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cmrfast.models import adversarial_transfer, siamese_lesion, transunet
+from cmrfast.models import adversarial_transfer, new_lesions, siamese_lesion, transunet
 
 Batch = Mapping[str, Tensor]
 Step = Callable[[Batch], dict[str, Tensor]]
@@ -55,6 +55,7 @@ class _ResNet(transunet.ResNet):
 _LAYERS: dict[type, type] = {
     adversarial_transfer.Pair: _Pair,
     adversarial_transfer.Residual: _Residual,
+    new_lesions.Conv: nn.Conv3d,
     transunet.StdConv: _StdConv,
     transunet.ResNet: _ResNet,
 }

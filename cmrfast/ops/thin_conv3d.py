@@ -63,13 +63,11 @@ def _backward(
 
 
 def _backward_reference(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    weight = x.new_zeros(grad.shape[1], x.shape[1], 3, 3, 3)
-    bias = grad.sum((0, 2, 3, 4))
-    if x.numel():
-        _, weight, _ = torch.ops.aten.convolution_backward(
-            grad, x, weight, None, [1] * 3, [1] * 3, [1] * 3, False, [0] * 3, 1, [False, True, False]
-        )
-    return weight.contiguous(), bias
+    shape = (grad.shape[1], x.shape[1], 3, 3, 3)
+    weight = (
+        torch.nn.grad.conv3d_weight(x, shape, grad, padding=1) if x.numel() else x.new_zeros(shape)
+    )
+    return weight.contiguous(), grad.sum((0, 2, 3, 4))
 
 
 thin_conv3d_op = define(
@@ -79,6 +77,7 @@ thin_conv3d_op = define(
     backward=_backward,
     gradients=(0, 1, 2),
     saves_output=True,
+    cpu_only=True,
 )
 
 thin_conv3d_backward_op = define(
@@ -89,4 +88,5 @@ thin_conv3d_backward_op = define(
         x.new_empty(grad.shape[1]),
     ),
     serves="thin_conv3d",
+    cpu_only=True,
 )

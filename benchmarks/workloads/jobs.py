@@ -123,7 +123,7 @@ def flair_inference(scale: float = 1.0, side: int = 56) -> Case:
         return [found]
 
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        network(*images[:, :, :side, :side, :side].split(1, 1))
+        other(*images[:, :, :side, :side, :side].split(1, 1))
     windows = 1
     for n in shape:
         windows *= -(-(n - side) // (side - overlap)) + 1

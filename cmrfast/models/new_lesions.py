@@ -132,9 +132,9 @@ SLOPE = 0.01
 
 
 class Conv(nn.Conv3d):
-    """3³ convolution, and a leaky ReLU where ``slope`` is below 1."""
+    """3³ convolution, with a leaky ReLU behind where ``slope`` is not 1."""
 
-    slope = 1.0
+    slope = 1.0  # of a module that was folded: SLOPE
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__(channels_in, channels_out, 3, padding=1)
@@ -265,7 +265,7 @@ class NewLesions(nn.Module):
         self.config = config = config or Config()
         self.segmentation = SegmentationBlock(config)
         self.refinement = RefinementBlock(config)
-        # With so few channels a CPU is near twice as fast when they lie side by side.
+        # Where torch convolves (halves, without our kernels), a CPU is near twice as fast so.
         self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
     def forward(self, earlier: Tensor, later: Tensor) -> dict[str, Tensor]:

@@ -31,7 +31,7 @@ void for_each_group(int64_t C, const Body& body) {
 template <class V>
 V held(V value) {
 #if defined(__x86_64__)
-  __asm__("" : "+x"(value));
+  __asm__("" : "+v"(value));
 #endif
   return value;
 }

@@ -47,10 +47,13 @@ def record(benchmark, meter, rounds, measured_rates):
 
     def run(case: Case) -> None:
         case.check()
-        benchmark.extra_info["median_ms"] = meter.interleaved(case.ways, rounds)
+        alone = {f"{name}, data": way for name, way in case.data.items()}
+        median_ms = meter.interleaved({**case.ways, **alone}, rounds)
+        benchmark.extra_info["data_ms"] = {k: median_ms.pop(f"{k}, data") for k in case.data}
+        benchmark.extra_info["median_ms"] = median_ms
         benchmark.extra_info["floor_ms"] = case.floor_ms(measured_rates)
         benchmark.extra_info["rates"] = measured_rates
-        benchmark.pedantic(case.ways["cmrfast"], rounds=rounds, warmup_rounds=2)
+        benchmark.pedantic(case.ways["cmrfast"], rounds=rounds)
 
     return run
 

@@ -70,8 +70,9 @@ def build_kernels(sanitize: bool = False) -> Path:
 def load(library: Path) -> SimpleNamespace:
     """The operators of such a library, by name; they take the arguments of cmrfast's own."""
     namespace = torch.library.Library("cmrfast_on_host", "DEF")
-    for op in OPS.values():
+    there = [op for op in OPS.values() if not op.cpu_only]
+    for op in there:
         namespace.define(str(op.call._schema).removeprefix("cmrfast::"))
     torch.ops.load_library(str(library))
-    calls = {name: getattr(torch.ops.cmrfast_on_host, name).default for name in OPS}
+    calls = {op.name: getattr(torch.ops.cmrfast_on_host, op.name).default for op in there}
     return SimpleNamespace(**calls, _kept=namespace)

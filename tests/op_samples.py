@@ -236,3 +236,25 @@ def contract_axis(device, dtype):
         weights = torch.randn(count, n, dtype=torch.float64)
         weights[:, : n // 3] = 0
         yield normal(outer, n, inner, device=device, dtype=dtype), weights.to(device)
+
+
+@samples_of("thin_conv3d")
+def thin_conv3d(device, dtype):
+    for (batch, *size), before, after, slope in (
+        ((2, 3, 2, 3), 1, 2, 0.1),
+        ((1, 1, 1, 1), 1, 1, 1.0),
+        ((2, 5, 7, 11), 3, 1, 1.0),
+        ((1, 19, 3, 29), 7, 5, 0.01),
+        ((2, 1, 61, 67), 14, 13, 1.0),
+        ((0, 3, 4, 5), 2, 3, 1.0),
+    ):
+        x = normal(batch, before, *size, device=device, dtype=dtype)
+        weight = normal(after, before, 3, 3, 3, device=device, dtype=dtype) / (27 * before) ** 0.5
+        yield x, weight, normal(after, device=device, dtype=dtype), slope
+
+
+@samples_of("thin_conv3d_backward")
+def thin_conv3d_backward(device, dtype):
+    for x, weight, *_ in thin_conv3d(device, dtype):
+        shape = torch.Size((x.shape[0], weight.shape[0], *x.shape[2:]))
+        yield normal(*shape, device=device, dtype=dtype) / max(1, shape[2:].numel()) ** 0.5, x

@@ -7,6 +7,7 @@ pytest.importorskip("pytest_benchmark", reason="the extra [bench] is not install
 
 from benchmarks import table, workloads
 from benchmarks.measure import interleaved
+from benchmarks.workloads.jobs import Job, flair_inference, step_of
 
 SMALL = {
     "extract_3d": lambda: workloads.extract_3d(0.05),
@@ -30,6 +31,32 @@ SMALL = {
 @pytest.mark.parametrize("name", SMALL)
 def test_all_ways_agree(name):
     SMALL[name]().check()
+
+
+_TINY_TRANSUNET = {
+    **{"image": 32, "root": 32, "units": (1, 1, 1), "width": 8, "depth": 1},
+    **{"heads": 2, "hidden": 16, "decoder": (16, 8, 8, 8, 8)},
+}
+TINY_JOBS = [
+    Job("siamese_lesion", 4, 3, {"patch": 32}, {"spacing_mm": 3.0}),
+    Job("joint_scar", 2, 3, _TINY_TRANSUNET),
+    Job("joint_registration", 2, 3, {"widths": (4, 8)}, {"side": 64, "spacing_mm": 2.6}),
+    Job("new_lesions", 2, 4, {}, {"patch": 16, "spacing_mm": 4.0, "overlap": 4}),
+    Job("adversarial_transfer", 2, 3, {"size": 32, "width": 8}, {"lge_masks": 1}),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", TINY_JOBS, ids=lambda job: job.name)
+def test_a_step_in_plain_torch_loses_the_same(job):
+    pytest.importorskip("monai")
+    step_of(job).check()
+
+
+@pytest.mark.slow
+def test_inference_in_plain_torch_says_the_same():
+    pytest.importorskip("monai")
+    flair_inference(0.0, side=16).check()
 
 
 def test_a_wrong_way_is_found():

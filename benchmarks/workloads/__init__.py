@@ -5,10 +5,12 @@ is compared with ours before anything is timed. Peers that are not installed are
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
 from benchmarks.workloads.case import Case
+from benchmarks.workloads.jobs import Job, flair_inference, slice_inference, step_of
 from benchmarks.workloads.loading import patches_3d, reading, slices_2d
 from benchmarks.workloads.patches import extract_2d, extract_3d, merge_3d
 from benchmarks.workloads.sampling import affine_2d, resample_3d
@@ -36,6 +38,27 @@ LOADING: dict[str, tuple[str, Callable[[], Case]]] = {
     "RI": ("reading .nii.gz: FLAIR, int16", lambda: reading("int16")),
     "RF": ("reading .nii.gz: FLAIR, float32", lambda: reading("float32")),
     "RM": ("reading .nii.gz: lesion mask, uint8", lambda: reading("mask")),
+}
+
+_JOBS = {
+    "siamese_lesion": Job("siamese_lesion", 32),
+    "joint_scar": Job("joint_scar", 2),
+    "joint_registration": Job("joint_registration", 4),
+    "new_lesions": Job("new_lesions", 4, shrink=2, recipe={"spacing_mm": 1.6}),
+    "adversarial_transfer": Job("adversarial_transfer", 4, recipe={"lge_masks": 1}),
+}
+#: Whole jobs: a training step of each method, and what its network says of one case.
+JOBS: dict[str, tuple[str, Callable[[], Case]]] = {
+    **{
+        f"{name}, step": (f"batch {job.batch}, with data", lambda job=job: step_of(job))
+        for name, job in _JOBS.items()
+    },
+    **{
+        f"{name}, inference": ("8 slices or patches", lambda job=job: slice_inference(job))
+        for name, job in ((name, replace(job, batch=8)) for name, job in _JOBS.items())
+        if name != "new_lesions"
+    },
+    "new_lesions, inference": ("FLAIR pair of 225x270x225, 252 windows", flair_inference),
 }
 
 #: The same grown until they fill a large GPU.

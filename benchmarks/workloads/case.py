@@ -1,7 +1,7 @@
 """A workload at one size: the ways to do it, and the least that must move for it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -20,6 +20,8 @@ class Case:
     tolerance: float = 1e-4  # of the largest entry
     #: Raises unless all ways are right, where they draw at random and results cannot be compared.
     proof: Way | None = None
+    #: Of each way, the part that only makes its data, timed beside it.
+    data: dict[str, Way] = field(default_factory=dict)
 
     def check(self) -> None:
         """All ways give what ours gives, to a share of its largest entry.

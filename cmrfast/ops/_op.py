@@ -27,6 +27,7 @@ class Op:
     reference: Callable[..., Any]
     serves: str
     gradients: tuple[int, ...]
+    cpu_only: bool = False
     half_devices: set[str] = field(default_factory=set, compare=False)
 
     @property
@@ -58,6 +59,7 @@ def define(
     gradients: tuple[int, ...] = (0,),
     saves_output: bool = False,
     serves: str | None = None,
+    cpu_only: bool = False,
 ) -> Op:
     """Declare an operator of the ``cmrfast`` library.
 
@@ -72,6 +74,7 @@ def define(
         saves_output: keep the outputs for the backward, as a tuple (else it gets None). Of several
             outputs only the first has a gradient.
         serves: the public function that this op is a part of; default its own name.
+        cpu_only: other devices have no kernel of their own: the reference is torch's fast path.
     """
     name = schema.partition("(")[0]
     qualified = f"cmrfast::{name}"
@@ -84,6 +87,7 @@ def define(
         reference,
         serves or name,
         gradients if backward else (),
+        cpu_only,
     )
     OPS[name] = op
     if op.call._schema.is_mutable:  # works in place: there is nothing to differentiate

@@ -53,4 +53,5 @@ def _refusal(backend: str, interpreted: bool) -> str:
 
 def _without_kernel(key: str) -> set[str]:
     has = torch._C._dispatch_has_kernel_for_dispatch_key
-    return {name for name in OPS if not has(f"cmrfast::{name}", key)}
+    served = (name for name, op in OPS.items() if not op.cpu_only)
+    return {name for name in served if not has(f"cmrfast::{name}", key)}

@@ -1,0 +1,281 @@
+// Convolutions of 3 x 3 x 3 voxels between few channels, forward and in the weights.
+//
+// A task brings a band of its input onto lines in cache (winograd.h) and convolves, or correlates,
+// these with a block of sums in registers. What a task sums and the order of tasks depend on
+// shapes alone, so bits do not depend on threads. Least bytes: the input once, the output once.
+#include <tuple>
+#include <type_traits>
+#include <utility>
+
+#include "winograd.h"
+
+namespace cmrfast::cpu {
+namespace {
+
+// Calls body(first channel, std::integral_constant of how many) for groups of at most MOST
+// channels.
+template <int MOST, class Body>
+void for_each_group(int64_t C, const Body& body) {
+  const int64_t groups = (C + MOST - 1) / MOST;
+  for (int64_t g = 0, first = 0; g < groups; ++g) {
+    const int64_t count = C / groups + (g < C % groups);
+    const auto call = [&]<int... N>(std::integer_sequence<int, N...>) {
+      ((count == N + 1 ? body(first, std::integral_constant<int, N + 1>{}) : void()), ...);
+    };
+    call(std::make_integer_sequence<int, MOST>{});
+    first += count;
+  }
+}
+
+// The vector in a register; the compiler would read it from memory again for every use.
+template <class V>
+V held(V value) {
+#if defined(__x86_64__)
+  __asm__("" : "+v"(value));
+#endif
+  return value;
+}
+
+// N output channels along a line: N x width sums, width inputs and a weight in 16 registers.
+template <int N, class T>
+void convolve(const T* lines, int64_t stride, int64_t C, const T* weights, int64_t n, T* out) {
+  constexpr int lanes = Tile<T>::lanes, width = N == 1 ? 8 : N == 2 ? 4 : N == 3 ? 3 : 2;
+  for (int64_t q = 0; q < n; q += width * lanes) {
+    Vector<T> sum[N][width]{};
+    const T* w = weights;
+    for (int64_t c = 0; c < C; ++c) {
+      const T* from = lines + c * stride + q;
+#pragma GCC unroll 3
+      for (int tap = 0; tap < 3; ++tap, w += N) {
+        Vector<T> x[width];
+#pragma GCC unroll 8
+        for (int v = 0; v < width; ++v) {
+          x[v] = Tile<T>::load(from + tap + v * lanes);
+          if (N > 1) x[v] = held(x[v]);
+        }
+#pragma GCC unroll 5
+        for (int o = 0; o < N; ++o) {
+          const T value = w[o];
+#pragma GCC unroll 8
+          for (int v = 0; v < width; ++v) sum[o][v] += value * x[v];
+        }
+      }
+    }
+#pragma GCC unroll 5
+    for (int o = 0; o < N; ++o) {
+#pragma GCC unroll 8
+      for (int v = 0; v < width; ++v) {
+        std::memcpy(out + o * stride + q + v * lanes, &sum[o][v], sizeof(sum[o][v]));
+      }
+    }
+  }
+}
+
+// Weights (O, C, 27) as the kernel reads them: group, product, C, tap, channel of the group.
+template <class T>
+std::vector<T> packed(const T* weights, int64_t O, int64_t C) {
+  std::vector<T> to(static_cast<size_t>(O * C * 3 * kLines));
+  T* at = to.data();
+  for_each_group<5>(O, [&](int64_t first, auto group) {
+    for (int f = 0; f < kLines; ++f) {
+      for (int64_t tap = 0; tap < C * 3; ++tap) {
+        for (int64_t o = first; o < first + group; ++o) {
+          const T* w = weights + (o * C + tap / 3) * 27 + tap % 3;
+          double sum = 0;
+          for (int k = 0; k < 9; ++k) sum += kTaps[f / 4][k / 3] * kTaps[f % 4][k % 3] * w[3 * k];
+          *at++ = static_cast<T>(sum);
+        }
+      }
+    }
+  });
+  return to;
+}
+
+template <class T>
+void forward(const Tensor& x, const Tensor& weight, const Tensor& bias, T slope, Tensor& out) {
+  const Bands b(x, x.size(1));
+  const int64_t C = b.C, O = weight.size(0), line = b.line();
+  const std::vector<T> weights = packed(read<T>(weight), O, C);
+  torch::stable::parallel_for(0, b.count, 1, [&](int64_t begin, int64_t end) {
+    std::vector<T> lines(static_cast<size_t>(kLines * C * line)), zeros(static_cast<size_t>(b.W));
+    std::vector<T> sums(static_cast<size_t>(kLines * 5 * line));
+    for (int64_t task = begin; task < end; ++task) {
+      const Band band(b, task);
+      for (int64_t c = 0; c < C; ++c) {
+        to_lines<4>(b, band, read<T>(x) + (band.sample * C + c) * b.size(), 1, zeros.data(),
+                    lines.data() + c * line + 1, C * line, input_transform);
+      }
+      for_each_group<5>(O, [&](int64_t first, auto group) {
+        const T* w = weights.data() + first * C * 3 * kLines;
+        for (int f = 0; f < kLines; ++f, w += C * 3 * group) {
+          convolve<group>(lines.data() + f * C * line, line, C, w, band.pairs * b.pitch() - 1,
+                          sums.data() + f * group * line);
+        }
+        for (int64_t o = 0; o < group; ++o) {
+          const T shift = read<T>(bias)[first + o];
+          from_lines(b, band, sums.data() + o * line, group * line,
+                     write<T>(out) + (band.sample * O + first + o) * b.size(),
+                     [&](Vector<T> value) {
+                       value += shift;
+                       return value > 0 ? value : slope * value;
+                     });
+        }
+      });
+    }
+  });
+}
+
+// Adds to N x 3 vectors of sums the products of N gradients with the input at three shifts.
+template <int N, class T>
+void correlate(const T* x, const T* grad, int64_t stride, int64_t n, T* sums) {
+  constexpr int lanes = Tile<T>::lanes, steps = N == 1 ? 4 : N == 2 ? 2 : 1;
+  Vector<T> sum[steps][N][3]{};
+  for (int64_t q = 0; q < n; q += steps * lanes) {
+#pragma GCC unroll 4
+    for (int s = 0; s < steps; ++s) {
+      const T* from = x + q + s * lanes;
+      const Vector<T> shifted[3] = {Tile<T>::load(from), Tile<T>::load(from + 1),
+                                    Tile<T>::load(from + 2)};
+#pragma GCC unroll 4
+      for (int o = 0; o < N; ++o) {
+        const Vector<T> g = Tile<T>::load(grad + o * stride + q + s * lanes);
+#pragma GCC unroll 3
+        for (int tap = 0; tap < 3; ++tap) sum[s][o][tap] += g * shifted[tap];
+      }
+    }
+  }
+#pragma GCC unroll 12
+  for (int i = 0; i < N * 3; ++i) {
+    Vector<T> total = Tile<T>::load(sums + i * lanes);
+#pragma GCC unroll 4
+    for (int s = 0; s < steps; ++s) total += sum[s][i / 3][i % 3];
+    std::memcpy(sums + i * lanes, &total, sizeof(total));
+  }
+}
+
+// In double: by product, group, C, channel of the group and tap; then the sums of grad by channel.
+template <class T>
+std::vector<double> gradients(const Tensor& x, const Tensor& grad) {
+  constexpr int64_t lanes = Tile<T>::lanes, run = 8;  // bands that are summed as they come
+  const int64_t C = x.size(1), O = grad.size(1), size = kLines * O * C * 3 + O;
+  const Bands b(x, C + O);
+  const int64_t line = b.line(), per_task = std::max(run, (b.count + 63) / 64);
+  const int64_t tasks = (b.count + per_task - 1) / per_task;
+  std::vector<double> totals(static_cast<size_t>((tasks + 1) * size));
+  torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+    std::vector<T> lines(static_cast<size_t>(kLines * C * line)), zeros(static_cast<size_t>(b.W));
+    std::vector<T> grads(static_cast<size_t>(kLines * O * line));
+    std::vector<T> sums(static_cast<size_t>(size * lanes));
+    const auto add = [&](const Band& band) {
+      const int64_t n = band.pairs * b.pitch();
+      for (int64_t c = 0; c < C; ++c) {
+        to_lines<4>(b, band, read<T>(x) + (band.sample * C + c) * b.size(), 1, zeros.data(),
+                    lines.data() + c * line + 1, C * line, input_transform);
+      }
+      for (int64_t o = 0; o < O; ++o) {
+        T* to = grads.data() + o * line;
+        for (int f = 0; f < kLines; ++f) std::fill_n(to + f * O * line + n, 4 * lanes, T{0});
+        to_lines<2>(b, band, read<T>(grad) + (band.sample * O + o) * b.size(), 0, zeros.data(), to,
+                    O * line, grad_transform);
+      }
+      T* to = sums.data();
+      for (int f = 0; f < kLines; ++f) {
+        for_each_group<4>(O, [&](int64_t first, auto group) {
+          for (int64_t c = 0; c < C; ++c, to += group * 3 * lanes) {
+            correlate<group>(lines.data() + (f * C + c) * line,
+                             grads.data() + (f * O + first) * line, line, n, to);
+          }
+        });
+      }
+      for (int64_t o = 0; o < O; ++o, to += lanes) {  // product 5 sees each gradient once
+        const T* from = grads.data() + (5 * O + o) * line;
+        for (int64_t q = 0; q < n; q += lanes) {
+          const Vector<T> total = Tile<T>::load(to) + Tile<T>::load(from + q);
+          std::memcpy(to, &total, sizeof(total));
+        }
+      }
+    };
+    for (int64_t task = begin; task < end; ++task) {
+      double* total = totals.data() + (task + 1) * size;
+      const int64_t last = std::min(b.count, (task + 1) * per_task);
+      for (int64_t first = task * per_task; first < last; first += run) {
+        std::fill(sums.begin(), sums.end(), T{0});
+        for (int64_t i = first; i < std::min(last, first + run); ++i) add(Band(b, i));
+        for (int64_t s = 0; s < size * lanes; ++s) total[s / lanes] += sums[s];
+      }
+    }
+  });
+  for (int64_t s = size; s < (tasks + 1) * size; ++s) totals[s % size] += totals[s];
+  totals.resize(static_cast<size_t>(size));
+  return totals;
+}
+
+template <class T>
+void backward(const Tensor& x, const Tensor& grad, Tensor& weights, Tensor& bias) {
+  const std::vector<double> totals = gradients<T>(x, grad);
+  const int64_t C = x.size(1), O = grad.size(1);
+  std::vector<double> sums(static_cast<size_t>(O * C * 27));
+  const double* from = totals.data();
+  for (int f = 0; f < kLines; ++f) {
+    for_each_group<4>(O, [&](int64_t first, auto group) {
+      for (int64_t c = 0; c < C; ++c) {
+        for (int64_t i = 0; i < group * 3; ++i, ++from) {
+          double* to = sums.data() + ((first + i / 3) * C + c) * 27 + i % 3;
+          for (int k = 0; k < 9; ++k)
+            to[3 * k] += kTaps[f / 4][k / 3] * kTaps[f % 4][k % 3] * *from;
+        }
+      }
+    });
+  }
+  const auto narrow = [](double value) { return static_cast<T>(value); };
+  std::transform(sums.begin(), sums.end(), write<T>(weights), narrow);
+  std::transform(from, from + O, write<T>(bias), narrow);
+}
+
+template <class Body>
+void with_type(const Tensor& x, const Body& body) {
+  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double,
+                  "thin_conv3d: x must be float32 or float64");
+  x.scalar_type() == ScalarType::Double ? body(double{}) : body(float{});
+}
+
+Tensor thin_conv3d(const Tensor& x_any, const Tensor& weight_any, const Tensor& bias_any,
+                   double slope) {
+  const Tensor x = torch::stable::contiguous(x_any);
+  const Tensor weight = torch::stable::contiguous(weight_any);
+  const Tensor bias = torch::stable::contiguous(bias_any);
+  STD_TORCH_CHECK(x.dim() == 5 && weight.dim() == 5 && weight.size(1) == x.size(1) &&
+                      weight.numel() == weight.size(0) * x.size(1) * 27 && weight.size(2) == 3 &&
+                      weight.size(3) == 3 && bias.numel() == weight.size(0) &&
+                      weight.scalar_type() == x.scalar_type() &&
+                      bias.scalar_type() == x.scalar_type(),
+                  "thin_conv3d: arguments do not fit one another");
+  Tensor out =
+      fresh(x, std::vector<int64_t>{x.size(0), weight.size(0), x.size(2), x.size(3), x.size(4)},
+            x.scalar_type());
+  with_type(x,
+            [&](auto zero) { forward(x, weight, bias, static_cast<decltype(zero)>(slope), out); });
+  return out;
+}
+
+std::tuple<Tensor, Tensor> thin_conv3d_backward(const Tensor& grad_any, const Tensor& x_any) {
+  const Tensor grad = torch::stable::contiguous(grad_any);
+  const Tensor x = torch::stable::contiguous(x_any);
+  STD_TORCH_CHECK(x.dim() == 5 && grad.dim() == 5 && grad.scalar_type() == x.scalar_type() &&
+                      grad.size(0) == x.size(0) && grad.size(2) == x.size(2) &&
+                      grad.size(3) == x.size(3) && grad.size(4) == x.size(4),
+                  "thin_conv3d_backward: arguments do not fit one another");
+  Tensor weights =
+      fresh(x, std::vector<int64_t>{grad.size(1), x.size(1), 3, 3, 3}, x.scalar_type());
+  Tensor bias = fresh(x, std::vector<int64_t>{grad.size(1)}, x.scalar_type());
+  with_type(x, [&](auto zero) { backward<decltype(zero)>(x, grad, weights, bias); });
+  return {weights, bias};
+}
+
+}  // namespace
+}  // namespace cmrfast::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(cmrfast, CPU, m) {
+  m.impl("thin_conv3d", TORCH_BOX(&cmrfast::cpu::thin_conv3d));
+  m.impl("thin_conv3d_backward", TORCH_BOX(&cmrfast::cpu::thin_conv3d_backward));
+}

@@ -103,6 +103,8 @@ def backends() -> dict[str, dict[str, str]]:
     """
     chosen: dict[str, dict[str, str]] = {}
     for op in OPS.values():
+        if op.cpu_only:  # a model's own, nobody chooses it
+            continue
         row = chosen.setdefault(op.serves, {"cpu": "native", "cuda": "native"})
         for device, key in (("cpu", "CPU"), ("cuda", "CUDA")):
             row[device] = min(row[device], kernel_of(op.name, key), key=_SLOWEST_FIRST.index)

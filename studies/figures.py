@@ -68,7 +68,9 @@ def _cases(outcome: Outcome, labels: Mapping[int, str], cases: int) -> Any:
     """Test patients down; the labels and what each arm's first training says across."""
     first = {arm: runs[0] for arm, runs in outcome.runs.items()}
     some = next(iter(first.values()))
-    patients = [case for case in some.cases("test") if case.labels][:cases]
+    labelled = [case for case in some.cases("test") if case.labels]
+    cases = min(cases, len(labelled))
+    patients = [labelled[(2 * n + 1) * len(labelled) // (2 * cases)] for n in range(cases)]
     figure, axes = pyplot.subplots(
         len(patients), len(first) + 1, figsize=(2.6 * (len(first) + 1), 2.8 * len(patients)),
         layout="constrained", squeeze=False,

@@ -3,7 +3,10 @@
 python -m studies.joint_scar [--scale small|paper] [--data ROOT]
 """
 
+import statistics
+
 from studies.figures import draw
+from studies.outcome import Outcome
 from studies.page import section
 from studies.study import Arm, Scale, Study, run
 
@@ -28,9 +31,31 @@ STUDY = Study(
 )
 
 
+def where_scar_is(outcome: Outcome, arm: str) -> list[float]:
+    """Mean scar Dice of each training over the slices that have scar."""
+    return [
+        statistics.fmean(float(row["scar_dice"]) for row in one.rows if row["scar_pixels"])
+        for one in outcome.evaluations[arm]
+    ]
+
+
+def healthy_and_clean(outcome: Outcome, arm: str) -> list[float]:
+    """Percent of the slices without scar in which each training finds none."""
+    return [
+        100
+        * statistics.fmean(float(row["scar_dice"]) for row in one.rows if not row["scar_pixels"])
+        for one in outcome.evaluations[arm]
+    ]
+
+
 def main() -> None:
     """Run the study and keep its results."""
     outcome = run(STUDY)
+    for arm in STUDY.arms:
+        outcome.facts[f"scar Dice of slices with scar, {arm}"] = where_scar_is(outcome, arm)
+        outcome.facts[f"percent of slices without scar left clean, {arm}"] = healthy_and_clean(
+            outcome, arm
+        )
     print(section(outcome.save()))
     draw(outcome, labels={1: "myocardium", 2: "scar"})
 

@@ -114,6 +114,7 @@ def run(study: Study) -> Outcome:
     layout, split = deal(study.method, data, recipe, seed=0)
     jobs = list(_jobs(study, scale, out, data, split, options))
     waiting = [job for job in jobs if not _scored(job.folder)]
+    new = not any(job.folder.exists() for job in jobs)
     say(f"{len(jobs)} trainings, {len(jobs) - len(waiting)} of them done before")
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.workers, mp_context=context) as pool:
@@ -131,7 +132,7 @@ def run(study: Study) -> Outcome:
         results=options.results,
         runs=runs,
         evaluations={arm: [read_rows(r.path) for r in of_arm] for arm, of_arm in runs.items()},
-        seconds=time.monotonic() - began if len(waiting) == len(jobs) else None,
+        seconds=time.monotonic() - began if new else None,
     )
 
 

@@ -210,7 +210,7 @@ def test_drawn_masks_score_perfectly_through_the_whole_path(cohorts, layout, var
     scores |= {"myocardium_dice"} if variant == "jdl" else set()
     assert [row["slice"] for row in rows] == list(range(case.image("LGE").shape[2]))
     for row in rows:
-        assert set(row) == {"case", "slice", *scores}
+        assert set(row) == {"case", "slice", "scar_pixels", *scores}
         assert row["case"] == case.name
         assert all(row[name] == 1 for name in scores)
     assert task.objective in rows[0]

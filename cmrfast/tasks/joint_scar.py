@@ -66,7 +66,10 @@ class JointScarTask(Task):
         return Prediction({name: Output(mask, path) for name, mask in masks.items()}, facts)
 
     def evaluate(self, model: nn.Module, case: Case) -> list[Row]:
-        """A row a slice: Dice, precision and recall of the scar, Dice of the myocardium."""
+        """A row a slice: Dice, precision and recall of the scar, Dice of the myocardium.
+
+        Where nothing is drawn and nothing found these are 1; ``scar_pixels`` tells such slices.
+        """
         if _SEQUENCE not in case.labels:
             return []
         image, truth = _annotated(case)
@@ -78,9 +81,11 @@ class JointScarTask(Task):
             if name == "scar":
                 scores["scar_precision"] = precision(*pair, batch_axes=1)
                 scores["scar_recall"] = recall(*pair, batch_axes=1)
+        drawn = as_slices(truth[_CLASSES.index("scar")][None]).flatten(1).sum(1, dtype=torch.int64)
         rows = zip(*(values.tolist() for values in scores.values()), strict=True)
         return [
-            {"case": case.name, "slice": k, **dict(zip(scores, row, strict=True))}
+            {"case": case.name, "slice": k, "scar_pixels": int(drawn[k])}
+            | dict(zip(scores, row, strict=True))
             for k, row in enumerate(rows)
         ]
 

@@ -98,10 +98,13 @@ def _cases(outcome: Outcome, labels: Mapping[int, str], cases: int) -> Any:
 
 
 def _where(mask: Volume, image: Volume) -> tuple[list[int], int]:
-    """Middle and side in pixels of a square about the slice that has most labels."""
-    labelled = mask.data[0] != 0
-    k = int(labelled.sum((0, 1)).argmax())
-    at = labelled[:, :, k].nonzero()
+    """Middle and side in pixels of a square about what is labelled, and the slice.
+
+    The slice is the one that has most of the highest label, which is scar where there is some.
+    """
+    labels = mask.data[0]
+    k = int((labels == labels.max()).sum((0, 1)).argmax())
+    at = labels[:, :, k].nonzero()
     if not len(at):
         return [n // 2 for n in image.shape[:2]] + [k], min(image.shape[:2])
     middle = ((at.amax(0) + at.amin(0)) // 2).tolist()

@@ -82,11 +82,11 @@ class JointScarTask(Task):
                 scores["scar_precision"] = precision(*pair, batch_axes=1)
                 scores["scar_recall"] = recall(*pair, batch_axes=1)
         drawn = as_slices(truth[_CLASSES.index("scar")][None]).flatten(1).sum(1, dtype=torch.int64)
-        rows = zip(*(values.tolist() for values in scores.values()), strict=True)
+        columns = {"scar_pixels": drawn.tolist()}
+        columns |= {name: values.tolist() for name, values in scores.items()}
         return [
-            {"case": case.name, "slice": k, "scar_pixels": int(drawn[k])}
-            | dict(zip(scores, row, strict=True))
-            for k, row in enumerate(rows)
+            {"case": case.name, "slice": k, **dict(zip(columns, row, strict=True))}
+            for k, row in enumerate(zip(*columns.values(), strict=True))
         ]
 
     def view(self, model: nn.Module, case: Case) -> View:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cmrfast.models import adversarial_transfer, new_lesions, siamese_lesion, transunet
+from cmrfast.models import adversarial_transfer, blocks, new_lesions, siamese_lesion, transunet
 
 Batch = Mapping[str, Tensor]
 Step = Callable[[Batch], dict[str, Tensor]]
@@ -46,6 +46,9 @@ class _StdConv(transunet.StdConv):
         variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), keepdim=True, unbiased=False)
         return (self.weight - mean) / torch.sqrt(variance + 1e-5)
 
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.standardised(), None, self.stride, self.padding)
+
 
 class _ResNet(transunet.ResNet):
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -55,6 +58,7 @@ class _ResNet(transunet.ResNet):
 _LAYERS: dict[type, type] = {
     adversarial_transfer.Pair: _Pair,
     adversarial_transfer.Residual: _Residual,
+    blocks.SameConv2d: nn.Conv2d,
     new_lesions.Conv: nn.Conv3d,
     transunet.StdConv: _StdConv,
     transunet.ResNet: _ResNet,

@@ -258,3 +258,28 @@ def thin_conv3d_backward(device, dtype):
     for x, weight, *_ in thin_conv3d(device, dtype):
         shape = torch.Size((x.shape[0], weight.shape[0], *x.shape[2:]))
         yield normal(*shape, device=device, dtype=dtype) / max(1, shape[2:].numel()) ** 0.5, x
+
+
+@samples_of("same_conv2d")
+def same_conv2d(device, dtype):
+    for (batch, *size), before, after, side, dilation, mirrored in (
+        ((2, 3, 2), 1, 2, 3, 1, False),
+        ((1, 1, 1), 1, 1, 5, 1, True),
+        ((2, 7, 11), 3, 5, 3, 2, True),
+        ((1, 19, 29), 9, 17, 5, 1, False),
+        ((3, 61, 67), 18, 35, 3, 1, False),
+        ((2, 5, 40), 20, 3, 5, 3, True),
+        ((0, 4, 5), 2, 3, 3, 1, False),
+    ):
+        x = normal(batch, before, *size, device=device, dtype=dtype)
+        shape = (before, after) if mirrored else (after, before)
+        weight = normal(*shape, side, side, device=device, dtype=dtype) / (before * side**2) ** 0.5
+        yield x, weight, normal(after, device=device, dtype=dtype), dilation, mirrored
+
+
+@samples_of("same_conv2d_backward")
+def same_conv2d_backward(device, dtype):
+    for x, weight, bias, dilation, _ in same_conv2d(device, dtype):
+        shape = torch.Size((x.shape[0], len(bias), *x.shape[2:]))
+        grad = normal(*shape, device=device, dtype=dtype) / max(1, shape[2:].numel()) ** 0.5
+        yield grad, x, weight.shape[-1], dilation

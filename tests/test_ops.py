@@ -20,6 +20,8 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 TOLERANCE = {
     # The gradient in the matrix sums float32 products as large as voxel index x slope.
     ("affine_sample_backward", torch.float32): (1.3e-6, 1e-3),
+    # Sums over every pixel, through transforms whose terms cancel.
+    ("same_conv2d_backward", torch.float32): (1.3e-6, 1e-4),
 }
 every_op = pytest.mark.parametrize("op", OPS.values(), ids=lambda op: op.name)
 every_device = pytest.mark.parametrize("device", DEVICES)

@@ -42,7 +42,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from cmrfast.losses import adversarial_segmentation_loss
 from cmrfast.models import recipe
 from cmrfast.models._check import require_batch, require_images, require_labels, require_option
-from cmrfast.models.blocks import init_glorot
+from cmrfast.models.blocks import SameConv2d, init_glorot
+from cmrfast.ops.same_conv2d import same_conv2d
 
 Variant = Literal["u_a_t", "u_a", "u"]
 Gan = Literal["nonsaturating", "minmax"]
@@ -155,9 +156,8 @@ class Pair(nn.Module):
 
     def __init__(self, channels_in: int, channels_out: int, dilation: int = 1) -> None:
         super().__init__()
-        d = dilation
-        self.first = nn.Conv2d(channels_in, channels_out, 3, padding=d, dilation=d)
-        self.second = nn.Conv2d(channels_out, channels_out, 3, padding=d, dilation=d)
+        self.first = SameConv2d(channels_in, channels_out, 3, dilation=dilation)
+        self.second = SameConv2d(channels_out, channels_out, 3, dilation=dilation)
 
     def forward(self, x: Tensor, coarse: Tensor | None = None) -> Tensor:
         """Features of x, or of coarse features and x.
@@ -178,7 +178,7 @@ class Residual(Pair):
 
     def __init__(self, channels_in: int, channels_out: int, dilation: int) -> None:
         super().__init__(channels_in, channels_out, dilation)
-        self.skip = nn.Conv2d(channels_in, channels_out, 1)
+        self.skip = SameConv2d(channels_in, channels_out, 1)
 
     def forward(self, x: Tensor, coarse: Tensor | None = None) -> Tensor:
         """As of ``Pair``."""
@@ -186,27 +186,26 @@ class Residual(Pair):
         return super().forward(x, coarse) + skip
 
 
-def _conv_joined(conv: nn.Conv2d, x: Tensor, coarse: Tensor | None) -> Tensor:
-    """The convolution of [coarse, each pixel repeated to 2 x 2, and x], neither of them made.
+def _conv_joined(conv: SameConv2d, x: Tensor, coarse: Tensor | None) -> Tensor:
+    """The convolution of [coarse, each pixel repeated to 2 x 2, and x], not joined.
 
-    Convolution is linear, so each part has its own; that of the repeated pixels needs only the
-    coarse ones, which is a quarter of the work, or four ninths where their spacing is odd.
+    Convolution is linear, so each part has its own; where taps fall on whole coarse pixels, that of
+    the repeated ones needs only the coarse, which is a quarter of the work.
     """
     if coarse is None:
         found: Tensor = conv(x)
         return found
     channels, d = coarse.shape[1], conv.dilation[0]
-    p = d * (conv.kernel_size[0] // 2)
     of_coarse, of_x = conv.weight[:, :channels], conv.weight[:, channels:]
-    if p % 2 == 0:  # taps fall on whole coarse pixels
-        part = F.conv2d(coarse, of_coarse, padding=p // 2, dilation=max(d // 2, 1))
-        part = F.interpolate(part, scale_factor=2, mode="nearest")
-    else:  # 3 x 3 taps on repeated pixels are 4 x 4 that spread each coarse one
-        spread = of_coarse.flip(-1, -2).transpose(0, 1)
-        spread = F.pad(spread, (0, 1)) + F.pad(spread, (1, 0))
-        spread = F.pad(spread, (0, 0, 0, 1)) + F.pad(spread, (0, 0, 1, 0))
-        part = F.conv_transpose2d(coarse, spread, stride=2, padding=1)
-    return F.conv2d(x, of_x, conv.bias, padding=p, dilation=d).add_(part)
+    if d % 2 == 0 or conv.kernel_size == (1, 1):
+        part = _doubled(same_conv2d(coarse, of_coarse, dilation=max(d // 2, 1)))
+    else:
+        part = same_conv2d(_doubled(coarse), of_coarse)
+    return same_conv2d(x, of_x, conv.bias, dilation=d).add_(part)
+
+
+def _doubled(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2, mode="nearest")
 
 
 class Generator(nn.Module):
@@ -248,7 +247,7 @@ class Discriminator(nn.Module):
         levels: list[nn.Module] = []
         for a, b in pairwise((config.classes + 1, *config.disc_widths)):
             norm = nn.BatchNorm2d(b, eps=1e-3, momentum=0.01) if levels else nn.Identity()
-            conv = _Skipped(a, b) if config.disc == "residual" else nn.Conv2d(a, b, 5, padding=2)
+            conv = _Skipped(a, b) if config.disc == "residual" else SameConv2d(a, b, 5)
             levels.append(
                 nn.Sequential(conv, nn.MaxPool2d(2), norm, nn.LeakyReLU(0.3, inplace=True))
             )
@@ -281,11 +280,11 @@ class _Skipped(nn.Module):
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
         self.main = nn.Sequential(
-            nn.Conv2d(channels_in, channels_out, 5, padding=2),
+            SameConv2d(channels_in, channels_out, 5),
             nn.LeakyReLU(0.3, inplace=True),
-            nn.Conv2d(channels_out, channels_out, 5, padding=2),
+            SameConv2d(channels_out, channels_out, 5),
         )
-        self.skip = nn.Conv2d(channels_in, channels_out, 1)
+        self.skip = SameConv2d(channels_in, channels_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         total: Tensor = self.main(x) + self.skip(x)

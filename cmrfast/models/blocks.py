@@ -4,6 +4,38 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cmrfast.ops.same_conv2d import same_conv2d
+
+
+class SameConv2d(nn.Conv2d):
+    """Convolution that keeps the image size.
+
+    Args:
+        channels_in: of the input.
+        channels_out: of the output.
+        kernel: odd side of the kernel.
+        dilation: pixels from one tap to the next.
+        bias: whether there is one.
+    """
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        kernel: int,
+        *,
+        dilation: int = 1,
+        bias: bool = True,
+    ) -> None:
+        padding = dilation * (kernel // 2)
+        super().__init__(
+            channels_in, channels_out, kernel, padding=padding, dilation=dilation, bias=bias
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels_in, H, W) to (B, channels_out, H, W)."""
+        return same_conv2d(x, self.weight, self.bias, dilation=self.dilation[0])
+
 
 class ConvNormReLU(nn.Module):
     """Convolution without bias, batch norm, ReLU; keeps the image size.
@@ -16,7 +48,7 @@ class ConvNormReLU(nn.Module):
 
     def __init__(self, channels_in: int, channels_out: int, kernel: int = 3) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels_in, channels_out, kernel, padding=kernel // 2, bias=False)
+        self.conv = SameConv2d(channels_in, channels_out, kernel, bias=False)
         self.norm = nn.BatchNorm2d(channels_out)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from cmrfast.models import recipe
 from cmrfast.models._check import require_batch, require_images, require_labels, require_option
-from cmrfast.models.blocks import init_glorot
+from cmrfast.models.blocks import SameConv2d, init_glorot
 from cmrfast.ops import nt_xent
 from cmrfast.ops._gather import share_of_mean
 
@@ -160,12 +160,12 @@ def _layer(number: int, config: Config) -> nn.Sequential:
     if number == 1:
         return nn.Sequential(nn.Conv2d(1, c1, 11), relu(), norm(c1), pool())
     if number == 2:
-        conv = nn.Conv2d(c1, c2, 5, padding=2)
+        conv = SameConv2d(c1, c2, 5)
         return nn.Sequential(conv, relu(), norm(c2), pool(), nn.Dropout(config.dropout_conv))
     if number == 3:
-        return nn.Sequential(nn.Conv2d(c2, c3, 3, padding=1), relu())
+        return nn.Sequential(SameConv2d(c2, c3, 3), relu())
     if number == 4:
-        conv = nn.Conv2d(c3, c4, 3, padding=1)
+        conv = SameConv2d(c3, c4, 3)
         return nn.Sequential(conv, relu(), pool(), nn.Dropout(config.dropout_conv))
     if number == 5:
         side = config.patch - 10

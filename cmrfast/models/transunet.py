@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from cmrfast.models._check import require_finite
 from cmrfast.models.blocks import ConvNormReLU
 from cmrfast.ops._check import require_floating
+from cmrfast.ops.same_conv2d import same_conv2d
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,10 @@ class StdConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels_in, H, W) to (B, channels_out, H / stride, W / stride), rounded up."""
-        return F.conv2d(x, self.standardised(), None, self.stride, self.padding)
+        kernel = self.standardised()
+        if self.stride == (1, 1):
+            return same_conv2d(x, kernel)
+        return F.conv2d(x, kernel, None, self.stride, self.padding)
 
 
 class Unit(nn.Module):

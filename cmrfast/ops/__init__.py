@@ -8,6 +8,7 @@ from cmrfast.ops.extract_patches import extract_patches
 from cmrfast.ops.merge_patches import PatchMerger, merge_patches
 from cmrfast.ops.nt_xent import nt_xent
 from cmrfast.ops.resample import resample
+from cmrfast.ops.same_conv2d import same_conv2d  # noqa: F401  (declared with the others)
 from cmrfast.ops.thin_conv3d import thin_conv3d  # noqa: F401  (declared with the others)
 from cmrfast.ops.volume_store import VolumeStore
 from cmrfast.ops.warp_pair import warp_pair

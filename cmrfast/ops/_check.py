@@ -16,6 +16,14 @@ def values_readable(*tensors: Tensor | None) -> bool:
     return all(t is None or t.device.type == "cpu" for t in tensors)
 
 
+def cpu_kernel_serves(*tensors: Tensor) -> bool:
+    """Whether to call an op that has a kernel on CPUs alone, or torch's own functions."""
+    if torch.compiler.is_exporting() or torch.is_autocast_enabled("cpu"):
+        return False
+    whole = tensors[0].dtype in (torch.float32, torch.float64)
+    return whole and all(t.device.type == "cpu" and t.dtype == tensors[0].dtype for t in tensors)
+
+
 def wide(tensor: Tensor) -> Tensor:
     """The tensor, in float32 if it is float16 or bfloat16."""
     return tensor.float() if tensor.dtype in HALVES else tensor

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.grad import conv3d_weight
 
-from cmrfast.ops._check import require_floating, require_one_device
+from cmrfast.ops._check import cpu_kernel_serves, require_floating, require_one_device
 from cmrfast.ops._op import define
 
 
@@ -45,9 +45,7 @@ def thin_conv3d(x: Tensor, weight: Tensor, bias: Tensor, *, slope: float = 1.0) 
         raise ValueError(f"thin_conv3d: bias must be ({weight.shape[0]},); got {tuple(bias.shape)}")
     if not slope > 0:
         raise ValueError(f"thin_conv3d: slope must be positive; got {slope}")
-    whole = x.dtype in (torch.float32, torch.float64) and x.dtype == weight.dtype == bias.dtype
-    kept = torch.compiler.is_exporting() or torch.is_autocast_enabled(x.device.type)
-    if x.device.type != "cpu" or not whole or kept:
+    if not cpu_kernel_serves(x, weight, bias):
         out = F.conv3d(x, weight, bias, padding=1)
         return out if slope == 1 else F.leaky_relu(out, slope)
     found: Tensor = thin_conv3d_op(x, weight, bias, slope)

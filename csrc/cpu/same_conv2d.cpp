@@ -21,7 +21,7 @@ constexpr double kA = 0.75, kB = 1.5, kA2 = kA * kA, kB2 = kB * kB;
 
 // In place on six vectors `step` apart.
 template <class T>
-void input_transform(Vector<T>* d, int step) {
+__attribute__((always_inline)) inline void input_transform(Vector<T>* d, int step) {
   constexpr T a = kA, b = kB, a2 = kA2, b2 = kB2, sum = kA2 + kB2, product = kA2 * kB2;
   const auto d0 = d[0], d1 = d[step], d2 = d[2 * step], d3 = d[3 * step], d4 = d[4 * step],
              d5 = d[5 * step];
@@ -37,7 +37,7 @@ void input_transform(Vector<T>* d, int step) {
 
 // Six products to OUT sums.
 template <int OUT, class T>
-void output_transform(Vector<T>* m, int step) {
+__attribute__((always_inline)) inline void output_transform(Vector<T>* m, int step) {
   constexpr T a = kA, b = kB, a2 = kA2, b2 = kB2, a3 = kA * kA2, b3 = kB * kB2;
   const auto m0 = m[0], m1 = m[step], m2 = m[2 * step], m3 = m[3 * step], m4 = m[4 * step],
              m5 = m[5 * step];
@@ -54,7 +54,7 @@ void output_transform(Vector<T>* m, int step) {
 
 // The transpose of the output's: OUT gradients to six.
 template <int OUT, class T>
-void grad_transform(Vector<T>* g, int step) {
+__attribute__((always_inline)) inline void grad_transform(Vector<T>* g, int step) {
   constexpr T a = kA, b = kB, a2 = kA2, b2 = kB2, a3 = kA * kA2, b3 = kB * kB2;
   auto even_a = g[0], even_b = g[0], odd_a = a * g[step], odd_b = b * g[step], last = g[step];
   if constexpr (OUT == 4) {

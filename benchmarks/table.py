@@ -43,17 +43,36 @@ def table(results: dict[str, Any]) -> str:
             f"| {e['peer']} {e['best']:.3g} ms | **{e['best'] / e['ours']:.1f}x** | {compiled} "
             f"| {e['ours'] / e['floor_ms']:.1f}x | {memory} |"
         )
+    return "\n".join([*lines, "", _footer(results, entries)])
+
+
+def jobs_table(results: dict[str, Any]) -> str:
+    """Whole jobs as a markdown table; data is what of our time goes into making the batch."""
+    lines = [
+        "| job | ours | plain torch + MONAI | ratio | data | peak memory |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    entries = rows(results)
+    for e in entries:
+        data = f"{e['data_ms']['cmrfast'] / e['ours']:.1%}" if e["data_ms"] else "-"
+        peaks = " / ".join(f"{e['peak_mb'][way]:.0f}" for way in ("cmrfast", e["peer"]))
+        lines.append(
+            f"| {e['workload']}: {e['title']} | {e['ours'] / 1e3:.3g} s | {e['best'] / 1e3:.3g} s "
+            f"| **{e['best'] / e['ours']:.2f}x** | {data} | {peaks} MB |"
+        )
+    return "\n".join([*lines, "", _footer(results, entries)])
+
+
+def _footer(results: dict[str, Any], entries: list[dict[str, Any]]) -> str:
     mean = math.exp(sum(math.log(e["best"] / e["ours"]) for e in entries) / len(entries))
     machine, rates = results["machine_info"], entries[0]["rates"]
     versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items())
-    lines += [
-        "",
+    return (
         f"Geometric mean over best peers: **{mean:.1f}x**. Medians of one run, interleaved; peak "
         "memory is ours / the best peer's, beyond the inputs. "
         f"{_place(machine, rates)}; copy {rates['copy_gb_s']:.0f} GB/s, "
-        f"matrix product {rates['matmul_gflop_s']:.0f} GFLOP/s; {versions}.",
-    ]
-    return "\n".join(lines)
+        f"matrix product {rates['matmul_gflop_s']:.0f} GFLOP/s; {versions}."
+    )
 
 
 def _place(machine: dict[str, Any], rates: dict[str, float]) -> str:
@@ -130,7 +149,8 @@ def main() -> None:
     parser.add_argument("--readme", type=Path, help="replace the table between its marks here")
     options = parser.parse_args()
     results = json.loads(options.results.read_text())
-    text = table(results)
+    whole_jobs = any(entry.get("data_ms") for entry in rows(results))
+    text = jobs_table(results) if whole_jobs else table(results)
     print(text)
     if growth(results):
         print(f"\n{growth_table(results)}")

@@ -48,6 +48,16 @@ def test_starts_at_the_identity():
     assert (affine_sample(image, theta) - image).abs().max() < 1e-4
 
 
+def test_every_unit_of_the_head_can_learn_again():
+    """Steps that disagree drive all hidden units below 0; from there gradients still reach them."""
+    head = build("joint_registration", variant="stn", widths=(4, 6, 8)).head
+    features = [torch.rand(4, c, 32 >> level, 32 >> level) for level, c in enumerate((4, 6, 8))]
+    torch.nn.init.normal_(head.theta.weight)
+    torch.nn.init.constant_(head.hidden.bias, -100)
+    head(features).square().sum().backward()
+    assert (head.hidden.bias.grad != 0).all() and (head.theta.weight.grad != 0).any(0).all()
+
+
 def test_theta_keeps_its_precision_under_autocast():
     model = build("joint_registration", variant="stn", widths=(4, 6, 8)).eval()
     torch.nn.init.normal_(model.head.theta.weight, std=0.01)

@@ -113,6 +113,7 @@ class Recipe(recipe.Recipe):
 
 
 RECIPE = Recipe()
+_SLOPE = 0.1  # of the head's hidden units below 0
 
 
 class Encoder(nn.Module):
@@ -177,7 +178,9 @@ class ThetaHead(nn.Module):
             for reduce, x in zip(self.reduce, features, strict=True)
         ]
         x = self.mix(torch.cat(pooled, 1))  # (B, hidden, grid, grid)
-        x = F.relu(self.hidden(x.flatten(1)))
+        # Leaky: while theta is about right, its gradient changes sign from batch to batch and moves
+        # all units alike, which soon leaves none of plain ReLUs on.
+        x = F.leaky_relu(self.hidden(x.flatten(1)), _SLOPE)
         # Under autocast the product has eight bits, which are enough for a difference from the
         # identity and far too few for a sum with it (half a pixel of 112).
         return (F.linear(x, self.theta.weight) + self.theta.bias).view(-1, 2, 3)

@@ -84,7 +84,7 @@ class Outcome:
         """All that the page and a reader need."""
         scale = getattr(self.study, self.scale)
         published = task_class(self.study.method).published
-        plan = next(iter(self.runs.values()))[0].plan
+        plans = [of_arm[0].plan for of_arm in self.runs.values()]
         arms = {}
         for name in self.evaluations:
             arm = self.study.arms.get(name)
@@ -99,10 +99,11 @@ class Outcome:
             "scale": self.scale,
             "data": self.data,
             "seeds": scale.seeds,
-            "steps": plan.steps,
+            "steps": plans[0].steps,
             "changes": dict(scale.changes),
             "patients": {
-                part: len(getattr(plan.split, part)) for part in ("train", "validate", "test")
+                part: max(len(getattr(plan.split, part)) for plan in plans)  # an arm may have fewer
+                for part in ("train", "validate", "test")
             },
             "scores": list(self.study.scores),
             "arms": arms,

@@ -105,6 +105,21 @@ def test_table_gives_ratios_and_their_geometric_mean():
     assert "Geometric mean over best peers: **6.0x**" in text
 
 
+def test_table_of_whole_jobs_says_what_data_takes():
+    rates = {"copy_gb_s": 10.0, "fresh_gb_s": 5.0, "matmul_gflop_s": 100.0}
+    common = {"rates": rates, "title": "batch 4", "peak_mb": {"cmrfast": 10, "torch + MONAI": 50}}
+    times = {"cmrfast": 2000.0, "torch + MONAI": 3000.0}
+    infos = [
+        {"workload": "a, step", "median_ms": times, "data_ms": {"cmrfast": 9.0}, **common},
+        {"workload": "a, inference", "median_ms": times, "data_ms": {}, **common},
+    ]
+    machine = {"cpu": "a cpu", "threads": 2, "cpu_level": "avx2", "versions": {"torch": "2.13"}}
+    results = {"machine_info": machine, "benchmarks": [{"extra_info": i} for i in infos]}
+    text = table.jobs_table(results)
+    assert "| a, step: batch 4 | 2 s | 3 s | **1.50x** | 0.4% | 10 / 50 MB |" in text
+    assert "| a, inference: batch 4 | 2 s | 3 s | **1.50x** | - | 10 / 50 MB |" in text
+
+
 def test_table_of_a_gpu_names_it_its_kernels_and_what_a_graph_takes():
     rates = {"copy_gb_s": 4000.0, "matmul_gflop_s": 5e4, "matmul_bf16_gflop_s": 7e5}
     times = {"cmrfast": 2.0, "torch": 8.0, "torch.compile": 3.0}

@@ -134,6 +134,30 @@ void to_products(const TileGrid& grid, const TileLine& line, const T* image, int
   }
 }
 
+// A row of tiles of products, from its tile `first` on, to pixels of `sums`: one vector of
+// channels, `channel` of the products.
+template <int OUT, class T>
+void from_products(const Products<T>& from, int64_t first, int64_t channel, int64_t tiles,
+                   Vector<T> bias, Strip<T>& sums) {
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const T* m = from.at(0, first + tile) + channel;
+    Vector<T> d[kProducts];
+#pragma GCC unroll 36
+    for (int f = 0; f < kProducts; ++f) d[f] = Tile<T>::load(m + f * from.stride);
+#pragma GCC unroll 6
+    for (int j = 0; j < kSide; ++j) output_transform<OUT, T>(d + j, kSide);
+#pragma GCC unroll 4
+    for (int i = 0; i < OUT; ++i) {
+      output_transform<OUT, T>(d + kSide * i, 1);
+#pragma GCC unroll 4
+      for (int j = 0; j < OUT; ++j) {
+        const Vector<T> value = d[kSide * i + j] + bias;
+        std::memcpy(sums.pixel(i, tile * OUT + j), &value, sizeof(value));
+      }
+    }
+  }
+}
+
 // Weights as the product reads them: (kProducts, columns of O, C, of a column). Mirrored, they are
 // those of the gradient in the input: (C, O, taps) from the last tap to the first.
 template <int TAPS, class T>
@@ -214,24 +238,8 @@ void forward(const Tensor& x, const Tensor& weights, const Tensor& bias, int64_t
           for (int64_t from = o; from < std::min(O, o + columns); from += lanes) {
             T shift[lanes]{};
             std::copy_n(read<T>(bias) + from, std::min(O - from, lanes), shift);
-            const Vector<T> shifts = Tile<T>::load(shift);
-            for (int64_t tile = 0; tile < grid.per_row; ++tile) {
-              const T* m = output.at(0, (n - first) * grid.per_row + tile) + from - o;
-              Vector<T> d[kProducts];
-#pragma GCC unroll 36
-              for (int f = 0; f < kProducts; ++f) d[f] = Tile<T>::load(m + f * output.stride);
-#pragma GCC unroll 6
-              for (int j = 0; j < kSide; ++j) output_transform<OUT, T>(d + j, kSide);
-#pragma GCC unroll 4
-              for (int i = 0; i < OUT; ++i) {
-                output_transform<OUT, T>(d + kSide * i, 1);
-#pragma GCC unroll 4
-                for (int j = 0; j < OUT; ++j) {
-                  const Vector<T> value = d[kSide * i + j] + shifts;
-                  std::memcpy(sums.pixel(i, tile * OUT + j), &value, sizeof(value));
-                }
-              }
-            }
+            from_products<OUT>(output, (n - first) * grid.per_row, from - o, grid.per_row,
+                               Tile<T>::load(shift), sums);
             sums.write(write<T>(out) + line.sample * O * image, from, O, line);
           }
         }

@@ -33,10 +33,10 @@ STUDY = Study(
         cases=24,
         shrink=2,
         changes={
-            **{"spacing_mm": 1.6, "patch": 32, "overlap": 8, "batch": 8, "per_patient": 100},
+            **{"spacing_mm": 1.6, "patch": 24, "overlap": 6, "batch": 8, "per_patient": 100},
             **{"split": (16, 2, 6), "dropout": 0.1},
         },
-        steps=300,
+        steps=600,
     ),
     paper=Scale(cases=100),
 )

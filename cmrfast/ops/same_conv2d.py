@@ -30,6 +30,7 @@ def same_conv2d(
         (B, O, H, W). An infinite pixel makes NaN of sums that it is close to.
 
     Example:
+        >>> import torch
         >>> ones = torch.ones(1, 1, 3, 3)
         >>> same_conv2d(ones, ones)[0, 0].tolist()
         [[4.0, 6.0, 4.0], [6.0, 9.0, 6.0], [4.0, 6.0, 4.0]]

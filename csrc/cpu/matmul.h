@@ -31,6 +31,9 @@ struct Tile {
   }
 };
 
+template <class T>
+using Vector = typename Tile<T>::Vector;
+
 // A matrix seen through its strides: element (row, column) lies at row * rs + column * cs.
 template <class T>
 struct View {

@@ -107,8 +107,8 @@ struct Products {
   T* at(int64_t product, int64_t tile) const { return data + product * stride + tile * channels; }
 };
 
-// A row of tiles of (C, H, W), transformed, to `to` from its tile `first` on. The strip is `side`
-// wide: that of input, or of gradients.
+// A row of tiles of (C, H, W), transformed, to `to` from its tile `first` on. FROM is the side
+// of the strip: that of input, or of gradients.
 template <int FROM, class T, class Transform>
 void to_products(const TileGrid& grid, const TileLine& line, const T* image, int64_t C,
                  Strip<T>& strip, int64_t first, const Products<T>& to,

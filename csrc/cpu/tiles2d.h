@@ -11,9 +11,6 @@
 
 namespace cmrfast::cpu {
 
-template <class T>
-using Vector = typename Tile<T>::Vector;
-
 // The values of two vectors in turn: those of their first halves, or of their last.
 template <bool LAST, class V, int... I>
 V interleave(V a, V b, std::integer_sequence<int, I...>) {
@@ -43,7 +40,7 @@ __attribute__((always_inline)) inline void transpose(Vector<T>* v) {
   }
 }
 
-// Images (B, C, H, W) cut into tiles whose sums are OUT x OUT pixels, `dilation` pixels apart. Rows
+// Images (B, C, H, W) cut into tiles whose sums are out x out pixels, `dilation` pixels apart. Rows
 // of tiles are counted through all images and, within one, through the grids of such pixels.
 struct TileGrid {
   int64_t B, H, W, dilation, out, rows, per_row;
@@ -67,8 +64,8 @@ struct TileLine {
         columns(std::max<int64_t>(0, (g.W - x + g.dilation - 1) / g.dilation)) {}
 };
 
-// The pixels under a row of tiles of side SIDE, `before` of them ahead of the first sum:
-// (SIDE, pitch, lanes), for one vector of channels after another.
+// The pixels under a row of tiles of some side, `before` of them ahead of the first sum:
+// (side, pitch, lanes), for one vector of channels after another.
 template <class T>
 class Strip {
  public:

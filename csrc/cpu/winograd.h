@@ -15,9 +15,6 @@ namespace cmrfast::cpu {
 
 constexpr int kLines = 16;  // of a channel: one for each product
 
-template <class T>
-using Vector = typename Tile<T>::Vector;
-
 // A volume (B, C, D, H, W) cut into tasks: two planes of some pairs of rows.
 struct Bands {
   int64_t B, C, D, H, W, pairs, per_plane, count;

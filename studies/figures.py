@@ -100,13 +100,14 @@ def _cases(outcome: Outcome, labels: Mapping[int, str], cases: int) -> Any:
 def _where(mask: Volume, image: Volume) -> tuple[list[int], int]:
     """Middle and side in pixels of a square about what is labelled, and the slice.
 
-    The slice is the one that has most of the highest label, which is scar where there is some.
+    The slice is the one that has most of the highest label, which is scar where there is some;
+    the middle one where nothing is labelled.
     """
     labels = mask.data[0]
+    if not labels.any():
+        return [n // 2 for n in image.shape], min(image.shape[:2])
     k = int((labels == labels.max()).sum((0, 1)).argmax())
     at = labels[:, :, k].nonzero()
-    if not len(at):
-        return [n // 2 for n in image.shape[:2]] + [k], min(image.shape[:2])
     middle = ((at.amax(0) + at.amin(0)) // 2).tolist()
     side = max(3 * int((at.amax(0) - at.amin(0)).max()), round(70 / min(image.spacing_mm[:2])))
     return [*middle, k], min(side, *image.shape[:2])

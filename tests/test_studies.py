@@ -7,7 +7,9 @@ import math
 import sys
 
 import pytest
+import torch
 
+from cmrfast.data import Volume
 from cmrfast.evaluate import Evaluation
 from cmrfast.models import MODELS
 from studies import page, study
@@ -141,3 +143,15 @@ def test_page_without_marks_says_so(tmp_path):
     (tmp_path / "README.md").write_text("nothing")
     with pytest.raises(SystemExit, match="has no <!-- some: begin -->"):
         page.update(tmp_path / "README.md", tmp_path)
+
+
+def test_pictures_show_what_is_labelled_or_the_middle():
+    pytest.importorskip("matplotlib")
+    from studies import figures
+
+    mask = Volume(torch.zeros(1, 200, 160, 9, dtype=torch.uint8), torch.eye(4, dtype=torch.float64))
+    assert figures._where(mask, mask) == ([100, 80, 4], 160)
+    mask.data[0, 20:40, 30:35, 7] = 1
+    mask.data[0, 60, 60, 2] = 2  # the highest label
+    mask.data[0, 50, 60, 2] = 1
+    assert figures._where(mask, mask) == ([55, 60, 2], 70)

@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from convolutions import both, close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
@@ -28,23 +29,8 @@ def kernel(x, weight, bias, dilation=1):
     return same_conv2d_op(x, weight, bias, dilation, False)
 
 
-def both(args, dilation=1, call=kernel):
-    """Output and gradients of ours, and of torch's in double."""
-    grad = torch.randn(args[0].shape[0], args[1].shape[0], *args[0].shape[2:])
-    results = []
-    for function, dtype in ((call, None), (theirs, torch.float64)):
-        leaves = [a.detach().to(dtype or a.dtype).requires_grad_() for a in args]
-        out = function(*leaves, dilation=dilation)
-        results.append((out, *torch.autograd.grad(out, leaves, grad.to(out.dtype))))
-    return results
-
-
-def close(found, wanted):
-    """To 1e-5 of the largest entry; below that float32's own roundings begin."""
-    for a, b in zip(found, wanted, strict=True):
-        assert a.shape == b.shape
-        largest = b.abs().max().item() if b.numel() else 0.0
-        torch.testing.assert_close(a.double(), b, rtol=0, atol=1e-5 * largest)
+def check(args, dilation=1, call=kernel):
+    close(*both(partial(call, dilation=dilation), partial(theirs, dilation=dilation), args))
 
 
 @settings(max_examples=40)
@@ -57,7 +43,7 @@ def close(found, wanted):
     st.integers(1, 4),
 )
 def test_is_torchs_convolution(batch, size, before, after, side, dilation):
-    close(*both(arguments(batch, size, before, after, side), dilation))
+    check(arguments(batch, size, before, after, side), dilation)
 
 
 @pytest.mark.parametrize("side", [3, 5])
@@ -67,7 +53,7 @@ def test_is_torchs_convolution(batch, size, before, after, side, dilation):
 )
 def test_of_many_blocks(batch, size, before, after, side):
     """Of rows that do not all fit in cache, and of images of which many do."""
-    close(*both(arguments(batch, size, before, after, side), call=same_conv2d))
+    check(arguments(batch, size, before, after, side), call=same_conv2d)
 
 
 def test_rounds_little_more_than_torch():
@@ -80,8 +66,8 @@ def test_rounds_little_more_than_torch():
 def test_takes_any_strides():
     x, weight, bias = arguments(2, (15, 16), 17, 18)
     strided = x.to(memory_format=torch.channels_last), weight.transpose(2, 3), bias.flip(0)
-    close(*both(strided))
-    close(*both((x[:, :, ::2, 1::3], weight, bias)))
+    check(strided)
+    check((x[:, :, ::2, 1::3], weight, bias))
 
 
 @pytest.mark.parametrize("dilation", [1, 2, 3])

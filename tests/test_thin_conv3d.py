@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from convolutions import both, close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
@@ -11,30 +12,13 @@ from torch.nn import functional as F
 from cmrfast.ops import thin_conv3d
 from cmrfast.ops._op import OPS
 
+torchs = partial(F.conv3d, padding=1)
+
 
 def arguments(batch, size, before, after, dtype=torch.float32):
     torch.manual_seed(0)
     x = torch.randn(batch, before, *size, dtype=dtype)
     return x, torch.randn(after, before, 3, 3, 3, dtype=dtype), torch.randn(after, dtype=dtype)
-
-
-def both(args):
-    """Output and gradients of ours, and of torch's in double."""
-    grad = torch.randn(args[0].shape[0], args[1].shape[0], *args[0].shape[2:])
-    results = []
-    for call, dtype in ((thin_conv3d, None), (partial(F.conv3d, padding=1), torch.float64)):
-        leaves = [a.detach().to(dtype or a.dtype).requires_grad_() for a in args]
-        out = call(*leaves)
-        results.append((out, *torch.autograd.grad(out, leaves, grad.to(out.dtype))))
-    return results
-
-
-def close(found, wanted):
-    """To 1e-5 of the largest entry; below that float32's own roundings begin."""
-    for a, b in zip(found, wanted, strict=True):
-        assert a.shape == b.shape
-        largest = b.abs().max().item() if b.numel() else 0.0
-        torch.testing.assert_close(a.double(), b, rtol=0, atol=1e-5 * largest)
 
 
 @settings(max_examples=40)
@@ -45,13 +29,13 @@ def close(found, wanted):
     st.integers(1, 16),
 )
 def test_is_torchs_convolution(batch, size, before, after):
-    close(*both(arguments(batch, size, before, after)))
+    close(*both(thin_conv3d, torchs, arguments(batch, size, before, after)))
 
 
 @pytest.mark.parametrize(("batch", "size"), [(1, (3, 60, 150)), (520, (2, 3, 4))])
 def test_of_many_bands(batch, size):
     """Of rows that do not all fit in cache; more of them than get sums of their own."""
-    close(*both(arguments(batch, size, 48, 7)))
+    close(*both(thin_conv3d, torchs, arguments(batch, size, 48, 7)))
 
 
 def test_slope_is_a_leaky_relu_behind():
@@ -65,8 +49,8 @@ def test_slope_is_a_leaky_relu_behind():
 def test_takes_any_strides():
     x, weight, bias = arguments(2, (5, 6, 7), 3, 4)
     strided = x.to(memory_format=torch.channels_last_3d), weight.transpose(3, 4), bias.flip(0)
-    close(*both(strided))
-    close(*both((x[:, :, ::2, :, 1::3], weight, bias)))
+    close(*both(thin_conv3d, torchs, strided))
+    close(*both(thin_conv3d, torchs, (x[:, :, ::2, :, 1::3], weight, bias)))
 
 
 def test_a_border_of_zeros_and_no_neighbour_across_rows():

@@ -76,14 +76,21 @@ class BuildExt(build_ext):
             "  command = $cxx -MD -MF $out.d $flags -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
+            "rule precompile",
+            "  command = $cxx -MD -MF $out.d $flags -x c++-header $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
             "rule link",
             f"  command = $cxx -shared {' '.join(sanitize)} $in -o $out $libs",
         ]
 
-        def library(name: str, sources: list[Path], flags: list[str], libs: str = "") -> None:
+        def library(
+            name: str, sources: list[Path], flags: list[str], libs: str = "", needs: str = ""
+        ) -> None:
             objects = [f"{name}/{source.stem}.o" for source in sources]
             for source, target in zip(sources, objects, strict=True):
-                lines.extend((f"build {target}: compile {source}", f"  flags = {' '.join(flags)}"))
+                lines.append(f"build {target}: compile {source} {needs}")
+                lines.append(f"  flags = {' '.join(flags)}")
             out = Path(self.get_ext_fullpath(f"cmrfast.{name}")).resolve()
             lines.extend((f"build {out}: link {' '.join(objects)}", f"  libs = {libs}"))
 
@@ -105,7 +112,17 @@ class BuildExt(build_ext):
                 f"-isystem {torch / 'include'}",
                 f"-DCMRFAST_LEVEL={level}",
             ]
-            library(f"_cpu_{level}", kernels, level_flags, f"-L{torch / 'lib'} -ltorch_cpu")
+            # torch's headers are a third of the work: read once a level. Compilers that cannot use
+            # what was precompiled read the file beside it.
+            header = f"_cpu_{level}/common.h"
+            (build / header).parent.mkdir(exist_ok=True)
+            if not (build / header).exists():  # else all would be compiled again
+                (build / header).write_text("#include <common.h>\n")
+            lines.append(f"build {header}.gch: precompile {header}")
+            lines.append(f"  flags = {' '.join(level_flags)}")
+            level_flags.append(f"-include {header}")
+            libs = f"-L{torch / 'lib'} -ltorch_cpu"
+            library(f"_cpu_{level}", kernels, level_flags, libs, f"| {header}.gch")
         return "\n".join(lines) + "\n"
 
     def cuda_library(

@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from cmrfast import metrics
 from cmrfast.atomic import replacing
 from cmrfast.data.nifti import read_nifti
 from cmrfast.errors import FileError
-from cmrfast.tasks import Row, task_class
+from cmrfast.metrics.table import aligned
+from cmrfast.tasks import Row
 from cmrfast.train.run import Run
 
 
@@ -29,12 +30,14 @@ class Evaluation:
         part: of the split.
         rows: of every unit, as the task names them.
         pooled: scores of all units together.
+        published: rows of the paper's table, {model: {metric: as printed}}.
     """
 
     method: str
     part: str
     rows: Sequence[Row]
     pooled: Mapping[str, float]
+    published: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def scores(self) -> dict[str, list[float]]:
@@ -49,21 +52,25 @@ class Evaluation:
         scores = {**self.scores, **{name: [value] for name, value in self.pooled.items()}}
         return {name: metrics.summarise(values) for name, values in scores.items()}
 
+    def beside_published(self) -> dict[str, tuple[metrics.Summary | None, list[str]]]:
+        """Of every metric, ours or the paper's: what was measured, and what each row printed."""
+        summary, published = self.summary(), self.published.values()
+        names = dict.fromkeys([*summary, *(name for cells in published for name in cells)])
+        return {n: (summary.get(n), [cells.get(n, "-") for cells in published]) for n in names}
+
     def table(self) -> str:
-        """The paper's table, ours below the published rows."""
-        text = metrics.table({"this run": self.scores}, title=f"{self.method}, {self.part}")
-        text += "".join(f"\n{name} of all: {value:.4g}" for name, value in self.pooled.items())
-        published = task_class(self.method).published
-        if not published:
-            return text
-        names = list(dict.fromkeys(name for cells in published.values() for name in cells))
-        lines = [["published", *names]]
-        lines += [
-            [model, *(cells.get(n, "-") for n in names)] for model, cells in published.items()
+        """Metrics down; across, this run and the rows of the paper's table."""
+        metric_lines = self.beside_published()
+        lines = [["", "this run", *self.published]]
+        lines += [[n, _mean_sd(ours), *theirs] for n, (ours, theirs) in metric_lines.items()]
+        left_out = [
+            f"{name}: {found.excluded} of {found.cases + found.excluded} have no value"
+            for name, (found, _) in metric_lines.items()
+            if found and found.excluded
         ]
-        widths = [max(len(line[c]) for line in lines) for c in range(len(names) + 1)]
-        rows = ("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in lines)
-        return "\n".join([text, "", *(row.rstrip() for row in rows)])
+        title = f"{self.method}, {self.part}: mean (SD)"
+        title += ", beside the rows that were published" if self.published else ""
+        return "\n".join([title, aligned(lines, heads=8), *left_out])
 
     def as_json(self) -> dict[str, Any]:
         """Rows and summary, NaN as null."""
@@ -118,7 +125,8 @@ def evaluate(
 
 def evaluation(run: Run, part: str, rows: Sequence[Row]) -> Evaluation:
     """Rows, of this process or gathered from many, with what they say together."""
-    return Evaluation(run.plan.method, part, rows, run.task().pooled(rows))
+    task = run.task()
+    return Evaluation(run.plan.method, part, rows, task.pooled(rows), task.published)
 
 
 def compare(
@@ -156,10 +164,13 @@ def as_table(scores: Mapping[str, Mapping[str, float]]) -> str:
     columns = list(next(iter(scores.values()), {}))
     lines = [["label", *columns]]
     lines += [[label, *(f"{cells[c]:.4f}" for c in columns)] for label, cells in scores.items()]
-    widths = [max(len(line[c]) for line in lines) for c in range(len(columns) + 1)]
-    return "\n".join(
-        "  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in lines
-    )
+    return aligned(lines, right=True)
+
+
+def _mean_sd(found: metrics.Summary | None) -> str:
+    if not found or not found.cases:
+        return "-"
+    return f"{found.mean:.2f}" + ("" if math.isnan(found.sd) else f" ({found.sd:.2f})")
 
 
 def _json(value: Any) -> Any:

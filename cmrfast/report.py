@@ -27,6 +27,7 @@ h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2.2rem;border-bottom:1px soli
 table{border-collapse:collapse;margin:.8rem 0}
 th,td{padding:.2rem .8rem;border-bottom:1px solid #eee;text-align:right}
 th:first-child,td:first-child{text-align:left}th{border-bottom:2px solid #999}
+th.over{text-align:center;border-bottom:1px solid #eee}
 .about td{text-align:left}
 .scroll{overflow-x:auto}.case{display:inline-block;vertical-align:top;margin:0 1rem 1.5rem 0}
 .case img{display:none;height:20rem;background:#000}.case img.on{display:block}
@@ -67,7 +68,7 @@ def report(
     _write(run.path / "figures" / "curves.png", curves)
     for title, view in views.items():
         place = run.path / "figures" / f"{title.split()[0]}.png"
-        viz.overlay(view.image, view.predicted, place)
+        viz.overlay(view.image, view.predicted, place, names=task.structures)
     page = run.path / "report.html"
     _write(page, _page(run, found, task, curves, views).encode())
     return page
@@ -90,9 +91,8 @@ def _page(run: Run, found: Evaluation, task: Task, curves: bytes, views: Mapping
         f"<h1>{_text(plan.method)}</h1><table class=about>{about}</table>",
         f"<h2>Training</h2><img class=plot alt='loss over steps' src='{_inline(curves)}'>",
         f"<h2>Scores of the {_text(found.part)} patients</h2>{_scores(found)}",
-        _published(task),
         "<h2>Best, median and worst case</h2><p class=note>Move the slider through the slices.</p>",
-        *(_case(title, view) for title, view in views.items()),
+        *(_case(title, view, task.structures) for title, view in views.items()),
         f"<h2>Every case</h2><p class=note>Means; evaluation-{_text(found.part)}.csv has every "
         f"slice.</p><div class=scroll>{_cases(found)}</div>",
     ]
@@ -124,11 +124,12 @@ def _best_median_worst(task: Task, found: Evaluation) -> dict[str, str]:
     return titles
 
 
-def _case(title: str, view: View) -> str:
+def _case(title: str, view: View, names: Mapping[int, str]) -> str:
     images = []
     for k in range(view.image.shape[2]):
         sides = [view.predicted] + ([view.reference] if view.reference else [])
-        images.append(_beside([viz.overlay(view.image, side, slices=[k]) for side in sides]))
+        drawn = [viz.overlay(view.image, side, slices=[k], names=names) for side in sides]
+        images.append(_beside(drawn))
     pictures = "".join(f"<img alt='slice {k}' src='{_inline(p)}'>" for k, p in enumerate(images))
     middle = len(images) // 2
     return (
@@ -188,27 +189,18 @@ def _smooth(values: Sequence[float]) -> list[float]:
 
 
 def _scores(found: Evaluation) -> str:
-    head = "<tr><th>metric</th><th>mean</th><th>SD</th><th>median</th><th>units</th></tr>"
-    rows = "".join(
-        f"<tr><td>{_text(name)}</td><td>{_number(s.mean)}</td><td>{_number(s.sd)}</td>"
-        f"<td>{_number(s.median)}</td><td>{s.cases}</td></tr>"
-        for name, s in found.summary().items()
-    )
-    return f"<table>{head}{rows}</table>"
-
-
-def _published(task: Task) -> str:
-    if not task.published:
-        return ""
-    names = list(dict.fromkeys(name for cells in task.published.values() for name in cells))
-    head = "".join(f"<th>{_text(name)}</th>" for name in ["published", *names])
-    rows = "".join(
-        f"<tr><td>{_text(model)}</td>"
-        + "".join(f"<td>{_text(cells.get(name, '-'))}</td>" for name in names)
-        + "</tr>"
-        for model, cells in task.published.items()
-    )
-    return f"<div class=scroll><table><tr>{head}</tr>{rows}</table></div>"
+    """Metrics down; across, this run and the rows of the paper's table."""
+    printed = len(found.published)
+    paper = f"<th colspan={printed} class=over>published</th>" if printed else ""
+    over = f"<tr><th class=over></th><th colspan=4 class=over>this run</th>{paper}</tr>"
+    head = ["metric", "mean", "SD", "median", "units", *found.published]
+    lines = []
+    for name, (s, theirs) in found.beside_published().items():
+        ours = [*map(_number, (s.mean, s.sd, s.median)), str(s.cases)] if s else ["-"] * 4
+        lines.append([name, *ours, *theirs])
+    rows = "".join(f"<tr>{''.join(f'<td>{_text(c)}</td>' for c in line)}</tr>" for line in lines)
+    heads = "".join(f"<th>{_text(name)}</th>" for name in head)
+    return f"<div class=scroll><table>{over}<tr>{heads}</tr>{rows}</table></div>"
 
 
 def _cases(found: Evaluation) -> str:

@@ -38,7 +38,7 @@ def main() -> None:
     """Run the study and keep its results."""
     outcome = run(STUDY)
     print(section(outcome.save()))
-    draw(outcome, labels={1: "LV", 2: "myocardium", 3: "RV"})
+    draw(outcome)
 
 
 if __name__ == "__main__":

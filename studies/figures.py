@@ -2,7 +2,6 @@
 
 import io
 import statistics
-from collections.abc import Mapping
 from typing import Any
 
 import matplotlib as mpl
@@ -13,17 +12,18 @@ from matplotlib.image import imread
 from cmrfast import viz
 from cmrfast.data import Volume
 from cmrfast.data.prepare import crop_or_pad
+from cmrfast.tasks import task_class
 from cmrfast.train.log import read_log
 from studies.outcome import Outcome
 
 mpl.use("Agg")
 
 
-def draw(outcome: Outcome, *, labels: Mapping[int, str], cases: int = 3) -> None:
+def draw(outcome: Outcome, *, cases: int = 3) -> None:
     """Write both pictures of a study among its results."""
     stem = outcome.results / f"{outcome.study.method}-{outcome.scale}"
     _scores(outcome).savefig(stem.with_suffix(".png"), dpi=90)
-    _cases(outcome, labels, cases).savefig(f"{stem}-cases.png", dpi=90)
+    _cases(outcome, cases).savefig(f"{stem}-cases.png", dpi=90)
     pyplot.close("all")
 
 
@@ -64,10 +64,11 @@ def _scores(outcome: Outcome) -> Any:
     return figure
 
 
-def _cases(outcome: Outcome, labels: Mapping[int, str], cases: int) -> Any:
+def _cases(outcome: Outcome, cases: int) -> Any:
     """Test patients down; the labels and what each arm's first training says across."""
     first = {arm: runs[0] for arm, runs in outcome.runs.items()}
     some = next(iter(first.values()))
+    names = task_class(outcome.study.method).structures
     labelled = [case for case in some.cases("test") if case.labels]
     cases = min(cases, len(labelled))
     patients = [labelled[(2 * n + 1) * len(labelled) // (2 * cases)] for n in range(cases)]
@@ -90,7 +91,7 @@ def _cases(outcome: Outcome, labels: Mapping[int, str], cases: int) -> Any:
         for panel, (title, image, mask) in zip(axes[row], shown, strict=True):
             middle, side = place
             image, mask = (x and _square(x, middle, side) for x in (image, mask))
-            picture = viz.overlay(image, mask, slices=[0], names=labels)
+            picture = viz.overlay(image, mask, slices=[0], names=names)
             panel.imshow(imread(io.BytesIO(picture)))
             panel.set_axis_off()
             panel.set_title(f"{case.name}: {title}" if panel is axes[row][0] else title, fontsize=9)

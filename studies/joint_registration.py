@@ -61,7 +61,7 @@ def main() -> None:
     outcome = run(STUDY)
     outcome.evaluations = {"before": [before(outcome)], **outcome.evaluations}
     print(section(outcome.save()))
-    draw(outcome, labels={1: "LV", 2: "myocardium", 3: "RV"})
+    draw(outcome)
 
 
 if __name__ == "__main__":

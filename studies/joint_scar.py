@@ -57,7 +57,7 @@ def main() -> None:
             outcome, arm
         )
     print(section(outcome.save()))
-    draw(outcome, labels={1: "myocardium", 2: "scar"})
+    draw(outcome)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def main() -> None:
     if real:
         on_real_pairs(outcome, Path(real) / "open_ms_longitudinal" / "coregistered")
     print(section(outcome.save()))
-    draw(outcome, labels={1: "new lesion"})
+    draw(outcome)
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def main() -> None:
     outcome.facts["training pairing loss at the end, decoupled"] = final_pairing(outcome)
     outcome.facts["the same of guessing, ln 32"] = math.log(32)
     print(section(outcome.save()))
-    draw(outcome, labels={1: "lesion"})
+    draw(outcome)
 
 
 if __name__ == "__main__":

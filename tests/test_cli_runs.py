@@ -51,7 +51,9 @@ def test_from_training_to_a_report(run, tmp_path):
     assert (opened.recipe.lr, opened.config.channels) == (1e-3, (4, 4, 4, 4))
     code, out, _ = run("evaluate", "r")
     assert code == 0
-    assert out.startswith("siamese_lesion, test  accuracy")
+    title, heads, scores = out.splitlines()
+    assert (title, heads.strip()) == ("siamese_lesion, test: mean (SD)", "this run")
+    assert scores.startswith("accuracy  ")
     code, out, _ = run("evaluate", "r", "--split", "all", "--json")
     assert len(json.loads(out)["rows"]) == 6
     assert (tmp_path / "r" / "evaluation-all.csv").exists()

@@ -73,6 +73,12 @@ def test_pure_python_install_says_so_once_and_works(copied_package):
     assert run.stderr.count("installed without a C++ compiler; every op runs its reference") == 1
 
 
+def test_a_checkout_without_kernels_says_how_to_build_them(copied_package):
+    (copied_package / "setup.py").touch()
+    run = run_python("import cmrfast.ops", package=copied_package)
+    assert f"this is the source in {copied_package}, where no kernels are built" in run.stderr
+
+
 def test_native_backend_without_libraries_is_an_error(copied_package):
     run = run_python("import cmrfast.ops", package=copied_package, CMRFAST_BACKEND="native")
     assert "CMRFAST_BACKEND=native, but installed without a C++ compiler" in run.stderr

@@ -42,7 +42,7 @@ def test_a_browser_shows_it(run, tmp_path):
             "chromium",
             *flags.split(),
             f"--user-data-dir={tmp_path / 'profile'}",
-            "--window-size=1000,1400",
+            "--window-size=1000,1800",
             f"--screenshot={picture}",
             f"file://{page}",
         ],
@@ -51,7 +51,7 @@ def test_a_browser_shows_it(run, tmp_path):
         timeout=100,
     )
     shown = torch.from_numpy(imread(picture))[..., :3]
-    assert shown.shape[:2] == (1400, 1000)
+    assert shown.shape[:2] == (1800, 1000)
     dark = (shown.amax(-1) < 0.05).float().mean()
     assert 0.005 < dark < 0.5  # the pictures of slices are on it, on a white page
     assert (shown.amin(-1) > 0.95).float().mean() > 0.5

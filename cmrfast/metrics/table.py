@@ -1,6 +1,7 @@
 """Tables as the papers print them: mean (SD), with stars against a baseline."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -92,14 +93,41 @@ def table(
                 of = summary.cases + summary.excluded
                 notes.append(f"{name}, {metric}: {summary.excluded} of {of} cases have no value")
         lines.append(line)
-    widths = [max(len(line[c]) for line in lines) for c in range(len(metrics) + 1)]
-    text = [
-        "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    ]
+    text = [aligned(lines)]
     if baseline is not None:
         notes.insert(0, f"* p < .05, ** p < .005, paired t-test against {baseline}")
     return "\n".join([*text, *notes])
+
+
+def aligned(
+    lines: Sequence[Sequence[str]], *, right: bool = False, heads: int | None = None
+) -> str:
+    """Cells in columns, as plain text.
+
+    Args:
+        lines: of cells, the heads first.
+        right: set cells to the right of their column.
+        heads: break the heads of columns between words where they are wider than this and than
+            their column.
+    """
+    lines = [list(line) for line in lines]
+    if heads is not None:
+        body = [max(len(line[c]) for line in lines[1:]) for c in range(len(lines[0]))]
+        broken = [
+            textwrap.wrap(head, max(heads, width), break_long_words=False)
+            for head, width in zip(lines[0], body, strict=True)
+        ]
+        deep = max(map(len, broken))
+        over = [[""] * (deep - len(parts)) + parts for parts in broken]
+        lines[:1] = [list(line) for line in zip(*over, strict=True)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width in zip(line, widths, strict=True)
+        ).rstrip()
+        for line in lines
+    )
 
 
 def _stars(p: float) -> str:

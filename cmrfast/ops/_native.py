@@ -47,7 +47,7 @@ def _load_native() -> None:
 
 def _load_cpu() -> str:
     if not list(_PACKAGE.glob("_C.*")):
-        raise ImportError("installed without a C++ compiler; every op runs its reference")
+        raise ImportError(f"{_why_unbuilt()}; every op runs its reference")
     try:
         module = importlib.import_module("cmrfast._C")
         level = str(os.environ.get("CMRFAST_CPU_LEVEL") or module.cpu_level())
@@ -61,15 +61,24 @@ def _load_cpu() -> str:
     return level
 
 
+def _why_unbuilt() -> str:
+    if (_PACKAGE.parent / "setup.py").exists():  # a checkout hides an installed package
+        return (
+            f"this is the source in {_PACKAGE.parent}, where no kernels are built "
+            "(pip install -e . there builds them)"
+        )
+    return "installed without a C++ compiler"
+
+
 def _load_cuda() -> str:
     """Load the CUDA kernels where torch has CUDA and they were built; how that went, in words."""
     if torch.version.cuda is None:
         return f"torch {torch.__version__} has no CUDA"
     found = sorted(_PACKAGE.glob("_cuda.*"))
     if not found:
-        built = list(_PACKAGE.glob("_C.*"))
-        info = importlib.import_module("cmrfast._C").build_info() if built else {}
-        return f"CUDA kernels {info.get('cuda', 'not built: there was no C++ compiler')}"
+        if not list(_PACKAGE.glob("_C.*")):
+            return f"CUDA kernels not built: {_why_unbuilt()}"
+        return f"CUDA kernels {importlib.import_module('cmrfast._C').build_info()['cuda']}"
     try:
         torch.ops.load_library(str(found[0]))
     except OSError as error:

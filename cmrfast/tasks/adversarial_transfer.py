@@ -81,6 +81,7 @@ class AdversarialTransferTask(Task):
     layouts: ClassVar[tuple[str, ...]] = ("mscmrseg",)
     inputs: ClassVar[tuple[str, ...]] = ("images",)
     objective: ClassVar[str] = "dice_percent"
+    structures: ClassVar[Mapping[int, str]] = {n: name for name, n in _STRUCTURES.items()}
     single_image: ClassVar[str | None] = _LGE
     published: ClassVar[Mapping[str, Mapping[str, str]]] = _published()
 

@@ -55,6 +55,7 @@ class JointRegistrationTask(Task):
     layouts: ClassVar[tuple[str, ...]] = ("mscmrseg",)
     inputs: ClassVar[tuple[str, ...]] = ("cine", "lge")
     objective: ClassVar[str] = "-registration_loss"
+    structures: ClassVar[Mapping[int, str]] = {n: name for name, n in _STRUCTURES.items()}
     published: ClassVar[Mapping[str, Mapping[str, str]]] = {
         model: dict(zip(_COLUMNS, cells, strict=True)) | (_DICE if model == "joint, 35" else {})
         for model, cells in _TABLE_1.items()

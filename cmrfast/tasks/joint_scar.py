@@ -32,6 +32,7 @@ class JointScarTask(Task):
     layouts: ClassVar[tuple[str, ...]] = ("emidec", "myops")
     inputs: ClassVar[tuple[str, ...]] = ("images", "myocardium")  # two_step masks with the latter
     objective: ClassVar[str] = "scar_dice"
+    structures: ClassVar[Mapping[int, str]] = {1: "myocardium", 2: "scar"}
     single_image: ClassVar[str | None] = _SEQUENCE
     separable: ClassVar[bool] = True
     published: ClassVar[Mapping[str, Mapping[str, str]]] = {  # the scar's are plots only

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -91,6 +91,7 @@ class NewLesionsTask(Task):
     layouts = ("msseg2", "open_ms")
     inputs = ("earlier", "later")
     objective = "dice"
+    structures: ClassVar[Mapping[int, str]] = {1: "new lesion"}
     predict_batch = 2
     recipe: Recipe
 

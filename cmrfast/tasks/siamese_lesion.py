@@ -40,6 +40,7 @@ class SiameseLesionTask(Task):
     layouts: ClassVar[tuple[str, ...]] = ("t1_lge",)
     inputs: ClassVar[tuple[str, ...]] = ("t1", "lge")
     objective: ClassVar[str] = "-classification_loss"
+    structures: ClassVar[Mapping[int, str]] = {1: "lesion"}
     predict_batch = 64
     published: ClassVar[Mapping[str, Mapping[str, str]]] = {
         "pure": _published("50 100 0 5.11"),

@@ -94,6 +94,8 @@ class Task(ABC):
     predict_batch: int = 8
     #: Whether a batch's loss is the mean of its samples' losses, so that those of parts add up.
     separable: ClassVar[bool] = False
+    #: Names of the label values that a picture shows.
+    structures: ClassVar[Mapping[int, str]] = {}
     #: Rows of the paper's tables, {model: {metric: mean or "mean (SD)" as printed}}.
     published: ClassVar[Mapping[str, Mapping[str, str]]] = {}
 

@@ -196,7 +196,6 @@ def _over_ranks(sums: Tensor, group: Any) -> Tensor:
     """Sum over ranks. Its gradient is summed too: that factor is what DDP's mean divides by."""
     if group is None:
         return sums
-    from torch.distributed.nn.functional import all_reduce
+    from cmrfast.ops._collectives import total
 
-    reduced: Tensor = all_reduce(sums, group=group)
-    return reduced
+    return total(sums, group)

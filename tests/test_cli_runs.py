@@ -77,7 +77,7 @@ def test_failures_are_one_line(run):
     train(run, "--out", "r", "--steps", 1, *SMALL)
     code, _, errors = train(run, "--out", "r", *SMALL)
     assert code == 1
-    assert errors == "cmrfast: train: r holds a run already; --resume continues it\n"
+    assert errors == "cmrfast: train: r holds a run already; resume (--resume) continues it\n"
     code, _, errors = run("evaluate", "nothing")
     assert (code, errors) == (1, "cmrfast: open_run: nothing holds no run.json; is it a run?\n")
     code, _, errors = run("predict", "r", "gone.nii", "--out", "p")

@@ -100,7 +100,7 @@ def test_resume_starts_where_there_is_nothing(tmp_path):
 
 def test_a_run_is_not_overwritten_and_not_confused(tmp_path):
     run_training(tmp_path / "run", steps=2)
-    with pytest.raises(CheckpointError, match=r"train: .*run holds a run already; --resume"):
+    with pytest.raises(CheckpointError, match=r"train: .*run holds a run already; resume"):
         run_training(tmp_path / "run", steps=2)
     with pytest.raises(
         CheckpointError, match=r"written for recipe\.lr=0\.0001, this .* is recipe\.lr=0\.5$"

@@ -31,7 +31,7 @@ from cmrfast.models import recipe
 from cmrfast.models._check import require_batch, require_images, require_labels, require_option
 from cmrfast.models.blocks import SameConv2d, init_glorot
 from cmrfast.ops import nt_xent
-from cmrfast.ops._gather import share_of_mean
+from cmrfast.ops._collectives import share_of_mean
 
 Variant = Literal["decoupled", "siamese", "partial", "pure"]
 Norm = Literal["lrn", "batch"]

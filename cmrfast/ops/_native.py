@@ -47,7 +47,12 @@ def _load_native() -> None:
 
 def _load_cpu() -> str:
     if not list(_PACKAGE.glob("_C.*")):
-        raise ImportError(f"{_why_unbuilt()}; every op runs its reference")
+        if (_PACKAGE.parent / "setup.py").exists():  # a checkout hides an installed package
+            raise ImportError(
+                f"this is the source in {_PACKAGE.parent}, where no kernels are built "
+                "(pip install -e . there builds them); every op runs its reference"
+            )
+        raise ImportError("installed without a C++ compiler; every op runs its reference")
     try:
         module = importlib.import_module("cmrfast._C")
         level = str(os.environ.get("CMRFAST_CPU_LEVEL") or module.cpu_level())
@@ -61,15 +66,6 @@ def _load_cpu() -> str:
     return level
 
 
-def _why_unbuilt() -> str:
-    if (_PACKAGE.parent / "setup.py").exists():  # a checkout hides an installed package
-        return (
-            f"this is the source in {_PACKAGE.parent}, where no kernels are built "
-            "(pip install -e . there builds them)"
-        )
-    return "installed without a C++ compiler"
-
-
 def _load_cuda() -> str:
     """Load the CUDA kernels where torch has CUDA and they were built; how that went, in words."""
     if torch.version.cuda is None:
@@ -77,7 +73,7 @@ def _load_cuda() -> str:
     found = sorted(_PACKAGE.glob("_cuda.*"))
     if not found:
         if not list(_PACKAGE.glob("_C.*")):
-            return f"CUDA kernels not built: {_why_unbuilt()}"
+            return f"CUDA kernels not built: {cpu_reason.partition(';')[0]}"
         return f"CUDA kernels {importlib.import_module('cmrfast._C').build_info()['cuda']}"
     try:
         torch.ops.load_library(str(found[0]))

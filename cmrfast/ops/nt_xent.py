@@ -60,7 +60,7 @@ def _one_way(
 ) -> Tensor:
     first, share = 0, 1.0
     if group is not None:
-        from cmrfast.ops._gather import gather_rows, share_of_mean
+        from cmrfast.ops._collectives import gather_rows, share_of_mean
 
         candidates, first = gather_rows(candidates, group)
         share = share_of_mean(anchors, group)

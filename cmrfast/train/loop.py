@@ -226,7 +226,7 @@ def _open(
     config, recipe = changed
     there = (Path(out) / "run.json").exists()
     if there and not resume:
-        raise CheckpointError(f"train: {out} holds a run already; --resume continues it")
+        raise CheckpointError(f"train: {out} holds a run already; resume (--resume) continues it")
     stored = Run.open(out) if there else None
     if stored and split not in (None, stored.plan.split):
         raise CheckpointError(f"train: {out} was begun with another split of the patients")

@@ -1,12 +1,10 @@
 """Batch norm by the batch of all ranks."""
 
-from typing import Any
-
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from cmrfast.ops._collectives import total
 from cmrfast.train.ranks import Ranks
 
 
@@ -29,24 +27,6 @@ def share_norms(model: nn.Module, ranks: Ranks) -> nn.Module:
     return model
 
 
-class _Total(torch.autograd.Function):
-    """The sum over ranks. Every rank's loss depends on it, so gradients are summed as well."""
-
-    @staticmethod
-    def forward(ctx: Any, part: Tensor) -> Tensor:
-        return _summed(part)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return _summed(gradient)
-
-
-def _summed(part: Tensor) -> Tensor:
-    total = part.clone()
-    dist.all_reduce(total)
-    return total
-
-
 class _Shared(_BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -56,11 +36,11 @@ class _Shared(_BatchNorm):
         wide = [1, -1] + [1] * (x.dim() - 2)
         values = x.to(torch.promote_types(x.dtype, torch.float32))
         here = values.new_tensor([x.numel() / x.shape[1]])
-        sums = _total(torch.cat((values.sum(axes), here)))
+        sums = total(torch.cat((values.sum(axes), here)), None)
         n = sums[-1].detach()
         mean = sums[:-1] / n
         centred = values - mean.view(wide)
-        variance = _total(centred.square().sum(axes)) / n
+        variance = total(centred.square().sum(axes), None) / n
         if self.track_running_stats:
             self._track(mean.detach(), variance.detach() * n / (n - 1))
         scale = (variance + self.eps).rsqrt() * self.weight
@@ -89,8 +69,3 @@ _SHARED: dict[type[nn.Module], type[nn.Module]] = {
     nn.BatchNorm2d: _Shared2d,
     nn.BatchNorm3d: _Shared3d,
 }
-
-
-def _total(part: Tensor) -> Tensor:
-    total: Tensor = _Total.apply(part)  # type: ignore[no-untyped-call]
-    return total

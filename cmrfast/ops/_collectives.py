@@ -1,10 +1,16 @@
-"""Rows of all ranks of a process group, with gradients back to the rank they came from."""
+"""Sums and rows over the ranks of a process group, with gradients back to where they came from."""
 
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+def total(part: Tensor, group: Any) -> Tensor:
+    """The sum over ranks. Every rank's loss depends on it, so that gradients are summed too."""
+    summed: Tensor = _Total.apply(part, group)  # type: ignore[no-untyped-call]
+    return summed
 
 
 def gather_rows(rows: Tensor, group: Any) -> tuple[Tensor, int]:
@@ -29,6 +35,23 @@ def share_of_mean(rows: Tensor, group: Any) -> float:
     return rows.shape[0] * len(counts) / max(sum(counts), 1)
 
 
+class _Total(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, group: Any) -> Tensor:
+        ctx.group = group
+        return _summed(part.detach(), group)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return _summed(grads[0], ctx.group), None
+
+
+def _summed(part: Tensor, group: Any) -> Tensor:
+    summed = part.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(summed, group=group)
+    return summed
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, counts: list[int], first: int, group: Any) -> Tensor:
@@ -41,6 +64,5 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        total = grads[0].contiguous().clone()
-        dist.all_reduce(total, group=ctx.group)
-        return total[ctx.first : ctx.first + ctx.count], None, None, None
+        summed = _summed(grads[0], ctx.group)
+        return summed[ctx.first : ctx.first + ctx.count], None, None, None

@@ -27,7 +27,7 @@ STUDY = Study(
         shrink=3,
         changes={
             **{"width": 16, "size": 64, "view_px": 80, "crop_shift_px": 6, "batch": 8},
-            **{"copies": 0, "epochs": 3, "pretrain_epochs": 2},
+            **{"copies": 0, "epochs": 5, "pretrain_epochs": 2},
         },
     ),
     paper=Scale(cases=45),

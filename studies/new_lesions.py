@@ -12,9 +12,11 @@ from pathlib import Path
 
 import torch
 
-from cmrfast import viz
+from cmrfast import metrics, viz
 from cmrfast.data import Volume
 from cmrfast.data.datasets import open_dataset
+from cmrfast.data.nifti import read_nifti
+from cmrfast.data.phantom.lesions import HISTORIES
 from studies.figures import draw
 from studies.outcome import Outcome
 from studies.page import section
@@ -52,6 +54,29 @@ def false_lesions(outcome: Outcome, arm: str) -> list[float]:
     ]
 
 
+def marked(outcome: Outcome, arm: str) -> dict[str, list[float]]:
+    """Percent of the phantoms' lesions that each training calls new, by what became of them."""
+    percent: dict[str, list[float]] = {history: [] for history in HISTORIES}
+    for trained in outcome.runs[arm]:
+        task, model = trained.task(), trained.model()
+        found: dict[str, list[bool]] = {history: [] for history in HISTORIES}
+        for case in trained.cases("test"):
+            histories = case.images["later"].with_name("lesions.nii.gz")
+            if not histories.exists():  # patients
+                continue
+            became = read_nifti(histories).data[0]
+            with torch.inference_mode():
+                predicted = task.view(model, case).predicted.data[0] != 0
+            for history, value in HISTORIES.items():
+                lesions, count = metrics.connected_components(became == value)
+                touched = lesions[predicted].unique().tolist()
+                found[history] += [number in touched for number in range(1, count + 1)]
+        for history, hits in found.items():
+            if hits:
+                percent[history].append(100 * sum(hits) / len(hits))
+    return percent
+
+
 def on_real_pairs(outcome: Outcome, root: Path) -> None:
     """Dice against the change masks of real patients, and a picture of each."""
     trained = outcome.runs["final maps"][0]
@@ -79,6 +104,9 @@ def main() -> None:
         outcome.facts[f"false lesions in a patient with nothing new, {arm}"] = false_lesions(
             outcome, arm
         )
+        for history, percent in marked(outcome, arm).items():
+            if percent:
+                outcome.facts[f"percent called new of lesions that {history}, {arm}"] = percent
     real = os.environ.get("CMRFAST_TEST_DATA")
     if real:
         on_real_pairs(outcome, Path(real) / "open_ms_longitudinal" / "coregistered")

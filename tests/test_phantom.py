@@ -10,6 +10,7 @@ import torch
 
 from cmrfast.data import Volume
 from cmrfast.data.datasets import open_dataset, slice_pairs
+from cmrfast.data.nifti import read_nifti
 from cmrfast.data.phantom import LAYOUTS, write_phantoms
 from cmrfast.data.phantom.scanner import Waves, rician, rotation
 from cmrfast.errors import FileError
@@ -253,6 +254,20 @@ def test_raters_differ_and_some_patients_have_nothing_new(sets):
     assert empty == 1
     assert 0.3 < np.mean(dices) < 0.95
     assert max(dices) < 1
+
+
+def test_histories_tell_new_lesions_from_old_ones(sets):
+    for case in sets("msseg2"):
+        path = case.images["later"].with_name("lesions.nii.gz")
+        became, later = read_nifti(path), case.image("later")
+        assert became.shares_grid(later)
+        new, old = became.data == 4, (became.data > 0) & (became.data < 4)
+        consensus = case.label("consensus").data > 0
+        assert (consensus & ~new).sum() <= 0.02 * consensus.sum()
+        assert old.any()
+        # lesion is bright at the later visit where it stayed
+        flair, stayed = later.data.float(), became.data == 1
+        assert flair[stayed].median() > flair[flair > flair.max() / 5].median()
 
 
 def test_open_ms_marks_every_change(sets):

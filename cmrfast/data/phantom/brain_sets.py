@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from cmrfast.data.phantom.heart_sets import write
-from cmrfast.data.phantom.lesions import changes, rate
+from cmrfast.data.phantom.lesions import changes, histories, rate
 from cmrfast.data.phantom.scanner import Grid, Random
 from cmrfast.data.phantom.visits import Head, acquire, brain_mask, picture, scanner
 
@@ -17,14 +17,19 @@ _THICK = ((0.72, 0.72, 3.0), (0.57, 0.57, 3.3))
 
 
 def write_msseg2(root: Path, number: int, cases: int, rng: Random, shrink: float) -> None:
-    """Two FLAIR in a halfway space, consensus and four raters; every fourth has nothing new."""
+    """Two FLAIR in a halfway space, consensus and four raters; every fourth has nothing new.
+
+    The set has no ``lesions.nii.gz``: what became of every lesion, by ``lesions.HISTORIES``.
+    """
     head = Head.random(rng, _new_lesions(rng, number))
     common = _common(rng, np.full(3, rng.uniform(0.9, 1.1)) * shrink)
     folder = root / f"{11 + 2 * number + number // 3:03d}"  # the set's numbers have gaps
     for visit, images in enumerate(_visits(rng, head, common, ("FLAIR",), _ISOTROPIC, shrink)):
         path = folder / f"flair_time0{visit + 1}_on_middle_space.nii.gz"
         write(path, images[0], common.frame_from_vox)
-    masks = rate(rng, head.lesions, head.brain.fine, _in_brain(head, common))
+    lesions = head.lesions, head.brain.fine, _in_brain(head, common)
+    write(folder / "lesions.nii.gz", histories(*lesions), common.frame_from_vox)
+    masks = rate(rng, *lesions)
     names = ["ground_truth", *(f"ground_truth_expert{rater}" for rater in range(1, 5))]
     for name, mask in zip(names, masks, strict=True):
         write(folder / f"{name}.nii.gz", mask, common.frame_from_vox)

@@ -9,6 +9,8 @@ import numpy.typing as npt
 from cmrfast.data.phantom.brain import Anatomy
 from cmrfast.data.phantom.scanner import Array, Grid, Points, Random, Waves
 
+#: What becomes of a lesion between the visits, and its value in ``histories``.
+HISTORIES = {"stayed": 1, "grew": 2, "shrank": 3, "appeared": 4}
 #: Smallest outline that counts as a lesion, in mm³.
 SMALLEST_MM3 = 3.0
 
@@ -32,9 +34,12 @@ class Lesion:
     strength: float
 
     @property
-    def is_new(self) -> bool:
-        """There at the second visit only."""
-        return self.size[0] == 0 < self.size[1]
+    def history(self) -> str:
+        """One of ``HISTORIES``; what vanished has shrunk."""
+        earlier, later = self.size
+        if not earlier:
+            return "appeared"
+        return "stayed" if later == earlier else "grew" if later > earlier else "shrank"
 
     def distance(self, points: Points, fray: Waves, visit: int) -> Array:
         """Distance to its border in mm, about, at one visit (0 or 1)."""
@@ -102,9 +107,9 @@ def rate(rng: Random, lesions: Iterable[Lesion], fray: Waves, grid: Grid) -> npt
     masks = np.zeros((5, *grid.shape), np.uint8)
     habit = rng.normal(0, 0.35, 4)  # some draw wide, some narrow
     for one in lesions:
-        grown = one.size[1] > one.size[0] > 0
-        if not (one.is_new or grown):
+        if one.history not in ("appeared", "grew"):
             continue
+        grown = one.history == "grew"
         box = grid.box(one.centre_mm, one.reach_mm)
         if box is None:
             continue
@@ -120,7 +125,7 @@ def rate(rng: Random, lesions: Iterable[Lesion], fray: Waves, grid: Grid) -> npt
             mine = outline + 0.45 * wobble < border[rater]
             if mine.sum() * grid.voxel_mm3 >= SMALLEST_MM3:
                 masks[rater + 1][box] |= mine
-        if one.is_new and seen.sum() >= 2 and (outline < 0).sum() * grid.voxel_mm3 >= SMALLEST_MM3:
+        if not grown and seen.sum() >= 2 and (outline < 0).sum() * grid.voxel_mm3 >= SMALLEST_MM3:
             masks[0][box] |= outline < 0
     return masks
 
@@ -134,3 +139,15 @@ def changes(lesions: Iterable[Lesion], fray: Waves, grid: Grid) -> npt.NDArray[n
             earlier, later = (one.distance(grid.points(box), fray, visit) < 0 for visit in (0, 1))
             mask[box] |= earlier ^ later
     return mask
+
+
+def histories(lesions: Iterable[Lesion], fray: Waves, grid: Grid) -> npt.NDArray[np.uint8]:
+    """Whatever is lesion at either visit, labelled by what became of it, (I, J, K)."""
+    labels = np.zeros(grid.shape, np.uint8)
+    for one in lesions:
+        box = grid.box(one.centre_mm, one.reach_mm)
+        if box is not None:
+            earlier, later = (one.distance(grid.points(box), fray, visit) < 0 for visit in (0, 1))
+            value = (earlier | later) * np.uint8(HISTORIES[one.history])
+            labels[box] = np.maximum(labels[box], value)
+    return labels

@@ -235,6 +235,14 @@ def test_like_never_loses_values(tmp_path):
         assert torch.equal(back, data)
 
 
+def test_labels_stay_integers_beside_an_image_of_floats(tmp_path):
+    nibabel_file(tmp_path / "image.nii", values("f8"))
+    like = read_nifti(tmp_path / "image.nii")
+    mask = like.with_data((like.data > 0).byte())
+    write_nifti(tmp_path / "b.nii", mask, like=tmp_path / "image.nii")
+    assert read_nifti(tmp_path / "b.nii").data.dtype == torch.uint8
+
+
 def test_like_of_another_grid_gives_the_volumes_own_forms(tmp_path):
     nibabel_file(tmp_path / "image.nii", values("i2"))
     volume = Volume(torch.zeros(1, 2, 2, 2), torch.diag(torch.tensor([5.0, 6, 7, 1])))

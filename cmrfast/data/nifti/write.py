@@ -38,7 +38,8 @@ def write_nifti(
         volume: bool is stored as uint8, half types as float32. More than one channel becomes time.
         like: a NIfTI file that the result must overlay. Where the volume has its geometry, its
             sform, qform, codes, pixdim and units are kept bit for bit; its voxel type is kept
-            where that type holds every value. Without it both forms come from the volume.
+            where that type holds every value, but labels (integers) never become floating point.
+            Without it both forms come from the volume.
 
     Raises:
         FileError: if ``like`` cannot be read, or the file cannot be written or does not read back.
@@ -77,7 +78,7 @@ def _storable(data: Tensor, model: Header | None) -> Tensor:
         data = data.byte()
     elif data.dtype in (torch.float16, torch.bfloat16):
         data = data.float()
-    if model is None:
+    if model is None or (model.dtype.kind == "f" and not data.is_floating_point()):
         return data
     with np.errstate(invalid="ignore", over="ignore"):
         values = data.numpy()

@@ -1,4 +1,5 @@
 """T1 and LGE on one grid, their lesion, and the pairs of patches cut out of them."""
+# ruff: noqa: F811 (a fixture is imported here and an argument there)
 
 from dataclasses import replace
 
@@ -7,45 +8,13 @@ import pytest
 import torch
 from scipy.ndimage import map_coordinates
 
-from cmrfast.data import open_dataset, write_nifti
-from cmrfast.data.cache import Cache
-from cmrfast.data.phantom import write_phantoms
+from cmrfast.data import write_nifti
 from cmrfast.data.prepare import align_masks, lesion_mask, spacing_grid
 from cmrfast.errors import FileError
 from cmrfast.infer.siamese_lesion import plane
-from cmrfast.models.siamese_lesion import RECIPE, Config
-from cmrfast.tasks.siamese_lesion import SiameseLesionTask
+from cmrfast.models.siamese_lesion import RECIPE
 from cmrfast.tasks.siamese_lesion_pairs import lge_lesion
-
-NARROW = Config(channels=(4, 8, 8, 8), hidden=16, features=8)
-
-
-@pytest.fixture(scope="module")
-def cohort(tmp_path_factory):
-    root = tmp_path_factory.mktemp("siamese_lesion") / "phantoms"
-    return open_dataset("t1_lge", write_phantoms("siamese_lesion", root, cases=3, shrink=3))
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return Cache(tmp_path_factory.mktemp("cache"))
-
-
-@pytest.fixture(scope="module")
-def fitted(cohort):
-    return SiameseLesionTask(NARROW, RECIPE).fit(cohort)
-
-
-@pytest.fixture
-def task(fitted, cache):
-    return SiameseLesionTask(NARROW, RECIPE, fitted, cache=cache)
-
-
-def without(case, *names):
-    kept = [
-        {k: v for k, v in files.items() if k not in names} for files in (case.images, case.labels)
-    ]
-    return replace(case, images=kept[0], labels=kept[1])
+from tests.siamese_cases import cache, cohort, fitted, task, without  # noqa: F401
 
 
 def sampled(image, at, shape):

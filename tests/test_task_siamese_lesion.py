@@ -1,4 +1,5 @@
 """siamese_lesion on images: pairs of patches in, classes and a map of T1 out."""
+# ruff: noqa: F811 (a fixture is imported here and an argument there)
 
 import logging
 import math
@@ -11,46 +12,16 @@ import pytest
 import torch
 from torch import nn
 
-from cmrfast.data import Volume, open_dataset, read_nifti, write_nifti
-from cmrfast.data.cache import Cache
-from cmrfast.data.phantom import write_phantoms
+from cmrfast.data import Volume, read_nifti, write_nifti
 from cmrfast.errors import FileError
 from cmrfast.models import siamese_lesion
 from cmrfast.models.siamese_lesion import RECIPE, Config, Recipe, SiameseLesion
 from cmrfast.tasks import siamese_lesion as task_module
 from cmrfast.tasks import task_class
 from cmrfast.tasks.siamese_lesion import SiameseLesionTask
+from tests.siamese_cases import NARROW, cache, cohort, fitted, task, without  # noqa: F401
 
-NARROW = Config(channels=(4, 8, 8, 8), hidden=16, features=8)
 BOTH_MASKS = ("t1_myocardium", "lge_myocardium")
-
-
-@pytest.fixture(scope="module")
-def cohort(tmp_path_factory):
-    root = tmp_path_factory.mktemp("siamese_lesion") / "phantoms"
-    return open_dataset("t1_lge", write_phantoms("siamese_lesion", root, cases=3, shrink=3))
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return Cache(tmp_path_factory.mktemp("cache"))
-
-
-@pytest.fixture(scope="module")
-def fitted(cohort):
-    return SiameseLesionTask(NARROW, RECIPE).fit(cohort)
-
-
-@pytest.fixture
-def task(fitted, cache):
-    return SiameseLesionTask(NARROW, RECIPE, fitted, cache=cache)
-
-
-def without(case, *names):
-    kept = [
-        {k: v for k, v in files.items() if k not in names} for files in (case.images, case.labels)
-    ]
-    return replace(case, images=kept[0], labels=kept[1])
 
 
 class Oracle(nn.Module):

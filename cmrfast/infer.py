@@ -1,11 +1,38 @@
-"""Prediction on whole images, a window at a time."""
+"""Prediction on whole images: overlapping windows merged, and a network over a batch at a time."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cmrfast.ops import PatchMerger, cover_starts, extract_patches
+
+
+def predict_batches(
+    who: str, model: nn.Module, inputs: Mapping[str, Tensor], batch: int
+) -> Iterator[dict[str, Tensor]]:
+    """Apply a network to samples in order, a batch at a time; no gradient is kept.
+
+    Args:
+        who: starts the messages.
+        model: in evaluation mode; its forward returns a dict.
+        inputs: (N, …) each, by the names of the forward's arguments; on any device.
+        batch: samples at a time.
+
+    Yields:
+        The outputs of each batch, on the model's device.
+    """
+    if model.training:
+        raise ValueError(f"{who}: model must be in evaluation mode; call its eval() first")
+    if batch < 1:
+        raise ValueError(f"{who}: batch must be at least 1; got {batch}")
+    device = next((parameter.device for parameter in model.parameters()), None)
+    count = min(len(tensor) for tensor in inputs.values())
+    for first in range(0, count, batch):
+        given = {n: tensor[first : first + batch].to(device=device) for n, tensor in inputs.items()}
+        with torch.inference_mode():
+            outputs: dict[str, Tensor] = model(**given)
+        yield outputs
 
 
 def sliding_window(

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from cmrfast.cli.app import app
-from cmrfast.cli.options import AsJson
+from cmrfast.cli.options import AsJson, known_method
 
 
 @app.command(epilog="Example: cmrfast info --json")
@@ -78,18 +78,17 @@ def phantom(
 
     Figures measured on it say whether code works, never how it would do on patients.
     """
-    from cmrfast.data.phantom import LAYOUTS, write_phantoms
+    from cmrfast import methods
+    from cmrfast.data.phantom import write_phantoms
 
-    if method not in LAYOUTS:
-        raise typer.BadParameter(f"METHOD must be one of {', '.join(LAYOUTS)}; got {method!r}")
-    if layout is not None and layout not in LAYOUTS[method]:
-        known = ", ".join(LAYOUTS[method])
+    layouts = methods.get(known_method(method)).datasets
+    if layout not in (None, *layouts):
+        known = ", ".join(layouts)
         raise typer.BadParameter(f"--layout of {method} must be one of {known}; got {layout!r}")
+    layout = layout or layouts[0]
     with _counting("patients") as progress:
-        write_phantoms(
-            method, out, cases=cases, seed=seed, layout=layout, shrink=shrink, progress=progress
-        )
-    typer.echo(f"{out}: {cases} synthetic patients as {layout or LAYOUTS[method][0]}")
+        write_phantoms(layout, out, cases=cases, seed=seed, shrink=shrink, progress=progress)
+    typer.echo(f"{out}: {cases} synthetic patients as {layout}")
 
 
 @app.command(epilog="Example: cmrfast compare predicted/scar.nii.gz drawn/scar.nii.gz")
@@ -99,11 +98,11 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Print all mask metrics between two masks, for each label."""
-    from cmrfast.evaluate import as_table
-    from cmrfast.evaluate import compare as run_comparison
+    from cmrfast.runs.compare import as_table
+    from cmrfast.runs.compare import compare as compare_masks
 
-    found = run_comparison(predicted, reference)
-    typer.echo(json.dumps(found, indent=1) if as_json else as_table(found))
+    scores = compare_masks(predicted, reference)
+    typer.echo(json.dumps(scores, indent=1) if as_json else as_table(scores))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Batches made ahead of time by threads, for sets that do not fit in memory."""
+"""Batches of an epoch: shuffled sample numbers, and batches made ahead of time by threads."""
 
 import time
 from collections import deque
@@ -6,8 +6,31 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
+from torch import Tensor
+
+from cmrfast.data.random import order
+
 Key = TypeVar("Key")
 Batch = TypeVar("Batch")
+
+
+def batches(seed: int, epoch: int, count: int, batch: int, *, drop_last: bool) -> list[Tensor]:
+    """The samples of an epoch, shuffled, as batches of sample numbers.
+
+    Args:
+        seed, epoch: of the shuffle.
+        count: samples of the epoch.
+        batch: samples of a batch; one batch of ``count`` where there are fewer.
+        drop_last: leave out an incomplete last batch, unless it is the only one.
+
+    Example:
+        >>> [len(b) for b in batches(0, 0, 10, 4, drop_last=False)]
+        [4, 4, 2]
+    """
+    if batch < 1:
+        raise ValueError(f"batches: batch must be >= 1; got {batch}")
+    parts = list(order(seed, epoch, count).split(batch))
+    return parts[:-1] if drop_last and len(parts) > 1 and len(parts[-1]) < batch else parts
 
 
 class Prefetch(Generic[Key, Batch]):

@@ -1,11 +1,61 @@
-"""Slices of two sequences that lie in one place: through the scanner's coordinates, or by index."""
+"""Slices: a volume as a stack of them, one of them with its geometry, pairs of two stacks."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from cmrfast.data.prepare import crop_or_pad
 from cmrfast.data.volume import Volume
+
+
+class Plane(NamedTuple):
+    """One slice (C, I, J) and its (4, 4) world_from_vox, in which it is slice k = 0."""
+
+    data: Tensor
+    world_from_vox: Tensor
+
+
+def slice_plane(volume: Volume, k: int) -> Plane:
+    """Slice k (third axis) of a volume."""
+    return Plane(volume.data[..., k], world_from_slice(volume, k))
+
+
+def world_from_slice(volume: Volume, k: int) -> Tensor:
+    """(4, 4) world_from_vox of slice k (third axis) alone, in which it is slice k = 0."""
+    moved = volume.world_from_vox.clone()
+    moved[:, 3] += k * volume.world_from_vox[:, 2]
+    return moved
+
+
+def pack_slices(data: Tensor) -> Tensor:
+    """(C, I, J, K) as a batch of slices (C · K, I, J), channel by channel."""
+    return data.movedim(-1, 1).flatten(0, 1)
+
+
+def unpack_slices(slices: Tensor, channels: int) -> Tensor:
+    """(C · K, I, J) as (C, I, J, K), the inverse of ``pack_slices``."""
+    stack: Tensor = slices.unflatten(0, (channels, -1))
+    return stack.movedim(1, -1)
+
+
+def center_slices(slices: Tensor, shape: Sequence[int]) -> Tensor:
+    """Slices cropped or zero-padded about their middle; the old shape restores what was kept.
+
+    Args:
+        slices: (N, I, J), any real dtype.
+        shape: of the result, two entries.
+
+    Returns:
+        (N, *shape), of the slices' dtype.
+
+    Example:
+        >>> square = center_slices(torch.ones(1, 3, 5), (4, 4))
+        >>> center_slices(square, (3, 5))[0, 0].tolist()
+        [1.0, 1.0, 1.0, 1.0, 0.0]
+    """
+    return crop_or_pad(slices, torch.eye(4), shape)[0]
 
 
 class SlicePair(NamedTuple):
@@ -57,10 +107,3 @@ def slice_pairs_by_index(source_slices: int, target_slices: int) -> list[SlicePa
         )
     nowhere = float("nan")
     return [SlicePair(i, i * target_slices // source_slices, nowhere) for i in range(source_slices)]
-
-
-def world_from_slice(volume: Volume, k: int) -> Tensor:
-    """(4, 4) world_from_vox of slice k (third axis) alone, for functions that know it as k = 0."""
-    moved = volume.world_from_vox.clone()
-    moved[:, 3] += k * volume.world_from_vox[:, 2]
-    return moved

@@ -1,20 +1,19 @@
-"""The five methods on images: what each reads, learns from, predicts and is judged by."""
+"""Methods by name; a method's modules are imported when it is asked for."""
 
 from importlib import import_module
+from typing import Any
 
+from cmrfast.methods.method import Method
 from cmrfast.models import MODELS
-from cmrfast.tasks.task import Batch, Feed, Output, Prediction, Row, Task, View
-
-__all__ = ["Batch", "Feed", "Output", "Prediction", "Row", "Task", "View", "task_class"]
 
 
-def task_class(name: str) -> type[Task]:
-    """The task of a method; its module is imported when it is asked for.
+def get(name: str) -> Method[Any, Any, Any]:
+    """The record of a method.
 
     Args:
         name: a key of ``cmrfast.models.MODELS``.
     """
     if name not in MODELS:
-        raise ValueError(f"task_class: name must be one of {', '.join(MODELS)}; got {name!r}")
-    found: type[Task] = import_module(f"{__name__}.{name}").TASK
-    return found
+        raise ValueError(f"method must be one of {', '.join(MODELS)}; got {name!r}")
+    method: Method[Any, Any, Any] = import_module(f"cmrfast.methods.{name}").METHOD
+    return method

@@ -1,44 +1,82 @@
-"""Task: what stands between a method's network and images on disk."""
+"""Task: what connects a method's network to images on disk."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from cmrfast.data.cache import Cache
+from cmrfast.data.cache import Cache, Tensors
 from cmrfast.data.datasets.case import Case
 from cmrfast.data.volume import Volume
-from cmrfast.models import method
+from cmrfast.methods.preparation import ConfigT, Preparation, RecipeT, Source
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
 
 Batch = dict[str, Tensor]
-#: One unit of an evaluation, such as a slice or a patient: ``case``, what else names it, scores.
-Row = dict[str, str | int | float]
+Facts = Mapping[str, Any]
 
 
 class Feed(Protocol):
-    """The samples of one epoch; a batch is a function of the epoch and the samples' numbers."""
+    """The samples of one epoch; a batch is a function of the epoch and the sample numbers."""
 
     def __len__(self) -> int:
-        """Samples of an epoch."""
+        """Samples in an epoch."""
         ...
 
     def batch(self, epoch: int, samples: Tensor) -> Batch:
-        """What the network and its loss get: called from any thread, on the task's device.
+        """What the network and its loss are given; called from any thread.
 
         Args:
-            epoch: from 0; decides on random choices and augmentation.
-            samples: (B,) numbers in the epoch.
+            epoch: from 0; seeds random choices and augmentation.
+            samples: (B,) numbers within the epoch.
+
+        Returns:
+            Tensors on the task's device.
         """
         ...
 
 
 @dataclass(frozen=True)
+class Row:
+    """One unit of an evaluation, such as a slice or a patient.
+
+    Args:
+        ids: what the unit is (``case``, ``slice`` ...) and counts that describe it; never averaged.
+        scores: NaN, or no entry, where the unit has no value.
+    """
+
+    ids: Mapping[str, str | int]
+    scores: Mapping[str, float]
+
+    @property
+    def case(self) -> str:
+        """Name of the patient."""
+        return str(self.ids["case"])
+
+
+def rows_of_columns(
+    case: str, ids: Mapping[str, Sequence[int]], scores: Mapping[str, Tensor]
+) -> list[Row]:
+    """Rows from columns of one case, all of one length."""
+    columns = {name: values.tolist() for name, values in scores.items()}
+    return [
+        Row(
+            {"case": case, **dict(zip(ids, unit, strict=True))},
+            dict(zip(columns, values, strict=True)),
+        )
+        for unit, values in zip(
+            zip(*ids.values(), strict=True), zip(*columns.values(), strict=True), strict=True
+        )
+    ]
+
+
+@dataclass(frozen=True)
 class Output:
-    """An image to write: on the grid of the input ``like``, whose header it takes over."""
+    """An image to write on the grid of the input ``like``, whose header it takes over."""
 
     volume: Volume
     like: Path
@@ -46,79 +84,60 @@ class Output:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a method says of one case.
+    """A method's result for one case.
 
     Args:
-        images: file name without ending → image, such as ``scar`` → mask.
+        images: file name without suffix → image, such as ``scar`` → mask.
         facts: whatever is not an image, such as a transform; JSON.
     """
 
     images: Mapping[str, Output]
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Facts = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class View:
-    """What a picture of one case shows: an image and, on its grid, both masks' labels."""
+class Picture:
+    """What a report shows of one case: an image and, on its grid, the labels of both masks."""
 
     image: Volume
     predicted: Volume
     reference: Volume | None = None
 
 
-class Task(ABC):
-    """A method's images: prepared, sampled, predicted and judged.
+class Task(ABC, Generic[ModelT, ConfigT, RecipeT]):
+    """A method's images: how they are prepared, sampled, predicted and scored.
 
-    A task is made anew for each run, with what the run's config and recipe say and, for anything
-    but training, with the ``fitted`` facts that training stored.
+    A task is created for each run from the run's config and recipe and, for anything but training,
+    from the ``fitted`` facts that training stored.
 
     Args:
-        config: of the method's module, ``Config``.
-        recipe: of the method's module, ``Recipe``.
-        fitted: what ``fit`` gave.
+        config: of the network.
+        recipe: of the training.
+        fitted: what ``fit`` returned.
         device: where batches are made.
         cache: keeps prepared images between runs; None prepares them each time.
     """
 
-    #: The method's name in ``cmrfast.models``.
-    name: ClassVar[str]
-    #: Data sets that it reads, by name.
-    layouts: ClassVar[tuple[str, ...]]
-    #: Keys of a batch that the network takes, by the names of its forward's arguments.
-    inputs: ClassVar[tuple[str, ...]]
-    #: The score in rows that validation maximises, or minimises if it starts with a minus.
-    objective: ClassVar[str]
-    #: The sequence of an image that alone makes a case for ``predict``; None if it takes several.
-    single_image: ClassVar[str | None] = None
-    #: Slices, patches or windows that the network gets at once outside training.
+    #: Everything that is prepared, each with the files and fields that it depends on.
+    preparations: ClassVar[tuple[Preparation[Any, Any], ...]] = ()
+    #: Slices, patches or windows that the network is given at a time, outside training.
     predict_batch: int = 8
-    #: Whether a batch's loss is the mean of its samples' losses, so that those of parts add up.
-    separable: ClassVar[bool] = False
-    #: Names of the label values that a picture shows.
-    structures: ClassVar[Mapping[int, str]] = {}
-    #: Rows of the paper's tables, {model: {metric: mean or "mean (SD)" as printed}}.
-    published: ClassVar[Mapping[str, Mapping[str, str]]] = {}
 
     def __init__(
         self,
-        config: Any,
-        recipe: Any,
-        fitted: Mapping[str, Any] | None = None,
+        config: ConfigT,
+        recipe: RecipeT,
+        fitted: Facts | None = None,
         *,
         device: torch.device | str = "cpu",
         cache: Cache | None = None,
     ) -> None:
         self.config, self.recipe = config, recipe
-        self.fitted: Mapping[str, Any] = fitted or {}
+        self.fitted: Facts = fitted or {}
         self.device, self.cache = torch.device(device), cache
 
-    @classmethod
-    def module(cls) -> Any:
-        """The method's module in ``cmrfast.models``."""
-        return method(cls.name)
-
     def fit(self, cases: Sequence[Case]) -> dict[str, Any]:
-        """What preparation has to learn from the training patients, as JSON; often nothing."""
+        """What preparation learns from the training patients, as JSON; often nothing."""
         return {}
 
     @abstractmethod
@@ -130,22 +149,23 @@ class Task(ABC):
             seed: of every random choice.
         """
 
-    def step(self, epoch: int) -> dict[str, Any]:
-        """Keyword arguments of the module's ``step`` in an epoch, of methods that have one."""
-        return {}
+    @abstractmethod
+    def predict(self, model: ModelT, case: Case) -> Prediction:
+        """Apply a trained network, in evaluation mode, to a case; its labels are not read."""
 
     @abstractmethod
-    def predict(self, model: nn.Module, case: Case) -> Prediction:
-        """Apply a trained network, in evaluation mode, to a case; its labels are not looked at."""
-
-    @abstractmethod
-    def evaluate(self, model: nn.Module, case: Case) -> list[Row]:
-        """Hold a prediction against a case's labels; no rows where it has none."""
+    def evaluate(self, model: ModelT, case: Case) -> list[Row]:
+        """Score a prediction against the case's labels; no rows where it has none."""
 
     def pooled(self, rows: Sequence[Row]) -> dict[str, float]:
-        """Scores of all rows together that are no means over them; often none."""
+        """Scores of all rows together that are not means over rows; often none."""
         return {}
 
     @abstractmethod
-    def view(self, model: nn.Module, case: Case) -> View:
-        """What a picture of the case shows."""
+    def picture(self, model: ModelT, case: Case) -> Picture:
+        """What a report shows of the case."""
+
+    def prepared(self, preparation: Preparation[ConfigT, RecipeT], case: Case) -> Tensors:
+        """A case prepared with this task's config, recipe and fitted facts."""
+        source = Source(case, self.config, self.recipe, self.fitted, self.cache)
+        return preparation(source)

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cmrfast.data.phantom import write_phantoms
-from cmrfast.evaluate import evaluate
-from cmrfast.report import report
+from cmrfast.runs.evaluate import evaluate
+from cmrfast.runs.report import report
 from cmrfast.train import Run, train
 
 #: The paper's generator at half its width, on images of a third of the resolution.
-_METHOD, _SHRINK, _STEPS = "adversarial_transfer", 3, 250
+_METHOD, _LAYOUT, _SHRINK, _STEPS = "adversarial_transfer", "mscmrseg", 3, 250
 _CHANGES = {"variant": "u", "width": 16, "size": 80, "view_px": 80, "lr": 2e-3, "batch": 8}
 
 
@@ -28,7 +28,7 @@ def demo(out: Path, *, say: Callable[[str], None] = print) -> Run:
         say(f"[{time.monotonic() - began:3.0f} s] {text}")
 
     at("writing 10 synthetic patients: bSSFP, T2 and LGE of each heart")
-    data = write_phantoms(_METHOD, out / "patients", cases=10, shrink=_SHRINK)
+    data = write_phantoms(_LAYOUT, out / "patients", cases=10, shrink=_SHRINK)
     at(f"training the generator of {_METHOD}, {_STEPS} steps")
     run = train(_METHOD, data, out / "run", changes=_CHANGES, steps=_STEPS, stream=sys.stderr)
     at("scoring it on the test patients")

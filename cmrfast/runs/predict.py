@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from cmrfast.atomic import replacing
+from cmrfast.atomic import atomic_write
 from cmrfast.data.datasets import open_dataset
 from cmrfast.data.datasets.case import Case
 from cmrfast.data.nifti import write_nifti
 from cmrfast.errors import FileError
-from cmrfast.tasks import Prediction, Task
+from cmrfast.methods import Prediction, Task
+from cmrfast.train.ranks import process_group
 from cmrfast.train.run import Run
 
 _DONE = "prediction.json"
@@ -23,11 +24,17 @@ _DONE = "prediction.json"
 
 @dataclass
 class Outcome:
-    """What became of each case, by name; the failed with their reason in one line."""
+    """The result of each case, by name; for the failed ones, the reason in one line."""
 
     done: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+
+    def add(self, other: "Outcome") -> None:
+        """Take in the cases of another process."""
+        self.done += other.done
+        self.skipped += other.skipped
+        self.failed |= other.failed
 
 
 def predict(
@@ -35,53 +42,68 @@ def predict(
     inputs: Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],
     *,
-    device: torch.device | str = "cpu",
-    rank: int = 0,
-    ranks: int = 1,
+    device: str = "cpu",
     progress: Callable[[str], None] | None = None,
 ) -> Outcome:
     """Write ``out/<case>/*.nii.gz`` and ``prediction.json`` for every case.
 
     A case that this network has predicted before, with the same checkpoint, is skipped, so that
     an interrupted cohort continues where it stopped. Where memory runs out the case is tried
-    again with half the batch.
+    again with half the batch. Under torchrun the processes share the cases.
 
     Args:
         run: a trained one.
         inputs: image files, of methods that take one image, or folders in the layout of the run.
         out: made where missing.
-        device: where the network runs.
-        rank, ranks: this process predicts every ``ranks``-th case, from ``rank`` on.
-        progress: called with a line per case.
+        device: auto, cpu or cuda.
+        progress: called with a line per case of this process.
+
+    Returns:
+        The outcome of all cases, on every process.
     """
+    with process_group(device) as ranks:
+        own = Outcome()
+        cases = list(find_cases(run, inputs, own))[ranks.rank :: ranks.count]
+        _predict_cases(run, cases, Path(out), own, ranks.device, progress or (lambda line: None))
+        outcome = Outcome()
+        for part in ranks.gather(own):
+            outcome.add(part)
+    return outcome
+
+
+def _predict_cases(
+    run: Run,
+    cases: Sequence[Case],
+    out: Path,
+    outcome: Outcome,
+    device: torch.device,
+    progress: Callable[[str], None],
+) -> None:
     checkpoint = run.checkpoint()
     made_by = {"run": str(run.path.resolve()), "step": checkpoint.step, "method": run.plan.method}
     model, task = run.model(device=device), run.task(device=device)
-    say = progress or (lambda line: None)
-    outcome = Outcome()
-    cases = list(find_cases(run, task, inputs, outcome))
-    for case in cases[rank::ranks]:
-        folder = Path(out) / case.name
+    for case in cases:
+        folder = out / case.name
         if _made_by(folder) == made_by:
             outcome.skipped.append(case.name)
-            say(f"{case.name}: there already")
+            progress(f"{case.name}: there already")
             continue
         try:
             prediction = _with_less_memory(task, model, case)
             _write(folder, prediction, made_by)
         except Exception as error:  # whatever is wrong with one case, the others go on
             outcome.failed[case.name] = " ".join(str(error).split()) or type(error).__name__
-            say(f"{case.name}: failed: {outcome.failed[case.name]}")
+            progress(f"{case.name}: failed: {outcome.failed[case.name]}")
             continue
         outcome.done.append(case.name)
-        say(f"{case.name}: {', '.join(prediction.images)}")
-    return outcome
+        progress(f"{case.name}: {', '.join(prediction.images)}")
 
 
 def find_cases(
-    run: Run, task: Task, inputs: Sequence[str | os.PathLike[str]], outcome: Outcome
+    run: Run, inputs: Sequence[str | os.PathLike[str]], outcome: Outcome
 ) -> Iterator[Case]:
-    """The cases of files and folders; what is none goes to the failed."""
+    """The cases of files and folders; inputs that hold none go to the failed."""
+    method = run.method
     seen: set[str] = set()
     for given in inputs:
         path = Path(given)
@@ -90,14 +112,14 @@ def find_cases(
                 found = list(open_dataset(run.plan.layout, path))
             elif not path.is_file():
                 raise FileError(f"predict: {path} is neither a file nor a folder")
-            elif task.single_image is None:
+            elif method.single_image is None:
                 raise FileError(
-                    f"predict: {task.name} takes several images; give a folder in the layout "
+                    f"predict: {method.name} takes several images; give a folder in the layout "
                     f"{run.plan.layout}, not the file {path}"
                 )
             else:
                 name = path.name.removesuffix(".gz").removesuffix(".nii")
-                found = [Case(name, {task.single_image: path}, {}, {})]
+                found = [Case(name, {method.single_image: path}, {}, {})]
         except FileError as error:
             outcome.failed[str(given)] = str(error)
             continue
@@ -109,7 +131,7 @@ def find_cases(
             yield case
 
 
-def _with_less_memory(task: Task, model: nn.Module, case: Case) -> Prediction:
+def _with_less_memory(task: Task[Any, Any, Any], model: nn.Module, case: Case) -> Prediction:
     while True:
         try:
             with torch.inference_mode():
@@ -127,7 +149,7 @@ def _write(folder: Path, prediction: Prediction, made_by: dict[str, Any]) -> Non
     for name, output in prediction.images.items():
         write_nifti(folder / f"{name}.nii.gz", output.volume, like=output.like)
     content = {"made_by": made_by, "images": list(prediction.images), **prediction.facts}
-    with replacing(folder / _DONE) as temporary:
+    with atomic_write(folder / _DONE) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
 
 

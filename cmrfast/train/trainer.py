@@ -1,35 +1,30 @@
-"""The training loop, one for all methods."""
+"""Training, one loop for all methods: options become a plan, and the trainer follows it."""
 
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from cmrfast.data.cache import Cache
-from cmrfast.data.datasets import Split
-from cmrfast.data.draws import uniforms
-from cmrfast.data.patches import batches
-from cmrfast.data.prefetch import Prefetch
+from cmrfast import methods
+from cmrfast.data.datasets import open_dataset
+from cmrfast.data.loading import Prefetch
+from cmrfast.data.random import uniforms
 from cmrfast.errors import CheckpointError, NotFiniteError
-from cmrfast.models import MODELS
-from cmrfast.tasks import Batch, Task, task_class
+from cmrfast.methods import Batch, Method, Row, Task
 from cmrfast.train.checkpoint import Checkpoint
-from cmrfast.train.guard import all_finite, first_not_finite, stopping
-from cmrfast.train.log import Log
+from cmrfast.train.guard import Stop, all_finite, catch_signals, first_not_finite
+from cmrfast.train.log import Log, Pace
 from cmrfast.train.memory import micro_batch_that_fits
-from cmrfast.train.norm import share_norms
-from cmrfast.train.ranks import Ranks, joined
-from cmrfast.train.run import Plan, Run, changed, deal, plain
-from cmrfast.train.shard import shard
+from cmrfast.train.network import build_network
+from cmrfast.train.order import SampleOrder
+from cmrfast.train.plan import Plan, TrainOptions, choose_split, fields_as_json
+from cmrfast.train.ranks import Ranks, process_group
+from cmrfast.train.run import Run
 from cmrfast.train.update import Update
-
-Compiled = Literal["no", "default", "graphs"]
 
 
 def train(
@@ -38,23 +33,7 @@ def train(
     out: str | os.PathLike[str],
     *,
     changes: Mapping[str, Any] | None = None,
-    split: Split | None = None,
-    steps: int | None = None,
-    epochs: int | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    resume: bool = False,
-    micro_batch: int | None = None,
-    precision: str | None = None,
-    compiled: Compiled = "no",
-    channels_last: bool | None = None,
-    sharded: bool = False,
-    save_every_s: float = 600.0,
-    timeout_s: float = 600.0,
-    tensorboard: bool = False,
-    cache: Cache | None = None,
-    stream: TextIO | None = None,
-    watch: Callable[[int, float], None] | None = None,
+    **options: Any,
 ) -> Run:
     """Train a method's recipe on a folder of images; under torchrun, on all its processes.
 
@@ -66,308 +45,239 @@ def train(
         data: root of a data set that the method reads.
         out: folder of the run.
         changes: fields of the method's ``Config`` and ``Recipe``.
-        split: patients by name; default dealt out from the seed in the recipe's proportions.
-        steps: optimiser steps in all; default those of the epochs.
-        epochs: passes over the training set; default the recipe's.
-        seed: of weights, split, sampling, augmentation and dropout.
-        device: auto, cpu or cuda.
-        resume: continue from the newest whole checkpoint, or start where there is none.
-        micro_batch: samples that go through the network at once; None finds what fits.
-        precision: float32, bfloat16 or float16; None is bfloat16 on a GPU that has it.
-        compiled: run the network through ``torch.compile``; ``graphs`` captures CUDA graphs.
-        channels_last: lay 2-D features out channels last; None does in half precision on a GPU.
-        sharded: deal weights and optimiser state out to the ranks (FSDP), for large networks.
-        save_every_s: seconds between checkpoints within an epoch; each epoch ends with one.
-        timeout_s: how long a rank waits for the others before it ends.
-        tensorboard: write its events too.
-        cache: keeps prepared images between runs.
-        stream: for progress; None is silent.
-        watch: called with (step, validation score) after every epoch; may raise to end the run.
+        options: fields of ``TrainOptions``, such as ``steps`` or ``resume``.
 
     Returns:
         The run. A signal ends the process, after a last checkpoint, with ``SystemExit``.
     """
-    with joined(device, timeout_s=timeout_s) as ranks, stopping() as stop:
-        run, task = _open(
-            method,
-            data,
-            out,
-            ranks,
-            cache,
-            changed=changed(method, dict(changes or {}, **({"epochs": epochs} if epochs else {}))),
+    chosen = TrainOptions.of(options)
+    own = {**(changes or {}), **({"epochs": chosen.epochs} if chosen.epochs else {})}
+    with (
+        process_group(chosen.device, timeout_s=chosen.timeout_s) as ranks,
+        catch_signals() as stop,
+    ):
+        return Trainer(methods.get(method), data, out, own, chosen, ranks).fit(stop)
+
+
+class Trainer:
+    """One training: its plan, complete before the first step, and everything the steps need.
+
+    Args:
+        method: the method's record.
+        data: root of the data set.
+        out: folder of the run.
+        changes: fields of the method's Config and Recipe.
+        options: of the training.
+        ranks: that train together.
+    """
+
+    def __init__(
+        self,
+        method: Method[Any, Any, Any],
+        data: str | os.PathLike[str],
+        out: str | os.PathLike[str],
+        changes: Mapping[str, Any],
+        options: TrainOptions,
+        ranks: Ranks,
+    ) -> None:
+        self.data, self.options, self.ranks = data, options, ranks
+        config, self.recipe = method.configure(changes)
+        stored = _stored_run(out, options)
+        layout, split = (
+            (stored.plan.layout, stored.plan.split)
+            if stored
+            else choose_split(method, data, self.recipe, options.seed, options.split)
+        )
+        cases = list(open_dataset(layout, data).subset(split.train))
+
+        def task(fitted: Mapping[str, Any] | None) -> Task[Any, Any, Any]:
+            return method.task(
+                config, self.recipe, fitted, device=ranks.device, cache=options.cache
+            )
+
+        fitted = (
+            stored.fitted
+            if stored
+            else ranks.broadcast(task(None).fit(cases) if ranks.first else None)
+        )
+        self.task = task(fitted)
+        self.feed = self.task.feed(cases, seed=options.seed)
+        self.order = SampleOrder(options.seed, len(self.feed), self.recipe)
+        network = build_network(method, config, options, ranks)
+        self.update = Update(method, config, self.recipe, network, ranks)
+        plan = Plan(
+            method.name,
+            fields_as_json(config),
+            fields_as_json(self.recipe),
+            steps=options.steps or self.order.steps_per_epoch * self.recipe.epochs,
+            seed=options.seed,
+            layout=layout,
             split=split,
-            seed=seed,
-            resume=resume,
-            precision=precision or _default_precision(ranks.device),
+            micro_batch=self._micro_batch(stored),
+            precision=network.precision,
         )
-        feed = task.feed(run.cases("train", data), seed=seed)
-        recipe = run.recipe
-        order = _Order(seed, len(feed), recipe)
-        torch.manual_seed(seed)
-        model = MODELS[method](run.config).to(ranks.device).train()
-        model = share_norms(model, ranks)
-        half = run.plan.precision != "float32"
-        if channels_last or (channels_last is None and half and ranks.device.type == "cuda"):
-            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if sharded:
-            shard(model, ranks)
-        update = Update(
-            task,
-            model,
-            ranks,
-            micro_batch=order.batch,
-            precision=run.plan.precision,
-            forward=_compile(model, compiled),
-            sharded=sharded,
-        )
-        run = _planned(run, ranks, order, steps, micro_batch, update, feed, resume)
-        update.micro_batch = -(-run.plan.micro_batch // ranks.count)
-        step = _restore(run, update, ranks) if resume else 0
-        if ranks.first:  # not before: a refused checkpoint leaves the run as it was
+        self.run = Run(out, plan, str(Path(data).resolve()), fitted)
+        self.update.backward.size = -(-plan.micro_batch // ranks.count)
+
+    def fit(self, stop: Stop) -> Run:
+        """Follow the plan to its last step, from the newest checkpoint where one is resumed."""
+        run, order = self.run, self.order
+        step = self._restore() if self.options.resume else 0
+        if self.ranks.first:  # not before: a refused checkpoint leaves the run as it was
             run.save()
-        ranks.agree(None)  # the folder is there for all
-
-        def make(number: int) -> Batch:
-            epoch, samples = order.samples(number)
-            return feed.batch(epoch, ranks.share(samples))
-
-        ahead = Prefetch(make, range(step, run.plan.steps))
-        with Log(
-            run.path / (f"log-rank{ranks.rank}.jsonl" if ranks.rank else "log.jsonl"),
-            start=step,
-            steps=run.plan.steps,
-            tensorboard=run.path / "tensorboard" if tensorboard and ranks.first else None,
-            stream=stream if ranks.first else None,
-        ) as log:
-            log.say(_summary(run, order, ranks))
-            saved_at = begin = time.monotonic()
-            waited = 0.0
-            for batch in ahead:
-                epoch = step // order.steps_per_epoch
-                _seed_step(seed, step, ranks.rank)
-                lr = recipe.lr_at(epoch, step)
-                late = time.monotonic() - saved_at > save_every_s
-                try:
-                    own = update(batch, lr=lr, epoch=epoch)
-                except NotFiniteError as error:  # of a network behind another one
-                    raise _not_finite(update, batch, step, math.nan, seed) from error
-                losses, ending, late = _agreed(own, ranks, bool(stop), late)
-                if not math.isfinite(losses["loss"]):
-                    raise _not_finite(update, batch, step, losses["loss"], seed)
+        self.ranks.broadcast(None)  # the folder is there for all
+        batches = Prefetch(self._batch, range(step, run.plan.steps))
+        with self._open_log(step) as log:
+            log.say(self._summary())
+            pace, saved_at = Pace(), time.monotonic()
+            for batch in batches:
+                epoch, lr = order.epoch(step), self.recipe.lr_at(order.epoch(step), step)
+                late = time.monotonic() - saved_at > self.options.save_every_s
+                losses, ending, late = self._step(batch, step, lr, bool(stop), late)
                 step += 1
-                now = time.monotonic()
-                log.step(
-                    step,
-                    losses,
-                    lr=lr,
-                    epoch=epoch,
-                    samples_per_s=order.count(step - 1) / (now - begin),
-                    waited_share=(ahead.waited_s - waited) / (now - begin),
-                )
-                begin, waited = now, ahead.waited_s
+                facts = pace.lap(order.count(step - 1), batches.waited_s)
+                log.step(step, losses, lr=lr, epoch=epoch, **facts)
 
-                done = step == run.plan.steps
-                epoch_done = step % order.steps_per_epoch == 0
-                score = None
-                if done or (epoch_done and (watch or recipe.keep == "best")):
-                    score = _validate(run, update, data)
-                    log.validation(step, score)
-                    if watch:
-                        watch(step, score)
-                if done or epoch_done or late or ending:
-                    _save(run, update, step, score)
-                    saved_at = time.monotonic()
-                    begin = saved_at
-                if ending and not done:
+                last, epoch_done, score = step == run.plan.steps, order.ends_epoch(step), None
+                if last or (epoch_done and (self.options.watch or self.recipe.keep == "best")):
+                    score = self._validate(step, log)
+                if last or epoch_done or late or ending:
+                    self._save(step, score)
+                    saved_at = pace.restart()
+                if ending and not last:
                     log.say(f"stopped after step {step}; --resume continues")
                     raise SystemExit(stop.exit_code or 143)
         return run
 
+    def _batch(self, step: int) -> Batch:
+        epoch, samples = self.order.samples(step)
+        return self.feed.batch(epoch, self.ranks.own_part(samples))
 
-class _Order:
-    """Which samples each step learns from, as a function of its number."""
+    def _step(
+        self, batch: Batch, step: int, lr: float, ending: bool, late: bool
+    ) -> tuple[dict[str, float], bool, bool]:
+        """One update; the losses of the batch of all ranks, and whether any rank ends or saves."""
+        self._seed_step(step)
+        try:
+            own = self.update(batch, lr=lr, epoch=self.order.epoch(step))
+        except NotFiniteError as error:  # of a network behind another one
+            raise self._not_finite(batch, step, math.nan) from error
+        flags = torch.tensor([ending, late], dtype=torch.float64, device=self.ranks.device)
+        values = torch.cat((torch.stack([part.double() for part in own.values()]), flags))
+        self.ranks.average([values])
+        *losses, any_ending, any_late = values.tolist()
+        named = dict(zip(own, losses, strict=True))
+        if not math.isfinite(named["loss"]):
+            raise self._not_finite(batch, step, named["loss"])
+        return named, any_ending > 0, any_late > 0
 
-    def __init__(self, seed: int, samples: int, recipe: Any) -> None:
-        self.seed, self.total, self.recipe = seed, samples, recipe
-        self.batch: int = min(recipe.batch, samples)
-        whole, rest = divmod(samples, self.batch)
-        self.steps_per_epoch: int = whole + (rest > 0 and not recipe.drop_last)
-        self._epoch: tuple[int, list[Tensor]] = (-1, [])
+    def _seed_step(self, step: int) -> None:
+        """Dropout and the like depend on the step, not on what was drawn before it."""
+        draw = uniforms(self.options.seed, step, torch.tensor([self.ranks.rank]), 1)
+        torch.manual_seed(int(draw.item() * 2**53))
 
-    def samples(self, step: int) -> tuple[int, Tensor]:
-        """The epoch and the samples of a step."""
-        epoch, place = divmod(step, self.steps_per_epoch)
-        if self._epoch[0] != epoch:
-            drop = self.recipe.drop_last
-            dealt = batches(self.seed, epoch, self.total, self.batch, drop_last=drop)
-            self._epoch = (epoch, dealt)
-        return epoch, self._epoch[1][place]
-
-    def count(self, step: int) -> int:
-        """Samples of a step."""
-        first = step % self.steps_per_epoch * self.batch
-        return min(self.batch, self.total - first)
-
-
-def _open(
-    method: str,
-    data: str | os.PathLike[str],
-    out: str | os.PathLike[str],
-    ranks: Ranks,
-    cache: Cache | None,
-    *,
-    changed: tuple[Any, Any],
-    split: Split | None,
-    seed: int,
-    resume: bool,
-    precision: str,
-) -> tuple[Run, Task]:
-    """The run as asked for, not yet written, and its task with what it fitted."""
-    config, recipe = changed
-    there = (Path(out) / "run.json").exists()
-    if there and not resume:
-        raise CheckpointError(f"train: {out} holds a run already; resume (--resume) continues it")
-    stored = Run.open(out) if there else None
-    if stored and split not in (None, stored.plan.split):
-        raise CheckpointError(f"train: {out} was begun with another split of the patients")
-    if stored:
-        layout, split, fitted = stored.plan.layout, stored.plan.split, stored.fitted
-    else:
-        layout, split = deal(method, data, recipe, seed, split)
-        fitted = None
-    plan = Plan(
-        method,
-        plain(config),
-        plain(recipe),
-        steps=0,
-        seed=seed,
-        layout=layout,
-        split=split,
-        micro_batch=stored.plan.micro_batch if stored else 0,
-        precision=precision,
-    )
-    run = Run(out, plan, str(Path(data).resolve()), fitted)
-    if fitted is None:
-        blank = task_class(method)(config, recipe, device=ranks.device, cache=cache)
-        run.fitted = ranks.agree(blank.fit(run.cases("train")) if ranks.first else None)
-    return run, run.task(device=ranks.device, cache=cache)
-
-
-def _not_finite(
-    update: Update, batch: Batch, step: int, loss: float, seed: int
-) -> FloatingPointError:
-    """What to say of a step whose loss is not finite."""
-    _seed_step(seed, step, update.ranks.rank)
-    inputs = {name: batch[name] for name in update.task.inputs if name in batch}
-    where = "not looked for" if update.sharded else first_not_finite(update.model, inputs)
-    return FloatingPointError(
-        f"train: the loss of step {step + 1} is {loss}; first not finite is {where}; "
-        "the last checkpoint is untouched"
-    )
-
-
-def _planned(
-    run: Run,
-    ranks: Ranks,
-    order: _Order,
-    steps: int | None,
-    micro_batch: int | None,
-    update: Update,
-    feed: Any,
-    resume: bool,
-) -> Run:
-    """The run with its steps and micro-batch settled."""
-    if micro_batch is None and not (resume and run.plan.micro_batch):
-        share = -(-order.batch // ranks.count)
-        sample = feed.batch(0, torch.zeros(1, dtype=torch.int64))
-        micro_batch = micro_batch_that_fits(update, sample, share) * ranks.count
-    plan = replace(
-        run.plan,
-        steps=steps or order.steps_per_epoch * run.recipe.epochs,
-        micro_batch=ranks.agree(min(micro_batch or run.plan.micro_batch, order.batch)),
-    )
-    return Run(run.path, plan, run.data, run.fitted)
-
-
-def _compile(model: torch.nn.Module, compiled: Compiled) -> Any:
-    if compiled == "no":
-        return None
-    return torch.compile(model, mode="reduce-overhead" if compiled == "graphs" else None)
-
-
-def _restore(run: Run, update: Update, ranks: Ranks) -> int:
-    found = run.checkpoints.load_newest(run.made_for)
-    step = found.step if found else 0
-    if ranks.agree(step) != step:
-        raise CheckpointError(f"train: ranks found different checkpoints in {run.path}")
-    if found is not None:
-        update.load(found.state)
-    return step
-
-
-def _save(run: Run, update: Update, step: int, score: float | None) -> None:
-    ranks = update.ranks
-    state = update.state()
-    if not ranks.agree(all_finite(state["model"])):
-        raise FloatingPointError(
-            f"train: a weight is not finite after step {step}; the last checkpoint is untouched"
+    def _not_finite(self, batch: Batch, step: int, loss: float) -> FloatingPointError:
+        """What to say of a step whose loss is not finite."""
+        self._seed_step(step)
+        network = self.update.network
+        where = (
+            "not looked for"
+            if network.sharded
+            else first_not_finite(network.model, network.inputs_of(batch))
         )
-    if ranks.first:
-        finite = score if score is None or math.isfinite(score) else None
-        run.checkpoints.save(Checkpoint(step, run.made_for, state, finite))
-    ranks.agree(None)  # nobody runs ahead of a checkpoint that may fail
+        return FloatingPointError(
+            f"train: the loss of step {step + 1} is {loss}; first not finite is {where}; "
+            "the last checkpoint is untouched"
+        )
+
+    def _validate(self, step: int, log: Log) -> float:
+        """Mean of the objective over the validation patients, higher is better; NaN without any."""
+        network, ranks, objective = self.update.network, self.ranks, self.update.method.objective
+        network.model.eval()
+        cases = self.run.cases("validate", self.data)
+        # Where weights are sharded every forward takes all ranks, so all evaluate all patients.
+        own = cases if network.sharded else cases[ranks.rank :: ranks.count]
+        with torch.no_grad():
+            rows: list[Row] = [
+                row for case in own for row in self.task.evaluate(network.model, case)
+            ]
+        network.model.train()
+        value = objective.mean([row for part in ranks.gather(rows) for row in part])
+        score = objective.merit(value)
+        log.validation(step, score)
+        if self.options.watch:
+            self.options.watch(step, score)
+        return score
+
+    def _save(self, step: int, score: float | None) -> None:
+        ranks, state = self.ranks, self.update.state()
+        if not ranks.broadcast(all_finite(state["model"])):
+            raise FloatingPointError(
+                f"train: a weight is not finite after step {step}; the last checkpoint is untouched"
+            )
+        if ranks.first:
+            finite = score if score is None or math.isfinite(score) else None
+            self.run.checkpoints.save(Checkpoint(step, self.run.plan.made_for, state, finite))
+        ranks.broadcast(None)  # no rank continues before a checkpoint that may fail
+
+    def _restore(self) -> int:
+        """Load the newest checkpoint; the steps done, 0 where there is none."""
+        newest = self.run.checkpoints.load_newest(self.run.plan.made_for)
+        step = newest.step if newest else 0
+        if self.ranks.broadcast(step) != step:
+            raise CheckpointError(f"train: ranks found different checkpoints in {self.run.path}")
+        if newest is not None:
+            self.update.load(newest.state)
+        return step
+
+    def _micro_batch(self, stored: Run | None) -> int:
+        """Samples of all ranks that go through the network at a time."""
+        size, ranks = self.options.micro_batch, self.ranks
+        if size is None and stored:
+            size = stored.plan.micro_batch
+        if size is None:
+            share = -(-self.order.batch // ranks.count)
+            if self.update.method.step is None:  # a step of its own needs its batch whole
+                sample = self.feed.batch(0, torch.zeros(1, dtype=torch.int64))
+                share = micro_batch_that_fits(self.update.network, sample, share)
+            size = share * ranks.count
+        agreed: int = ranks.broadcast(min(size, self.order.batch))
+        return agreed
+
+    def _open_log(self, step: int) -> Log:
+        run, ranks = self.run, self.ranks
+        board = run.path / "tensorboard" if self.options.tensorboard and ranks.first else None
+        return Log(
+            run.path / (f"log-rank{ranks.rank}.jsonl" if ranks.rank else "log.jsonl"),
+            start=step,
+            steps=run.plan.steps,
+            tensorboard=board,
+            stream=self.options.stream if ranks.first else None,
+        )
+
+    def _summary(self) -> str:
+        plan, order, ranks = self.run.plan, self.order, self.ranks
+        split = plan.split
+        text = (
+            f"{plan.method}: {len(split.train)} patients to train, {len(split.validate)} to "
+            f"validate, {len(split.test)} to test; {order.total} samples, "
+            f"{plan.steps} steps of {order.batch}"
+        )
+        if plan.micro_batch < order.batch:
+            text += f", {plan.micro_batch} at once"
+        if order.batch < self.recipe.batch:
+            text += f" (the recipe's {self.recipe.batch} is more than there is)"
+        ranks_text = f"{ranks.count} ranks on " if ranks.count > 1 else ""
+        return f"{text}; {ranks_text}{ranks.device}, {plan.precision}"
 
 
-def _validate(run: Run, update: Update, data: str | os.PathLike[str]) -> float:
-    """The mean of the task's objective over the validation patients; higher is better."""
-    task, model, ranks = update.task, update.model, update.ranks
-    name = task.objective.removeprefix("-")
-    model.eval()
-    cases = run.cases("validate", data)
-    # Where weights are dealt out every forward takes all ranks, so all see all patients.
-    own = cases if update.sharded else cases[ranks.rank :: ranks.count]
-    with torch.no_grad():
-        rows = [row for case in own for row in task.evaluate(model, case)]
-    model.train()
-    values = [float(row[name]) for part in ranks.gather(rows) for row in part if name in row]
-    values = [value for value in values if not math.isnan(value)]
-    if not values:
-        return math.nan
-    mean = sum(values) / len(values)
-    return -mean if task.objective.startswith("-") else mean
-
-
-def _agreed(
-    losses: Mapping[str, Tensor], ranks: Ranks, ending: bool, late: bool
-) -> tuple[dict[str, float], bool, bool]:
-    """The losses of the batch of all ranks, and whether any rank wants to end or to save."""
-    wishes = torch.tensor([ending, late], dtype=torch.float64, device=ranks.device)
-    values = torch.cat((torch.stack([part.double() for part in losses.values()]), wishes))
-    ranks.average([values])
-    *parts, any_ending, any_late = values.tolist()
-    return dict(zip(losses, parts, strict=True)), any_ending > 0, any_late > 0
-
-
-def _seed_step(seed: int, step: int, rank: int) -> None:
-    """Dropout and the like depend on the step, not on what was drawn before it."""
-    draw = uniforms(seed, step, torch.tensor([rank]), 1)
-    torch.manual_seed(int(draw.item() * 2**53))
-
-
-def _default_precision(device: torch.device) -> str:
-    bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return "bfloat16" if bfloat16 else "float32"
-
-
-def _summary(run: Run, order: _Order, ranks: Ranks) -> str:
-    plan, split = run.plan, run.plan.split
-    text = (
-        f"{plan.method}: {len(split.train)} patients to train, {len(split.validate)} to validate, "
-        f"{len(split.test)} to test; {order.total} samples, {plan.steps} steps of {order.batch}"
-    )
-    if plan.micro_batch < order.batch:
-        text += f", {plan.micro_batch} at once"
-    if order.batch < order.recipe.batch:
-        text += f" (the recipe's {order.recipe.batch} is more than there is)"
-    ranks_text = f"{ranks.count} ranks on " if ranks.count > 1 else ""
-    return f"{text}; {ranks_text}{ranks.device}, {plan.precision}"
+def _stored_run(out: str | os.PathLike[str], options: TrainOptions) -> Run | None:
+    """The run that the folder holds, which has to be resumed; None where there is none."""
+    if not (Path(out) / "run.json").exists():
+        return None
+    if not options.resume:
+        raise CheckpointError(f"train: {out} holds a run already; resume (--resume) continues it")
+    stored = Run.open(out)
+    if options.split not in (None, stored.plan.split):
+        raise CheckpointError(f"train: {out} was begun with another split of the patients")
+    return stored

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from cmrfast.data.cache import Tensors
-from cmrfast.data.draws import uniforms
-from cmrfast.infer.adversarial_transfer import Slices
+from cmrfast.data.random import uniforms
+from cmrfast.methods.adversarial_transfer.images import Slices
 from cmrfast.models.adversarial_transfer import Recipe
 from cmrfast.ops import VolumeStore, affine_sample, extract_patches
 

@@ -3,14 +3,14 @@
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from cmrfast.data.slices import pack_slices
 from cmrfast.data.volume import Volume
-from cmrfast.infer.batches import in_batches
-from cmrfast.models.adversarial_transfer import RECIPE, Recipe
+from cmrfast.infer import predict_batches
+from cmrfast.models.adversarial_transfer import RECIPE, AdversarialTransfer, Recipe
 from cmrfast.ops import VolumeStore, extract_patches
 
-_WHO = "adversarial_transfer"
 _MIN_SD = 1e-8
 _MULTIPLE = 8  # of which the generator's images have sides
 
@@ -59,7 +59,7 @@ class Slices:
 
 
 def segment(
-    model: nn.Module,
+    model: AdversarialTransfer,
     volume: Volume,
     recipe: Recipe = RECIPE,
     *,
@@ -86,20 +86,20 @@ def segment(
         >>> found.labels.data.shape, found.labels.data.dtype
         (torch.Size([1, 40, 300, 3]), torch.uint8)
     """
-    stack = volume.data.movedim(-1, 1).flatten(0, 1)[:, None]  # (C · K, 1, I, J)
+    stack = pack_slices(volume.data)[:, None]  # (C · K, 1, I, J)
     start, size = middle_window(volume.shape[:2], recipe.view_px)
     starts, which = start.expand(len(stack), 2).to(stack.device), torch.arange(len(stack))
     seen = Slices(list(stack), stack.device).windows(which.to(stack.device), starts, size)
     labels: list[Tensor] = []
-    shares: list[Tensor] = []
-    for outputs in in_batches(_WHO, model, {"images": seen}, batch):
-        share = outputs["logits"].float().softmax(1)
-        labels.append(_put_back(share.argmax(1, keepdim=True).byte(), start, volume))
+    classes: list[Tensor] = []
+    for outputs in predict_batches("adversarial_transfer", model, {"images": seen}, batch):
+        probability = outputs["logits"].float().softmax(1)
+        labels.append(_restore(probability.argmax(1, keepdim=True).byte(), start, volume))
         if probabilities:
-            share = _put_back(share, start, volume)
-            share[:, 0] += share.sum(1) == 0  # beyond the window
-            shares.append(share)
-    return Segmentation(_joined(labels, volume), _joined(shares, volume) if shares else None)
+            probability = _restore(probability, start, volume)
+            probability[:, 0] += probability.sum(1) == 0  # beyond the window
+            classes.append(probability)
+    return Segmentation(_stacked(labels, volume), _stacked(classes, volume) if classes else None)
 
 
 def middle_window(shape: tuple[int, ...], view_px: int) -> tuple[Tensor, tuple[int, int]]:
@@ -121,7 +121,7 @@ def middle_window(shape: tuple[int, ...], view_px: int) -> tuple[Tensor, tuple[i
     return torch.tensor([shape[0] // 2 - i // 2, shape[1] // 2 - j // 2]), (i, j)
 
 
-def _put_back(windows: Tensor, start: Tensor, volume: Volume) -> Tensor:
+def _restore(windows: Tensor, start: Tensor, volume: Volume) -> Tensor:
     """(B, K, *size) windows to (B, K, I, J) on the volume's device; 0 beyond them."""
     windows = windows.to(volume.data.device)
     which = torch.arange(len(windows), device=windows.device)
@@ -131,7 +131,7 @@ def _put_back(windows: Tensor, start: Tensor, volume: Volume) -> Tensor:
     )
 
 
-def _joined(parts: list[Tensor], volume: Volume) -> Volume:
+def _stacked(parts: list[Tensor], volume: Volume) -> Volume:
     """Slices (B, K, I, J) in order as (C · K, I, J, slices)."""
     stack = torch.cat(parts).unflatten(0, (volume.channels, -1))  # (C, slices, K, I, J)
     return volume.with_data(stack.movedim(1, -1).flatten(0, 1).contiguous())

@@ -1,53 +1,16 @@
-"""Label values and slices of one sequence in terms of another."""
-
-from collections.abc import Mapping
-from typing import Literal
+"""Weak transfer: masks of one stack on the slices of another."""
 
 import torch
 from torch import Tensor
 
-
-def remap_labels(
-    labels: Tensor, mapping: Mapping[int, int], *, dtype: torch.dtype = torch.uint8
-) -> Tensor:
-    """Label values exchanged; 0 stays 0.
-
-    Args:
-        labels: real, of whole numbers (masks stored as floats too); any shape.
-        mapping: new value of each old one.
-        dtype: of the result; all new values must fit.
-
-    Returns:
-        Same shape. A value that the mapping does not name raises.
-
-    Example:
-        >>> remap_labels(torch.tensor([0, 500, 200, 600]), {500: 1, 200: 2, 600: 3}).tolist()
-        [0, 1, 2, 3]
-    """
-    limits = torch.iinfo(dtype)
-    wrong = sorted(v for v in mapping.values() if not limits.min <= v <= limits.max)
-    if wrong:
-        raise ValueError(f"remap_labels: new values must fit {dtype}; got {wrong}")
-    named = {0: 0, **mapping}
-    renamed = torch.zeros(labels.shape, dtype=dtype, device=labels.device)
-    known = torch.zeros(labels.shape, dtype=torch.bool, device=labels.device)
-    for old, new in named.items():
-        here = labels == old
-        renamed[here] = new
-        known |= here
-    if not known.all():
-        strange = labels[~known].unique().tolist()
-        raise ValueError(
-            f"remap_labels: mapping names {sorted(named)}; got also "
-            f"{', '.join(map(str, strange[:5]))}{' …' if len(strange) > 5 else ''}"
-        )
-    return renamed
+from cmrfast.data.slices import slice_pairs_by_index, world_from_slice
+from cmrfast.data.volume import Volume
+from cmrfast.models.adversarial_transfer import SliceMap
+from cmrfast.ops import resample
 
 
-def transfer_slices(
-    source: int, target: int, *, form: Literal["paper", "code"] = "paper"
-) -> list[int]:
-    """Which slice of a target stack each slice of a source stack lends its mask to.
+def transfer_slices(source: int, target: int, *, form: SliceMap = "paper") -> list[int]:
+    """Which slice of a target stack each slice of a source stack gives its mask to.
 
     Weak transfer of ``adversarial_transfer``: both stacks span the heart from base to apex.
 
@@ -71,5 +34,36 @@ def transfer_slices(
     if form not in ("paper", "code"):
         raise ValueError(f"transfer_slices: form must be one of paper, code; got {form!r}")
     if form == "paper":
-        return [i * target // source for i in range(source)]
+        return [pair.target for pair in slice_pairs_by_index(source, target)]
     return [max(0, round(target / source * (i + 1)) - 1) for i in range(source)]
+
+
+def borrowed_masks(
+    lender: Volume, borrower: Volume, slice_map: SliceMap = "paper"
+) -> tuple[list[int], Tensor]:
+    """Masks of one stack on slices of another: by order from base to apex, in plane by position.
+
+    Args:
+        lender: labels of one stack.
+        borrower: the other stack.
+        slice_map: as in ``transfer_slices``.
+
+    Returns:
+        For each slice of the lender, from the borrower's first end on, the borrower's slice; and
+        the masks (1, I, J, S) on these.
+    """
+    count = lender.shape[2]
+    slices = transfer_slices(count, borrower.shape[2], form=slice_map)
+    along, other = lender.world_from_vox[:3, 2], borrower.world_from_vox[:3, 2]
+    sources = range(count) if along @ other > 0 else reversed(range(count))
+    masks = [
+        resample(
+            lender.data[..., i],
+            world_from_slice(lender, i),
+            world_from_slice(borrower, j),
+            borrower.shape[:2],
+            mode="nearest",
+        )
+        for i, j in zip(sources, slices, strict=True)
+    ]
+    return slices, torch.stack(masks, -1)

@@ -2,75 +2,91 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cmrfast.data.augment import Ranges, random_thetas
 from cmrfast.data.cache import Tensors
 from cmrfast.data.datasets.case import Case
 from cmrfast.data.volume import Volume
 from cmrfast.errors import FileError
-from cmrfast.infer.batches import in_batches
-from cmrfast.infer.joint_registration import (
+from cmrfast.infer import predict_batches
+from cmrfast.losses import dual_loss
+from cmrfast.methods.joint_registration.grid import (
     SharedGrid,
     label_view,
     network_view,
-    register,
     shared_grid,
 )
-from cmrfast.losses import dual_loss
+from cmrfast.methods.joint_registration.images import register
+from cmrfast.methods.joint_registration.published import DISTANCES
+from cmrfast.methods.preparation import Preparation, Source, prepare_cases
+from cmrfast.methods.task import Batch, Feed, Output, Picture, Prediction, Row, Task
 from cmrfast.metrics import average_surface_distance, center_distance, dice, paired_t_test
-from cmrfast.models.joint_registration import Recipe, warp_masks
+from cmrfast.models.joint_registration import Config, JointRegistration, Recipe, warp_masks
 from cmrfast.ops import warp_pair
-from cmrfast.tasks.gather import prepared_cases
-from cmrfast.tasks.task import Batch, Feed, Output, Prediction, Row, Task, View
 
+STRUCTURES = {"lv": 1, "myocardium": 2, "rv": 3}
 _CINE, _LGE = "C0", "LGE"
-_STRUCTURES = {"lv": 1, "myocardium": 2, "rv": 3}
-_VERSION = 1  # of what is cached
-
-_COLUMNS = ("lv_cd_mm", "lv_asd_mm", "myocardium_asd_mm", "rv_cd_mm", "rv_asd_mm")
-_TABLE_1 = {
-    "before": ("3.28 (1.83)", "2.53 (1.23)", "1.78 (0.78)", "4.36 (3.79)", "2.42 (1.20)"),
-    "stn, 25": ("2.46 (1.31)", "2.20 (1.23)", "1.52 (0.84)", "2.92 (2.18)", "1.95 (1.02)"),
-    "stn, 35": ("2.27 (1.38)", "2.09 (1.14)", "1.40 (1.12)", "2.52 (2.66)", "1.73 (1.02)"),
-    "joint, 25": ("2.26 (1.34)", "1.96 (0.93)", "1.41 (0.71)", "2.60 (2.02)", "1.77 (0.84)"),
-    "joint, 35": ("2.18 (1.46)", "1.94 (0.93)", "1.33 (0.73)", "2.53 (2.14)", "1.72 (0.97)"),
-}
-_DICE = {"cine_dice_percent": "84.73", "lge_dice_percent": "71.49"}  # section 3, of "joint"
 
 
-class JointRegistrationTask(Task):
-    """Learns from pairs of slices that both show ventricle and myocardium, and is judged on them.
+def _prepare(source: Source[Config, Recipe]) -> Tensors:
+    """``cine``, ``lge`` (N, 1, side, side) float32, ``cine_labels``, ``lge_labels``
+    (N, side, side) uint8, ``slices`` (N, 2): which cine and LGE slice."""
+    case = source.case
+    cine, lge = _read_stacks(case)
+    grid = _grid_of(case, cine, lge, source.recipe)
+    images = network_view(grid, cine, lge, source.recipe)
+    labels = label_view(grid, case.label(_CINE), case.label(_LGE))
+    slices = torch.tensor([(pair.source, pair.target) for pair in grid.pairs])
+    shown = torch.stack(
+        [
+            (mask == STRUCTURES[name]).flatten(1).any(1)
+            for mask in labels
+            for name in ("lv", "myocardium")
+        ]
+    ).all(0)
+    return {
+        "cine": images.cine[shown],
+        "lge": images.lge[shown],
+        "cine_labels": labels.cine[shown, 0],
+        "lge_labels": labels.lge[shown, 0],
+        "slices": slices[shown],
+    }
 
-    Rows have the distances in mm between the cine labels and the LGE labels that follow theta,
-    ``before_…`` those between both as they are, and of variant ``joint`` the mean Dice of the
-    three structures in both segmentations.
+
+PAIRS = Preparation(
+    "joint_registration",
+    _prepare,
+    images=(_CINE, _LGE),
+    labels=(_CINE, _LGE),
+    recipe=("spacing_mm", "side", "pairing", "clip_percent"),
+)
+
+
+class JointRegistrationTask(Task[JointRegistration, Config, Recipe]):
+    """Learns from pairs of slices that both show ventricle and myocardium; scored on such pairs.
+
+    Rows have the distances in mm between the cine labels and the LGE labels moved by theta,
+    ``before_…`` those between both unmoved, and for variant ``joint`` the mean Dice of the three
+    structures in both segmentations.
     """
 
-    name: ClassVar[str] = "joint_registration"
-    layouts: ClassVar[tuple[str, ...]] = ("mscmrseg",)
-    inputs: ClassVar[tuple[str, ...]] = ("cine", "lge")
-    objective: ClassVar[str] = "-registration_loss"
-    structures: ClassVar[Mapping[int, str]] = {n: name for name, n in _STRUCTURES.items()}
-    published: ClassVar[Mapping[str, Mapping[str, str]]] = {
-        model: dict(zip(_COLUMNS, cells, strict=True)) | (_DICE if model == "joint, 35" else {})
-        for model, cells in _TABLE_1.items()
-    }
+    preparations = (PAIRS,)
 
     def feed(self, cases: Sequence[Case], *, seed: int) -> Feed:
         """Every pair once an epoch, each time moved anew."""
-        found = prepared_cases(self.name, cases, self._with_pairs)
-        pairs = {name: torch.cat([f[name] for f in found]).to(self.device) for name in found[0]}
+        prepared = prepare_cases("joint_registration", cases, self._with_pairs)
+        pairs = {
+            name: torch.cat([p[name] for p in prepared]).to(self.device) for name in prepared[0]
+        }
         return _PairFeed(pairs, self.recipe, seed)
 
-    def predict(self, model: nn.Module, case: Case) -> Prediction:
+    def predict(self, model: JointRegistration, case: Case) -> Prediction:
         """``lge_on_cine``, both segmentations, and of each pair theta and its matrix in mm."""
-        cine, lge = case.image(_CINE), case.image(_LGE)
-        self._grid(case, cine, lge)
+        cine, lge = _read_stacks(case)
+        _grid_of(case, cine, lge, self.recipe)
         found = register(model, cine, lge, self.recipe, batch=self.predict_batch)
         images = {"lge_on_cine": Output(found.warped, case.images[_CINE])}
         if found.cine_labels is not None and found.lge_labels is not None:
@@ -93,151 +109,99 @@ class JointRegistrationTask(Task):
         }
         return Prediction(images, facts)
 
-    def evaluate(self, model: nn.Module, case: Case) -> list[Row]:
+    def evaluate(self, model: JointRegistration, case: Case) -> list[Row]:
         """A row a pair of slices, or a patient's mean of them (``recipe.unit``)."""
         if not {_CINE, _LGE} <= case.labels.keys():
             return []
-        pairs = self._prepared(case)
+        pairs = self.prepared(PAIRS, case)
         rows: list[Row] = []
-        first = 0
-        images = {name: pairs[name] for name in self.inputs}
-        for outputs in in_batches(self.name, model, images, self.predict_batch):
-            stop = first + len(outputs["theta"])
+        images = {name: pairs[name] for name in ("cine", "lge")}
+        for outputs in predict_batches("joint_registration", model, images, self.predict_batch):
+            first, stop = len(rows), len(rows) + len(outputs["theta"])
             part = {name: tensor[first:stop] for name, tensor in pairs.items()}
             on_host = {name: tensor.float().cpu() for name, tensor in outputs.items()}
-            rows += [{"case": case.name, **row} for row in self._rows(on_host, part)]
-            first = stop
-        return [_mean(rows)] if rows and self.recipe.unit == "patient" else rows
+            rows += self._rows(case.name, on_host, part)
+        return [_patient_row(rows)] if rows and self.recipe.unit == "patient" else rows
 
     def pooled(self, rows: Sequence[Row]) -> dict[str, float]:
-        """``…_p``: of a paired t-test of each distance against what it was before."""
-        found = {}
-        for column in _COLUMNS:
+        """``…_p``: p of a paired t-test between each distance and what it was before."""
+        tests = {}
+        for column in DISTANCES:
             before, after = (
-                [float(row[name]) for row in rows] for name in (f"before_{column}", column)
+                [row.scores[name] for row in rows] for name in (f"before_{column}", column)
             )
-            found[f"{column}_p"] = paired_t_test(before, after).p
-        return found
+            tests[f"{column}_p"] = paired_t_test(before, after).p
+        return tests
 
-    def view(self, model: nn.Module, case: Case) -> View:
+    def picture(self, model: JointRegistration, case: Case) -> Picture:
         """Cine slices with their labels, and with the LGE labels (the network's, where there are
-        no others) that follow theta."""
-        cine, lge = case.image(_CINE), case.image(_LGE)
-        grid = self._grid(case, cine, lge)
+        no others) moved by theta."""
+        cine, lge = _read_stacks(case)
+        grid = _grid_of(case, cine, lge, self.recipe)
         images = network_view(grid, cine, lge, self.recipe)
-        found = list(in_batches(self.name, model, images._asdict(), self.predict_batch))
-        theta = torch.cat([outputs["theta"].float().cpu() for outputs in found])
+        batches = list(
+            predict_batches("joint_registration", model, images._asdict(), self.predict_batch)
+        )
+        theta = torch.cat([outputs["theta"].float().cpu() for outputs in batches])
         on_cine, on_lge = torch.zeros(2, *images.cine[:, 0].shape, dtype=torch.uint8)
         annotated = {_CINE, _LGE} <= case.labels.keys()
         if annotated:
             labels = label_view(grid, case.label(_CINE), case.label(_LGE))
             on_cine, on_lge = labels.cine[:, 0], labels.lge[:, 0]
-        elif "lge" in found[0]:
-            on_lge = torch.cat([outputs["lge"].argmax(1).byte().cpu() for outputs in found])
+        elif "lge" in batches[0]:
+            on_lge = torch.cat([outputs["lge"].argmax(1).byte().cpu() for outputs in batches])
         moved = warp_masks(on_lge, theta).argmax(1).byte()
         stacks = [stack.movedim(0, -1)[None] for stack in (images.cine[:, 0], moved, on_cine)]
         image, predicted, reference = (Volume(s, grid.world_from_vox) for s in stacks)
-        return View(image, predicted, reference if annotated else None)
-
-    def _grid(self, case: Case, cine: Volume, lge: Volume) -> SharedGrid:
-        if cine.channels != 1 or lge.channels != 1:
-            raise FileError(
-                f"{self.name}: {case.name} must have one image in each file; "
-                f"got {cine.channels} in {_CINE}, {lge.channels} in {_LGE}"
-            )
-        grid = shared_grid(cine, lge, self.recipe)
-        if not grid.pairs:
-            raise FileError(
-                f"{self.name}: no LGE slice of {case.name} lies in its cine stack; "
-                "for headers without positions set pairing=index"
-            )
-        return grid
+        return Picture(image, predicted, reference if annotated else None)
 
     def _with_pairs(self, case: Case) -> Tensors:
-        pairs = self._prepared(case)
+        pairs = self.prepared(PAIRS, case)
         if not len(pairs["slices"]):
             raise FileError(
-                f"{self.name}: no pair of slices of {case.name} shows left ventricle and "
+                f"joint_registration: no pair of slices of {case.name} shows left ventricle and "
                 "myocardium in both masks"
             )
         return pairs
 
-    def _prepared(self, case: Case) -> Tensors:
-        """``cine``, ``lge`` (N, 1, side, side) float32, ``cine_labels``, ``lge_labels``
-        (N, side, side) uint8, ``slices`` (N, 2): which cine and LGE slice."""
-
-        def make() -> Tensors:
-            cine, lge = case.image(_CINE), case.image(_LGE)
-            grid = self._grid(case, cine, lge)
-            images = network_view(grid, cine, lge, self.recipe)
-            labels = label_view(grid, case.label(_CINE), case.label(_LGE))
-            slices = torch.tensor([(pair.source, pair.target) for pair in grid.pairs])
-            shown = torch.stack(
-                [
-                    (mask == _STRUCTURES[name]).flatten(1).any(1)
-                    for mask in labels
-                    for name in ("lv", "myocardium")
-                ]
-            ).all(0)
-            return {
-                "cine": images.cine[shown],
-                "lge": images.lge[shown],
-                "cine_labels": labels.cine[shown, 0],
-                "lge_labels": labels.lge[shown, 0],
-                "slices": slices[shown],
-            }
-
-        keys = (_CINE, _LGE)
-        if self.cache is None or not set(keys) <= case.images.keys() & case.labels.keys():
-            return make()
-        recipe = self.recipe
-        options = {
-            "task": self.name,
-            "version": _VERSION,
-            "spacing_mm": recipe.spacing_mm,
-            "side": recipe.side,
-            "pairing": recipe.pairing,
-            "clip_percent": recipe.clip_percent,
-            "labelling": [asdict(case.labelling[key]) for key in keys],
-        }
-        sources = [files[key] for files in (case.images, case.labels) for key in keys]
-        return self.cache.tensors(sources, options, make)
-
-    def _rows(self, outputs: Mapping[str, Tensor], pairs: Mapping[str, Tensor]) -> list[Row]:
-        """Scores of each pair of a batch."""
+    def _rows(
+        self, case: str, outputs: Mapping[str, Tensor], pairs: Mapping[str, Tensor]
+    ) -> list[Row]:
+        """A row for each pair of a batch."""
         cine, lge = pairs["cine_labels"], pairs["lge_labels"]
         masks = warp_masks(lge, outputs["theta"])
         moved = masks.argmax(1)
-        rows: list[Row] = []
+        rows = []
         for i, (cine_slice, lge_slice) in enumerate(pairs["slices"].tolist()):
-            row: Row = {"cine_slice": cine_slice, "lge_slice": lge_slice}
-            row |= self._distances(moved[i], cine[i])
             before = self._distances(lge[i], cine[i])
-            row |= {f"before_{name}": value for name, value in before.items()}
-            loss = dual_loss(
-                masks[i : i + 1], cine[i : i + 1], activation="none", alpha=self.config.alpha
-            )
-            row["registration_loss"] = loss.item()
+            scores = {
+                **self._distances(moved[i], cine[i]),
+                **{f"before_{name}": value for name, value in before.items()},
+            }
+            one = slice(i, i + 1)
+            loss = dual_loss(masks[one], cine[one], activation="none", alpha=self.config.alpha)
+            scores["registration_loss"] = loss.item()
             for name in ("cine", "lge"):
                 if name in outputs:
-                    row[f"{name}_dice_percent"] = 100 * _mean_dice(
+                    scores[f"{name}_dice_percent"] = 100 * _mean_dice(
                         outputs[name][i].argmax(0), pairs[f"{name}_labels"][i]
                     )
-            rows.append(row)
+            ids = {"case": case, "cine_slice": cine_slice, "lge_slice": lge_slice}
+            rows.append(Row(ids, scores))
         return rows
 
     def _distances(self, labels: Tensor, reference: Tensor) -> dict[str, float]:
-        """The columns of table 1, of one slice; NaN where a structure is in one of both alone."""
+        """The columns of table 1 for one slice; NaN where only one of both has the structure."""
         spacing = (self.recipe.spacing_mm,) * 2
-        found = {}
-        for column in _COLUMNS:
+        distances = {}
+        for column in DISTANCES:
             structure, kind, _ = column.split("_")
-            mask, true = (x == _STRUCTURES[structure] for x in (labels, reference))
+            mask, true = (x == STRUCTURES[structure] for x in (labels, reference))
             if kind == "cd":
-                found[column] = center_distance(mask, true, spacing).item()
+                distances[column] = center_distance(mask, true, spacing).item()
             else:
-                found[column] = average_surface_distance(mask, true, spacing)
-        return found
+                distances[column] = average_surface_distance(mask, true, spacing)
+        return distances
 
 
 class _PairFeed:
@@ -276,18 +240,29 @@ class _PairFeed:
 
 
 def _mean_dice(labels: Tensor, reference: Tensor) -> float:
-    """Of the three structures."""
-    classes = torch.tensor(list(_STRUCTURES.values())).view(-1, 1, 1)
+    """Mean over the three structures."""
+    classes = torch.tensor(list(STRUCTURES.values())).view(-1, 1, 1)
     return dice(labels == classes, reference == classes, batch_axes=1).mean().item()
 
 
-def _mean(rows: Sequence[Row]) -> Row:
+def _patient_row(rows: Sequence[Row]) -> Row:
     """A patient's mean over slices; slices without a value are left out."""
-    mean: Row = {"case": rows[0]["case"], "slices": len(rows)}
-    for name in [n for n in rows[0] if n not in ("case", "cine_slice", "lge_slice")]:
-        values = [v for row in rows if not math.isnan(v := float(row[name]))]
-        mean[name] = sum(values) / len(values) if values else math.nan
-    return mean
+    means = {}
+    for name in rows[0].scores:
+        values = [v for row in rows if not math.isnan(v := row.scores[name])]
+        means[name] = sum(values) / len(values) if values else math.nan
+    return Row({"case": rows[0].case, "slices": len(rows)}, means)
 
 
-TASK = JointRegistrationTask
+def _read_stacks(case: Case) -> tuple[Volume, Volume]:
+    return case.image(_CINE, channels=1), case.image(_LGE, channels=1)
+
+
+def _grid_of(case: Case, cine: Volume, lge: Volume, recipe: Recipe) -> SharedGrid:
+    grid = shared_grid(cine, lge, recipe)
+    if not grid.pairs:
+        raise FileError(
+            f"joint_registration: no LGE slice of {case.name} lies in its cine stack; "
+            "for headers without positions set pairing=index"
+        )
+    return grid

@@ -1,18 +1,17 @@
 """Myocardium and scar in LGE volumes, slice by slice."""
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cmrfast.data.prepare import min_max
+from cmrfast.data.slices import center_slices, pack_slices, unpack_slices
 from cmrfast.data.volume import Volume
-from cmrfast.ops import extract_patches
+from cmrfast.infer import predict_batches
+from cmrfast.models.joint_scar import JointScar
 
 
 def segment(
-    model: nn.Module, volume: Volume, *, threshold: float = 0.5, batch: int = 8
+    model: JointScar, volume: Volume, *, threshold: float = 0.5, batch: int = 8
 ) -> dict[str, Volume]:
     """Draw myocardium and scar.
 
@@ -36,28 +35,25 @@ def segment(
     return {name: p.with_data((p.data > threshold).byte()) for name, p in found.items()}
 
 
-def probabilities(model: nn.Module, volume: Volume, *, batch: int = 8) -> dict[str, Volume]:
+def probabilities(model: JointScar, volume: Volume, *, batch: int = 8) -> dict[str, Volume]:
     """How sure the network is of each voxel; arguments and names as those of ``segment``.
 
-    Holds the slices, the results and one batch. Beyond the square that the network sees, as wide as
-    its ``config.image`` about the middle of a slice, the probability is 0.
+    Holds the slices as the network sees them, the results and one batch. Beyond the square that the
+    network sees, as wide as its ``config.image`` about the middle of a slice, the probability is 0.
 
     Returns:
         float32 volumes in [0, 1] on the volume's grid.
     """
-    config: Any = model.config
-    device = next(model.parameters()).device
-    slices = as_slices(volume.data)
+    slices = pack_slices(volume.data)
+    images = network_view(slices, model.config.image)
     results: dict[str, list[Tensor]] = {}
-    with torch.inference_mode():
-        for part in slices.split(batch):
-            outputs = model(network_view(part.to(device), config.image))
-            for name, logits in outputs.items():
-                foreground = logits.float().softmax(1)[:, 1]
-                on_grid = centred(foreground, slices.shape[1:])
-                results.setdefault(name, []).append(on_grid.cpu())
+    for outputs in predict_batches("joint_scar", model, {"images": images}, batch):
+        for name, logits in outputs.items():
+            foreground = logits.float().softmax(1)[:, 1]
+            on_grid = center_slices(foreground, slices.shape[1:])
+            results.setdefault(name, []).append(on_grid.cpu())
     return {
-        name: volume.with_data(as_volume(torch.cat(parts), volume.channels))
+        name: volume.with_data(unpack_slices(torch.cat(parts), volume.channels))
         for name, parts in results.items()
     }
 
@@ -75,44 +71,8 @@ def network_view(slices: Tensor, side: int) -> Tensor:
     Returns:
         (N, 1, side, side) float32.
     """
-    square = centred(slices, (side, side))
+    square = center_slices(slices, (side, side))
     values = square.movedim(0, -1)[None]  # one range a slice of the last axis
     counts = values.isfinite() & (values != 0)
     scaled = min_max(values, mask=counts[0], over="slice").float()
     return scaled.nan_to_num(0.0, 0.0, 0.0).clamp(0, 1).movedim(-1, 0)
-
-
-def centred(slices: Tensor, shape: Sequence[int]) -> Tensor:
-    """Slices cut or padded with 0 about their middle; a second time brings back what was kept.
-
-    Args:
-        slices: (N, I, J), any real dtype.
-        shape: of the result, two entries.
-
-    Returns:
-        (N, *shape), of the slices' dtype.
-
-    Example:
-        >>> square = centred(torch.ones(1, 3, 5), (4, 4))
-        >>> centred(square, (3, 5))[0, 0].tolist()
-        [1.0, 1.0, 1.0, 1.0, 0.0]
-    """
-    count, old = len(slices), slices.shape[1:]
-    start = torch.tensor([n // 2 - m // 2 for n, m in zip(old, shape, strict=True)])
-    return extract_patches(
-        slices[:, None],
-        start.to(slices.device).expand(count, -1),
-        shape,
-        volume_index=torch.arange(count, device=slices.device),
-        dtype=slices.dtype,
-    )[:, 0]
-
-
-def as_slices(data: Tensor) -> Tensor:
-    """(C, I, J, K) as (C · K, I, J)."""
-    return data.movedim(-1, 1).flatten(0, 1)
-
-
-def as_volume(slices: Tensor, channels: int) -> Tensor:
-    """(C · K, I, J) as (C, I, J, K), the inverse of ``as_slices``."""
-    return slices.view(channels, -1, *slices.shape[1:]).movedim(1, -1)

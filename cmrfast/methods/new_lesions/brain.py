@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cmrfast.data.prepare.intensity import percentiles
+from cmrfast.data.prepare import percentiles
 
 
 def brain_union(*masks: Tensor) -> Tensor:

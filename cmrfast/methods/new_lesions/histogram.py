@@ -5,9 +5,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from cmrfast.data.prepare.intensity import percentiles
+from cmrfast.data.prepare import percentiles
 
-#: Which percentiles of the brain's voxels are landmarks (methods' new_lesions).
+#: Which percentiles of the brain's voxels are landmarks.
 PERCENTILES = (1.0, 10.0, 20.0, 25.0, 30.0, 40.0, 50.0, 60.0, 70.0, 75.0, 80.0, 90.0, 99.0)
 
 

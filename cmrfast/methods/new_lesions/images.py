@@ -5,26 +5,20 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from cmrfast.data.prepare import (
-    brain_union,
-    correct_bias,
-    crop_or_pad,
-    foreground,
-    spacing_grid,
-    standardise_histogram,
-    z_score,
-)
+from cmrfast.data.prepare import crop_or_pad, spacing_grid, z_score
 from cmrfast.data.volume import Volume
-from cmrfast.infer.sliding import sliding_window
-from cmrfast.models.new_lesions import RECIPE, Recipe, fold
+from cmrfast.infer import sliding_window
+from cmrfast.methods.new_lesions.brain import brain_union, correct_bias, foreground
+from cmrfast.methods.new_lesions.histogram import standardise_histogram
+from cmrfast.models.new_lesions import RECIPE, NewLesions, Recipe, fold
 from cmrfast.ops import resample
 from cmrfast.ops.affine_sample import Mode
 
 
 @dataclass(frozen=True)
-class Pair:
+class AlignedVisits:
     """Two visits on one grid of cubic voxels, cut to the box around the brain.
 
     Args:
@@ -47,7 +41,7 @@ class NewLesionMap(NamedTuple):
 
 def align(
     earlier: Volume, later: Volume, brains: Sequence[Volume] = (), *, recipe: Recipe = RECIPE
-) -> Pair:
+) -> AlignedVisits:
     """Bring both visits onto a grid of the recipe's spacing, along the later one's axes.
 
     Args:
@@ -79,7 +73,7 @@ def align(
         _onto(_even(v, masks) if recipe.bias_field else _floating(v), size, world_from_vox)
         for v in (earlier, later)
     ]
-    return Pair(torch.cat(images), boxed[0], world_from_vox)
+    return AlignedVisits(torch.cat(images), boxed[0], world_from_vox)
 
 
 def normalise(images: Tensor, brain: Tensor, landmarks: Tensor | None = None) -> Tensor:
@@ -103,7 +97,7 @@ def normalise(images: Tensor, brain: Tensor, landmarks: Tensor | None = None) ->
 
 
 def segment(
-    model: nn.Module,
+    model: NewLesions,
     earlier: Volume,
     later: Volume,
     brains: Sequence[Volume] = (),

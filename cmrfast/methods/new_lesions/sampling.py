@@ -1,12 +1,17 @@
-"""Which patches an epoch is made of: samplers that are functions of (seed, epoch, sample)."""
+"""Patches of prepared patients: where they lie is a function of (seed, epoch, sample)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from cmrfast.data.draws import order, uniforms
+from cmrfast.data.random import uniforms
+from cmrfast.methods.task import Batch
+from cmrfast.models.new_lesions import Recipe
+from cmrfast.ops import VolumeStore, extract_patches
+
+_FLIPS = 1  # added to the seed: a stream of draws apart from the sampler's
 
 
 @dataclass(frozen=True)
@@ -114,20 +119,52 @@ class _Voxels:
         return self.table[at.clamp(max=len(self.table) - 1)].long()
 
 
-def batches(seed: int, epoch: int, count: int, batch: int, *, drop_last: bool) -> list[Tensor]:
-    """The samples of an epoch, shuffled, as batches of sample numbers.
+class PatchFeed:
+    """Patches of prepared patients, more of them where lesions are.
 
     Args:
-        seed, epoch: of the shuffle.
-        count: samples of the epoch.
-        batch: samples of a batch; one batch of ``count`` where there are fewer.
-        drop_last: leave out an incomplete last batch, unless it is the only one.
-
-    Example:
-        >>> [len(b) for b in batches(0, 0, 10, 4, drop_last=False)]
-        [4, 4, 2]
+        patients: of each patient ``images`` (2, I, J, K), ``masks`` (5, I, J, K) and ``brain``
+            (I, J, K), masks uint8.
+        recipe: sampling.
+        seed: of every random choice.
+        device: where batches are made, and patients are kept.
     """
-    if batch < 1:
-        raise ValueError(f"batches: batch must be >= 1; got {batch}")
-    parts = list(order(seed, epoch, count).split(batch))
-    return parts[:-1] if drop_last and len(parts) > 1 and len(parts[-1]) < batch else parts
+
+    def __init__(
+        self,
+        patients: Sequence[Mapping[str, Tensor]],
+        recipe: Recipe,
+        *,
+        seed: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.recipe, self.seed, self.device = recipe, seed, torch.device(device)
+        self.sampler = LesionSampler(
+            [p["masks"][0] & p["brain"] for p in patients],
+            [p["brain"] for p in patients],
+            (recipe.patch,) * 3,
+            on_target=recipe.on_lesion,
+            per_patient=recipe.per_patient,
+            seed=seed,
+        )
+        self.images = VolumeStore([p["images"] for p in patients], device)
+        self.masks = VolumeStore([p["masks"] for p in patients], device)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def batch(self, epoch: int, samples: Tensor) -> Batch:
+        """``earlier`` and ``later`` (B, 1, D, H, W), ``masks`` (B, 5, D, H, W) uint8."""
+        samples = samples.cpu()
+        windows = self.sampler.windows(epoch, samples)
+        start, which = (x.to(self.device) for x in (windows.start_vox, windows.volume_index))
+        flips = None
+        if self.recipe.flip:
+            draws = uniforms(self.seed + _FLIPS, epoch, samples, 3)
+            flips = (draws < self.recipe.flip).to(self.device)
+        size = self.sampler.size
+        images = extract_patches(self.images, start, size, volume_index=which, flips=flips)
+        masks = extract_patches(
+            self.masks, start, size, volume_index=which, flips=flips, dtype=torch.uint8
+        )
+        return {"earlier": images[:, :1], "later": images[:, 1:], "masks": masks}

@@ -1,13 +1,16 @@
 """Lesion in T1 maps: patches all over the myocardium, classified and joined to a map."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cmrfast.data.prepare import resample_labels, spacing_grid
+from cmrfast.data.slices import slice_plane
 from cmrfast.data.t1_units import t1_in_ms
 from cmrfast.data.volume import Volume
+from cmrfast.infer import predict_batches
+from cmrfast.models.siamese_lesion import SiameseLesion
 from cmrfast.ops import PatchMerger, extract_patches, resample
 
 
@@ -27,15 +30,8 @@ class LesionMap(NamedTuple):
     probability: Tensor
 
 
-class Plane(NamedTuple):
-    """One slice (C, I, J) and its (4, 4) world_from_vox, as the slice k = 0."""
-
-    data: Tensor
-    world_from_vox: Tensor
-
-
 def classify(
-    model: nn.Module,
+    model: SiameseLesion,
     t1: Volume,
     myocardium: Volume,
     *,
@@ -48,7 +44,7 @@ def classify(
     """Find lesion by T1 alone.
 
     The map is, at each voxel, the mean of all patches that cover it, weighted by a Gaussian of
-    ``stride`` about their centres. Holds one slice and one batch of patches.
+    ``stride`` about their centres. Holds one slice and its patches.
 
     Args:
         model: a ``SiameseLesion`` in evaluation mode.
@@ -74,28 +70,32 @@ def classify(
             "classify: t1 and myocardium must have one channel each, on one grid; "
             f"got {tuple(t1.data.shape)} and {tuple(myocardium.data.shape)}"
         )
-    config: Any = model.config
+    side = model.config.patch
     device = next(model.parameters()).device
     t1 = t1_in_ms(t1)
-    size = (config.patch, config.patch)
-    weight = _bell(config.patch, stride).to(device)
+    size = (side, side)
+    weight = _bell(side, stride).to(device)
     near = torch.zeros(t1.data.shape)
     slices, centers, found = [], [], []
     for k in range(t1.shape[2]):
-        native, wall = plane(t1, k), plane(myocardium, k)
+        native, wall = slice_plane(t1, k), slice_plane(myocardium, k)
         shape, grid = spacing_grid(native.data.shape[1:], native.world_from_vox, [spacing_mm] * 2)
-        scaled = standardised(native.data.to(device), mean_ms, sd_ms)
+        scaled = standardise(native.data.to(device), mean_ms, sd_ms)
         image = resample(scaled, native.world_from_vox, grid, shape, antialias=True)
         region = resample_labels(wall.data[0] != 0, native.world_from_vox, grid, shape)
         center = patch_centers(region, stride)
         if not len(center):
             continue
         merger = PatchMerger(shape, 1, size, weight=weight, device=device)
-        for part in (center - config.patch // 2).to(device).split(batch):
-            with torch.inference_mode():
-                logits = model(extract_patches(image, part, size))["logits"]
-                probability = logits.float().softmax(1)[:, 1]
-                merger.add(probability[:, None, None, None].expand(-1, 1, *size), part)
+        starts = (center - side // 2).to(device)
+        patches = extract_patches(image, starts, size)
+        for outputs, start in zip(
+            predict_batches("siamese_lesion", model, {"t1": patches}, batch),
+            starts.split(batch),
+            strict=True,
+        ):
+            probability = outputs["logits"].float().softmax(1)[:, 1]
+            merger.add(probability[:, None, None, None].expand(-1, 1, *size), start)
             found.append(probability.cpu())
         merged = merger.merged().cpu()
         on_grid = resample(merged, grid, native.world_from_vox, native.data.shape[1:])
@@ -111,14 +111,7 @@ def classify(
     )
 
 
-def plane(volume: Volume, k: int) -> Plane:
-    """One slice of a volume."""
-    matrix = volume.world_from_vox.clone()
-    matrix[:3, 3] += k * matrix[:3, 2]
-    return Plane(volume.data[..., k], matrix)
-
-
-def standardised(t1_ms: Tensor, mean_ms: float, sd_ms: float) -> Tensor:
+def standardise(t1_ms: Tensor, mean_ms: float, sd_ms: float) -> Tensor:
     """T1 in standard deviations about the mean, float32; 0 where it is not finite."""
     return ((t1_ms.float() - mean_ms) / sd_ms).nan_to_num(0.0, 0.0, 0.0)
 

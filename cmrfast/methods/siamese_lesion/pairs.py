@@ -5,25 +5,20 @@ from torch import Tensor
 
 from cmrfast.data.cache import Tensors
 from cmrfast.data.datasets.case import Case
-from cmrfast.data.datasets.slices import slice_pairs
-from cmrfast.data.prepare import (
-    align_masks,
-    lesion_mask,
-    resample_labels,
-    spacing_grid,
-    z_score,
-)
+from cmrfast.data.prepare import resample_labels, spacing_grid, z_score
+from cmrfast.data.slices import Plane, slice_pairs, slice_plane
 from cmrfast.data.t1_units import t1_in_ms
 from cmrfast.data.volume import Volume
 from cmrfast.errors import FileError
-from cmrfast.infer.siamese_lesion import Plane, plane
+from cmrfast.methods.siamese_lesion.alignment import align_masks
+from cmrfast.methods.siamese_lesion.lesions import lesion_mask
 from cmrfast.ops import resample
 
 
 def read_t1(case: Case) -> tuple[Volume, Volume]:
     """T1 in ms and the myocardium drawn on it."""
-    t1 = _read(case, "t1")
-    myocardium = _mask(case, "t1_myocardium", t1)
+    t1 = case.image("t1", channels=1)
+    myocardium = case.mask_on(t1, "t1_myocardium")
     try:
         return t1_in_ms(t1, name=f"t1 of {case.name}"), myocardium
     except ValueError as error:
@@ -39,13 +34,13 @@ def lge_lesion(case: Case, *, deviations: float) -> tuple[Volume, Volume, Volume
         case: of layout t1_lge.
         deviations: lesion is brighter than healthy muscle's mean plus so many SD.
     """
-    lge = _read(case, "lge")
-    myocardium = _mask(case, "lge_myocardium", lge)
+    lge = case.image("lge", channels=1)
+    myocardium = case.mask_on(lge, "lge_myocardium")
     if "lge_lesion" in case.labels:
-        return lge, myocardium, _mask(case, "lge_lesion", lge)
+        return lge, myocardium, case.mask_on(lge, "lge_lesion")
     reference = None
     if "lge_reference" in case.labels:
-        reference = _mask(case, "lge_reference", lge).data[0]
+        reference = case.mask_on(lge, "lge_reference").data[0]
     lesion = torch.zeros_like(myocardium.data)
     i_mm, j_mm, _ = lge.spacing_mm
     for k in myocardium.data[0].any(0).any(0).nonzero().flatten().tolist():
@@ -86,7 +81,7 @@ def aligned_pairs(case: Case, *, spacing_mm: float, deviations: float) -> Tensor
     lge, lge_wall, lesion = lge_lesion(case, deviations=deviations)
     found = []
     for pair in slice_pairs(lge, t1):
-        moving, fixed = plane(t1_wall, pair.target), plane(lge_wall, pair.source)
+        moving, fixed = slice_plane(t1_wall, pair.target), slice_plane(lge_wall, pair.source)
         if not moving.data.any() or not fixed.data.any():
             continue
         aligned = align_masks(
@@ -96,13 +91,13 @@ def aligned_pairs(case: Case, *, spacing_mm: float, deviations: float) -> Tensor
             fixed.data.shape[1:], fixed.world_from_vox, (spacing_mm, spacing_mm)
         )
         t1_grid = aligned.moving_from_fixed @ grid
-        pale = _on_grid(plane(lge, pair.source), grid, shape)
+        pale = _on_grid(slice_plane(lge, pair.source), grid, shape)
         found.append(
             {
-                "t1": _on_grid(plane(t1, pair.target), t1_grid, shape, fill=torch.nan),
+                "t1": _on_grid(slice_plane(t1, pair.target), t1_grid, shape, fill=torch.nan),
                 "lge": z_score(pale),
                 "myocardium": _labels(fixed, grid, shape),
-                "lesion": _labels(plane(lesion, pair.source), grid, shape),
+                "lesion": _labels(slice_plane(lesion, pair.source), grid, shape),
                 "t1_slice": torch.tensor(pair.target),
                 "lge_slice": torch.tensor(pair.source),
                 "t1_from_lge": aligned.moving_from_fixed,
@@ -121,8 +116,8 @@ def lesion_on_t1(pairs: Tensors, lesion: Volume, t1: Volume) -> Volume:
     marked = torch.zeros(t1.data.shape, dtype=torch.uint8)
     matches = (pairs[name] for name in ("t1_slice", "lge_slice", "t1_from_lge"))
     for k, source, t1_from_lge in zip(*matches, strict=True):
-        grid = torch.linalg.inv(t1_from_lge) @ plane(t1, int(k)).world_from_vox
-        marked[0, ..., int(k)] = _labels(plane(lesion, int(source)), grid, t1.shape[:2])
+        grid = torch.linalg.inv(t1_from_lge) @ slice_plane(t1, int(k)).world_from_vox
+        marked[0, ..., int(k)] = _labels(slice_plane(lesion, int(source)), grid, t1.shape[:2])
     return t1.with_data(marked)
 
 
@@ -134,22 +129,3 @@ def _on_grid(image: Plane, grid: Tensor, shape: tuple[int, ...], fill: float = 0
 
 def _labels(mask: Plane, grid: Tensor, shape: tuple[int, ...]) -> Tensor:
     return resample_labels(mask.data[0], mask.world_from_vox, grid, shape)
-
-
-def _read(case: Case, sequence: str) -> Volume:
-    image = case.image(sequence)
-    if image.channels != 1:
-        raise FileError(
-            f"siamese_lesion: {case.images[sequence]} must have one channel; got {image.channels}"
-        )
-    return image
-
-
-def _mask(case: Case, name: str, image: Volume) -> Volume:
-    mask = case.label(name)
-    if mask.channels != 1 or not mask.shares_grid(image):
-        raise FileError(
-            f"siamese_lesion: {case.labels[name]} must lie on the grid of its image "
-            f"{tuple(image.data.shape)}; got {tuple(mask.data.shape)}"
-        )
-    return mask

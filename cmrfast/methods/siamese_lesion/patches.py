@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from cmrfast.data.cache import Tensors
-from cmrfast.data.draws import uniforms
-from cmrfast.data.prepare import patch_labels
-from cmrfast.infer.siamese_lesion import patch_centers, standardised
+from cmrfast.data.random import uniforms
+from cmrfast.methods.siamese_lesion.images import patch_centers, standardise
+from cmrfast.methods.siamese_lesion.lesions import patch_labels
+from cmrfast.methods.task import Batch
 from cmrfast.ops import VolumeStore, extract_patches
-from cmrfast.tasks.task import Batch
 
 _OFF_LINE = -1  # stands for the epoch in draws that are made once for all epochs
 
@@ -61,7 +61,7 @@ class PairPatches:
         lesions: list[Tensor] = []
         starts: list[Tensor] = []
         for pairs in subjects:
-            t1 = standardised(pairs["t1"], mean_ms, sd_ms)
+            t1 = standardise(pairs["t1"], mean_ms, sd_ms)
             images += torch.cat((t1, pairs["lge"]), 1).unbind()
             lesions += pairs["lesion"].unbind()
             starts += [patch_centers(m, stride) - size // 2 for m in pairs["myocardium"]]

@@ -1,57 +1,61 @@
 """siamese_lesion on images: patches of T1 maps, with those of LGE to learn from."""
 
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from cmrfast.data.cache import Tensors
 from cmrfast.data.datasets.case import Case
-from cmrfast.data.draws import order
+from cmrfast.data.random import order
 from cmrfast.data.t1_units import FIT_FAILURES
 from cmrfast.errors import FileError
-from cmrfast.infer.siamese_lesion import LesionMap, classify
+from cmrfast.methods.preparation import Preparation, Source, prepare_cases
+from cmrfast.methods.siamese_lesion.images import LesionMap, classify
+from cmrfast.methods.siamese_lesion.pairs import aligned_pairs, lesion_on_t1, lge_lesion, read_t1
+from cmrfast.methods.siamese_lesion.patches import PairFeed, PairPatches
+from cmrfast.methods.task import (
+    Feed,
+    Output,
+    Picture,
+    Prediction,
+    Row,
+    Task,
+    rows_of_columns,
+)
 from cmrfast.metrics import balanced_accuracy
+from cmrfast.models.siamese_lesion import Config, Recipe, SiameseLesion
 from cmrfast.ops import nt_xent
-from cmrfast.tasks.gather import prepared_cases
-from cmrfast.tasks.siamese_lesion_pairs import aligned_pairs, lesion_on_t1, lge_lesion, read_t1
-from cmrfast.tasks.siamese_lesion_patches import PairFeed, PairPatches
-from cmrfast.tasks.task import Feed, Output, Prediction, Row, Task, View
-
-_VERSION = 1  # of what is cached
-_MASKS = ("t1_myocardium", "lge_myocardium")
-_USED = ("t1", "lge", *_MASKS, "lge_reference", "lge_lesion")  # files, as the layout names them
 
 
-def _published(values: str) -> dict[str, str]:
-    names = ("balanced", "sensitivity", "specificity", "classification_loss", "pairing_loss")
-    return dict(zip(names, values.split(), strict=False))
+def _prepare(source: Source[Config, Recipe]) -> Tensors:
+    recipe = source.recipe
+    return aligned_pairs(source.case, spacing_mm=recipe.spacing_mm, deviations=recipe.deviations)
 
 
-class SiameseLesionTask(Task):
+PAIRS = Preparation(
+    "siamese_lesion",
+    _prepare,
+    images=("t1", "lge"),
+    labels=("t1_myocardium", "lge_myocardium"),
+    optional_labels=("lge_reference", "lge_lesion"),
+    recipe=("spacing_mm", "deviations"),
+)
+
+
+class SiameseLesionTask(Task[SiameseLesion, Config, Recipe]):
     """Learns from pairs of patches; predicts from T1 and the myocardium drawn on it alone.
 
-    It is judged as in the paper: on patches of slices that are aligned with LGE, in percent.
+    Scored as in the paper: on patches of slices that are aligned with LGE, in percent.
     """
 
-    name: ClassVar[str] = "siamese_lesion"
-    layouts: ClassVar[tuple[str, ...]] = ("t1_lge",)
-    inputs: ClassVar[tuple[str, ...]] = ("t1", "lge")
-    objective: ClassVar[str] = "-classification_loss"
-    structures: ClassVar[Mapping[int, str]] = {1: "lesion"}
+    preparations = (PAIRS,)
     predict_batch = 64
-    published: ClassVar[Mapping[str, Mapping[str, str]]] = {
-        "pure": _published("50 100 0 5.11"),
-        "siamese": _published("69.51 41.88 97.14 1.31 1.63"),
-        "partial": _published("78.96 59.83 98.1 0.91 1.82"),
-        "decoupled": _published("81.61 71.79 91.43 0.51 1.78"),
-    }
 
     def fit(self, cases: Sequence[Case]) -> dict[str, float]:
         """Mean and SD of T1 over all pixels of the training patients' myocardium, in ms."""
-        values = torch.cat(prepared_cases("siamese_lesion", cases, _myocardial_t1))
+        values = torch.cat(prepare_cases("siamese_lesion", cases, _myocardial_t1))
         if not len(values) or values.std(correction=0) == 0:
             raise FileError(
                 "siamese_lesion: T1 of the training patients' myocardium must vary; "
@@ -64,16 +68,18 @@ class SiameseLesionTask(Task):
 
     def feed(self, cases: Sequence[Case], *, seed: int) -> Feed:
         """Patches all over the myocardium, a share of them a second time, mirrored."""
-        patches = self._patches(prepared_cases("siamese_lesion", cases, self._pairs))
+        patches = self._patches(
+            prepare_cases("siamese_lesion", cases, lambda case: self.prepared(PAIRS, case))
+        )
         if not len(patches):
             raise FileError("siamese_lesion: no myocardium is large enough for a patch's centre")
         recipe = self.recipe
         patches = patches.with_mirrored(recipe.flip, seed)
         return PairFeed(patches, seed=seed, distinct=recipe.distinct_slices)
 
-    def predict(self, model: nn.Module, case: Case) -> Prediction:
+    def predict(self, model: SiameseLesion, case: Case) -> Prediction:
         """The map of lesion probability, and every patch with its centre in the scanner."""
-        found = self._classified(model, case)
+        found = self._classify(model, case)
         columns = (found.slices, found.center_mm, found.probability)
         patches = [
             {"slice": k, "center_mm": center, "probability": p, "lesion": p > 0.5}
@@ -82,7 +88,7 @@ class SiameseLesionTask(Task):
         images = {"lesion_probability": Output(found.map, case.images["t1"])}
         return Prediction(images, {"patches": patches})
 
-    def evaluate(self, model: nn.Module, case: Case) -> list[Row]:
+    def evaluate(self, model: SiameseLesion, case: Case) -> list[Row]:
         """A row a patch; means over the rows are the paper's scores, but see ``pooled``.
 
         ``sensitivity`` is NaN where a patch has no lesion, ``specificity`` where it has one. The
@@ -90,7 +96,7 @@ class SiameseLesionTask(Task):
         """
         if not _is_paired(case):
             return []
-        pairs = self._pairs(case)
+        pairs = self.prepared(PAIRS, case)
         patches = self._patches([pairs])
         rows: list[Row] = []
         for samples in order(0, 0, len(patches)).split(self.recipe.batch):
@@ -110,35 +116,27 @@ class SiameseLesionTask(Task):
             scores["sensitivity"] = torch.where(labels == 1, right, torch.nan)
             scores["specificity"] = torch.where(labels == 0, right, torch.nan)
             slices = pairs["t1_slice"][patches.volume[samples]].tolist()
-            columns = {
-                "slice": slices,
-                "patch": samples.tolist(),
-                "lesion": labels.tolist(),
-                **{name: values.tolist() for name, values in scores.items()},
-            }
-            rows += [
-                {"case": case.name, **dict(zip(columns, row, strict=True))}
-                for row in zip(*columns.values(), strict=True)
-            ]
-        return sorted(rows, key=lambda row: row["patch"])
+            ids = {"slice": slices, "patch": samples.tolist(), "lesion": labels.tolist()}
+            rows += rows_of_columns(case.name, ids, scores)
+        return sorted(rows, key=lambda row: row.ids["patch"])
 
     def pooled(self, rows: Sequence[Row]) -> dict[str, float]:
-        """What is no mean over rows: the balanced accuracy of all patches, in percent."""
-        lesion = torch.tensor([row["lesion"] for row in rows], dtype=torch.bool)
-        found = torch.tensor([row["probability"] for row in rows]) > 0.5
+        """The balanced accuracy of all patches, in percent."""
+        lesion = torch.tensor([row.ids["lesion"] for row in rows], dtype=torch.bool)
+        found = torch.tensor([row.scores["probability"] for row in rows]) > 0.5
         return {"balanced": 100 * balanced_accuracy(found, lesion).balanced}
 
-    def view(self, model: nn.Module, case: Case) -> View:
+    def picture(self, model: SiameseLesion, case: Case) -> Picture:
         """T1; where the map is above one half, and the lesion that LGE shows, both labelled 1."""
         t1, _ = read_t1(case)
-        predicted = (self._classified(model, case).map.data > 0.5).byte()
+        predicted = (self._classify(model, case).map.data > 0.5).byte()
         reference = None
         if _is_paired(case):
             lesion = lge_lesion(case, deviations=self.recipe.deviations)[2]
-            reference = lesion_on_t1(self._pairs(case), lesion, t1)
-        return View(t1, t1.with_data(predicted), reference)
+            reference = lesion_on_t1(self.prepared(PAIRS, case), lesion, t1)
+        return Picture(t1, t1.with_data(predicted), reference)
 
-    def _classified(self, model: nn.Module, case: Case) -> LesionMap:
+    def _classify(self, model: SiameseLesion, case: Case) -> LesionMap:
         mean_ms, sd_ms = self._scale()
         recipe = self.recipe
         return classify(
@@ -164,29 +162,14 @@ class SiameseLesionTask(Task):
             device=self.device,
         )
 
-    def _pairs(self, case: Case) -> Tensors:
-        options = {
-            "spacing_mm": float(self.recipe.spacing_mm),
-            "deviations": float(self.recipe.deviations),
-        }
-        if self.cache is None or not _is_paired(case):
-            return aligned_pairs(case, **options)
-        files = {**case.images, **case.labels}
-        used = [name for name in _USED if name in files]
-        return self.cache.tensors(
-            [files[name] for name in used],
-            {"task": self.name, "version": _VERSION, "files": used, **options},
-            lambda: aligned_pairs(case, **options),
-        )
-
     def _scale(self) -> tuple[float, float]:
         if not self.fitted:
-            raise ValueError("siamese_lesion: fitted must hold what fit gave; it is empty")
+            raise ValueError("siamese_lesion: fitted must hold what fit returned; it is empty")
         return self.fitted["t1_mean_ms"], self.fitted["t1_sd_ms"]
 
 
 def _is_paired(case: Case) -> bool:
-    return {"t1", "lge"} <= case.images.keys() and set(_MASKS) <= case.labels.keys()
+    return set(PAIRS.images) <= case.images.keys() and set(PAIRS.labels) <= case.labels.keys()
 
 
 def _myocardial_t1(case: Case) -> Tensor:
@@ -195,6 +178,3 @@ def _myocardial_t1(case: Case) -> Tensor:
     values = t1.data[myocardium.data != 0].double()
     failed = torch.isin(values, torch.tensor(FIT_FAILURES, dtype=torch.float64))
     return values[values.isfinite() & ~failed]
-
-
-TASK = SiameseLesionTask

@@ -1,25 +1,18 @@
-"""One HTML page of a run that needs no other file: curves, tables, pictures to scroll through."""
+"""The HTML of a report: one page that needs no other file."""
 
 import base64
 import html
-import io
 import json
 import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-import torch
-
-from cmrfast import viz
-from cmrfast.atomic import replacing
-from cmrfast.evaluate import Evaluation, evaluate
+from cmrfast.methods import Picture, Row
 from cmrfast.metrics import summarise
-from cmrfast.tasks import Row, Task, View
-from cmrfast.train.log import read_log
+from cmrfast.runs.evaluate import Evaluation
+from cmrfast.runs.report.figures import draw_slice
 from cmrfast.train.run import Run
 
-_FACTS = {"step", "lr", "epoch", "samples_per_s", "waited_share", "validation"}
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;
 color:#222}
@@ -42,39 +35,15 @@ for (const c of document.querySelectorAll('.case')) {
 """
 
 
-def report(
-    run: Run, *, part: str = "test", data: str | None = None, device: torch.device | str = "cpu"
-) -> Path:
-    """Write ``report.html`` and its figures into the run's folder.
+def render(run: Run, evaluation: Evaluation, curves: bytes, pictures: Mapping[str, Picture]) -> str:
+    """The page.
 
     Args:
-        run: a trained one.
-        part: of the split, whose patients are scored and shown.
-        data: root of the data set; default where it lay in training.
-        device: where the network runs.
-
-    Returns:
-        The page.
+        run: that it is about.
+        evaluation: of one part of its split.
+        curves: figure of the training, PNG.
+        pictures: of single cases, by title.
     """
-    task, model = run.task(device=device), run.model(device=device)
-    found = evaluate(run, data, part=part, device=device)
-    found.save(run.path)
-    cases = {case.name: case for case in run.cases(part, data)}
-    chosen = _best_median_worst(task, found)
-    with torch.inference_mode():
-        views = {title: task.view(model, cases[name]) for title, name in chosen.items()}
-    curves = _curves(read_log(run.path / "log.jsonl"))
-    (run.path / "figures").mkdir(exist_ok=True)
-    _write(run.path / "figures" / "curves.png", curves)
-    for title, view in views.items():
-        place = run.path / "figures" / f"{title.split()[0]}.png"
-        viz.overlay(view.image, view.predicted, place, names=task.structures)
-    page = run.path / "report.html"
-    _write(page, _page(run, found, task, curves, views).encode())
-    return page
-
-
-def _page(run: Run, found: Evaluation, task: Task, curves: bytes, views: Mapping[str, View]) -> str:
     plan = run.plan
     split = plan.split
     facts = {
@@ -90,11 +59,12 @@ def _page(run: Run, found: Evaluation, task: Task, curves: bytes, views: Mapping
     body = [
         f"<h1>{_text(plan.method)}</h1><table class=about>{about}</table>",
         f"<h2>Training</h2><img class=plot alt='loss over steps' src='{_inline(curves)}'>",
-        f"<h2>Scores of the {_text(found.part)} patients</h2>{_scores(found)}",
+        f"<h2>Scores of the {_text(evaluation.part)} patients</h2>{_scores(evaluation)}",
         "<h2>Best, median and worst case</h2><p class=note>Move the slider through the slices.</p>",
-        *(_case(title, view, task.structures) for title, view in views.items()),
-        f"<h2>Every case</h2><p class=note>Means; evaluation-{_text(found.part)}.csv has every "
-        f"slice.</p><div class=scroll>{_cases(found)}</div>",
+        *(_case(title, picture, run.method.structures) for title, picture in pictures.items()),
+        "<h2>Every case</h2><p class=note>Means; "
+        f"evaluation-{_text(evaluation.part)}.csv has every slice.</p>"
+        f"<div class=scroll>{_cases(evaluation)}</div>",
     ]
     return (
         "<!doctype html><html lang=en><meta charset=utf-8>"
@@ -103,99 +73,25 @@ def _page(run: Run, found: Evaluation, task: Task, curves: bytes, views: Mapping
     )
 
 
-def _best_median_worst(task: Task, found: Evaluation) -> dict[str, str]:
-    """Titles and names of three cases, by the mean of the task's objective."""
-    metric = task.objective.removeprefix("-")
-    values: dict[str, list[float]] = {}
-    for row in found.rows:
-        value = float(row.get(metric, math.nan))
-        if not math.isnan(value):
-            values.setdefault(str(row["case"]), []).append(value)
-    means = {name: sum(v) / len(v) for name, v in values.items()}
-    if not means:
-        return {}
-    ranked = sorted(means, key=lambda n: means[n], reverse=not task.objective.startswith("-"))
-    places = {"best": 0, "median": len(ranked) // 2, "worst": len(ranked) - 1}
-    titles: dict[str, str] = {}
-    for title, place in places.items():
-        name = ranked[place]
-        if name not in titles.values():
-            titles[f"{title} ({name}, {metric} {means[name]:.3g})"] = name
-    return titles
-
-
-def _case(title: str, view: View, names: Mapping[int, str]) -> str:
-    images = []
-    for k in range(view.image.shape[2]):
-        sides = [view.predicted] + ([view.reference] if view.reference else [])
-        drawn = [viz.overlay(view.image, side, slices=[k], names=names) for side in sides]
-        images.append(_beside(drawn))
+def _case(title: str, picture: Picture, names: Mapping[int, str]) -> str:
+    images = [draw_slice(picture, k, names) for k in range(picture.image.shape[2])]
     pictures = "".join(f"<img alt='slice {k}' src='{_inline(p)}'>" for k, p in enumerate(images))
     middle = len(images) // 2
     return (
         f"<div class=case><b>{_text(title)}</b><br>"
-        f"<span class=note>predicted{' | drawn' if view.reference else ''}</span>{pictures}"
+        f"<span class=note>predicted{' | drawn' if picture.reference else ''}</span>{pictures}"
         f"<input type=range min=0 max={len(images) - 1} value={middle}></div>"
     )
 
 
-def _beside(pictures: Sequence[bytes]) -> bytes:
-    """PNGs of one height in a row."""
-    import numpy as np
-    from matplotlib.image import imread, imsave
-
-    planes = [imread(io.BytesIO(picture)) for picture in pictures]
-    height = max(plane.shape[0] for plane in planes)
-    padded = [np.pad(p, ((0, height - p.shape[0]), (0, 0), (0, 0))) for p in planes]
-    file = io.BytesIO()
-    imsave(file, np.concatenate(padded, 1), format="png")
-    return file.getvalue()
-
-
-def _curves(records: Sequence[Mapping[str, Any]]) -> bytes:
-    from matplotlib.figure import Figure
-
-    steps = [record for record in records if "loss" in record]
-    scores = [r for r in records if r.get("validation") is not None]
-    figure = Figure((9, 3.2), layout="constrained")
-    panels = figure.subplots(1, 2 if scores else 1, squeeze=False)[0]
-    names = [name for name in (steps[-1] if steps else {}) if name not in _FACTS]
-    for name in names:
-        x = [record["step"] for record in steps if name in record]
-        y = [record[name] for record in steps if name in record]
-        panels[0].plot(x, _smooth(y), label=name, linewidth=1.2)
-    panels[0].set(xlabel="step", ylabel="loss (running mean)")
-    if names:
-        panels[0].legend(frameon=False)
-    if scores:
-        panels[1].plot(
-            [r["step"] for r in scores], [r["validation"] for r in scores], "o-", markersize=3
-        )
-        panels[1].set(xlabel="step", ylabel="validation score")
-    for panel in panels:
-        panel.spines[["top", "right"]].set_visible(False)
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=130, metadata={"Software": None})
-    return file.getvalue()
-
-
-def _smooth(values: Sequence[float]) -> list[float]:
-    width = max(1, len(values) // 50)
-    sums = [0.0]
-    for value in values:
-        sums.append(sums[-1] + value)
-    ends = range(1, len(sums))
-    return [(sums[i] - sums[max(0, i - width)]) / min(i, width) for i in ends]
-
-
-def _scores(found: Evaluation) -> str:
+def _scores(evaluation: Evaluation) -> str:
     """Metrics down; across, this run and the rows of the paper's table."""
-    printed = len(found.published)
+    printed = len(evaluation.published)
     paper = f"<th colspan={printed} class=over>published</th>" if printed else ""
     over = f"<tr><th class=over></th><th colspan=4 class=over>this run</th>{paper}</tr>"
-    head = ["metric", "mean", "SD", "median", "units", *found.published]
+    head = ["metric", "mean", "SD", "median", "units", *evaluation.published]
     lines = []
-    for name, (s, theirs) in found.beside_published().items():
+    for name, (s, theirs) in evaluation.beside_published().items():
         ours = [*map(_number, (s.mean, s.sd, s.median)), str(s.cases)] if s else ["-"] * 4
         lines.append([name, *ours, *theirs])
     rows = "".join(f"<tr>{''.join(f'<td>{_text(c)}</td>' for c in line)}</tr>" for line in lines)
@@ -203,15 +99,15 @@ def _scores(found: Evaluation) -> str:
     return f"<div class=scroll><table>{over}<tr>{heads}</tr>{rows}</table></div>"
 
 
-def _cases(found: Evaluation) -> str:
+def _cases(evaluation: Evaluation) -> str:
     cases: dict[str, list[Row]] = {}
-    for row in found.rows:
-        cases.setdefault(str(row["case"]), []).append(row)
-    names = list(found.scores)
+    for row in evaluation.rows:
+        cases.setdefault(row.case, []).append(row)
+    names = list(evaluation.scores)
     head = "".join(f"<th>{_text(name)}</th>" for name in ["case", *names])
     lines = []
     for case, rows in cases.items():
-        means = [summarise([float(r.get(n, math.nan)) for r in rows]).mean for n in names]
+        means = [summarise([r.scores.get(n, math.nan) for r in rows]).mean for n in names]
         cells = "".join(f"<td>{_number(mean)}</td>" for mean in means)
         lines.append(f"<tr><td>{_text(case)}</td>{cells}</tr>")
     return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
@@ -231,8 +127,3 @@ def _text(value: Any) -> str:
 
 def _inline(picture: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(picture).decode()
-
-
-def _write(path: Path, content: bytes) -> None:
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)

@@ -7,7 +7,7 @@ import torch
 
 from cmrfast import ops
 from cmrfast.ops import _native
-from tests.ops.test_contract import bits, every_op, run, samples, tensors
+from tests.support.op_calls import bits, every_op, run, samples, tensors
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cmrfast.ops._op import OPS
-from tests.ops.test_contract import (
+from tests.support.op_calls import (
     TOLERANCE,
     assert_close_for_halves,
     bits,

@@ -1,16 +1,15 @@
 """What a reference cannot show of nt_xent."""
 
 import math
-import os
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from cmrfast import ops
+from tests.support.ranks import on_two_ranks
 
 
 def plain(anchors, candidates, temperature=0.07):
@@ -133,36 +132,25 @@ def data():
     return torch.randn(5, 8, generator=generator), torch.randn(5, 8, generator=generator)
 
 
-def rank(index, port, queue):
+def of_its_part(rank, group):
     """Three rows on rank 0 and two on rank 1; gradients as DDP would average them."""
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.distributed.init_process_group("gloo", rank=index, world_size=2)
-    group, found = torch.distributed.group.WORLD, {}
+    found = {}
     for symmetric in (False, True):
-        own = [(x[:3] if index == 0 else x[3:]).clone().requires_grad_() for x in data()]
+        own = [(x[:3] if rank == 0 else x[3:]).clone().requires_grad_() for x in data()]
         loss = ops.nt_xent(*own, symmetric=symmetric, group=group)
         loss.backward()
-        found[symmetric] = loss.item(), [(x.grad / 2).numpy() for x in own]
-    queue.put((index, found))
-    torch.distributed.destroy_process_group()
+        found[symmetric] = loss.item(), [x.grad / 2 for x in own]
+    return found
 
 
-def test_two_ranks_give_the_loss_and_gradient_of_one():
-    context = mp.get_context("spawn")
-    queue = context.Queue()
-    port = 21000 + os.getpid() % 20000
-    ranks = [context.Process(target=rank, args=(i, port, queue)) for i in range(2)]
-    for process in ranks:
-        process.start()
-    found = dict(queue.get(timeout=60) for _ in ranks)
-    for process in ranks:
-        process.join()
+def test_two_ranks_give_the_loss_and_gradient_of_one(tmp_path):
+    found = on_two_ranks(of_its_part, tmp_path)
     for symmetric in (False, True):
         whole = [x.requires_grad_() for x in data()]
         loss = ops.nt_xent(*whole, symmetric=symmetric)
         loss.backward()
-        mean = sum(found[i][symmetric][0] for i in range(2)) / 2
+        mean = sum(of_rank[symmetric][0] for of_rank in found) / 2
         assert mean == pytest.approx(loss.item(), abs=1e-5)
         for side, x in enumerate(whole):
-            parts = [torch.from_numpy(found[i][symmetric][1][side]) for i in range(2)]
-            torch.testing.assert_close(torch.cat(parts), x.grad, rtol=1e-4, atol=1e-6)
+            parts = torch.cat([of_rank[symmetric][1][side] for of_rank in found])
+            torch.testing.assert_close(parts, x.grad, rtol=1e-4, atol=1e-6)

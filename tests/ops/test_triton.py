@@ -12,6 +12,7 @@ from cmrfast import ops
 from cmrfast.ops import _triton
 from cmrfast.ops._op import OPS
 from tests.ops import test_contract
+from tests.support import op_calls
 
 pytest.importorskip("triton")
 interpreted = pytest.mark.skipif(
@@ -86,10 +87,10 @@ def test_interpreted_kernels_serve_cpu_tensors():
 
 @pytest.mark.slow
 @interpreted
-@pytest.mark.parametrize("dtype", test_contract.FLOATS, ids=str)
+@pytest.mark.parametrize("dtype", op_calls.FLOATS, ids=str)
 @pytest.mark.parametrize("name", [name for name, op in OPS.items() if not op.cpu_only])
 def test_every_sample_matches_the_reference(name, dtype, monkeypatch):
-    monkeypatch.setattr(test_contract, "INTERPRETED", False)
+    monkeypatch.setattr(op_calls, "INTERPRETED", False)
     test_contract.test_matches_reference(OPS[name], "cpu", dtype)
 
 

@@ -1,5 +1,6 @@
 """How convolutions are held against torch's in double."""
 
+import pytest
 import torch
 
 
@@ -20,3 +21,21 @@ def close(found, wanted):
         assert a.shape == b.shape
         largest = b.abs().max().item() if b.numel() else 0.0
         torch.testing.assert_close(a.double(), b, rtol=0, atol=1e-5 * largest)
+
+
+def exported(op, args, **options):
+    """The functions that an exported program of the op calls."""
+
+    class Call(torch.nn.Module):
+        def forward(self, *args):
+            return op(*args, **options)
+
+    program = torch.export.export(Call(), args)
+    return {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+
+
+def assert_refused(op, refused):
+    """The op names what is wrong with the arguments of each row of ``refused``."""
+    for args, error, message in refused:
+        with pytest.raises(error, match=f"^{op.__name__}: {message}"):
+            op(*args)

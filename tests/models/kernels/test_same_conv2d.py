@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from cmrfast.ops import same_conv2d
 from cmrfast.ops._op import OPS
 from cmrfast.ops.same_conv2d import same_conv2d_op
-from tests.support.convolutions import both, close
+from tests.support.convolutions import assert_refused, both, close, exported
 
 
 def arguments(batch, size, before, after, side=3, dtype=torch.float32):
@@ -109,13 +109,7 @@ def test_halves_and_autocast_are_torchs(dtype):
 
 
 def test_other_programs_get_torchs():
-    class Call(torch.nn.Module):
-        def forward(self, *args):
-            return same_conv2d(*args)
-
-    program = torch.export.export(Call(), arguments(1, (9, 9), 16, 16))
-    called = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
-    assert called == {"aten.conv2d.default"}
+    assert exported(same_conv2d, arguments(1, (9, 9), 16, 16)) == {"aten.conv2d.default"}
 
 
 def test_compiles_to_one_graph():
@@ -126,20 +120,23 @@ def test_compiles_to_one_graph():
 
 def test_messages():
     x, weight, bias = arguments(1, (4, 5), 2, 3)
-    for args, message in (
-        ((x[0], weight, bias), r"x must be \(B, C, H, W\); got \(2, 4, 5\)"),
-        ((x, weight[:, :1]), r"weight must be \(O, 2, K, K\), K odd; got \(3, 1, 3, 3\)"),
-        ((x, weight[..., :2]), r"weight must be \(O, 2, K, K\), K odd; got \(3, 2, 3, 2\)"),
-        ((x, weight[0, 0, 0, 0]), r"weight must be \(O, 2, K, K\), K odd; got \(\)"),
-        ((x, weight, bias[:2]), r"bias must be \(3,\); got \(2,\)"),
-        ((x, weight, bias.to("meta")), "all tensors must lie on one device; got x on cpu"),
-    ):
-        with pytest.raises(ValueError, match=f"^same_conv2d: {message}"):
-            same_conv2d(*args)
-    with pytest.raises(
-        TypeError, match=r"^same_conv2d: x must be a floating tensor; got torch.int"
-    ):
-        same_conv2d(x.int(), weight, bias)
+    shape = r"weight must be \(O, 2, K, K\), K odd; got"
+    assert_refused(
+        same_conv2d,
+        [
+            ((x[0], weight, bias), ValueError, r"x must be \(B, C, H, W\); got \(2, 4, 5\)"),
+            ((x, weight[:, :1]), ValueError, rf"{shape} \(3, 1, 3, 3\)"),
+            ((x, weight[..., :2]), ValueError, rf"{shape} \(3, 2, 3, 2\)"),
+            ((x, weight[0, 0, 0, 0]), ValueError, rf"{shape} \(\)"),
+            ((x, weight, bias[:2]), ValueError, r"bias must be \(3,\); got \(2,\)"),
+            (
+                (x, weight, bias.to("meta")),
+                ValueError,
+                "all tensors must lie on one device; got x on cpu",
+            ),
+            ((x.int(), weight, bias), TypeError, "x must be a floating tensor; got torch.int"),
+        ],
+    )
     with pytest.raises(ValueError, match=r"^same_conv2d: dilation must be >= 1; got 0"):
         same_conv2d(x, weight, bias, dilation=0)
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from cmrfast.ops import thin_conv3d
 from cmrfast.ops._op import OPS
-from tests.support.convolutions import both, close
+from tests.support.convolutions import assert_refused, both, close, exported
 
 torchs = partial(F.conv3d, padding=1)
 
@@ -78,12 +78,7 @@ def test_halves_and_autocast_are_torchs(dtype):
 
 
 def test_other_programs_get_torchs():
-    class Call(torch.nn.Module):
-        def forward(self, *args):
-            return thin_conv3d(*args, slope=0.1)
-
-    program = torch.export.export(Call(), arguments(1, (3, 4, 5), 2, 3))
-    called = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    called = exported(thin_conv3d, arguments(1, (3, 4, 5), 2, 3), slope=0.1)
     assert called == {"aten.conv3d.default", "aten.leaky_relu.default"}
 
 
@@ -95,18 +90,21 @@ def test_compiles_to_one_graph():
 
 def test_messages():
     x, weight, bias = arguments(1, (3, 4, 5), 2, 3)
-    for args, message in (
-        ((x[0], weight, bias), r"x must be \(B, C, D, H, W\); got \(2, 3, 4, 5\)"),
-        ((x, weight[:, :1], bias), r"weight must be \(O, 2, 3, 3, 3\); got \(3, 1, 3, 3, 3\)"),
-        ((x, weight, bias[:2]), r"bias must be \(3,\); got \(2,\)"),
-        ((x, weight, bias.to("meta")), "all tensors must lie on one device; got x on cpu"),
-    ):
-        with pytest.raises(ValueError, match=f"^thin_conv3d: {message}"):
-            thin_conv3d(*args)
-    with pytest.raises(
-        TypeError, match=r"^thin_conv3d: x must be a floating tensor; got torch.int"
-    ):
-        thin_conv3d(x.int(), weight, bias)
+    shape = r"weight must be \(O, 2, 3, 3, 3\); got"
+    assert_refused(
+        thin_conv3d,
+        [
+            ((x[0], weight, bias), ValueError, r"x must be \(B, C, D, H, W\); got \(2, 3, 4, 5\)"),
+            ((x, weight[:, :1], bias), ValueError, rf"{shape} \(3, 1, 3, 3, 3\)"),
+            ((x, weight, bias[:2]), ValueError, r"bias must be \(3,\); got \(2,\)"),
+            (
+                (x, weight, bias.to("meta")),
+                ValueError,
+                "all tensors must lie on one device; got x on cpu",
+            ),
+            ((x.int(), weight, bias), TypeError, "x must be a floating tensor; got torch.int"),
+        ],
+    )
     with pytest.raises(ValueError, match=r"^thin_conv3d: slope must be positive; got 0\.0"):
         thin_conv3d(x, weight, bias, slope=0.0)
 

@@ -1,14 +1,9 @@
 """The commands about runs: what they print, how they fail, their exit codes."""
 
 import json
-import sys
 
 import pytest
-import torch
 
-from cmrfast import cli
-from cmrfast.cli.app import app
-from cmrfast.data import Volume, write_nifti
 from cmrfast.data.datasets import Split
 from cmrfast.train import Run
 from tests.support import training_task
@@ -23,19 +18,10 @@ SMALL = [
 ]
 
 
-@pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
-    """Run the command in this process, with made-up patients: exit code, output, errors."""
+@pytest.fixture(autouse=True)
+def made_up_patients(monkeypatch, tmp_path):
     training_task.install(monkeypatch.setattr)
     monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["cmrfast", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        return left.value.code, *capsys.readouterr()
-
-    return call
 
 
 def train(run, *arguments):
@@ -110,39 +96,3 @@ def test_wrong_use_exits_with_2(run, words, message):
     code, _, errors = run(*words)
     assert code == 2
     assert message in " ".join(errors.replace("│", " ").split())
-
-
-def test_compare_prints_every_metric(run):
-    grid = torch.diag(torch.tensor([1.5, 1.5, 8, 1.0]))
-    mask = torch.zeros(1, 10, 10, 2, dtype=torch.uint8)
-    mask[:, 2:6, 2:6] = 1
-    write_nifti("a.nii.gz", Volume(mask, grid))
-    write_nifti("b.nii.gz", Volume(mask.roll(1, 1), grid))
-    code, out, _ = run("compare", "a.nii.gz", "b.nii.gz", "--json")
-    scores = json.loads(out)["1"]
-    assert code == 0
-    assert scores["dice"] == pytest.approx(0.75)
-    assert scores["hausdorff_mm"] == pytest.approx(1.5)
-    assert scores["center_distance_mm"] == pytest.approx(1.5)
-    code, out, _ = run("compare", "a.nii.gz", "b.nii.gz")
-    assert out.splitlines()[0].split()[:3] == ["label", "dice", "jaccard"]
-    write_nifti("c.nii.gz", Volume(mask[..., :1], grid))
-    code, _, errors = run("compare", "a.nii.gz", "c.nii.gz")
-    assert code == 1
-    assert "must lie on one grid" in errors
-
-
-def test_info_tells_backends_and_reasons(run):
-    code, out, _ = run("info", "--json")
-    found = json.loads(out)
-    assert code == 0
-    assert found["backends"]["dice_ce_sums"]["cpu"] in ("native", "reference")
-    assert found["because"]["cuda"]
-    assert "nt_xent" in run("info")[1]
-
-
-@pytest.mark.parametrize("command", [c.callback.__name__ for c in app.registered_commands])
-def test_every_help_has_an_example(run, command):
-    code, out, _ = run(command, "--help")
-    assert code == 0
-    assert f"Example: cmrfast {command}" in out

@@ -1,17 +1,13 @@
-"""Data sets: tiny trees in every published layout, splits, and slices paired in the world."""
+"""Data sets: tiny trees in every published layout, and real folders."""
 
 import os
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from cmrfast import FileError
-from cmrfast.data import Split, Volume, open_dataset, split_by_patient, write_nifti
-from cmrfast.data.datasets import LAYOUTS, slice_pairs, slice_pairs_by_index
-from cmrfast.data.datasets.slices import world_from_slice
+from cmrfast.data import Volume, open_dataset, write_nifti
+from cmrfast.data.datasets import LAYOUTS
 
 
 def put(path, values=(0,), *, step=1.0, dtype=torch.int16):
@@ -284,98 +280,6 @@ def test_unknown_names(tree):
         open_dataset("msseg2", tree("msseg2")).subset(["013", "7", "8"])
 
 
-@given(st.integers(3, 200), st.tuples(*[st.integers(1, 100)] * 3), st.integers(0, 5))
-def test_a_split_deals_out_everyone_once_in_proportion(count, parts, seed):
-    names = [f"p{n}" for n in range(count)]
-    split = split_by_patient(names, parts, seed=seed)
-    dealt = [split.train, split.validate, split.test]
-    assert sorted(name for part in dealt for name in part) == sorted(names)
-    for part, share in zip(dealt, parts, strict=True):
-        assert len(part) >= 1
-        assert abs(len(part) - count * share / sum(parts)) < 3
-    assert split == split_by_patient(reversed(names), parts, seed=seed)
-
-
-def test_a_papers_counts_are_kept_and_seeds_differ():
-    names = [f"patient{n}" for n in range(1, 46)]
-    split = split_by_patient(names, (35, 5, 5))
-    assert [len(split.train), len(split.validate), len(split.test)] == [35, 5, 5]
-    assert split != split_by_patient(names, (35, 5, 5), seed=1)
-    # A seed must mean the same split in every release.
-    assert split.test == ("patient13", "patient21", "patient30", "patient38", "patient44")
-
-
-def test_a_split_is_kept_in_a_file(tmp_path):
-    split = split_by_patient(["a", "b", "c", "d"])
-    split.save(tmp_path / "split.json")
-    assert Split.load(tmp_path / "split.json") == split
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("{", "is not JSON"),
-        ("[]", "must map train, validate and test to lists of names"),
-        ('{"train": ["a"], "validate": ["b"], "test": "c"}', "must map train"),
-        ('{"train": ["a"], "validate": ["b"], "test": [1]}', "must map train"),
-        ('{"train": ["a"], "validate": ["b"], "test": ["a"]}', "to one part; twice: a"),
-    ],
-)
-def test_a_damaged_split(tmp_path, content, message):
-    (tmp_path / "split.json").write_text(content)
-    with pytest.raises(FileError, match=message):
-        Split.load(tmp_path / "split.json")
-
-
-def test_a_split_that_is_not_there(tmp_path):
-    with pytest.raises(FileError, match=r"load: .*split\.json: No such file"):
-        Split.load(tmp_path / "split.json")
-    with pytest.raises(FileError, match=r"save: .*split\.json: No such file"):
-        Split(("a",), ("b",), ("c",)).save(tmp_path / "none/split.json")
-
-
-@pytest.mark.parametrize("parts", [(1, 1), (1, 1, 0), (1, 1, -1)])
-def test_wrong_parts(parts):
-    with pytest.raises(ValueError, match="split_by_patient: parts must be three positive numbers"):
-        split_by_patient(["a", "b", "c"], parts)
-    with pytest.raises(ValueError, match="split_by_patient: three patients are needed; got 2"):
-        split_by_patient(["a", "b", "b"])
-
-
-def stack(matrix, slices):
-    return Volume(torch.zeros(1, 6, 4, slices), torch.from_numpy(matrix))
-
-
-def test_slices_pair_in_the_world_whatever_the_axes():
-    rng = np.random.default_rng(0)
-    rotation = np.linalg.qr(rng.normal(size=(3, 3)))[0]
-    thick, thin = np.eye(4), np.eye(4)
-    thick[:3, :3], thin[:3, :3] = rotation * [1, 1, 12], rotation * [0.7, 0.7, 5]
-    thin[:3, 3] = rotation[:, 2] * 6.5  # 5 mm slices at 6.5, 11.5, ... mm along the normal
-    pairs = slice_pairs(stack(thick, 3), stack(thin, 8))
-    assert [(p.source, p.target) for p in pairs] == [(1, 0), (1, 1), (1, 2), (2, 3), (2, 4)]
-    assert [round(p.apart_mm, 6) for p in pairs] == [5.5, 0.5, 4.5, 2.5, 2.5]
-    backwards = thin @ np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, -1, 7], [0, 0, 0, 1]])
-    mirrored = slice_pairs(stack(thick, 3), stack(backwards, 8))
-    assert {(p.source, 7 - p.target) for p in mirrored} == {(p.source, p.target) for p in pairs}
-
-
-def test_a_slice_alone_lies_where_it_lay_in_its_stack():
-    matrix = np.eye(4)
-    matrix[:3] = np.random.default_rng(0).normal(size=(3, 4))
-    volume = stack(matrix, 5)
-    alone = world_from_slice(volume, 3) @ torch.tensor([2.0, 1, 0, 1]).double()
-    torch.testing.assert_close(alone, volume.world_from_vox @ torch.tensor([2, 1, 3, 1]).double())
-    assert torch.equal(volume.world_from_vox, torch.from_numpy(matrix))
-
-
-def test_slices_pair_by_index_as_the_paper_says():
-    targets = [pair.target for pair in slice_pairs_by_index(9, 15)]
-    assert targets == [0, 1, 3, 5, 6, 8, 10, 11, 13]
-    with pytest.raises(ValueError, match="slice_pairs_by_index: both counts must be positive"):
-        slice_pairs_by_index(0, 3)
-
-
 @pytest.mark.parametrize(
     ("name", "folder", "names"),
     [
@@ -401,13 +305,3 @@ def test_real_emidec_spacing_and_no_reflow(real_images):
     assert label.spacing_mm == (1.40625, 1.40625, 13)
     assert int(labelling.mask(label, "no_reflow").data.sum()) == 29
     assert int(labelling.mask(label, "scar").data.sum()) == 759 + 29
-
-
-def test_real_t1_and_lge_slices_pair(real_images):
-    from cmrfast.data import read_nifti
-
-    t1 = read_nifti(real_images / "synthetic_lge_t1/molli_T1map_postGd.nii.gz")
-    lge = read_nifti(real_images / "synthetic_lge_t1/lge_psir.nii.gz")
-    pairs = slice_pairs(t1, lge)
-    assert len(pairs) >= 15
-    assert all(pair.apart_mm <= 5.01 for pair in pairs)

@@ -9,7 +9,7 @@ import SimpleITK as sitk  # noqa: N813
 import torch
 
 from cmrfast import FileError
-from cmrfast.data import Volume, read_dicom_folder, read_nifti, t1_in_ms
+from cmrfast.data import read_dicom_folder, read_nifti
 
 pydicom = pytest.importorskip("pydicom")
 from pydicom.dataset import FileDataset, FileMetaDataset  # noqa: E402
@@ -189,19 +189,6 @@ def test_t1_maps_in_other_units(stack):
         put(stack / f"{name}.dcm", at, pixels=pixels, **changes)
     with pytest.warns(UserWarning, match=r"in tenths of a millisecond \(median 1.15e\+04"):
         assert read_dicom_folder(stack).data.unique().tolist() == [1150]
-
-
-def test_units_of_t1():
-    def volume(*values):
-        return Volume(torch.tensor(values).view(1, -1, 1, 1), torch.eye(4))
-
-    with pytest.warns(UserWarning, match="t1_in_ms: the map seems to be in seconds"):
-        seconds = t1_in_ms(volume(0.0, 0.0, 0.0, 1.1, 1.2, 1.3))
-    torch.testing.assert_close(seconds.data.flatten()[3:], torch.tensor([1100.0, 1200, 1300]))
-    kept = volume(0, 4095, 4095, 4095, 450)
-    assert t1_in_ms(kept) is kept
-    with pytest.raises(ValueError, match="t1_in_ms: the map holds no value but 0, 4095"):
-        t1_in_ms(volume(0.0, 4095.0, torch.nan))
 
 
 def test_the_real_map(real_images, tmp_path):

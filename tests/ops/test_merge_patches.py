@@ -1,6 +1,4 @@
-"""What a reference cannot show of merge_patches, PatchMerger and cover_starts."""
-
-from itertools import pairwise
+"""What a reference cannot show of merge_patches and PatchMerger."""
 
 import pytest
 import torch
@@ -86,18 +84,6 @@ def test_compiles():
     compiled = torch.compile(merge, fullgraph=True, backend="aot_eager", dynamic=True)
     torch.testing.assert_close(compiled(patches, start), merge(patches, start))
     torch.testing.assert_close(compiled(patches[1:], start[1:]), merge(patches[1:], start[1:]))
-
-
-@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 39))
-def test_cover_leaves_no_voxel_out(shape, size, overlap):
-    if size > shape or overlap >= size:
-        with pytest.raises(ValueError, match="cover_starts"):
-            ops.cover_starts((shape,), (size,), overlap)
-        return
-    starts = ops.cover_starts((shape,), (size,), overlap).flatten().tolist()
-    assert starts[0] == 0
-    assert starts[-1] == shape - size
-    assert all(b - a <= size - overlap for a, b in pairwise(starts))
 
 
 PATCHES, START = torch.ones(2, 1, 3, 3), torch.zeros(2, 2).long()

@@ -1,18 +1,13 @@
 """adversarial_transfer's task: whose masks are used, crops and warps, labels on their grids."""
 
-import threading
 from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
 from cmrfast.data import Volume, read_nifti, write_nifti
 from cmrfast.data.cache import Cache
-from cmrfast.data.datasets import open_dataset
-from cmrfast.data.phantom import write_phantoms
 from cmrfast.data.prepare import z_score
 from cmrfast.errors import FileError
 from cmrfast.infer.adversarial_transfer import middle_window, segment
@@ -20,7 +15,9 @@ from cmrfast.models import build
 from cmrfast.models.adversarial_transfer import RECIPE, Config, Recipe, step
 from cmrfast.tasks import task_class
 from cmrfast.tasks.adversarial_transfer import borrowed_masks
-from cmrfast.tasks.crops import Crops, five_windows, random_warps
+from cmrfast.tasks.crops import Crops, five_windows
+from tests.support.batches import pure_batch
+from tests.support.cases import phantoms, without
 
 SMALL = Recipe(view_px=0, crop_shift_px=3)
 NARROW = Config(size=56, width=4, disc_widths=(4, 6, 8))
@@ -29,10 +26,8 @@ TASK = task_class("adversarial_transfer")
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory):
-    root = tmp_path_factory.mktemp("hearts") / "set"
-    return open_dataset(
-        "mscmrseg", write_phantoms("adversarial_transfer", root, cases=4, shrink=4, seed=3)
-    )
+    folder = tmp_path_factory.mktemp("hearts")
+    return phantoms("adversarial_transfer", folder, "mscmrseg", cases=4, shrink=4, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -90,14 +85,7 @@ def test_batches_are_what_the_step_takes(feed):
 
 
 def test_a_batch_depends_on_epoch_and_samples_alone(feed):
-    few, many = feed.batch(31, torch.tensor([7, 3])), feed.batch(31, torch.arange(10))
-    found = {}
-    thread = threading.Thread(target=lambda: found.update(feed.batch(31, torch.tensor([7, 3]))))
-    thread.start()
-    thread.join()
-    for name, tensor in few.items():
-        assert torch.equal(tensor, found[name])
-        assert torch.equal(tensor, many[name][[7, 3]])
+    few = pure_batch(feed, 31, [7, 3])
     other = feed.batch(32, torch.tensor([7, 3]))
     assert not torch.equal(few["images"], other["images"])
     assert not torch.equal(few["pseudo_images"], other["pseudo_images"])
@@ -185,96 +173,6 @@ def test_a_crop_in_plain_torch(cases):
             mask[row - i, for_row] = stack["labels"][k, 0, row, columns[0] : columns[-1] + 1]
         torch.testing.assert_close(images[n, 0], window, rtol=1e-5, atol=1e-5)
         assert torch.equal(labels[n], mask)
-
-
-def test_constant_slices_become_zero():
-    stack = {
-        "images": torch.full((2, 1, 20, 20), 7, dtype=torch.int16),
-        "labels": torch.ones(2, 1, 20, 20, dtype=torch.uint8),
-    }
-    crops = Crops([stack], 16, replace(SMALL, copies=0), seed=0, device="cpu")
-    assert (crops.batch(0, torch.arange(10))[0] == 0).all()
-
-
-def test_files_of_two_dtypes_are_learned_from_together():
-    stacks = [
-        {
-            "images": torch.rand(1, 1, 20, 20).to(dtype) * 9,
-            "labels": torch.ones(1, 1, 20, 20).byte(),
-        }
-        for dtype in (torch.float64, torch.float32)
-    ]
-    images, _ = Crops(stacks, 16, SMALL, seed=0, device="cpu").batch(0, torch.arange(20))
-    assert images.dtype == torch.float32
-
-
-boxes = st.tuples(st.integers(0, 60), st.integers(1, 40), st.integers(0, 60), st.integers(1, 40))
-
-
-@settings(max_examples=60, deadline=None)
-@given(boxes, st.integers(40, 80), st.integers(0, 20))
-def test_crops_hold_what_is_annotated(box, size, shift):
-    i, height, j, width = box
-    mask = torch.zeros(100, 110, dtype=torch.uint8)
-    mask[i : i + height, j : j + width] = 1
-    starts = five_windows(mask, size, shift)
-    low, high = torch.tensor([i, j]), torch.tensor([i + height, j + width])
-    assert (starts <= low).all()
-    assert (starts + size >= high).all()
-    assert (starts >= 0).all()
-    assert (starts + size <= torch.tensor([100, 110])).all()
-    if shift and low.min() > size and (high + size < 100).all():
-        apart = (starts[1:] - starts[0]).abs()
-        assert (apart == min(shift, (size - max(height, width)) // 2)).all()
-
-
-def test_a_narrow_slice_lies_in_the_middle_of_its_crops():
-    mask = torch.zeros(30, 100, dtype=torch.uint8)
-    mask[5:10, 40:60] = 1
-    starts = five_windows(mask, 50, 8)
-    assert (starts[:, 0] == -10).all()
-    assert starts[:, 1].tolist() == [25, 17, 33, 17, 33]
-
-
-def test_copies_move_images_with_their_labels():
-    mask = torch.zeros(1, 1, 80, 80, dtype=torch.uint8)
-    mask[..., 30:50, 25:55] = 2
-    recipe = replace(SMALL, copies=2)
-    crops = Crops([{"images": mask, "labels": mask}], 48, recipe, seed=3, device="cpu")
-    assert len(crops) == 15
-    images, labels = crops.batch(0, torch.arange(15))
-    middle = (images.flatten(1).amax(1) + images.flatten(1).amin(1)).view(-1, 1, 1) / 2
-    agree = ((images[:, 0] > middle) == (labels == 2)).float().mean((1, 2))
-    assert (agree[::3] == 1).all()  # as they are
-    assert (agree > 0.99).all()
-    assert not torch.equal(labels[0], labels[1])
-    assert not torch.equal(labels[1], labels[2])
-    assert not torch.equal(labels[1], crops.batch(1, torch.tensor([1]))[1][0])
-
-
-def test_warps_are_rotation_shear_and_zoom():
-    still = replace(RECIPE, rotate_deg=0, shear_rad=0, zoom=(1, 1))
-    samples = torch.arange(500)
-    identity = torch.tensor([[1.0, 0, 0], [0, 1, 0]])
-    assert torch.equal(random_warps(still, 0, 0, samples), identity.expand(500, 2, 3))
-    theta = random_warps(RECIPE, 0, 0, samples)
-    assert (theta[..., 2] == 0).all()  # about the middle
-    matrix = theta[..., :2].flip(1, 2).double()  # on (row, column)
-    # R · S · Z with S = [[1, -sin s], [0, cos s]]: the first column is zoom by the rotation's.
-    turn = torch.atan2(matrix[:, 1, 0], matrix[:, 0, 0])
-    cosine, sine = turn.cos(), turn.sin()
-    back = torch.stack((cosine, sine, -sine, cosine), 1).view(-1, 2, 2) @ matrix
-    slant = torch.atan2(-back[:, 0, 1], back[:, 1, 1])
-    zoom = torch.stack((back[:, 0, 0], back[:, 1, 1] / slant.cos()), 1)
-    for found, low, high in (
-        (turn.rad2deg(), -15, 15),
-        (slant, -0.1, 0.1),
-        (zoom[:, 0], 0.8, 1.2),
-        (zoom[:, 1], 0.8, 1.2),
-    ):
-        reach = high - low
-        assert low - 1e-5 <= found.min() < low + 0.05 * reach
-        assert high - 0.05 * reach < found.max() <= high + 1e-5
 
 
 def test_masks_are_borrowed_by_order_and_position(cases):
@@ -403,7 +301,7 @@ def test_what_cannot_be_used_is_named(cases, caplog, tmp_path):
     ):
         task.feed(cases[:1], seed=0)
     assert len(TASK(replace(NARROW, variant="u"), SMALL).feed(cases[:1], seed=0))
-    no_lge = replace(cases[1], images={k: v for k, v in cases[1].images.items() if k != "LGE"})
+    no_lge = without(cases[1], images=["LGE"])
     with pytest.raises(FileError, match="patient2 has no LGE image"):
         task.predict(build("adversarial_transfer", **vars(NARROW)).eval(), no_lge)
     image = cases[1].image("LGE")

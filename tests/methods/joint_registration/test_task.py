@@ -1,7 +1,6 @@
 """joint_registration's task: pairs, augmentation, predictions on their grids, perfect scores."""
 
 import math
-import threading
 from dataclasses import replace
 
 import numpy as np
@@ -11,8 +10,6 @@ from torch import nn
 
 from cmrfast.data import Volume, read_nifti, write_nifti
 from cmrfast.data.cache import Cache
-from cmrfast.data.datasets import open_dataset
-from cmrfast.data.phantom import write_phantoms
 from cmrfast.errors import FileError
 from cmrfast.infer.joint_registration import (
     label_view,
@@ -26,6 +23,8 @@ from cmrfast.models import build
 from cmrfast.models.joint_registration import RECIPE, Config, Recipe, loss
 from cmrfast.ops import affine_sample, resample
 from cmrfast.tasks import task_class
+from tests.support.batches import pure_batch
+from tests.support.cases import phantoms, without
 
 IDENTITY = torch.tensor([[1.0, 0, 0], [0, 1, 0]])
 # The phantoms' LGE pixels, so that their slices are seen as they are.
@@ -36,10 +35,8 @@ TASK = task_class("joint_registration")
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory):
-    root = tmp_path_factory.mktemp("hearts") / "set"
-    return open_dataset(
-        "mscmrseg", write_phantoms("joint_registration", root, cases=4, shrink=4, seed=3)
-    )
+    folder = tmp_path_factory.mktemp("hearts")
+    return phantoms("joint_registration", folder, "mscmrseg", cases=4, shrink=4, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -100,14 +97,7 @@ def test_batches_are_what_the_network_and_its_loss_take(feed):
 
 
 def test_a_batch_depends_on_epoch_and_samples_alone(feed):
-    few, many = feed.batch(2, torch.tensor([7, 3])), feed.batch(2, torch.arange(10))
-    found = {}
-    thread = threading.Thread(target=lambda: found.update(feed.batch(2, torch.tensor([7, 3]))))
-    thread.start()
-    thread.join()
-    for name, tensor in few.items():
-        assert torch.equal(tensor, found[name])
-        assert torch.equal(tensor, many[name][[7, 3]])
+    few = pure_batch(feed, 2, [7, 3])
     other = feed.batch(3, torch.tensor([7, 3]))
     assert not torch.equal(few["cine"], other["cine"])
 
@@ -381,7 +371,7 @@ def test_a_case_without_labels_is_predicted_not_judged(cases, variant):
 
 def test_what_cannot_be_used_is_named(cases, caplog):
     task = TASK(NARROW, SMALL)
-    bare = replace(cases[0], labels={k: v for k, v in cases[0].labels.items() if k != "LGE"})
+    bare = without(cases[0], labels=["LGE"])
     assert len(task.feed([bare, cases[1]], seed=0)) == len(task.feed([cases[1]], seed=0))
     assert "patient1 is left out" in caplog.text
     with pytest.raises(FileError, match=r"none of 1 cases can be used: .*patient1 has no LGE"):

@@ -1,7 +1,6 @@
 """joint_scar on images: slices in, batches out, masks back on the image's grid."""
 
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 
 import nibabel
@@ -14,7 +13,6 @@ from torch import nn
 
 from cmrfast.data import Volume, open_dataset, read_nifti, write_nifti
 from cmrfast.data.cache import Cache
-from cmrfast.data.phantom import write_phantoms
 from cmrfast.data.prepare import crop_or_pad
 from cmrfast.errors import FileError
 from cmrfast.infer.joint_scar import centred, network_view, probabilities, segment
@@ -22,6 +20,8 @@ from cmrfast.models import joint_scar
 from cmrfast.models.joint_scar import RECIPE, Config, JointScar
 from cmrfast.tasks import task_class
 from cmrfast.tasks.joint_scar import JointScarTask
+from tests.support.batches import pure_batch
+from tests.support.cases import phantoms, without
 
 NARROW = Config(
     image=64,
@@ -41,10 +41,7 @@ LAYOUTS = ("emidec", "myops")
 def cohorts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("joint_scar")
     return {
-        layout: open_dataset(
-            layout,
-            write_phantoms("joint_scar", folder / layout, cases=4, shrink=4, layout=layout),
-        )
+        layout: phantoms("joint_scar", folder / layout, layout, cases=4, shrink=4)
         for layout in LAYOUTS
     }
 
@@ -53,10 +50,6 @@ def cohorts(tmp_path_factory):
 def ill(cohorts):
     """A patient of EMIDEC with an infarct."""
     return next(case for case in cohorts["emidec"] if case.name.startswith("Case_P"))
-
-
-def without(case, *labels):
-    return replace(case, labels={k: v for k, v in case.labels.items() if k not in labels})
 
 
 class Oracle(nn.Module):
@@ -112,13 +105,7 @@ def test_batches_are_what_the_network_takes(cohorts, layout):
 
 def test_a_batch_depends_on_epoch_and_samples_alone(cohorts):
     feed = JointScarTask(NARROW, RECIPE).feed(cohorts["emidec"], seed=3)
-    one, two = (feed.batch(2, torch.tensor(order)) for order in ([5, 0, 9], [9, 5, 0]))
-    with ThreadPoolExecutor(2) as pool:
-        asked = [pool.submit(feed.batch, 2, torch.tensor([n])) for n in (5, 0, 9)]
-        alone = [future.result() for future in asked]
-    for name, values in one.items():
-        assert torch.equal(values, two[name][[1, 2, 0]])
-        assert torch.equal(values, torch.cat([batch[name] for batch in alone]))
+    one = pure_batch(feed, 2, [5, 0, 9])
     other = JointScarTask(NARROW, RECIPE).feed(cohorts["emidec"], seed=4)
     for later in (feed.batch(3, torch.tensor([5, 0, 9])), other.batch(2, torch.tensor([5, 0, 9]))):
         assert not torch.equal(later["images"], one["images"])
@@ -234,7 +221,7 @@ def test_what_the_square_cuts_off_counts_as_missed(ill, tmp_path):
 
 def test_predictions_lie_on_the_image(ill, tmp_path):
     task = JointScarTask(NARROW, RECIPE)
-    prediction = task.predict(Oracle(task, [ill]), without(ill, "LGE"))
+    prediction = task.predict(Oracle(task, [ill]), without(ill, labels=["LGE"]))
     truth = nibabel.load(ill.labels["LGE"])
     values = np.asanyarray(truth.dataobj)
     voxel_ml = np.prod(truth.header.get_zooms()[:3]) / 1000
@@ -260,7 +247,7 @@ def test_a_picture_shows_both_masks(ill):
     assert torch.equal(view.predicted.data, expected)
     assert torch.equal(view.reference.data, expected)
     assert torch.equal(view.image.data, ill.image("LGE").data)
-    assert task.view(oracle, without(ill, "LGE")).reference is None
+    assert task.view(oracle, without(ill, labels=["LGE"])).reference is None
     oracle.config = replace(NARROW, variant="direct")
     assert torch.equal(task.view(oracle, ill).predicted.data, 2 * (label >= 3).byte())
 
@@ -283,7 +270,7 @@ def test_time_points_are_images_of_their_own_and_batches_change_nothing():
 
 def test_cases_with_gaps_are_left_out_by_name(cohorts, caplog):
     task = JointScarTask(NARROW, RECIPE)
-    cases = [without(cohorts["emidec"][0], "LGE"), cohorts["emidec"][1]]
+    cases = [without(cohorts["emidec"][0], labels=["LGE"]), cohorts["emidec"][1]]
     with caplog.at_level(logging.WARNING):
         feed = task.feed(cases, seed=0)
     assert len(feed) == cases[1].image("LGE").shape[2]
@@ -313,7 +300,7 @@ def test_prepared_slices_come_from_the_cache(ill, tmp_path):
             assert all(torch.equal(stored[name], plain[name]) for name in plain)
     assert len(list(tmp_path.iterdir())) == 2
     with pytest.raises(FileError, match="has no LGE label"):
-        task.feed([without(ill, "LGE")], seed=0)
+        task.feed([without(ill, labels=["LGE"])], seed=0)
 
 
 @pytest.mark.parametrize("variant", ["jdl", "two_step", "direct", "mtl"])

@@ -15,12 +15,12 @@ from torch import nn
 from cmrfast import FileError
 from cmrfast.data import Volume, open_dataset, read_nifti, write_nifti
 from cmrfast.data.cache import Cache
-from cmrfast.data.phantom import write_phantoms
 from cmrfast.data.prepare import foreground, spacing_grid
 from cmrfast.infer.new_lesions import align, normalise, segment
 from cmrfast.models import build
 from cmrfast.models.new_lesions import RECIPE, Config, Recipe, loss
 from cmrfast.tasks import Task, task_class
+from tests.support.cases import phantoms
 
 SMALL = Recipe(spacing_mm=4.0, patch=16, overlap=4, per_patient=8, batch=4, stored="float32")
 TASK = task_class("new_lesions")
@@ -30,15 +30,13 @@ TASK = task_class("new_lesions")
 def cases(tmp_path_factory):
     """Three patients; the last has no new lesion."""
     folder = tmp_path_factory.mktemp("msseg2")
-    write_phantoms("new_lesions", folder, cases=3, shrink=4)
-    return open_dataset("msseg2", folder)
+    return phantoms("new_lesions", folder, "msseg2", cases=3, shrink=4)
 
 
 @pytest.fixture(scope="module")
 def ljubljana(tmp_path_factory):
     folder = tmp_path_factory.mktemp("open_ms")
-    write_phantoms("new_lesions", folder, cases=1, shrink=4, layout="open_ms")
-    return open_dataset("open_ms", folder)
+    return phantoms("new_lesions", folder, "open_ms", cases=1, shrink=4)
 
 
 @pytest.fixture(scope="module")
@@ -382,20 +380,6 @@ def test_bias_field_is_taken_out(ljubljana):
 
     least = spread(flat)
     assert spread(shaded, bias_field=True) - least < 0.3 * (spread(shaded) - least)
-
-
-def test_foreground_is_the_head_without_holes():
-    volume = torch.rand(30, 30, 30) * 3
-    at = torch.stack(torch.meshgrid(*[torch.arange(30.0)] * 3, indexing="ij")) - 15
-    radius = at.norm(dim=0)
-    volume[radius < 10] = 400
-    volume[radius < 4] = 0  # fluid
-    found = foreground(volume)
-    assert found[radius < 9].all()
-    assert not found[radius > 12.5].any()
-    assert not foreground(torch.zeros(4, 4, 4)).any()
-    with pytest.raises(ValueError, match=r"^foreground: volume must be \(I, J, K\); got \(4, 4\)"):
-        foreground(torch.zeros(4, 4))
 
 
 def test_bfloat16_keeps_the_map(task, cases):

@@ -1,5 +1,4 @@
 """T1 and LGE on one grid, their lesion, and the pairs of patches cut out of them."""
-# ruff: noqa: F811 (a fixture is imported here and an argument there)
 
 from dataclasses import replace
 
@@ -14,7 +13,7 @@ from cmrfast.errors import FileError
 from cmrfast.infer.siamese_lesion import plane
 from cmrfast.models.siamese_lesion import RECIPE
 from cmrfast.tasks.siamese_lesion_pairs import lge_lesion
-from tests.support.siamese_cases import cache, cohort, fitted, task, without  # noqa: F401
+from tests.support.cases import without
 
 
 def sampled(image, at, shape):
@@ -68,7 +67,7 @@ def test_preparation_is_the_plain_statement(task, cohort):
 
 
 def test_lesion_is_drawn_by_brightness_where_no_mask_is(cohort):
-    case = without(cohort[0], "lge_lesion")
+    case = without(cohort[0], labels=["lge_lesion"])
     lge, wall, lesion = lge_lesion(case, deviations=6.0)
     reference = case.label("lge_reference").data
     for k in range(lge.shape[2]):
@@ -76,61 +75,25 @@ def test_lesion_is_drawn_by_brightness_where_no_mask_is(cohort):
         bright = lge.data[..., k] > healthy.mean() + 6 * healthy.std()
         assert torch.equal(lesion.data[..., k] > 0, bright & (wall.data[..., k] > 0))
     assert lesion.data.any()
-    sector = lge_lesion(without(case, "lge_reference"), deviations=6.0)[2]
+    sector = lge_lesion(without(case, labels=["lge_reference"]), deviations=6.0)[2]
     expected = lesion_mask(lge.data[0, ..., 1], wall.data[0, ..., 1], spacing_mm=lge.spacing_mm[:2])
     assert torch.equal(sector.data[0, ..., 1] > 0, expected)
 
 
 def test_a_small_reference_is_an_error_none_is_not(cohort, tmp_path):
-    case = without(cohort[0], "lge_lesion")
+    case = without(cohort[0], labels=["lge_lesion"])
     reference = case.label("lge_reference")
     reference.data[..., 0] = 0
     path = tmp_path / "lge_reference.nii.gz"
     write_nifti(path, reference)
     odd = replace(case, labels={**case.labels, "lge_reference": path})
     found = lge_lesion(odd, deviations=6.0)[2].data[..., 0]
-    sector = lge_lesion(without(case, "lge_reference"), deviations=6.0)[2].data[..., 0]
+    sector = lge_lesion(without(case, labels=["lge_reference"]), deviations=6.0)[2].data[..., 0]
     assert torch.equal(found, sector)
     reference.data[0, 5, 5:8, 0] = 1
     write_nifti(path, reference)
     with pytest.raises(FileError, match=r"LGE slice 0 of subject01: .* at least 10 pixels; got 3"):
         lge_lesion(odd, deviations=6.0)
-
-
-def test_patches_are_positive_with_a_quarter_of_the_lesion(task, cohort):
-    for case in cohort:
-        pairs = task._pairs(case)
-        patches = task._patches([pairs])
-        for number in range(len(patches)):
-            i, j = patches.start_vox[number].tolist()
-            lesion = pairs["lesion"][patches.volume[number]]
-            held = lesion[max(i, 0) : i + 64, max(j, 0) : j + 64].sum()
-            assert patches.labels[number] == int(held > 0 and held >= lesion.sum() / 4)
-            center = pairs["myocardium"][patches.volume[number], i + 32, j + 32]
-            assert center == 1
-
-
-def test_mirrored_copies_share_their_flip(task, cohort):
-    patches = task._patches([task._pairs(case) for case in cohort[:2]])
-    copies = patches.with_mirrored(0.5, seed=0)
-    plain = patches.cut(torch.arange(len(patches)))
-    flipped = copies.flips.any(1).nonzero().flatten()
-    assert len(flipped) == len(copies) - len(patches)
-    assert abs(len(flipped) / len(patches) - 0.5) < 0.1
-    counts = [
-        (copies.flips[flipped] == torch.tensor(f)).all(1).sum() for f in ((1, 0), (0, 1), (1, 1))
-    ]
-    assert sum(counts) == len(flipped)
-    assert min(counts) > 0.2 * len(flipped)
-    found = copies.cut(flipped)
-    for row, copy in enumerate(flipped.tolist()):
-        of = int((~copies.flips[:copy].any(1)).sum()) - 1  # a copy stands behind what it is of
-        axes = [1 + axis for axis in range(2) if copies.flips[copy, axis]]
-        for name in task.inputs:
-            assert torch.equal(found[name][row], plain[name][of].flip(axes))
-        assert found["labels"][row] == plain["labels"][of]
-    assert len(patches.with_mirrored(0.0, seed=0)) == len(patches)
-    assert len(patches.with_mirrored(1.0, seed=0)) == 2 * len(patches)
 
 
 def test_distinct_slices_are_distinct(task, cohort):

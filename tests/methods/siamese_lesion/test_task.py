@@ -1,9 +1,7 @@
 """siamese_lesion on images: pairs of patches in, classes and a map of T1 out."""
-# ruff: noqa: F811 (a fixture is imported here and an argument there)
 
 import logging
 import math
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 
 import nibabel
@@ -19,7 +17,9 @@ from cmrfast.models.siamese_lesion import RECIPE, Config, Recipe, SiameseLesion
 from cmrfast.tasks import siamese_lesion as task_module
 from cmrfast.tasks import task_class
 from cmrfast.tasks.siamese_lesion import SiameseLesionTask
-from tests.support.siamese_cases import NARROW, cache, cohort, fitted, task, without  # noqa: F401
+from tests.support.batches import pure_batch
+from tests.support.cases import without
+from tests.support.siamese_cases import NARROW
 
 BOTH_MASKS = ("t1_myocardium", "lge_myocardium")
 
@@ -82,20 +82,17 @@ def test_batches_are_what_the_network_takes(task, cohort):
 
 def test_a_batch_depends_on_its_samples_alone(task, cohort):
     feed = task.feed(cohort[:2], seed=0)
-    one, two = feed.batch(0, torch.tensor([5, 0, 9])), feed.batch(7, torch.tensor([9, 5, 0]))
-    with ThreadPoolExecutor(2) as pool:
-        asked = [pool.submit(feed.batch, 1, torch.tensor([n])) for n in (5, 0, 9)]
-        alone = [future.result() for future in asked]
-    for name, values in one.items():
-        assert torch.equal(values, two[name][[1, 2, 0]])
-        assert torch.equal(values, torch.cat([batch[name] for batch in alone]))
+    one, later = (pure_batch(feed, epoch, [5, 0, 9]) for epoch in (0, 7))
+    assert all(torch.equal(values, later[name]) for name, values in one.items())
     again = task.feed(cohort[:2], seed=0).patches
     assert torch.equal(again.flips, feed.patches.flips)
     assert len(task.feed(cohort[:2], seed=1)) != len(feed)
 
 
 def test_predictions_lie_on_the_map_and_need_t1_alone(task, cohort, tmp_path):
-    case = without(cohort[0], "lge", "lge_myocardium", "lge_lesion", "lge_reference")
+    case = without(
+        cohort[0], images=["lge"], labels=["lge_myocardium", "lge_lesion", "lge_reference"]
+    )
     model = SiameseLesion(NARROW).eval()
     prediction = task.predict(model, case)
     output = prediction.images["lesion_probability"]
@@ -201,7 +198,7 @@ def test_a_picture_shows_the_lesion_of_lge_on_t1(task, cohort):
         burden = marked[..., k].sum() / wall[..., k].sum()
         expected = spared.data[..., k].sum() / drawn.data[..., k].sum()
         assert burden.item() == pytest.approx(expected.item(), rel=0.3)
-    assert task.view(SiameseLesion(NARROW).eval(), without(case, "lge")).reference is None
+    assert task.view(SiameseLesion(NARROW).eval(), without(case, images=["lge"])).reference is None
 
 
 def test_fit_takes_the_myocardium_of_all_patients(cohort, fitted, tmp_path):
@@ -235,7 +232,11 @@ def test_fit_takes_the_myocardium_of_all_patients(cohort, fitted, tmp_path):
 
 
 def test_subjects_with_gaps_are_left_out_by_name(task, cohort, caplog):
-    cases = [without(cohort[0], "lge"), without(cohort[1], "t1_myocardium"), cohort[2]]
+    cases = [
+        without(cohort[0], images=["lge"]),
+        without(cohort[1], labels=["t1_myocardium"]),
+        cohort[2],
+    ]
     with caplog.at_level(logging.WARNING):
         feed = task.feed(cases, seed=0)
     assert len(feed.slices) == 2

@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from cmrfast.data import Volume
-from cmrfast.evaluate import Evaluation
+from cmrfast.methods import Row
 from cmrfast.models import MODELS
-from studies import page, study
+from cmrfast.runs.evaluate import Evaluation
+from studies import design, page
 from studies.outcome import Outcome
 
 
 def tiny(cases, shrink, *, steps=2, **changes):
-    return study.Scale(cases, shrink=shrink, changes=changes, steps=steps, seeds=1)
+    return design.Scale(cases, shrink=shrink, changes=changes, steps=steps, seeds=1)
 
 
 TINY = {
@@ -35,20 +36,20 @@ TINY = {
 
 
 def outcome(evaluations, scores=("dice",), tests=()):
-    told = study.Study(
+    told = design.Study(
         "new_lesions",
-        {name: study.Arm({}) for name in evaluations},
+        {name: design.Arm({}) for name in evaluations},
         scores,
         ("case",),
         tests,
-        study.Scale(3),
-        study.Scale(3),
+        design.Scale(3),
+        design.Scale(3),
     )
     return Outcome(told, "small", "phantoms", None, {}, evaluations)
 
 
 def evaluated(*dice):
-    rows = [{"case": str(n), "dice": value} for n, value in enumerate(dice)]
+    rows = [Row({"case": str(n)}, {"dice": value}) for n, value in enumerate(dice)]
     return Evaluation("new_lesions", "test", rows, {})
 
 

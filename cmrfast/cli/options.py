@@ -34,7 +34,7 @@ class Compiled(StrEnum):
 def known_method(name: str) -> str:
     """A method's name."""
     if name not in MODELS:
-        raise typer.BadParameter(f"METHOD must be one of {', '.join(MODELS)}; got {name}")
+        raise typer.BadParameter(f"METHOD must be one of {', '.join(MODELS)}; got {name!r}")
     return name
 
 

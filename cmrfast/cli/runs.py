@@ -51,8 +51,8 @@ def evaluate(
     from cmrfast.train.ranks import is_first_rank
     from cmrfast.train.run import Run
 
-    opened = Run.open(run)
-    evaluation = run_evaluation(opened, data, part=known_split(split), device=device)
+    part, opened = known_split(split), Run.open(run)
+    evaluation = run_evaluation(opened, data, part=part, device=device)
     if not is_first_rank():
         return
     evaluation.save(opened.path)
@@ -71,8 +71,8 @@ def report(
     from cmrfast.train.ranks import is_first_rank
     from cmrfast.train.run import Run
 
-    root = str(data) if data else None
-    page = write_report(Run.open(run), part=known_split(split), data=root, device=device)
+    part, root = known_split(split), str(data) if data else None
+    page = write_report(Run.open(run), part=part, data=root, device=device)
     if is_first_rank():
         typer.echo(str(page))
 

@@ -105,6 +105,7 @@ class Preparation(Generic[ConfigT, RecipeT]):
                 case,
                 images={name: case.images[name] for name in self.images},
                 labels={name: case.labels[name] for name in labels if name in case.labels},
+                info={},
             ),
             config=cast(ConfigT, _Declared(self.name, "config", source.config, self.config)),
             recipe=cast(RecipeT, _Declared(self.name, "recipe", source.recipe, self.recipe)),

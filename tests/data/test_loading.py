@@ -6,9 +6,8 @@ import time
 import pytest
 import torch
 
-from cmrfast.data.draws import order
-from cmrfast.data.patches import batches
-from cmrfast.data.prefetch import Prefetch
+from cmrfast.data.loading import Prefetch, batches
+from cmrfast.data.random import order
 
 
 def test_batches_are_an_epochs_order_in_parts():

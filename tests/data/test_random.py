@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmrfast.data.draws import order, uniforms
+from cmrfast.data.random import order, uniforms
 
 
 def test_draws_are_uniform_and_independent():

@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from cmrfast.data import Volume, read_nifti
-from cmrfast.data.datasets import slice_pairs, slice_pairs_by_index
-from cmrfast.data.datasets.slices import world_from_slice
+from cmrfast.data.slices import slice_pairs, slice_pairs_by_index, world_from_slice
 
 
 def stack(matrix, slices):

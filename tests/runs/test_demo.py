@@ -2,8 +2,8 @@
 
 import pytest
 
-from cmrfast.demo import demo
-from cmrfast.evaluate import evaluate
+from cmrfast.runs.demo import demo
+from cmrfast.runs.evaluate import evaluate
 
 
 @pytest.mark.slow

@@ -4,18 +4,18 @@ import math
 
 import pytest
 
-from cmrfast import metrics
-from cmrfast.evaluate import Evaluation
-from cmrfast.metrics.table import aligned
-from cmrfast.tasks import task_class
+from cmrfast import methods, metrics
+from cmrfast.methods import Row
+from cmrfast.runs.evaluate import Evaluation
+from cmrfast.runs.text import align_columns
 
 
 def test_table_sets_published_rows_beside_this_run():
     rows = [
-        {"case": "a", "slice": 0, "scar_dice": 0.5, "myocardium_dice": 0.75},
-        {"case": "b", "slice": 0, "scar_dice": math.nan, "myocardium_dice": 0.85},
+        Row({"case": "a", "slice": 0}, {"scar_dice": 0.5, "myocardium_dice": 0.75}),
+        Row({"case": "b", "slice": 0}, {"scar_dice": math.nan, "myocardium_dice": 0.85}),
     ]
-    published = task_class("joint_scar").published
+    published = methods.get("joint_scar").published
     found = Evaluation("joint_scar", "test", rows, {"recall_of_all": 0.625}, published)
     assert found.table().splitlines() == [
         "joint_scar, test: mean (SD), beside the rows that were published",
@@ -28,7 +28,7 @@ def test_table_sets_published_rows_beside_this_run():
 
 
 def test_a_metric_that_only_the_paper_has_keeps_its_line():
-    published = task_class("siamese_lesion").published
+    published = methods.get("siamese_lesion").published
     found = Evaluation("siamese_lesion", "test", [], {"balanced": 80.0}, published)
     lines = found.table().splitlines()
     assert lines[2].split() == ["balanced", "80.00", "50", "69.51", "78.96", "81.61"]
@@ -37,7 +37,7 @@ def test_a_metric_that_only_the_paper_has_keeps_its_line():
 
 
 def test_a_method_without_published_rows_has_its_own_column_only():
-    found = Evaluation("new_lesions", "test", [{"case": "a", "dice": 1.0}], {})
+    found = Evaluation("new_lesions", "test", [Row({"case": "a"}, {"dice": 1.0})], {})
     assert found.table().splitlines() == [
         "new_lesions, test: mean (SD)",
         "      this run",
@@ -46,7 +46,7 @@ def test_a_method_without_published_rows_has_its_own_column_only():
 
 
 def test_a_metric_without_any_value_is_a_dash():
-    found = Evaluation("new_lesions", "test", [{"case": "a", "f1": math.nan}], {})
+    found = Evaluation("new_lesions", "test", [Row({"case": "a"}, {"f1": math.nan})], {})
     assert found.table().splitlines()[2:] == [
         "f1  -",
         "f1: 1 of 1 have no value",
@@ -56,14 +56,14 @@ def test_a_metric_without_any_value_is_a_dash():
     )
 
 
-def test_aligned_breaks_heads_between_words_only_where_their_column_is_narrower():
+def test_align_columns_breaks_heads_between_words_only_where_their_column_is_narrower():
     lines = [["", "one two overlong", "broad head"], ["a", "1", "as broad as it"]]
-    assert aligned(lines, heads=7).splitlines() == [
+    assert align_columns(lines, heads=7).splitlines() == [
         "   one two",
         "   overlong  broad head",
         "a  1         as broad as it",
     ]
-    assert aligned(lines, right=True).splitlines() == [
+    assert align_columns(lines, right=True).splitlines() == [
         "   one two overlong      broad head",
         "a                 1  as broad as it",
     ]

@@ -1,15 +1,17 @@
 """Prediction of a cohort: files out, one bad case stops no other, what is there is skipped."""
 
 import json
+from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
 
 from cmrfast import CheckpointError
 from cmrfast.data import Volume, read_nifti, write_nifti
-from cmrfast.predict import predict
-from cmrfast.tasks import Output, Prediction
-from cmrfast.train import Run, run, train
+from cmrfast.methods import Output, Prediction
+from cmrfast.runs.predict import predict
+from cmrfast.train import Ranks, Run, train
 from tests.support import training_task
 from tests.support.training_task import RandomTask
 
@@ -17,7 +19,6 @@ from tests.support.training_task import RandomTask
 class Thresholding(RandomTask):
     """Needs an image; runs out of memory with more than two slices at once."""
 
-    single_image = "lge"
     most = 2
 
     def predict(self, model, case):
@@ -31,8 +32,8 @@ class Thresholding(RandomTask):
 
 @pytest.fixture
 def trained(tmp_path, monkeypatch):
-    training_task.install(monkeypatch.setattr)
-    monkeypatch.setattr(run, "task_class", lambda name: Thresholding)
+    method = replace(training_task.METHOD, task=Thresholding, single_image="lge")
+    training_task.install(monkeypatch.setattr, method)
     changes = training_task.SMALL
     return train("siamese_lesion", "nowhere", tmp_path / "run", steps=2, changes=changes)
 
@@ -93,15 +94,19 @@ def test_less_memory_makes_smaller_batches_until_one(trained, images, tmp_path, 
 
 
 def test_several_images_need_a_folder(trained, images, tmp_path, monkeypatch):
-    monkeypatch.setattr(Thresholding, "single_image", None)
+    training_task.install(monkeypatch.setattr, replace(trained.method, single_image=None))
     outcome = predict(trained, images[:1], tmp_path / "out")
     (message,) = outcome.failed.values()
     assert "takes several images; give a folder in the layout t1_lge" in message
 
 
-def test_ranks_share_the_cases(trained, images, tmp_path):
-    parts = [predict(trained, images, tmp_path / "out", rank=r, ranks=2) for r in (0, 1)]
-    assert [part.done for part in parts] == [["a"], ["b"]]
+@pytest.mark.parametrize(("rank", "case"), [(0, "a"), (1, "b")])
+def test_ranks_share_the_cases(rank, case, trained, images, tmp_path, monkeypatch):
+    def two_ranks(device):
+        return nullcontext(Ranks(rank, 2))
+
+    monkeypatch.setitem(predict.__globals__, "process_group", two_ranks)
+    assert predict(trained, images, tmp_path / "out").done == [case]
 
 
 def test_a_run_without_checkpoint(trained, images, tmp_path):

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 import torch
 
-from cmrfast.report import report
+from cmrfast.runs.report import report
 from cmrfast.train import train
 from tests.support import training_task
 

@@ -6,9 +6,9 @@ from cmrfast.data import open_dataset
 from cmrfast.data.phantom import write_phantoms
 
 
-def phantoms(method, folder, layout, **options):
-    """Phantoms of a method, written into a folder and opened."""
-    return open_dataset(layout, write_phantoms(method, folder, layout=layout, **options))
+def phantoms(layout, folder, **options):
+    """Phantoms in a layout, written into a folder and opened."""
+    return open_dataset(layout, write_phantoms(layout, folder, **options))
 
 
 def without(case, *, images=(), labels=()):

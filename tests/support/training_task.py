@@ -2,13 +2,16 @@
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from cmrfast.data.datasets.case import Case
+from cmrfast import methods
+from cmrfast.data import datasets
+from cmrfast.data.datasets.case import Case, Dataset
 from cmrfast.data.volume import Volume
-from cmrfast.tasks import Prediction, Row, Task, View
+from cmrfast.methods import Objective, Picture, Prediction, Row, Task
 
 QUIET = {"dropout_conv": 0.0, "dropout_full": 0.0}
 SMALL = {"patch": 32, "channels": (4, 4, 4, 4), "hidden": 8, "features": 8, "batch": 8}
@@ -34,11 +37,6 @@ class RandomFeed:
 
 
 class RandomTask(Task):
-    name = "siamese_lesion"
-    layouts = ("t1_lge",)
-    inputs = ("t1", "lge")
-    objective = "accuracy"
-
     def fit(self, cases):
         return {"patients": len(cases)}
 
@@ -52,25 +50,32 @@ class RandomTask(Task):
     def evaluate(self, model, case) -> list[Row]:
         feed = RandomFeed(5)
         right = model(feed.t1)["logits"].argmax(1) == feed.labels
-        return [{"case": case.name, "accuracy": right.float().mean().item()}]
+        return [Row({"case": case.name}, {"accuracy": right.float().mean().item()})]
 
-    def view(self, model, case):
+    def picture(self, model, case):
         empty = Volume(torch.zeros(1, 8, 8, 2), torch.eye(4))
-        return View(empty, empty.with_data(torch.ones(1, 8, 8, 2, dtype=torch.uint8)))
+        return Picture(empty, empty.with_data(torch.ones(1, 8, 8, 2, dtype=torch.uint8)))
 
 
 def cases(count=6):
     return tuple(Case(f"subject{n}", {}, {}, {}) for n in range(1, count + 1))
 
 
-def install(patch):
+class Layout:
+    """Finds the made-up cohort in any folder."""
+
+    def open(self, root):
+        return Dataset("t1_lge", Path(root), cases())
+
+
+SIAMESE_LESION = methods.get("siamese_lesion")
+METHOD = replace(
+    SIAMESE_LESION, task=RandomTask, objective=Objective("accuracy", maximise=True), published={}
+)
+
+
+def install(patch, method=METHOD):
     """Let training read the made-up cohort; ``patch(target, name, value)`` sets an attribute."""
-    from cmrfast.data.datasets.case import Dataset
-    from cmrfast.train import loop, run
-
-    def opened(name, root):
-        return Dataset(name, Path(root), cases())
-
-    patch(run, "open_dataset", opened)
-    patch(run, "task_class", lambda name: RandomTask)
-    patch(loop, "task_class", lambda name: RandomTask)
+    known = methods.get
+    patch(methods, "get", lambda name: method if name == method.name else known(name))
+    patch(datasets, "LAYOUTS", {**datasets.LAYOUTS, "t1_lge": Layout()})

@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 from torch import multiprocessing, nn
 
-from cmrfast.train.norm import share_norms
+from cmrfast.train.norm import sync_batch_norms
 from cmrfast.train.ranks import Ranks
 
 SIZES = {3: (4, 1, 0), 2: (3, 2)}
@@ -35,7 +35,7 @@ def learned(model, batch):
 def on_rank(rank, count, folder, norm):
     store = dist.FileStore(str(folder / "store"), count)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=count)
-    model = share_norms(network(norm), Ranks(rank, count, group=dist.group.WORLD)).train()
+    model = sync_batch_norms(network(norm), Ranks(rank, count, group=dist.group.WORLD)).train()
     assert isinstance(model[1], norm)
     found = learned(model, images(norm).split(SIZES[count])[rank])
     sums = len(found) - len(list(model.buffers()))
@@ -58,10 +58,10 @@ def test_ranks_normalise_as_one(tmp_path, count, norm):
 
 def test_alone_and_in_evaluation_nothing_changes():
     model = network(nn.BatchNorm2d)
-    assert share_norms(model, Ranks()) is model
+    assert sync_batch_norms(model, Ranks()) is model
     assert type(model[1]) is nn.BatchNorm2d
     x = images(nn.BatchNorm2d)
     expected = model.eval()(x)
-    shared = share_norms(model, Ranks(0, 2))
+    shared = sync_batch_norms(model, Ranks(0, 2))
     assert torch.equal(shared(x), expected)
     assert shared.state_dict().keys() == network(nn.BatchNorm2d).state_dict().keys()

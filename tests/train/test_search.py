@@ -1,17 +1,18 @@
-"""Search: better values are found, studies go on, failures are one trial's own."""
+"""Search: better values are found, studies are resumed, failures are one trial's own."""
 
 import json
 
 import pytest
 
+from cmrfast import methods
+from cmrfast.methods import LogUniform, Uniform
 from cmrfast.models import MODELS
-from cmrfast.train.run import changed
-from cmrfast.train.search import RANGES, Range, search
+from cmrfast.train.search import search
 from tests.support import training_task
 
 optuna = pytest.importorskip("optuna")
 
-FEW = {"lr": Range(1e-6, 1e-2, log=True)}
+FEW = {"lr": LogUniform(1e-6, 1e-2)}
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +47,7 @@ def test_another_storage_is_shared(tmp_path):
 
 
 def test_a_trial_that_diverges_counts_as_the_worst(tmp_path):
-    found = run_search(tmp_path, ranges={"lr": Range(1e-6, 1e30, log=True)}, trials=6)
+    found = run_search(tmp_path, ranges={"lr": LogUniform(1e-6, 1e30)}, trials=6)
     study = optuna.load_study(study_name=None, storage=f"sqlite:///{tmp_path}/search.db")
     diverged = [t for t in study.trials if "diverged" in t.user_attrs]
     assert 0 < len(diverged) < 6
@@ -57,9 +58,11 @@ def test_a_trial_that_diverges_counts_as_the_worst(tmp_path):
 
 def test_unknown_fields_are_refused(tmp_path):
     with pytest.raises(ValueError, match="got 'speed'"):
-        run_search(tmp_path, ranges={"speed": Range(0, 1)})
+        run_search(tmp_path, ranges={"speed": Uniform(0, 1)})
 
 
 @pytest.mark.parametrize("method", MODELS)
 def test_every_method_has_ranges_of_fields_that_exist(method):
-    changed(method, {name: (r.low + r.high) / 2 for name, r in RANGES[method].items()})
+    record = methods.get(method)
+    assert record.search
+    record.configure({name: (r.low + r.high) / 2 for name, r in record.search.items()})

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from cmrfast.train import Run, train
 from cmrfast.train.log import read_log
 from tests.support import training_task
 from tests.support.paths import ROOT
-from tests.support.training_task import QUIET, SMALL, RandomTask
+from tests.support.training_task import QUIET, SMALL
 
 
 @pytest.fixture(autouse=True)
@@ -132,7 +133,8 @@ def test_parts_of_a_batch_add_up(tmp_path, monkeypatch, separable):
     # Without the pairing loss, whose every sample depends on all, the loss is a mean of samples.
     quiet = {**QUIET, "variant": "pure" if separable else "siamese"}
     whole = run_training(tmp_path / "whole", changes=quiet, micro_batch=8)
-    monkeypatch.setattr(RandomTask, "separable", separable)
+    method = replace(training_task.METHOD, mean_loss=separable)
+    training_task.install(monkeypatch.setattr, method)
     parts = run_training(tmp_path / "parts", changes=quiet, micro_batch=3)
     for name, tensor in weights(whole).items():
         torch.testing.assert_close(weights(parts)[name], tensor, rtol=1e-4, atol=1e-6)
@@ -140,24 +142,24 @@ def test_parts_of_a_batch_add_up(tmp_path, monkeypatch, separable):
 
 def test_dropout_is_the_same_in_both_passes(tmp_path):
     # In one piece and in two passes of one piece: the same gradients, so the same weights.
-    from cmrfast.models import MODELS, method
+    from cmrfast.train.network import Network
     from cmrfast.train.ranks import Ranks
     from cmrfast.train.update import Update
 
-    module = method("siamese_lesion")
+    method = training_task.METHOD
     changes = {k: v for k, v in SMALL.items() if k != "batch"}
     found = []
     for two_passes in (False, True):
         torch.manual_seed(0)
-        model = MODELS["siamese_lesion"](module.Config(**changes)).train()
-        task = RandomTask(model.config, module.Recipe(batch=8))
-        update = Update(task, model, Ranks(), micro_batch=8)
+        model = method.model(method.config(**changes)).train()
+        network = Network(model, model, method.inputs, torch.device("cpu"))
+        update = Update(method, model.config, method.recipe(batch=8), network, Ranks())
         batch = training_task.RandomFeed(0).batch(0, torch.arange(8))
         torch.manual_seed(1)
         if two_passes:
-            update._in_two_passes([batch], batch)
+            update.backward._recompute([batch], batch)
         else:
-            update._backward(batch)
+            update.backward(batch)
         found.append({name: p.grad for name, p in model.named_parameters()})
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient)

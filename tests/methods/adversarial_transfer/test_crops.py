@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cmrfast.methods.adversarial_transfer.crops import Crops, five_windows, random_warps
 from cmrfast.models.adversarial_transfer import RECIPE, Recipe
-from cmrfast.tasks.crops import Crops, five_windows, random_warps
 
 SMALL = Recipe(view_px=0, crop_shift_px=3)
 

@@ -1,33 +1,37 @@
 """adversarial_transfer's task: whose masks are used, crops and warps, labels on their grids."""
 
+import math
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
+from cmrfast import methods
 from cmrfast.data import Volume, read_nifti, write_nifti
 from cmrfast.data.cache import Cache
 from cmrfast.data.prepare import z_score
 from cmrfast.errors import FileError
-from cmrfast.infer.adversarial_transfer import middle_window, segment
+from cmrfast.methods import Objective
+from cmrfast.methods.adversarial_transfer.crops import Crops, five_windows
+from cmrfast.methods.adversarial_transfer.images import middle_window, segment
+from cmrfast.methods.adversarial_transfer.transfer import borrowed_masks
 from cmrfast.models import build
 from cmrfast.models.adversarial_transfer import RECIPE, Config, Recipe, step
-from cmrfast.tasks import task_class
-from cmrfast.tasks.adversarial_transfer import borrowed_masks
-from cmrfast.tasks.crops import Crops, five_windows
 from tests.support.batches import pure_batch
 from tests.support.cases import phantoms, without
 
 SMALL = Recipe(view_px=0, crop_shift_px=3)
 NARROW = Config(size=56, width=4, disc_widths=(4, 6, 8))
-TASK = task_class("adversarial_transfer")
+METHOD = methods.get("adversarial_transfer")
+TASK = METHOD.task
 
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hearts")
-    return phantoms("adversarial_transfer", folder, "mscmrseg", cases=4, shrink=4, seed=3)
+    return phantoms("mscmrseg", folder, cases=4, shrink=4, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +61,8 @@ def test_recipe_is_the_papers():
     assert (RECIPE.lr, RECIPE.batch, RECIPE.epochs, RECIPE.pretrain_epochs) == (2e-4, 16, 50, 30)
     assert RECIPE.lr_at(0, 0) == 2e-4
     assert RECIPE.lr_at(49, 10**6) == pytest.approx(2e-4 / 1.01)
-    task = TASK(NARROW, RECIPE)
-    assert [task.step(epoch)["adversarial"] for epoch in (0, 29, 30, 49)] == [0, 0, 1, 1]
+    for epoch, adversarial in ((0, False), (29, False), (30, True), (49, True)):
+        assert RECIPE.step_options(epoch) == {"adversarial": adversarial}
     for name in ("pretrain_epochs", "lge_masks", "crop_shift_px", "copies", "view_px"):
         with pytest.raises(ValueError, match=f"{name} must be >= 0; got -1"):
             Recipe(**{name: -1})
@@ -212,21 +216,22 @@ def test_an_oracle_scores_perfectly(cases):
     _, size = middle_window(tuple(truth.shape[:2]), 0)
     (row,) = task.evaluate(Knowing(truth, size).eval(), case)
     for name in ("lv", "myocardium", "rv"):
-        assert row[f"{name}_dice_percent"] == 100
-        assert row[f"{name}_jaccard"] == 1
-        assert row[f"{name}_assd_mm"] == row[f"{name}_hausdorff_mm"] == 0
-        assert row[f"{name}_hd95_mm"] == 0
-    assert row["dice_percent"] == 100
-    assert row["case"] == case.name
-    named = {name for model in TASK.published.values() for name in model}
-    assert named <= row.keys()
-    assert TASK.published["u_a_t"]["myocardium_dice_percent"] == "61.0"
-    assert TASK.objective in row
+        assert row.scores[f"{name}_dice_percent"] == 100
+        assert row.scores[f"{name}_jaccard"] == 1
+        assert row.scores[f"{name}_assd_mm"] == row.scores[f"{name}_hausdorff_mm"] == 0
+        assert row.scores[f"{name}_hd95_mm"] == 0
+    assert row.scores["dice_percent"] == 100
+    assert row.ids == {"case": case.name}
+    named = {name for published in METHOD.published.values() for name in published.cells}
+    assert named <= row.scores.keys()
+    assert METHOD.published["u_a_t"].cells["myocardium_dice_percent"] == "61.0"
+    assert METHOD.objective == Objective("dice_percent", maximise=True)
+    assert METHOD.objective.name in row.scores
     missed = Knowing(torch.where(truth == 3, 0, truth), size).eval()
     (row,) = task.evaluate(missed, case)
-    assert row["rv_dice_percent"] == 0
-    assert row["rv_hausdorff_mm"] != row["rv_hausdorff_mm"]  # there is no distance to nothing
-    assert row["dice_percent"] == pytest.approx(200 / 3)
+    assert row.scores["rv_dice_percent"] == 0
+    assert math.isnan(row.scores["rv_hausdorff_mm"])  # there is no distance to nothing
+    assert row.scores["dice_percent"] == pytest.approx(200 / 3)
 
 
 def test_predictions_lie_on_the_inputs_grid(cases, tmp_path):
@@ -244,9 +249,9 @@ def test_predictions_lie_on_the_inputs_grid(cases, tmp_path):
     assert torch.equal(back.data.byte(), truth.data)
     ml = truth.spacing_mm[0] * truth.spacing_mm[1] * truth.spacing_mm[2] / 1000
     assert found.facts["rv_ml"] == pytest.approx((truth.data == 3).sum().item() * ml, rel=1e-6)
-    view = task.view(Knowing(truth.data[0], size).eval(), case)
-    assert torch.equal(view.predicted.data, view.reference.data)
-    assert view.image.shares_grid(view.predicted)
+    picture = task.picture(Knowing(truth.data[0], size).eval(), case)
+    assert torch.equal(picture.predicted.data, picture.reference.data)
+    assert picture.image.shares_grid(picture.predicted)
 
 
 @pytest.mark.parametrize(("shape", "view_px"), [((50, 37), 0), ((50, 37), 24), ((20, 90), 50)])
@@ -279,7 +284,7 @@ def test_the_middle_is_seen_and_put_back(shape, view_px):
 
 def test_one_image_makes_a_case(cases):
     case = cases[1]
-    assert TASK.single_image == "LGE"
+    assert METHOD.single_image == "LGE"
     alone = replace(case, images={"LGE": case.images["LGE"]}, labels={}, labelling={})
     model = build("adversarial_transfer", **vars(NARROW)).eval()
     task = TASK(NARROW, SMALL)
@@ -308,10 +313,14 @@ def test_what_cannot_be_used_is_named(cases, caplog, tmp_path):
     path = tmp_path / "frames.nii.gz"
     write_nifti(path, Volume(image.data.repeat(2, 1, 1, 1), image.world_from_vox))
     moving = replace(cases[1], images=cases[1].images | {"LGE": path})
-    with pytest.raises(FileError, match=r"frames.nii.gz must be one image; got 2 channels"):
+    with pytest.raises(FileError, match=r"frames.nii.gz must have 1 channel; got 2 channels"):
         task.evaluate(nn.Identity(), moving)
     other = replace(cases[1], labels=cases[1].labels | {"LGE": cases[2].labels["LGE"]})
-    with pytest.raises(FileError, match="must be one mask on the grid of patient2_LGE"):
+    message = (
+        f"label: {other.labels['LGE']} must be one mask on the grid of its image, {image.shape}; "
+        f"got {tuple(other.label('LGE').data.shape)}"
+    )
+    with pytest.raises(FileError, match=f"^{re.escape(message)}$"):
         task.evaluate(nn.Identity(), other)
 
 
@@ -329,11 +338,11 @@ def test_a_few_steps_lower_the_loss(feed, threads):
     threads(1)
     model = build("adversarial_transfer", **vars(NARROW)).train()
     optimisers = {n: torch.optim.Adam(p.parameters(), 1e-2) for n, p in model.named_children()}
-    task, losses = TASK(NARROW, SMALL), []
+    losses = []
     for epoch in (0, 29, 30, 31):
         for _ in range(8):
             batch = feed.batch(epoch, torch.arange(0, 80, 10))
-            losses.append(step(model, batch, optimisers, **task.step(epoch)))
+            losses.append(step(model, batch, optimisers, **SMALL.step_options(epoch)))
     first, last = (sum(part["individual"].item() for part in p) for p in (losses[:4], losses[-4:]))
     assert last < 0.7 * first
     assert "transfer" not in losses[15]

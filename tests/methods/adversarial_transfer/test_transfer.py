@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cmrfast.data.prepare import transfer_slices
+from cmrfast.methods.adversarial_transfer.transfer import transfer_slices
 
 
 def test_slice_maps_of_paper_and_code():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cmrfast.data.prepare import brain_union, correct_bias, foreground
+from cmrfast.methods.new_lesions.brain import brain_union, correct_bias, foreground
 
 
 def test_n4_evens_a_shaded_phantom():

@@ -7,8 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cmrfast.data.prepare import histogram_landmarks, standardise_histogram
-from cmrfast.data.prepare.histogram import PERCENTILES
+from cmrfast.methods.new_lesions.histogram import (
+    PERCENTILES,
+    histogram_landmarks,
+    standardise_histogram,
+)
 
 
 def flairs(folder):

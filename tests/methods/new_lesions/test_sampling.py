@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cmrfast import ops
-from cmrfast.data.patches import LesionSampler
+from cmrfast.methods.new_lesions.sampling import LesionSampler
 
 
 def masks():

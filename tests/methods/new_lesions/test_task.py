@@ -12,31 +12,34 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from torch import nn
 
-from cmrfast import FileError
+from cmrfast import FileError, methods
 from cmrfast.data import Volume, open_dataset, read_nifti, write_nifti
 from cmrfast.data.cache import Cache
-from cmrfast.data.prepare import foreground, spacing_grid
-from cmrfast.infer.new_lesions import align, normalise, segment
+from cmrfast.data.prepare import spacing_grid
+from cmrfast.methods import Row, Task
+from cmrfast.methods.new_lesions.brain import foreground
+from cmrfast.methods.new_lesions.images import align, normalise, segment
+from cmrfast.methods.new_lesions.task import NORMALISED
 from cmrfast.models import build
 from cmrfast.models.new_lesions import RECIPE, Config, Recipe, loss
-from cmrfast.tasks import Task, task_class
 from tests.support.cases import phantoms
 
 SMALL = Recipe(spacing_mm=4.0, patch=16, overlap=4, per_patient=8, batch=4, stored="float32")
-TASK = task_class("new_lesions")
+METHOD = methods.get("new_lesions")
+TASK = METHOD.task
 
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory):
     """Three patients; the last has no new lesion."""
     folder = tmp_path_factory.mktemp("msseg2")
-    return phantoms("new_lesions", folder, "msseg2", cases=3, shrink=4)
+    return phantoms("msseg2", folder, cases=3, shrink=4)
 
 
 @pytest.fixture(scope="module")
 def ljubljana(tmp_path_factory):
     folder = tmp_path_factory.mktemp("open_ms")
-    return phantoms("new_lesions", folder, "open_ms", cases=1, shrink=4)
+    return phantoms("open_ms", folder, cases=1, shrink=4)
 
 
 @pytest.fixture(scope="module")
@@ -97,14 +100,14 @@ def test_batches(task, cases):
     assert len(feed) == 3 * 8
     batch = feed.batch(0, torch.arange(6))
     assert set(batch) == {"earlier", "later", "masks"}
-    for name in task.inputs:
+    for name in METHOD.inputs:
         assert batch[name].shape == (6, 1, 16, 16, 16)
         assert batch[name].dtype == torch.float32
         assert batch[name].isfinite().all()
     assert batch["masks"].shape == (6, 5, 16, 16, 16)
     assert batch["masks"].dtype == torch.uint8
     assert batch["masks"].unique().tolist() == [0, 1]
-    assert loss(build("new_lesions").eval()(*(batch[n] for n in task.inputs)), batch)
+    assert loss(build("new_lesions").eval()(*(batch[n] for n in METHOD.inputs)), batch)
 
 
 def test_a_batch_is_a_function_of_its_samples(task, cases):
@@ -168,7 +171,7 @@ def test_preparation_is_the_papers(ljubljana):
     """Against SimpleITK's resampling and numpy's percentiles, on a patient of thick slices."""
     spacing = 2.93  # at which no tie is left to rounding
     case, recipe = ljubljana[0], replace(SMALL, spacing_mm=spacing)
-    prepared = fitted(ljubljana, recipe)._prepared(case)
+    prepared = fitted(ljubljana, recipe).prepared(NORMALISED, case)
     later, brain = case.image("later"), case.label("brain")
     shape, world_from_vox = spacing_grid(later.shape, later.world_from_vox, [spacing] * 3)
     grid = itk(Volume(torch.zeros(1, *shape), world_from_vox))
@@ -204,7 +207,7 @@ def test_preparation_is_the_papers(ljubljana):
 
 
 def test_raters_keep_their_channels(task, cases):
-    prepared, pair = task._prepared(cases[0]), align(*pair_of(cases[0]), recipe=SMALL)
+    prepared, pair = task.prepared(NORMALISED, cases[0]), align(*pair_of(cases[0]), recipe=SMALL)
     for name, mask in zip(
         ("consensus", "rater1", "rater2", "rater3", "rater4"), prepared["masks"], strict=True
     ):
@@ -222,7 +225,7 @@ def pair_of(case):
 
 def test_half_precision_keeps_a_thousandth(task, cases):
     half = changed(task, stored="float16")
-    whole, stored = (t._prepared(cases[0])["images"] for t in (task, half))
+    whole, stored = (t.prepared(NORMALISED, cases[0])["images"] for t in (task, half))
     assert stored.dtype == torch.float16
     torch.testing.assert_close(stored.float(), whole, rtol=1e-3, atol=1e-4)
     batch = half.feed(cases[:1], seed=0).batch(0, torch.arange(2))
@@ -236,9 +239,9 @@ def test_the_cache_gives_the_same(task, cases, tmp_path):
     entries = len(list(tmp_path.iterdir()))
     assert entries == 2
     again = TASK(Config(), SMALL, task.fitted, cache=cache)
-    plain = TASK(Config(), SMALL, task.fitted)._prepared(cases[0])
+    plain = TASK(Config(), SMALL, task.fitted).prepared(NORMALISED, cases[0])
     for _ in range(2):
-        found = again._prepared(cases[0])
+        found = again.prepared(NORMALISED, cases[0])
         for name, x in plain.items():
             assert torch.equal(found[name], x)
     assert len(list(tmp_path.iterdir())) == entries + 1
@@ -262,13 +265,15 @@ def test_an_oracle_is_perfect_through_the_whole_path(tmp_path, lesions):
         assert written.shares_grid(case.image("later"))
         assert torch.equal(written.data > 0.6, truth.data > 0)
     (row,) = task.evaluate(Oracle(), case)
-    common = {"case": "013", "dice": 1.0, "lesions": lesions, "false": 0, "false_mm3": 0.0}
-    by_lesion = {"f1": 1.0, "sensitivity": 1.0, "precision": 1.0, "found": lesions}
-    assert row == common | (by_lesion if lesions else {})
-    view = task.view(Oracle(), case)
-    assert torch.equal(view.predicted.data, truth.data > 0)
-    assert torch.equal(view.reference.data, truth.data)
-    assert view.image.shares_grid(view.predicted)
+    assert row.ids == {"case": "013", "lesions": lesions, "false": 0} | (
+        {"found": lesions} if lesions else {}
+    )
+    by_lesion = {"f1": 1.0, "sensitivity": 1.0, "precision": 1.0}
+    assert row.scores == {"dice": 1.0, "false_mm3": 0.0} | (by_lesion if lesions else {})
+    picture = task.picture(Oracle(), case)
+    assert torch.equal(picture.predicted.data, truth.data > 0)
+    assert torch.equal(picture.reference.data, truth.data)
+    assert picture.image.shares_grid(picture.predicted)
 
 
 class Sees(nn.Module):
@@ -285,10 +290,12 @@ class Sees(nn.Module):
 def test_nothing_new_counts_what_is_found(task, cases):
     case = next(c for c in cases if not c.label("consensus").data.any())
     (silent,), (loud,) = (task.evaluate(Sees(everything), case) for everything in (False, True))
-    assert silent == {"case": case.name, "dice": 1.0, "lesions": 0, "false": 0, "false_mm3": 0.0}
-    assert (loud["dice"], loud["lesions"], loud["false"]) == (0.0, 0, 1)
+    assert silent == Row(
+        {"case": case.name, "lesions": 0, "false": 0}, {"dice": 1.0, "false_mm3": 0.0}
+    )
+    assert (loud.scores["dice"], loud.ids["lesions"], loud.ids["false"]) == (0.0, 0, 1)
     head = foreground(case.image("later").data[0]).sum() * np.prod(case.image("later").spacing_mm)
-    assert loud["false_mm3"] == pytest.approx(head.item(), rel=0.15)
+    assert loud.scores["false_mm3"] == pytest.approx(head.item(), rel=0.15)
 
 
 def test_a_prediction_lies_where_the_images_do(task, cases):
@@ -418,7 +425,7 @@ def test_real_images(real_images):
     landmarks = task.fitted["landmarks"]
     assert landmarks == sorted(landmarks)
     assert (landmarks[0], landmarks[-1]) == (0, pytest.approx(100))
-    prepared = task._prepared(cases[0])
+    prepared = task.prepared(NORMALISED, cases[0])
     volume = prepared["masks"][0].sum() * 27
     label = cases[0].label("consensus")
     assert volume == pytest.approx(int(label.data.sum()) * np.prod(label.spacing_mm), rel=0.1)
@@ -427,7 +434,7 @@ def test_real_images(real_images):
     prediction = task.predict(Oracle(), cases[0])
     assert prediction.images["new_lesions"].volume.shares_grid(cases[0].image("later"))
     (row,) = task.evaluate(Oracle(), cases[0])
-    assert row["dice"] > 0.2  # the oracle knows no more than brightness
+    assert row.scores["dice"] > 0.2  # the oracle knows no more than brightness
 
 
 def test_patients_that_lack_something(task, cases, tmp_path):
@@ -436,19 +443,20 @@ def test_patients_that_lack_something(task, cases, tmp_path):
     assert len(task.feed([blind, unpaired, cases[1]], seed=0)) == SMALL.per_patient
     message = (
         r"^new_lesions: none of 2 cases can be used: "
-        rf"{blind.name} has no consensus; {unpaired.name} has no earlier$"
+        rf"label: {blind.name} has no consensus label; it has none; "
+        rf"image: {unpaired.name} has no earlier image; it has later$"
     )
     for call in (task.fit, lambda c: task.feed(c, seed=0)):
         with pytest.raises(FileError, match=message):
             call([blind, unpaired])
     assert task.evaluate(Oracle(), blind) == []
-    assert task.view(Oracle(), blind).reference is None
+    assert task.picture(Oracle(), blind).reference is None
     with pytest.raises(FileError, match=r"has no earlier image"):
         task.predict(Oracle(), unpaired)
     one = replace(
         cases[0], labels={k: v for k, v in cases[0].labels.items() if k in ("consensus", "rater2")}
     )
-    masks = TASK(Config(), SMALL, task.fitted)._prepared(one)["masks"]
+    masks = TASK(Config(), SMALL, task.fitted).prepared(NORMALISED, one)["masks"]
     for channel, of in ((1, 0), (3, 0), (4, 0)):
         assert torch.equal(masks[channel], masks[of])
     assert not torch.equal(masks[2], masks[0])

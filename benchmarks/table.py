@@ -1,4 +1,4 @@
-"""The tables and the plot of a result file.
+"""Tables and plot of a result file.
 
 python -m benchmarks.table results.json [--plot growth.png] [--readme README.md]
 """
@@ -14,9 +14,31 @@ from typing import Any
 
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 
+#: Code of a workload -> its name in the tables; the code is given beside it.
+NAMES = {
+    "E3": "extract 3-D",
+    "E2": "extract 2-D",
+    "N32": "nt_xent 32",
+    "N4k": "nt_xent 4096",
+    "N16k": "nt_xent 16,384",
+    "N32k": "nt_xent 32,768",
+    "D3": "batch Dice 3-D",
+    "D2": "Dice + CE 2-D",
+    "A2": "affine 2-D",
+    "A2b": "affine 2-D, backward",
+    "A3": "resample, rotated",
+    "R3": "resample, spacing",
+    "M3": "merge 3-D",
+    "P3": "load patches 3-D",
+    "S2": "load slices 2-D",
+    "RI": "read int16",
+    "RF": "read float32",
+    "RM": "read mask",
+}
+
 
 def rows(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """One entry per workload, in the order they ran."""
+    """One entry per workload, in the order in which they ran."""
     infos = [b["extra_info"] for b in results["benchmarks"] if "workload" in b["extra_info"]]
     for info in infos:
         times = dict(info["median_ms"])
@@ -26,10 +48,17 @@ def rows(results: dict[str, Any]) -> list[dict[str, Any]]:
     return infos
 
 
+def describe(workload: str, title: str) -> str:
+    """Name, code and title of a workload; just code and title where it has no name."""
+    name = NAMES.get(workload.partition(" ")[0])  # "E3 x16" is E3 at 16 times the size
+    return f"{name} ({workload})<br>{title}" if name else f"{workload} {title}"
+
+
 def table(results: dict[str, Any]) -> str:
-    """The workloads as a markdown table: ratios of one run, and the geometric mean."""
+    """The workloads as a markdown table: ratios within one run, and their geometric mean."""
     lines = [
-        "| workload | ours | best peer | ratio | torch.compile | over floor | peak memory |",
+        "| workload | cmrfast | best peer | times faster than best peer | times faster than "
+        "torch.compile | times the hardware floor | peak memory: cmrfast / best peer |",
         "|---|---:|---|---:|---:|---:|---:|",
     ]
     entries = rows(results)
@@ -39,7 +68,7 @@ def table(results: dict[str, Any]) -> str:
         memory = "-" if None in peaks else f"{peaks[0]:.0f} / {peaks[1]:.0f} MB"
         graph = f" (graph {e['graph_ms']:.3g})" if "graph_ms" in e else ""
         lines.append(
-            f"| {e['workload']} {e['title']} | {e['ours']:.3g} ms{graph} "
+            f"| {describe(e['workload'], e['title'])} | {e['ours']:.3g} ms{graph} "
             f"| {e['peer']} {e['best']:.3g} ms | **{e['best'] / e['ours']:.1f}x** | {compiled} "
             f"| {e['ours'] / e['floor_ms']:.1f}x | {memory} |"
         )
@@ -47,9 +76,10 @@ def table(results: dict[str, Any]) -> str:
 
 
 def jobs_table(results: dict[str, Any]) -> str:
-    """Whole jobs as a markdown table; data is what of our time goes into making the batch."""
+    """Whole jobs as a markdown table, with the share of our time spent on making the batch."""
     lines = [
-        "| job | ours | plain torch + MONAI | ratio | data | peak memory |",
+        "| job | cmrfast | plain torch + MONAI | times faster | time spent on data "
+        "| peak memory: cmrfast / peer |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     entries = rows(results)
@@ -68,8 +98,8 @@ def _footer(results: dict[str, Any], entries: list[dict[str, Any]]) -> str:
     machine, rates = results["machine_info"], entries[0]["rates"]
     versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items())
     return (
-        f"Geometric mean over best peers: **{mean:.1f}x**. Medians of one run, interleaved; peak "
-        "memory is ours / the best peer's, beyond the inputs. "
+        f"Geometric mean over best peers: **{mean:.1f}x** faster. Medians of one run in which all "
+        "implementations are timed in turn; peak memory excludes the inputs. "
         f"{_place(machine, rates)}; copy {rates['copy_gb_s']:.0f} GB/s, "
         f"matrix product {rates['matmul_gflop_s']:.0f} GFLOP/s; {versions}."
     )
@@ -84,8 +114,8 @@ def _place(machine: dict[str, Any], rates: dict[str, float]) -> str:
 
 
 def growth_table(results: dict[str, Any]) -> str:
-    """How time grows with size; the last column is the time a doubling of size multiplies by."""
-    lines = ["| op | sizes | ours, ms | a doubling costs |", "|---|---|---|---|"]
+    """How time grows with size; the last column is the factor per doubling of the size."""
+    lines = ["| op | sizes | cmrfast, ms | time per doubling of size |", "|---|---|---|---|"]
     for op, points in growth(results).items():
         sizes = ", ".join(f"{p['size']:g}" for p in points)
         times = ", ".join(f"{p['median_ms']['cmrfast']:.3g}" for p in points)
@@ -95,16 +125,16 @@ def growth_table(results: dict[str, Any]) -> str:
 
 
 def doublings(points: list[dict[str, Any]]) -> list[float]:
-    """From each size to the next: the factor in our time for twice the size, 2 when linear."""
-    found = []
+    """The factor in our time per doubling, from each size to the next; 2 where time is linear."""
+    factors = []
     for a, b in pairwise(points):
         slope = math.log(b["median_ms"]["cmrfast"] / a["median_ms"]["cmrfast"])
-        found.append(2 ** (slope / math.log(b["size"] / a["size"])))
-    return found
+        factors.append(2 ** (slope / math.log(b["size"] / a["size"])))
+    return factors
 
 
 def growth(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """The sweep's points by op."""
+    """Points of the size sweep by op."""
     points = defaultdict(list)
     for b in results["benchmarks"]:
         if "growth" in b["extra_info"]:
@@ -113,7 +143,7 @@ def growth(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
-    """Time over size against peers and floor, one panel an op, both axes logarithmic."""
+    """Time over size, with peers and floor: one log-log panel per op."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -142,11 +172,13 @@ def plot(results: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    """Print the tables; on request draw the plot and put the table into a README."""
+    """Print the tables; optionally draw the plot and update the table in a README."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", type=Path)
-    parser.add_argument("--plot", type=Path, help="write the growth plot here")
-    parser.add_argument("--readme", type=Path, help="replace the table between its marks here")
+    parser.add_argument("--plot", type=Path, help="where to write the growth plot")
+    parser.add_argument(
+        "--readme", type=Path, help="file whose table, between its marks, is replaced"
+    )
     options = parser.parse_args()
     results = json.loads(options.results.read_text())
     whole_jobs = any(entry.get("data_ms") for entry in rows(results))

@@ -43,18 +43,18 @@ def sliding_window(
     *,
     batch: int = 8,
 ) -> Tensor:
-    """Predict windows on a regular cover of each image and average them where they overlap.
+    """Predict windows on a regular grid over each image and average them where they overlap.
 
-    Holds one batch of windows and the merged sums, whatever the image's size. An image shorter
-    than a window is centred in it, with zeros around.
+    Memory holds one batch of windows and the merged sums, whatever the image's size. An image
+    smaller than a window is centred in it, padded with zeros.
 
     Args:
         model: from windows (n, C, *size), n up to ``batch``, to predictions (n, K, *size). Call
             its ``eval()`` first; no gradient is kept.
         images: (B, C, *S), on the device where the model runs.
         size: of a window, one entry per space axis.
-        overlap: voxels that neighbours share, for all axes or one entry per axis.
-        batch: windows that the model gets at once.
+        overlap: of neighbouring windows in voxels, for all axes or one entry per axis.
+        batch: windows in one forward pass.
 
     Returns:
         (B, K, *S) float32.
@@ -104,5 +104,5 @@ def _merged(
             image.shape[1:], predicted.shape[1], size, device=image.device
         )
         merger.add(predicted, start)
-    assert merger is not None  # a cover has a window at least
+    assert merger is not None  # the grid has at least one window
     return merger.merged()

@@ -1,4 +1,4 @@
-"""Fills in what ``cmrfast COMMAND --help`` says, where a page has ``<!-- help COMMAND -->``."""
+"""Replaces ``<!-- help COMMAND -->`` in a page by the output of ``cmrfast COMMAND --help``."""
 
 import re
 from typing import Any

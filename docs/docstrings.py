@@ -1,4 +1,4 @@
-"""Docstrings as the site reads them: they are written for ``help()``, the site reads Markdown."""
+"""Converts docstrings, which are written for ``help()``, to the Markdown of the site."""
 
 import re
 from typing import Any
@@ -6,15 +6,15 @@ from typing import Any
 import griffe
 
 _CHANGES = {
-    r"^Example:$": "Examples:",  # the one name of that section that keeps its code as code
-    r"^::\n": "",  # what follows is indented, hence code already
+    r"^Example:$": "Examples:",  # the only section name whose code stays code
+    r"^::\n": "",  # the indented block is code already
 }
-#: An entry for several arguments at once, with the lines that go on further in.
+#: An entry for several arguments, with its continuation lines.
 _SHARED = re.compile(r"^( +)(\w+(?:, \w+)+)(: .*(?:\n\1 +\S.*)*)", re.MULTILINE)
 
 
 class Docstrings(griffe.Extension):
-    """Turns what Markdown would read otherwise."""
+    """Rewrites what Markdown would misread."""
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         """Called for every object once its members are known."""

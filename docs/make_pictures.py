@@ -1,4 +1,4 @@
-"""One synthetic patient of each data set, as the README shows them: images above, labels below.
+"""Pictures of one synthetic patient per data set, for the README: images above, labels below.
 
 Run it with ``python docs/make_pictures.py docs/images``; about a minute on two cores.
 """
@@ -14,16 +14,16 @@ from PIL import Image
 
 from cmrfast.data import Volume, open_dataset
 from cmrfast.data.datasets import Case
-from cmrfast.data.phantom import LAYOUTS, write_phantoms
+from cmrfast.data.phantom import write_phantoms
 from cmrfast.data.prepare import crop_or_pad
 from cmrfast.viz import COLOURS, overlay
 
-WIDTH = 900  # pixels; a README shows no more
+WIDTH = 900  # pixels; the README shows no more
 HEART_MM, HEAD_MM = 150.0, 230.0
 
 
 def cropped(volume: Volume, center_vox: list[int], side_mm: float) -> Volume:
-    """A square of the plane; slices stay."""
+    """A square crop of the plane, all slices."""
     plane = [round(side_mm / mm) for mm in volume.spacing_mm[:2]]
     data, matrix = crop_or_pad(
         volume.data,
@@ -35,7 +35,7 @@ def cropped(volume: Volume, center_vox: list[int], side_mm: float) -> Volume:
 
 
 def panels(image: Volume, label: Volume, slices: int, side_mm: float, names: dict[int, str]):
-    """Slices through the labels without them, and the same with them, as pictures."""
+    """Pictures of slices through the labels, without and with overlays."""
     heart = side_mm == HEART_MM
     where = label.data[0].nonzero() if heart else image.data[0].gt(0).nonzero()
     center = where.double().mean(0).round().long().tolist()[:2]
@@ -44,7 +44,7 @@ def panels(image: Volume, label: Volume, slices: int, side_mm: float, names: dic
     filled = amount.nonzero().flatten()
     if heart:
         chosen = filled[((torch.arange(slices) + 0.5) * len(filled) / slices).long()].tolist()
-    else:  # lesions are few: the slices that hold most, not next to each other
+    else:  # few lesions: the slices with the most, not next to each other
         chosen = []
         for k in amount.argsort(descending=True).tolist():
             if len(chosen) < slices and all(abs(k - c) > 6 for c in chosen):
@@ -56,7 +56,7 @@ def panels(image: Volume, label: Volume, slices: int, side_mm: float, names: dic
 
 
 def below(pictures: list[Image.Image]) -> Image.Image:
-    """Pictures of one width under one another."""
+    """Pictures of one width stacked vertically."""
     whole = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)))
     top = 0
     for picture in pictures:
@@ -66,7 +66,7 @@ def below(pictures: list[Image.Image]) -> Image.Image:
 
 
 def beside(pictures: list[Image.Image]) -> Image.Image:
-    """Pictures beside one another, their upper edges aligned."""
+    """Pictures side by side, aligned at the top."""
     whole = Image.new("RGB", (sum(p.width for p in pictures), max(p.height for p in pictures)))
     left = 0
     for picture in pictures:
@@ -117,7 +117,7 @@ SHOWN = {
 
 
 def picture(case: Case, rows: list[tuple]) -> Image.Image:
-    """All of one patient."""
+    """The picture of one patient."""
     parts = []
     for image, label, slices, side_mm, names in rows:
         parts.append(below(panels(case.image(image), case.label(label), slices, side_mm, names)))
@@ -128,7 +128,7 @@ def picture(case: Case, rows: list[tuple]) -> Image.Image:
 
 
 def palette() -> Image.Image:
-    """Greys, and greys tinted as ``overlay`` does: few enough colours for small files."""
+    """Greys, and greys tinted as ``overlay`` does: few colours make small files."""
     greys = np.linspace(0, 255, 24)[:, None].repeat(3, 1)
     colours = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in COLOURS])
     shades = np.linspace(0, 255, 12)[:, None, None] * 0.75 + 0.25 * colours
@@ -139,13 +139,12 @@ def palette() -> Image.Image:
 
 
 def main(out: Path, wanted: list[str]) -> None:
-    """Write a picture of each data set, or of some."""
+    """Write the pictures of all data sets, or of those wanted."""
     out.mkdir(parents=True, exist_ok=True)
-    method = {layout: name for name, known in LAYOUTS.items() for layout in known}
     for layout in wanted or SHOWN:
         number, rows = SHOWN[layout]
         with tempfile.TemporaryDirectory() as folder:
-            write_phantoms(method[layout], folder, cases=number, seed=1, layout=layout)
+            write_phantoms(layout, folder, cases=number, seed=1)
             case = open_dataset(layout, folder)[number - 1]
             path = out / f"phantom_{layout}.png"
             picture(case, rows).save(path, optimize=True)

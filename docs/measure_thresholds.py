@@ -1,7 +1,7 @@
-"""How far a threshold gets on each synthetic data set: the best there is, chosen with the labels.
+"""The Dice that thresholds reach on each synthetic data set, if chosen with the labels.
 
 Run it with ``python docs/measure_thresholds.py``: about a minute on two cores. A network that is
-not clearly above these figures has learnt nothing but brightness.
+not clearly better has learnt nothing but intensity.
 """
 
 import tempfile
@@ -11,10 +11,10 @@ import numpy.typing as npt
 
 from cmrfast.data import open_dataset
 from cmrfast.data.datasets import Case
-from cmrfast.data.phantom import LAYOUTS, write_phantoms
+from cmrfast.data.phantom import write_phantoms
 
-#: Data set -> what to look for: image, mask, structure.
-SOUGHT = {
+#: Data set -> image, mask and structure to segment.
+STRUCTURES = {
     "t1_lge": [("lge", "lge_lesion", "lesion")],
     "emidec": [("LGE", "LGE", "scar"), ("LGE", "LGE", "myocardium")],
     "myops": [("LGE", "LGE", "scar"), ("T2", "LGE", "edema")],
@@ -25,7 +25,7 @@ SOUGHT = {
 
 
 def best_band(image: npt.NDArray[np.generic], mask: npt.NDArray[np.bool_]) -> float:
-    """The highest Dice of all masks ``low <= image < high``, of 64 percentiles each."""
+    """The highest Dice of the masks ``low <= image < high``, over 64 percentiles for each bound."""
     edges = np.unique(np.percentile(image, np.linspace(0, 100, 64)))
     place = np.digitize(image, edges[1:-1])
     counts = np.bincount(place.ravel(), minlength=len(edges) - 1)
@@ -37,24 +37,23 @@ def best_band(image: npt.NDArray[np.generic], mask: npt.NDArray[np.bool_]) -> fl
 
 
 def dice_of_a_case(case: Case, image: str, label: str, structure: str) -> float | None:
-    """None where the patient has no such structure."""
+    """Dice of the best thresholds; None where the patient has no such structure."""
     mask = case.labelling[label].mask(case.label(label), structure).data[0].numpy()
     return best_band(case.image(image).data[0].numpy(), mask) if mask.any() else None
 
 
 def main() -> None:
-    """Print a line for each structure."""
-    method = {layout: name for name, known in LAYOUTS.items() for layout in known}
+    """Print one line per structure."""
     print(f"{'data set':<10} {'structure':<22} {'Dice of the best two thresholds':>32}")
-    for layout, sought in SOUGHT.items():
+    for layout, structures in STRUCTURES.items():
         with tempfile.TemporaryDirectory() as folder:
-            write_phantoms(method[layout], folder, cases=4, seed=1, layout=layout, shrink=1.5)
+            write_phantoms(layout, folder, cases=4, seed=1, shrink=1.5)
             cases = open_dataset(layout, folder)
-            for image, label, structure in sought:
-                found = [dice_of_a_case(case, image, label, structure) for case in cases]
-                there = [dice for dice in found if dice is not None]
+            for image, label, structure in structures:
+                scores = [dice_of_a_case(case, image, label, structure) for case in cases]
+                values = [dice for dice in scores if dice is not None]
                 where = f"{structure} in {image}"
-                print(f"{layout:<10} {where:<22} {np.mean(there):>25.2f} ± {np.std(there):.2f}")
+                print(f"{layout:<10} {where:<22} {np.mean(values):>25.2f} ± {np.std(values):.2f}")
 
 
 if __name__ == "__main__":

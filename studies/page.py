@@ -1,4 +1,4 @@
-"""The results page: every study's table and pictures, from the files that keep them.
+"""The results page: tables and pictures of every study, from its result file.
 
 python -m studies.page
 """
@@ -14,17 +14,17 @@ _HERE = Path(__file__).parent
 
 
 def table(content: dict[str, Any]) -> str:
-    """Markdown: arms down, scores across, mean ± SD over seeds and what was published."""
+    """Markdown: a row per arm; of each score mean ± SD over seeds, and the published value."""
     arms = content["arms"].values()
-    beside = {s: any(s in arm["published"] for arm in arms) for s in content["scores"]}
+    has_published = {s: any(s in arm["published"] for arm in arms) for s in content["scores"]}
     head, rule = ["variant"], ["---"]
-    for score, published in beside.items():
+    for score, published in has_published.items():
         head += [_title(score), *(["published"] if published else [])]
         rule += ["---:", *(["---:"] if published else [])]
     lines = [head, rule]
     for name, arm in content["arms"].items():
         line = [name]
-        for score, published in beside.items():
+        for score, published in has_published.items():
             line.append(spread(arm["scores"].get(score, [])))
             if published:
                 line.append(arm["published"].get(score, "-"))
@@ -34,37 +34,37 @@ def table(content: dict[str, Any]) -> str:
 
 def spread(values: list[float | None]) -> str:
     """Mean ± sample SD, to three digits."""
-    there = [v for v in values if v is not None and not math.isnan(v)]
-    if not there:
+    known = [v for v in values if v is not None and not math.isnan(v)]
+    if not known:
         return "-"
-    mean = statistics.fmean(there)
+    mean = statistics.fmean(known)
     digits = max(0, 2 - math.floor(math.log10(abs(mean) or 1)))
-    sd = f" ± {statistics.stdev(there):.{digits}f}" if len(there) > 1 else ""
+    sd = f" ± {statistics.stdev(known):.{digits}f}" if len(known) > 1 else ""
     return f"{mean:.{digits}f}{sd}"
 
 
 def tests(content: dict[str, Any]) -> str:
-    """The paired tests, a line each."""
+    """The paired tests, one line each."""
     return "\n".join(
-        f"* {_title(t['score'])}: {t['first']} less {t['second']} is {t['difference']:+.3g} "
-        f"(paired t-test over {t['units']}, p {_p(t['p'])})"
+        f"* {_title(t['score'])}, `{t['first']}` minus `{t['second']}`: {t['difference']:+.3g} "
+        f"(paired t-test, n = {t['units']}, p {_p(t['p'])})"
         for t in content["tests"]
     )
 
 
 def section(content: dict[str, Any]) -> str:
-    """What the page says of a study between its marks."""
+    """The generated part of the page about a study, between its marks."""
     method, versions = content["method"], content["versions"]
     patients = content["patients"]
-    took = f", {content['minutes']:.0f} minutes" if content["minutes"] else ""
+    took = f", {content['minutes']:.0f} minutes in all" if content["minutes"] else ""
     figure = f"results/{method}-{content['scale']}"
     changes = ", ".join(f"{k} {v}" for k, v in content["changes"].items()) or "none"
     facts = "\n".join(f"* {name}: {_fact(value)}" for name, value in content["facts"].items())
     parts = [
         table(content),
-        f"{content['data']}: {patients['train']} patients to train, {patients['validate']} to "
-        f"validate, {patients['test']} to test; {content['seeds']} seeds of {content['steps']} "
-        f"steps{took} on {versions['cores']} cores, {versions['cpu']}; torch {versions['torch']}. "
+        f"{content['data']}: {patients['train']} training, {patients['validate']} validation and "
+        f"{patients['test']} test patients; {content['seeds']} seeds, {content['steps']} steps "
+        f"each{took}, on {versions['cores']} cores, {versions['cpu']}; torch {versions['torch']}. "
         f"Changed from the published recipe: {changes}.",
         "\n".join(part for part in (tests(content), facts) if part),
         f"![scores and curves]({figure}.png)",
@@ -92,7 +92,7 @@ def _title(score: str) -> str:
 
 
 def _p(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
 
 
 def _fact(value: Any) -> str:

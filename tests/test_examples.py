@@ -42,7 +42,7 @@ def run(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("run")
     small = runpy.run_path(str(EXAMPLES / "predict_folder.py"))["SMALL"]
-    write_phantoms("joint_scar", folder / "patients", cases=3, shrink=4)
+    write_phantoms("emidec", folder / "patients", cases=3, shrink=4)
     train("joint_scar", folder / "patients", folder / "run", changes=small, steps=1)
     return folder
 

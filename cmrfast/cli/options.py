@@ -1,4 +1,4 @@
-"""What several commands take, and how it is read."""
+"""Options that several commands share, and how they are parsed."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -19,7 +19,7 @@ Split = Annotated[str, typer.Option(help="train, validate, test or all.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Changes = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="FIELD=VALUE", help="Of config or recipe; may be repeated."),
+    typer.Option("--set", metavar="FIELD=VALUE", help="A config or recipe field; repeatable."),
 ]
 
 

@@ -19,7 +19,7 @@ def predict(
 ) -> None:
     """Apply a run to new patients: NIfTI files that overlay on the input.
 
-    Cases predicted before are skipped; one bad case does not stop the others.
+    Cases predicted before are skipped; a bad case does not stop the others.
     """
     from cmrfast.runs.predict import predict as run_prediction
     from cmrfast.train.ranks import is_first_rank
@@ -41,12 +41,12 @@ def predict(
 @app.command(epilog="Example: cmrfast evaluate run1 --data emidec/ --split test")
 def evaluate(
     run: Folder,
-    data: Annotated[Path | None, typer.Option(help="Default: where it lay in training.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Default: where it was in training.")] = None,
     split: Split = "test",
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Hold a run against labels: the paper's metrics and table, per case as CSV and JSON."""
+    """Evaluate a run on reference labels: the paper's metrics and table; CSV and JSON."""
     from cmrfast.runs.evaluate import evaluate as run_evaluation
     from cmrfast.train.ranks import is_first_rank
     from cmrfast.train.run import Run
@@ -62,7 +62,7 @@ def evaluate(
 @app.command(epilog="Example: cmrfast report run1")
 def report(
     run: Folder,
-    data: Annotated[Path | None, typer.Option(help="Default: where it lay in training.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Default: where it was in training.")] = None,
     split: Split = "test",
     device: Device = "auto",
 ) -> None:
@@ -81,7 +81,7 @@ def report(
 def demo(
     out: Annotated[Path, typer.Option(help="A new or empty folder.")] = Path("cmrfast-demo"),
 ) -> None:
-    """From nothing to a report in under two minutes: synthetic patients, training, scores."""
+    """Train on synthetic patients, score and report, in under two minutes."""
     from cmrfast.runs.demo import demo as run_demo
 
     run_demo(out, say=typer.echo)

@@ -18,17 +18,17 @@ def info(as_json: AsJson = False) -> None:
     """Print versions, devices, and which backend each op got and why not another."""
     from cmrfast.info import info as collect
 
-    found = collect()
+    collected = collect()
     if as_json:
-        typer.echo(json.dumps(found, indent=1))
+        typer.echo(json.dumps(collected, indent=1))
         return
     for part in ("versions", "devices"):
-        for name, value in found[part].items():
+        for name, value in collected[part].items():
             typer.echo(f"{name:<12}{value}")
     typer.echo(f"\n{'op':<18}{'cpu':<12}cuda")
-    for name, row in found["backends"].items():
+    for name, row in collected["backends"].items():
         typer.echo(f"{name:<18}{row['cpu']:<12}{row['cuda']}")
-    for device, reason in found["because"].items():
+    for device, reason in collected["because"].items():
         typer.echo(f"{device}: {reason}")
 
 
@@ -41,7 +41,7 @@ def check(
 ) -> None:
     """Read images, print their geometry and name every fault.
 
-    Fails when a file cannot be read; what is merely odd is named and passes.
+    Fails when a file cannot be read; oddities are printed but pass.
     """
     from cmrfast.data.check import check as examine
 
@@ -62,7 +62,7 @@ def check(
 @app.command(epilog="Example: cmrfast phantom new_lesions phantoms/ --cases 8")
 def phantom(
     method: Annotated[
-        str, typer.Argument(metavar="METHOD", help="The method that shall read the data set.")
+        str, typer.Argument(metavar="METHOD", help="The method that will read the data set.")
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new or empty folder.")],
     cases: Annotated[int, typer.Option(min=1, help="Patients.")] = 12,
@@ -71,12 +71,12 @@ def phantom(
         str | None, typer.Option(help="Which of the method's data sets; default its first.")
     ] = None,
     shrink: Annotated[
-        float, typer.Option(min=1, max=4, help="How many times wider voxels are, to be quick.")
+        float, typer.Option(min=1, max=4, help="How many times larger voxels are, for speed.")
     ] = 1.0,
 ) -> None:
     """Write a synthetic data set in the layout that a method reads, with every label.
 
-    Figures measured on it say whether code works, never how it would do on patients.
+    Results on it show whether the code works, not how a method performs on patients.
     """
     from cmrfast import methods
     from cmrfast.data.phantom import write_phantoms
@@ -107,7 +107,7 @@ def compare(
 
 @contextmanager
 def _counting(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A function of (done, in all): a bar on a terminal, else a line each time; on stderr."""
+    """A function of (done, total): a bar on a terminal, else a line each time; on stderr."""
     if not sys.stderr.isatty():
         yield lambda done, count: typer.echo(f"{what} {done} of {count}", err=True)
         return

@@ -31,15 +31,15 @@ def train(
     data: Data,
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
     patients: Annotated[
-        Path | None, typer.Option(help="JSON: names to train, validate and test on.")
+        Path | None, typer.Option(help="JSON file: patients to train, validate and test on.")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps in all.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training set.")] = None,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seeds every random choice.")] = 0,
     device: Device = "auto",
-    resume: Annotated[bool, typer.Option("--resume", help="Continue, or start.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume if a run exists.")] = False,
     micro_batch: Annotated[
-        str, typer.Option(help="Samples at once: auto, or a number; the batch stays whole.")
+        str, typer.Option(help="Samples at a time: auto or a number; the batch size stays.")
     ] = "auto",
     precision: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     compiled: Annotated[
@@ -49,17 +49,19 @@ def train(
         bool | None, typer.Option(help="Memory format; default: in half precision on a GPU.")
     ] = None,
     sharded: Annotated[
-        bool, typer.Option("--sharded", help="Deal the weights out to the ranks (FSDP).")
+        bool, typer.Option("--sharded", help="Shard the weights over the ranks (FSDP).")
     ] = False,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Its log too.")] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write its events too.")
+    ] = False,
     cache: Annotated[Path | None, typer.Option(help="Folder that keeps prepared images.")] = None,
     save_every: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 600.0,
-    timeout: Annotated[float, typer.Option(help="Seconds that a rank waits for another.")] = 600.0,
+    timeout: Annotated[float, typer.Option(help="Seconds a rank waits for others.")] = 600.0,
     changes: Changes = None,
 ) -> None:
-    """Train a method as published; fields of its config are options of their own.
+    """Train a method as published; fields of its config and recipe are options too.
 
-    Under torchrun all processes train as one.
+    Under torchrun all processes train together.
     """
     from cmrfast.data.cache import Cache
     from cmrfast.data.datasets import Split as Patients
@@ -98,7 +100,7 @@ def search(
     method: Method,
     data: Data,
     out: Annotated[Path, typer.Option(help="Folder of the search; each trial is a run in it.")],
-    trials: Annotated[int, typer.Option(min=1, help="Of all workers together.")] = 30,
+    trials: Annotated[int, typer.Option(min=1, help="Number of trials of all workers.")] = 30,
     storage: Annotated[
         str | None, typer.Option(help="URL of an Optuna storage; default SQLite in OUT.")
     ] = None,
@@ -108,17 +110,17 @@ def search(
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps of a trial.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes of a trial.")] = None,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seeds every random choice.")] = 0,
     device: Device = "auto",
     changes: Changes = None,
 ) -> None:
     """Find better values of a recipe by Bayesian optimisation of the validation score.
 
-    Started again it goes on; started elsewhere on the same storage it helps.
+    Started again it resumes; more workers on the same storage share the trials.
     """
     from cmrfast.train.search import search as run_search
 
-    found = run_search(
+    result = run_search(
         known_method(method),
         data,
         out,
@@ -132,6 +134,6 @@ def search(
         epochs=positive("epochs", epochs),
         device=device,
     )
-    typer.echo(f"best of {found['trials']}: score {found['score']:.4g}")
-    for name, value in found["best"].items():
+    typer.echo(f"best of {result['trials']}: score {result['score']:.4g}")
+    for name, value in result["best"].items():
         typer.echo(f"  --set {name}={value:.4g}")

@@ -21,7 +21,7 @@ class Ranges:
         translate_vox: largest shift in voxels along each axis, either way.
         translate_share: the same as a share of the axis's length; the two add up.
         shear_deg: largest shear angle, either way, in the plane of the last two axes.
-        flip: probability of a mirror image along each axis.
+        flip: probability of a sign image along each axis.
         gamma: smallest and largest exponent, drawn uniformly in its logarithm; for images in
             [0, 1].
         probability: of any change of geometry at all.
@@ -107,28 +107,28 @@ def random_thetas(
     draws = uniforms(seed, epoch, samples, sum(widths)).split(widths, 1)
     changes, turn, scale, shift, shear, flip, gamma = draws
 
-    def both(draw: Tensor) -> Tensor:  # a share of a range that goes either way
+    def signed(draw: Tensor) -> Tensor:  # a share of a range that goes either way
         return 2 * draw - 1
 
     matrix = torch.eye(axes, dtype=torch.float64).repeat(len(samples), 1, 1)
     for column, (a, b) in enumerate(planes):
-        angle = both(turn[:, column]) * math.radians(ranges.rotate_deg)
+        angle = signed(turn[:, column]) * math.radians(ranges.rotate_deg)
         plane = torch.eye(axes, dtype=torch.float64).repeat(len(samples), 1, 1)
         plane[:, a, a] = plane[:, b, b] = angle.cos()
         plane[:, a, b], plane[:, b, a] = angle.sin(), -angle.sin()
         matrix = plane @ matrix
-    slant = torch.eye(axes, dtype=torch.float64).repeat(len(samples), 1, 1)
-    slant[:, -1, -2] = (both(shear[:, 0]) * math.radians(ranges.shear_deg)).tan()
+    shear_matrix = torch.eye(axes, dtype=torch.float64).repeat(len(samples), 1, 1)
+    shear_matrix[:, -1, -2] = (signed(shear[:, 0]) * math.radians(ranges.shear_deg)).tan()
     low, high = ranges.scale
     factor = low + (high - low) * (scale if ranges.scale_each else scale[:, :1].expand(-1, axes))
-    mirror = torch.where(flip < ranges.flip, -1.0, 1.0)
+    sign = torch.where(flip < ranges.flip, -1.0, 1.0)
     # Output to input: the inverse of scaling by a factor divides.
-    matrix = slant @ matrix @ torch.diag_embed(mirror / factor)
+    matrix = shear_matrix @ matrix @ torch.diag_embed(sign / factor)
     size = torch.tensor(shape, dtype=torch.float64)
-    offset = both(shift) * (ranges.translate_vox + ranges.translate_share * size)
+    offset = signed(shift) * (ranges.translate_vox + ranges.translate_share * size)
 
-    still = changes[:, 0] >= ranges.probability
-    matrix[still], offset[still] = torch.eye(axes, dtype=torch.float64), 0.0
+    unchanged = changes[:, 0] >= ranges.probability
+    matrix[unchanged], offset[unchanged] = torch.eye(axes, dtype=torch.float64), 0.0
     # Normalised positions run over 2 for a whole axis, and name the last axis first.
     matrix = (matrix * size / size[:, None]).flip(1, 2)
     theta = torch.cat((matrix, (2 * offset / size).flip(1)[..., None]), 2)

@@ -54,14 +54,14 @@ def check(path: str | os.PathLike[str]) -> Report:
         else:
             header = read_header(path)
             volume = read_volume(header)
-            faults += [*header.notes, *_disagreement(header)]
+            faults += [*header.notes, *_compare_forms(header)]
     except FileError as error:
         return Report(path, (), (str(error),), readable=False)
-    values, odd = _values(volume)
-    return Report(path, (*_geometry(volume), values), (*faults, *odd), readable=True)
+    values, odd = _describe_values(volume)
+    return Report(path, (*_describe_geometry(volume), values), (*faults, *odd), readable=True)
 
 
-def _geometry(volume: Volume) -> list[str]:
+def _describe_geometry(volume: Volume) -> list[str]:
     shape = " x ".join(str(n) for n in volume.shape)
     times = f", {volume.channels} time points or channels" if volume.channels > 1 else ""
     spacing = " x ".join(f"{mm:.4g}" for mm in volume.spacing_mm)
@@ -75,11 +75,11 @@ def _geometry(volume: Volume) -> list[str]:
     return [
         f"{shape} voxels of {spacing} mm{times}",
         f"{extent} mm in all, centred at ({centre}) mm",
-        f"axes run to {_spelled(volume.orientation)} ({volume.orientation}){oblique}",
+        f"axes run to {_spell_out(volume.orientation)} ({volume.orientation}){oblique}",
     ]
 
 
-def _values(volume: Volume) -> tuple[str, list[str]]:
+def _describe_values(volume: Volume) -> tuple[str, list[str]]:
     """The stored values in a line, and what is odd about them."""
     data = volume.data.numpy()
     dtype = str(volume.data.dtype).removeprefix("torch.")
@@ -98,16 +98,16 @@ def _values(volume: Volume) -> tuple[str, list[str]]:
     return f"{dtype} from {low} to {high}", odd
 
 
-def _disagreement(header: Header) -> list[str]:
+def _compare_forms(header: Header) -> list[str]:
     """Whether sform and qform are both set and place voxels apart."""
     if min(int(header.fields["sform_code"]), int(header.fields["qform_code"])) < 1:
         return []
     fields = header.fields.copy()
     fields["sform_code"] = 0
-    _, of_qform, _ = world_from_header(fields)
-    if of_qform is None:
+    _, qform_matrix, _ = world_from_header(fields)
+    if qform_matrix is None:
         return ["the qform is set but unusable; the sform counts"]
-    matrices = torch.from_numpy(header.world_from_vox), torch.from_numpy(of_qform)
+    matrices = torch.from_numpy(header.world_from_vox), torch.from_numpy(qform_matrix)
     if same_grid(header.shape[1:], *matrices, tolerance_mm=_FORMS_APART_MM):
         return []
     return [f"sform and qform place voxels more than {_FORMS_APART_MM} mm apart; the sform counts"]
@@ -120,6 +120,6 @@ def _tilt_degrees(volume: Volume) -> float:
     return float(np.degrees(np.arccos(np.clip(cosines.min(), -1, 1))))
 
 
-def _spelled(orientation: str) -> str:
+def _spell_out(orientation: str) -> str:
     words = {"R": "right", "L": "left", "A": "front", "P": "back", "S": "head", "I": "feet"}
     return ", ".join(words[code] for code in orientation)

@@ -18,7 +18,7 @@ Vector = npt.NDArray[np.float64]
 _RAS_FROM_LPS = np.array([[-1.0], [-1.0], [1.0]])
 _DICOMDIR = "1.2.840.10008.1.3.10"
 #: How far a slice may lie off its place in an even stack, as a part of the slice distance.
-_UNEVEN = 0.02
+_MAX_UNEVEN = 0.02
 
 
 @dataclass(frozen=True)
@@ -61,44 +61,44 @@ def read_dicom_folder(
         FileError: for anything wrong with the files, uneven or doubled slices included.
     """
     folder = Path(folder)
-    slices = _one_series(folder, _slices(folder), series)
+    slices = _select_series(folder, _read_headers(folder), series)
     promised = sum(s.rows * s.columns * s.bits // 8 for s in slices)
     if promised > max_bytes:
-        raise _refusal(folder, f"holds {promised} bytes of pixels, more than max_bytes={max_bytes}")
+        raise _file_error(folder, f"holds {promised} bytes of pixels, more than max_bytes={max_bytes}")
     normal = slices[0].normal
     slices.sort(key=lambda s: float(s.place_mm @ normal))
     world_from_vox = _world_from_vox(folder, slices)
-    data = torch.from_numpy(np.stack([_pixels(s) for s in slices])).permute(2, 1, 0)[None]
+    data = torch.from_numpy(np.stack([_read_pixels(s) for s in slices])).permute(2, 1, 0)[None]
     volume = Volume(data, torch.from_numpy(world_from_vox))
     if not slices[0].is_t1_map:
         return volume
     try:
         return t1_in_ms(volume, name=str(folder))
     except ValueError as error:
-        raise _refusal(folder, str(error)) from error
+        raise _file_error(folder, str(error)) from error
 
 
-def _slices(folder: Path) -> list[_Slice]:
+def _read_headers(folder: Path) -> list[_Slice]:
     """Of every DICOM image in the folder."""
-    pydicom = _pydicom()
+    pydicom = _import_pydicom()
     found = []
     try:
         paths = sorted(path for path in folder.iterdir() if path.is_file())
     except OSError as error:
-        raise _refusal(folder, error.strerror or str(error)) from error
+        raise _file_error(folder, error.strerror or str(error)) from error
     for path in paths:
         try:
             header = pydicom.dcmread(path, stop_before_pixels=True)
-            found += [_slice(path, header)] if _is_image(header) else []
+            found += [_parse_header(path, header)] if _is_image(header) else []
         except pydicom.errors.InvalidDicomError as error:
             if path.suffix.lower() in (".dcm", ".ima"):
-                raise _refusal(path, "is no DICOM file, in spite of its name") from error
+                raise _file_error(path, "is no DICOM file, in spite of its name") from error
         except FileError:
             raise
         except Exception as error:  # a damaged file raises nearly anything
-            raise _refusal(path, f"its header is damaged ({error})") from error
+            raise _file_error(path, f"its header is damaged ({error})") from error
     if not found:
-        raise _refusal(folder, "holds no DICOM image")
+        raise _file_error(folder, "holds no DICOM image")
     return found
 
 
@@ -108,14 +108,14 @@ def _is_image(header: Any) -> bool:
     return kind != _DICOMDIR and header.get("Modality", "MR") == "MR"
 
 
-def _slice(path: Path, header: Any) -> _Slice:
+def _parse_header(path: Path, header: Any) -> _Slice:
     def vector(name: str, count: int) -> Vector:
         value = header.get(name)
         if value in (None, ""):
-            raise _refusal(path, f"has no {name}")
+            raise _file_error(path, f"has no {name}")
         numbers = np.array(value, np.float64, ndmin=1)
         if numbers.shape != (count,) or not np.isfinite(numbers).all():
-            raise _refusal(path, f"{name} must be {count} numbers; it is {value}")
+            raise _file_error(path, f"{name} must be {count} numbers; it is {value}")
         return numbers
 
     words = [*(header.get("ImageType") or []), header.get("ImageComments", "")]
@@ -140,13 +140,13 @@ def _slice(path: Path, header: Any) -> _Slice:
     )
 
 
-def _one_series(folder: Path, slices: list[_Slice], wanted: str | None) -> list[_Slice]:
+def _select_series(folder: Path, slices: list[_Slice], wanted: str | None) -> list[_Slice]:
     names = sorted({s.series for s in slices}, key=lambda s: (s[1].zfill(12), s[2], s[0]))
     chosen = [name for name in names if wanted is None or wanted in name]
     if len(chosen) != 1:
         there = "; ".join(f"{number} {text!r}" for _, number, text in names)
         asked = "name one with series=" if wanted is None else f"series={wanted!r} is not just one"
-        raise _refusal(folder, f"holds {len(names)} series, {asked}: {there}")
+        raise _file_error(folder, f"holds {len(names)} series, {asked}: {there}")
     return [s for s in slices if s.series == chosen[0]]
 
 
@@ -155,26 +155,26 @@ def _world_from_vox(folder: Path, slices: list[_Slice]) -> Vector:
     first = slices[0]
     for other in slices:
         if other.frames > 1:
-            raise _refusal(other.path, "holds many frames in one file, which is not supported")
+            raise _file_error(other.path, "holds many frames in one file, which is not supported")
         for name in ("rows", "columns", "spacing_mm", "axes"):
             if not np.allclose(getattr(other, name), getattr(first, name), rtol=0, atol=1e-4):
-                raise _refusal(other.path, f"its {name} differ from those of {first.path.name}")
+                raise _file_error(other.path, f"its {name} differ from those of {first.path.name}")
     matrix = np.eye(4)
     matrix[:3] = _RAS_FROM_LPS * np.column_stack(
         [
             first.axes[0] * first.spacing_mm[1],
             first.axes[1] * first.spacing_mm[0],
-            _step_mm(folder, slices),
+            _slice_step_mm(folder, slices),
             first.place_mm,
         ]
     )
     fault = fault_of_matrix(matrix)
     if fault:
-        raise _refusal(folder, f"its geometry {fault}")
+        raise _file_error(folder, f"its geometry {fault}")
     return matrix
 
 
-def _step_mm(folder: Path, slices: list[_Slice]) -> Vector:
+def _slice_step_mm(folder: Path, slices: list[_Slice]) -> Vector:
     """From one slice to the next."""
     normal = slices[0].normal
     if len(slices) == 1:
@@ -182,32 +182,32 @@ def _step_mm(folder: Path, slices: list[_Slice]) -> Vector:
     places = np.array([s.place_mm for s in slices])
     gaps = np.diff(places @ normal)
     if gaps.min() < 1e-3:
-        raise _refusal(folder, "two of its slices lie in one place")
+        raise _file_error(folder, "two of its slices lie in one place")
     step: Vector = (places[-1] - places[0]) / (len(places) - 1)
     even = places[0] + np.arange(len(places))[:, None] * step
-    if np.abs(places - even).max() > _UNEVEN * np.linalg.norm(step):
+    if np.abs(places - even).max() > _MAX_UNEVEN * np.linalg.norm(step):
         distances = ", ".join(f"{gap:.4g}" for gap in gaps)
-        raise _refusal(folder, f"its slices are not evenly apart: {distances} mm")
+        raise _file_error(folder, f"its slices are not evenly apart: {distances} mm")
     return step
 
 
-def _pixels(this: _Slice) -> npt.NDArray[Any]:
+def _read_pixels(this: _Slice) -> npt.NDArray[Any]:
     """The slice as (rows, columns)."""
     try:
-        file = _pydicom().dcmread(this.path)
+        file = _import_pydicom().dcmread(this.path)
         plane: npt.NDArray[Any] = file.pixel_array
         slope = float(file.get("RescaleSlope", 1))
         intercept = float(file.get("RescaleIntercept", 0))
     except Exception as error:  # a damaged file raises nearly anything
-        raise _refusal(this.path, f"its pixels cannot be read ({error})") from error
+        raise _file_error(this.path, f"its pixels cannot be read ({error})") from error
     if plane.shape != (this.rows, this.columns):
-        raise _refusal(this.path, f"must hold one grey plane; it holds {plane.shape}")
+        raise _file_error(this.path, f"must hold one grey plane; it holds {plane.shape}")
     if (slope, intercept) == (1, 0):
         return plane
     return (plane * slope + intercept).astype(np.float32)
 
 
-def _pydicom() -> Any:
+def _import_pydicom() -> Any:
     try:
         import pydicom
         import pydicom.errors
@@ -218,5 +218,5 @@ def _pydicom() -> Any:
     return pydicom
 
 
-def _refusal(path: Path, problem: str) -> FileError:
+def _file_error(path: Path, problem: str) -> FileError:
     return FileError(f"read_dicom_folder: {path}: {problem}")

@@ -33,8 +33,8 @@ def uniforms(seed: int, epoch: int, samples: Tensor, count: int) -> Tensor:
     """
     key = torch.tensor(seed, dtype=torch.int64, device=samples.device)
     for part in (epoch, samples.long()[:, None], torch.arange(count, device=samples.device)):
-        key = _mixed(key + _STEP + part)
-    return _shifted(key, 11).double() * 2.0**-53
+        key = _splitmix(key + _STEP + part)
+    return _shift_right(key, 11).double() * 2.0**-53
 
 
 def order(seed: int, epoch: int, count: int) -> Tensor:
@@ -45,12 +45,12 @@ def order(seed: int, epoch: int, count: int) -> Tensor:
     return uniforms(seed ^ _ORDER, epoch, torch.arange(count), 1)[:, 0].argsort(stable=True)
 
 
-def _mixed(x: Tensor) -> Tensor:
+def _splitmix(x: Tensor) -> Tensor:
     for bits, factor in _MIX:
-        x = (x ^ _shifted(x, bits)) * factor
-    return x ^ _shifted(x, 31)
+        x = (x ^ _shift_right(x, bits)) * factor
+    return x ^ _shift_right(x, 31)
 
 
-def _shifted(x: Tensor, bits: int) -> Tensor:
+def _shift_right(x: Tensor, bits: int) -> Tensor:
     # Torch's shift of signed numbers drags the sign along.
     return (x >> bits) & ((1 << (64 - bits)) - 1)

@@ -25,8 +25,8 @@ def t1_in_ms(volume: Volume, *, name: str = "the map") -> Volume:
         tensor([1150])
     """
     values = volume.data.double()
-    wrong = torch.isin(values, torch.tensor(FIT_FAILURES, dtype=torch.float64))
-    fitted = values[~wrong & values.isfinite()]
+    failed = torch.isin(values, torch.tensor(FIT_FAILURES, dtype=torch.float64))
+    fitted = values[~failed & values.isfinite()]
     if not fitted.numel():
         raise ValueError(f"t1_in_ms: {name} holds no value but 0, 4095 and non-finite ones")
     median = fitted.median().item()

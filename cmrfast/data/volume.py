@@ -35,8 +35,8 @@ class Volume:
 
     def __post_init__(self) -> None:
         if not isinstance(self.data, Tensor) or self.data.is_complex():
-            came = self.data.dtype if isinstance(self.data, Tensor) else type(self.data).__name__
-            raise TypeError(f"Volume: data must be a real tensor; got {came}")
+            kind = self.data.dtype if isinstance(self.data, Tensor) else type(self.data).__name__
+            raise TypeError(f"Volume: data must be a real tensor; got {kind}")
         if self.data.dim() != 4:
             raise ValueError(f"Volume: data must be (C, I, J, K); got {tuple(self.data.shape)}")
         matrix = torch.as_tensor(self.world_from_vox, dtype=torch.float64, device="cpu")

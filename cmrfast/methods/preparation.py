@@ -67,7 +67,7 @@ class Preparation(Generic[ConfigT, RecipeT]):
     version: int = 1
 
     def __call__(self, source: Source[ConfigT, RecipeT]) -> Tensors:
-        """The prepared case, from the cache where it is there.
+        """The prepared case, from the cache if it holds it.
 
         Raises:
             FileError: a file is missing or cannot be used.
@@ -151,7 +151,7 @@ def prepare_cases(
             refused.append(str(error))
             _log.warning("%s: %s is left out: %s", who, case.name, error)
     if not prepared:
-        why = "; ".join(refused[:3]) or "there are no cases"
+        why = "; ".join(refused[:3]) or "no case was given"
         more = f"; and {len(refused) - 3} more" if len(refused) > 3 else ""
         raise FileError(f"{who}: none of {len(cases)} cases can be used: {why}{more}")
     return prepared

@@ -24,11 +24,11 @@ def compare(
             f"{p.shape} voxels of {_mm(p.spacing_mm)} and {r.shape} of {_mm(r.spacing_mm)}"
         )
     labels = sorted({*p.data.unique().tolist(), *r.data.unique().tolist()} - {0})
-    found: dict[str, dict[str, float]] = {}
+    scores: dict[str, dict[str, float]] = {}
     for label in labels:
         a, b = p.data[0] == label, r.data[0] == label
         distances = metrics.surface_distances(a, b, r.spacing_mm)
-        found[f"{label:g}"] = {
+        scores[f"{label:g}"] = {
             "dice": float(metrics.dice(a, b)),
             "jaccard": float(metrics.jaccard(a, b)),
             "precision": float(metrics.precision(a, b)),
@@ -36,7 +36,7 @@ def compare(
             **distances._asdict(),
             "center_distance_mm": float(metrics.center_distance(a, b, r.spacing_mm)),
         }
-    return found
+    return scores
 
 
 def as_table(scores: Mapping[str, Mapping[str, float]]) -> str:

@@ -1,4 +1,4 @@
-"""From nothing to a report in under two minutes on two CPU cores."""
+"""A demonstration: synthetic patients, training, scores and a report in under two minutes."""
 
 import sys
 import time
@@ -38,7 +38,7 @@ def demo(out: Path, *, say: Callable[[str], None] = print) -> Run:
     at("done")
     say(
         f"\nLook at {page}\n"
-        f"Synthetic hearts and a small network: no figure here says anything about patients.\n\n"
+        f"Synthetic hearts and a small network: these figures say nothing about patients.\n\n"
         "Next:\n"
         f"  cmrfast predict {run.path} {data} --out masks/\n"
         f"  cmrfast train {_METHOD} --data YOUR_DATA --out run1\n"

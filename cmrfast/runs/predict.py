@@ -1,4 +1,4 @@
-"""A trained network applied to a cohort: files in, files out, one bad case stops no other."""
+"""Prediction of a cohort: files in, files out; a bad case does not stop the others."""
 
 import json
 import os
@@ -47,9 +47,9 @@ def predict(
 ) -> Outcome:
     """Write ``out/<case>/*.nii.gz`` and ``prediction.json`` for every case.
 
-    A case that this network has predicted before, with the same checkpoint, is skipped, so that
-    an interrupted cohort continues where it stopped. Where memory runs out the case is tried
-    again with half the batch. Under torchrun the processes share the cases.
+    A case that the same checkpoint has predicted before is skipped, so an interrupted cohort
+    resumes. If memory runs out, the case is repeated with half the batch. Under torchrun the
+    processes share the cases.
 
     Args:
         run: a trained one.
@@ -91,7 +91,7 @@ def _predict_cases(
         try:
             prediction = _with_less_memory(task, model, case)
             _write(folder, prediction, made_by)
-        except Exception as error:  # whatever is wrong with one case, the others go on
+        except Exception as error:  # whatever is wrong with one case, the others continue
             outcome.failed[case.name] = " ".join(str(error).split()) or type(error).__name__
             progress(f"{case.name}: failed: {outcome.failed[case.name]}")
             continue
@@ -109,7 +109,7 @@ def find_cases(
         path = Path(given)
         try:
             if path.is_dir():
-                found = list(open_dataset(run.plan.layout, path))
+                cases = list(open_dataset(run.plan.layout, path))
             elif not path.is_file():
                 raise FileError(f"predict: {path} is neither a file nor a folder")
             elif method.single_image is None:
@@ -119,11 +119,11 @@ def find_cases(
                 )
             else:
                 name = path.name.removesuffix(".gz").removesuffix(".nii")
-                found = [Case(name, {method.single_image: path}, {}, {})]
+                cases = [Case(name, {method.single_image: path}, {}, {})]
         except FileError as error:
             outcome.failed[str(given)] = str(error)
             continue
-        for case in found:
+        for case in cases:
             if case.name in seen:
                 outcome.failed[str(given)] = f"predict: a second case is named {case.name}"
                 continue
@@ -155,8 +155,8 @@ def _write(folder: Path, prediction: Prediction, made_by: dict[str, Any]) -> Non
 
 def _made_by(folder: Path) -> Any:
     try:
-        found = json.loads((folder / _DONE).read_text("utf-8"))
-        whole = all((folder / f"{name}.nii.gz").exists() for name in found["images"])
-        return found["made_by"] if whole else None
+        stored = json.loads((folder / _DONE).read_text("utf-8"))
+        whole = all((folder / f"{name}.nii.gz").exists() for name in stored["images"])
+        return stored["made_by"] if whole else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -1,8 +1,8 @@
-"""Checkpoints: safetensors and JSON in a folder that is whole or not there.
+"""Checkpoints: safetensors and JSON in a folder, written atomically.
 
 A run keeps ``checkpoints/step-000120/`` with ``tensors.safetensors`` and ``state.json``; no pickle
 anywhere. The folder is written under another name, flushed to disk and renamed, and the JSON holds
-a hash of the tensors, so that neither a kill nor a full disk leaves half of one behind unnoticed.
+a hash of the tensors, so a partial checkpoint of a killed process or a full disk is detected.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ class Checkpoint:
 
     Args:
         step: optimiser steps done.
-        made_for: what the run trains, such as the method and its config; another run is refused.
+        made_for: what the run trains, such as the method and its config; other runs are refused.
         state: nested dicts and lists of tensors, numbers, strings, booleans and None.
         score: of the model, higher is better, or None where it was not measured.
     """
@@ -49,7 +49,7 @@ class CheckpointFolder:
 
     Args:
         root: the run's folder; made where missing.
-        keep: newest checkpoints that stay.
+        keep: number of newest checkpoints to keep.
     """
 
     def __init__(self, root: str | os.PathLike[str], *, keep: int = 2) -> None:
@@ -137,7 +137,7 @@ class CheckpointFolder:
 
 
 def _remove(path: Path) -> None:
-    """Under another name first: a kill must not leave half of a folder that counts."""
+    """Rename first: a killed process must not leave half of a folder that looks whole."""
     going = path.with_suffix(f".going-{os.getpid()}")
     shutil.rmtree(going, ignore_errors=True)
     path.rename(going)
@@ -151,7 +151,7 @@ def load_checkpoint(
 
     Args:
         path: the folder.
-        made_for: what it has to be made for; None takes any.
+        made_for: what it must have been written for; None takes any.
 
     Raises:
         CheckpointError: damaged, missing, or made for something else, with the differences.
@@ -173,7 +173,7 @@ def load_checkpoint(
         ) from None
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise _DamagedError(f"load_checkpoint: {path} is damaged: {error}") from error
-    # As JSON keeps it: tuples become lists there.
+    # Compare as JSON, which turns tuples into lists.
     wanted = None if made_for is None else json.loads(json.dumps(made_for))
     if wanted is not None and wanted != loaded.made_for:
         was, is_ = _differences(loaded.made_for, wanted)
@@ -182,11 +182,11 @@ def load_checkpoint(
 
 
 class _DamagedError(CheckpointError):
-    """Not whole; an older one may be."""
+    """A checkpoint is damaged; an older one may be whole."""
 
 
 def _differences(was: Any, wanted: Any) -> tuple[str, str]:
-    """What differs, both sides in words; of options in groups, those that do."""
+    """The options that differ, as text for both sides."""
     was, wanted = _flat(was), _flat(wanted)
     keys = [k for k in {**was, **wanted} if was.get(k) != wanted.get(k)]
     one, other = ([f"{k}={side[k]!r}" for k in keys if k in side] for side in (was, wanted))
@@ -194,12 +194,12 @@ def _differences(was: Any, wanted: Any) -> tuple[str, str]:
 
 
 def _flat(options: Mapping[str, Any], group: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for name, value in options.items():
-        found |= (
+        flat |= (
             _flat(value, f"{group}{name}.") if isinstance(value, dict) else {group + name: value}
         )
-    return found
+    return flat
 
 
 def _without_tensors(node: Any, tensors: dict[str, Tensor]) -> Any:

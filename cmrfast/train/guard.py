@@ -1,4 +1,4 @@
-"""What ends a run early: values that are not finite, and signals."""
+"""What ends a run early: non-finite values and signals."""
 
 import signal
 from collections.abc import Iterator, Mapping
@@ -23,7 +23,7 @@ class Stop:
 
     @property
     def exit_code(self) -> int:
-        """As a shell reports a process that a signal ended."""
+        """Exit code of a process that a signal ended, by the convention of shells."""
         return 128 + (self.signal or 0)
 
 
@@ -46,10 +46,10 @@ def catch_signals() -> Iterator[Stop]:
 
 
 def first_not_finite(model: nn.Module, inputs: dict[str, Tensor]) -> str:
-    """Where a forward pass first leaves the finite numbers, in words.
+    """Where a forward pass first yields a non-finite value, in words.
 
     Args:
-        model: as it was in the step that failed.
+        model: in the state in which the step failed.
         inputs: arguments of its forward.
     """
     for name, tensor in inputs.items():
@@ -58,13 +58,13 @@ def first_not_finite(model: nn.Module, inputs: dict[str, Tensor]) -> str:
     for name, parameter in model.named_parameters():
         if not _finite(parameter):
             return f"the parameter {name}"
-    found: list[str] = []
+    first: list[str] = []
 
     def watch(name: str) -> Any:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
             values = output.values() if isinstance(output, dict) else [output]
-            if not found and not all(_finite(v) for v in values if isinstance(v, Tensor)):
-                found.append(name)
+            if not first and not all(_finite(v) for v in values if isinstance(v, Tensor)):
+                first.append(name)
 
         return hook
 
@@ -72,12 +72,15 @@ def first_not_finite(model: nn.Module, inputs: dict[str, Tensor]) -> str:
         module.register_forward_hook(watch(name)) for name, module in model.named_modules() if name
     ]
     try:
-        with torch.no_grad(), suppress(NotFiniteError):  # of a network behind another one
+        with (
+            torch.no_grad(),
+            suppress(NotFiniteError),
+        ):  # of a network after another
             model(**inputs)
     finally:
         for handle in handles:
             handle.remove()
-    return f"the module {found[0]}" if found else "the loss; every module's output is finite"
+    return f"the module {first[0]}" if first else "the loss; every module's output is finite"
 
 
 def all_finite(weights: Mapping[str, Tensor]) -> bool:

@@ -1,4 +1,4 @@
-"""What training says: a JSON line a step in a file, and a line for whoever watches."""
+"""The log of a training: a JSON line for each step in a file, and progress on a stream."""
 
 import json
 import math
@@ -38,8 +38,8 @@ class Pace:
 class Log:
     """Writes ``log.jsonl`` and shows progress.
 
-    On resuming, lines of steps after the checkpoint are cut off, so that the file reads as if
-    nothing had happened. On a terminal the last line is rewritten in place; elsewhere a plain
+    On resuming, lines of steps after the checkpoint are removed, so the file reads as if the run
+    had never stopped. On a terminal the last line is rewritten in place; elsewhere a plain
     line comes every few seconds.
 
     Args:
@@ -84,7 +84,7 @@ class Log:
             self.stream.write("\n")
 
     def step(self, step: int, losses: Mapping[str, float], **facts: float) -> None:
-        """A step is done: the losses before its update, and facts such as ``lr``."""
+        """Log a finished step: the losses before its update, and facts such as ``lr``."""
         self._write({"step": step, **losses, **facts})
         if self._board is not None:
             for name, value in {**losses, **facts}.items():
@@ -106,13 +106,13 @@ class Log:
         self._show("  ".join(parts))
 
     def validation(self, step: int, score: float) -> None:
-        """The network was scored on the validation patients."""
+        """Log a score on the validation patients."""
         self._write({"step": step, "validation": score if math.isfinite(score) else None})
         if self.stream is not None:
             self._show(f"step {step}/{self.steps}  validation score {score:.4g}")
 
     def say(self, text: str) -> None:
-        """A line for whoever watches."""
+        """Write a line to the stream."""
         if self.stream is not None:
             self.stream.write(f"{text}\n")
             self.stream.flush()
@@ -136,7 +136,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     for line in path.read_text("utf-8").splitlines() if path.exists() else []:
         try:
             records.append(json.loads(line))
-        except ValueError:  # a process that was killed left half of it
+        except ValueError:  # the end of a line that a killed process did not finish
             continue
     return records
 

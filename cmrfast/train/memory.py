@@ -11,7 +11,7 @@ from torch import Tensor
 from cmrfast.methods import Batch
 from cmrfast.train.network import Network
 
-_SHARE = 0.6  # of free memory that activations may take; gradients and others need the rest
+_FRACTION = 0.6  # of free memory for activations; gradients and others need the rest
 
 
 def micro_batch_that_fits(network: Network, sample: Batch, batch: int) -> int:
@@ -23,7 +23,7 @@ def micro_batch_that_fits(network: Network, sample: Batch, batch: int) -> int:
         batch: samples of this rank.
     """
     bytes_each = max(1, _saved_bytes(network, sample))
-    fitting = max(1, int(_free_bytes(network.device) * _SHARE / bytes_each))
+    fitting = max(1, int(_free_bytes(network.device) * _FRACTION / bytes_each))
     if fitting >= batch:
         return batch
     parts = -(-batch // fitting)

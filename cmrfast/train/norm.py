@@ -14,7 +14,7 @@ def sync_batch_norms(model: nn.Module, ranks: Ranks) -> nn.Module:
     All ranks then have to call the network equally often.
 
     Args:
-        model: changed in place where it can be.
+        model: changed in place if possible.
         ranks: of the default group.
     """
     if ranks.count == 1:

@@ -7,7 +7,7 @@ from cmrfast.models.recipe import Recipe
 
 
 class SampleOrder:
-    """The samples of every step, shuffled anew in each epoch.
+    """The samples of every step, shuffled differently in each epoch.
 
     Args:
         seed: of the shuffles.

@@ -1,4 +1,4 @@
-"""Ranks: one process, or the processes that torchrun started, as one."""
+"""Ranks: the processes that torchrun started, or this process alone."""
 
 import os
 import time
@@ -19,7 +19,7 @@ _BUCKET_BYTES = 32 << 20
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all: alone, ``group`` is None and nothing is exchanged."""
+    """This process among all. Alone, ``group`` is None and nothing is exchanged."""
 
     rank: int = 0
     count: int = 1
@@ -28,7 +28,7 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this process writes what only one may write."""
+        """Whether this process writes the shared files and output."""
         return self.rank == 0
 
     def own_part(self, samples: Tensor) -> Tensor:
@@ -67,17 +67,17 @@ class Ranks:
         """Every rank's value, on every rank, in order of rank."""
         if self.group is None:
             return [value]
-        found: list[Any] = [None] * self.count
-        dist.all_gather_object(found, value, group=self.group)
-        return found
+        values: list[Any] = [None] * self.count
+        dist.all_gather_object(values, value, group=self.group)
+        return values
 
 
 @contextmanager
 def process_group(device: str = "auto", *, timeout_s: float = 600.0) -> Iterator[Ranks]:
-    """Join the processes that torchrun started; without torchrun there is this process alone.
+    """Join the processes that torchrun started; without torchrun this process is alone.
 
     Within another ``process_group`` the same one is used. A rank that fails leaves its cause for
-    the others, which stop with it: at once where the connection breaks, else after the timeout.
+    the others, which report it: immediately if the connection breaks, else after the timeout.
 
     Args:
         device: cpu, cuda, cuda:1 …, or auto: a GPU where there is one.
@@ -117,7 +117,7 @@ def is_first_rank() -> bool:
 
 
 def _cause(store: Any) -> str | None:
-    """What another rank left, given a moment to write it."""
+    """The cause that another rank wrote; waits a second for it."""
     for _ in range(20):
         if store.check([_FAILURE]):
             return cast(bytes, store.get(_FAILURE)).decode()

@@ -29,7 +29,7 @@ class Run:
     ::
 
         run.json       the plan, where the data lay, what was fitted, versions
-        log.jsonl      a line an optimiser step
+        log.jsonl      one line per optimiser step
         checkpoints/   the newest two and the best
     """
 

@@ -24,16 +24,16 @@ def search(
     storage: str | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Train with other values until the validation score no longer pays for more.
+    """Search for the values of a recipe that give the best validation score.
 
-    Every trial is a run in ``out/trials``. Started again, or beside others on one ``storage``, it
-    goes on where the study stands; a trial whose worker died is tried again.
+    Every trial is a run in ``out/trials``. A search that is started again, or by several workers on
+    one ``storage``, continues the same study; a trial whose worker died is repeated.
 
     Args:
         method: a key of ``cmrfast.models.MODELS``.
         data: root of a data set that the method reads.
         out: folder of the search.
-        trials: finished or pruned ones, of all workers.
+        trials: number of finished or pruned trials, of all workers.
         ranges: field → range; default those of the method.
         storage: URL of an Optuna storage; default SQLite in ``out``.
         options: of ``train``, such as ``steps`` or ``changes``; ``seed`` also seeds the sampler,
@@ -91,7 +91,7 @@ def search(
         try:
             train(method, data, place, **own, resume=True, watch=watch)
         except FloatingPointError as error:
-            # As bad as the worst, so that the sampler learns to keep away.
+            # Counted as the worst so far, so that the sampler avoids these values.
             trial.set_user_attr("diverged", str(error))
             ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
             last[0] = min((float(t.value or 0.0) for t in ended), default=-1.0)

@@ -14,8 +14,8 @@ _BLOCK_PARAMETERS = 1_000_000
 def shard(model: nn.Module, ranks: Ranks) -> None:
     """Shard the weights over the ranks; large repeated layers, such as a transformer's, apart.
 
-    From here on gradients are averaged by the backward pass itself, and every forward is a joint
-    act of all ranks.
+    Afterwards the backward pass averages the gradients, and all ranks have to take part in every
+    forward pass.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard

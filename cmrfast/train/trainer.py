@@ -125,7 +125,7 @@ class Trainer:
         step = self._restore() if self.options.resume else 0
         if self.ranks.first:  # not before: a refused checkpoint leaves the run as it was
             run.save()
-        self.ranks.broadcast(None)  # the folder is there for all
+        self.ranks.broadcast(None)  # the folder exists for all ranks
         batches = Prefetch(self._batch, range(step, run.plan.steps))
         with self._open_log(step) as log:
             log.say(self._summary())
@@ -156,11 +156,11 @@ class Trainer:
     def _step(
         self, batch: Batch, step: int, lr: float, ending: bool, late: bool
     ) -> tuple[dict[str, float], bool, bool]:
-        """One update; the losses of the batch of all ranks, and whether any rank ends or saves."""
+        """One update; losses over all ranks, and whether any rank has to stop or to save."""
         self._seed_step(step)
         try:
             own = self.update(batch, lr=lr, epoch=self.order.epoch(step))
-        except NotFiniteError as error:  # of a network behind another one
+        except NotFiniteError as error:  # raised by a network that takes another's output
             raise self._not_finite(batch, step, math.nan) from error
         flags = torch.tensor([ending, late], dtype=torch.float64, device=self.ranks.device)
         values = torch.cat((torch.stack([part.double() for part in own.values()]), flags))
@@ -177,7 +177,7 @@ class Trainer:
         torch.manual_seed(int(draw.item() * 2**53))
 
     def _not_finite(self, batch: Batch, step: int, loss: float) -> FloatingPointError:
-        """What to say of a step whose loss is not finite."""
+        """The error of a step whose loss is not finite."""
         self._seed_step(step)
         network = self.update.network
         where = (
@@ -221,7 +221,7 @@ class Trainer:
         ranks.broadcast(None)  # no rank continues before a checkpoint that may fail
 
     def _restore(self) -> int:
-        """Load the newest checkpoint; the steps done, 0 where there is none."""
+        """Load the newest checkpoint; returns its steps, 0 if there is none."""
         newest = self.run.checkpoints.load_newest(self.run.plan.made_for)
         step = newest.step if newest else 0
         if self.ranks.broadcast(step) != step:
@@ -236,11 +236,11 @@ class Trainer:
         if size is None and stored:
             size = stored.plan.micro_batch
         if size is None:
-            share = -(-self.order.batch // ranks.count)
+            own = -(-self.order.batch // ranks.count)
             if self.update.method.step is None:  # a step of its own needs its batch whole
                 sample = self.feed.batch(0, torch.zeros(1, dtype=torch.int64))
-                share = micro_batch_that_fits(self.update.network, sample, share)
-            size = share * ranks.count
+                own = micro_batch_that_fits(self.update.network, sample, own)
+            size = own * ranks.count
         agreed: int = ranks.broadcast(min(size, self.order.batch))
         return agreed
 
@@ -272,7 +272,7 @@ class Trainer:
 
 
 def _stored_run(out: str | os.PathLike[str], options: TrainOptions) -> Run | None:
-    """The run that the folder holds, which has to be resumed; None where there is none."""
+    """The run in the folder, which must be resumed; None if there is none."""
     if not (Path(out) / "run.json").exists():
         return None
     if not options.resume:

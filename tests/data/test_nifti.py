@@ -282,7 +282,7 @@ def test_reads_without_isal(tmp_path, monkeypatch):
     volume = Volume(torch.arange(60.0).view(1, 5, 4, 3), torch.eye(4))
     write_nifti(tmp_path / "a.nii.gz", volume)
     monkeypatch.setitem(sys.modules, "isal", None)
-    assert type(cmrfast.data.nifti.source._unpacked(io.BytesIO())) is gzip.GzipFile
+    assert type(cmrfast.data.nifti.source._decompressed(io.BytesIO())) is gzip.GzipFile
     assert torch.equal(read_nifti(tmp_path / "a.nii.gz").data, volume.data)
     write_nifti(tmp_path / "b.nii.gz", volume)
     assert torch.equal(read_nifti(tmp_path / "b.nii.gz").data, volume.data)

@@ -134,12 +134,15 @@ def test_a_bomb_is_refused_at_once_and_costs_nothing(tmp_path):
     with pytest.raises(FileError):
         read_nifti(path)  # imports happen once, outside the clock
     tracemalloc.start()
-    begin = time.perf_counter()
-    with pytest.raises(FileError, match=r"promises 2000000000 bytes of voxels, the \d\d bytes of"):
-        read_nifti(path)
-    seconds, (_, peak) = time.perf_counter() - begin, tracemalloc.get_traced_memory()
+    times = []
+    for _ in range(5):  # the shortest: a busy machine delays some
+        begin = time.perf_counter()
+        with pytest.raises(FileError, match=r"promises 2000000000 bytes of voxels, the \d\d bytes"):
+            read_nifti(path)
+        times.append(time.perf_counter() - begin)
+    _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert seconds < 0.01
+    assert min(times) < 0.01
     assert peak < 1e6
 
 

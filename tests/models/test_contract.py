@@ -7,7 +7,8 @@ import sys
 import pytest
 import torch
 
-from cmrfast.models import MODELS, build, method
+from cmrfast import methods
+from cmrfast.models import MODELS, build
 from tests.support.devices import every_device
 from tests.support.model_samples import SAMPLES, given, small
 from tests.support.paths import ROOT
@@ -26,7 +27,7 @@ every_variant = pytest.mark.parametrize(
 def loss(model, inputs, batch):
     """Of one pass; dropout draws the same every time."""
     torch.manual_seed(2)
-    return method(name_of(model)).loss(model(**inputs), batch, model.config)
+    return methods.get(name_of(model)).loss(model(**inputs), batch, model.config)
 
 
 def name_of(model):
@@ -162,7 +163,7 @@ def test_messages(name):
     wrong, _ = given(name, 2, SAMPLES[name].wrong_side)
     told(ValueError, rf"{name}: .*{first} must be .*; got", **wrong)
     with pytest.raises(ValueError, match=rf"{name}: batch must hold .*; got nothing"):
-        method(name).loss(model(**inputs), {})
+        methods.get(name).loss(model(**inputs), {})
 
 
 def test_build_messages():

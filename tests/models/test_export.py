@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 
-from cmrfast import FileError
+from cmrfast import FileError, methods
 from cmrfast.export import export
-from cmrfast.models import MODELS, build, method
+from cmrfast.models import MODELS, build
 from cmrfast.models.new_lesions import fold
 from tests.support.devices import every_device
 from tests.support.model_samples import SAMPLES, given, small
@@ -63,7 +63,7 @@ def test_compiles(name, changes):
     eager = small(name, **changes).train()
     other = copy.deepcopy(eager)
     inputs, batch = given(name)
-    loss_of = method(name).loss
+    loss_of = methods.get(name).loss
 
     def parts(model, inputs, batch):
         return loss_of(model(**inputs), batch, model.config)

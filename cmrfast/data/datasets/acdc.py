@@ -15,7 +15,7 @@ import re
 from pathlib import Path
 
 from cmrfast.data.datasets.case import Labelling
-from cmrfast.data.datasets.layout import Draft, Layout, Place, pairs, stem
+from cmrfast.data.datasets.layout import Draft, Layout, Place, read_pairs, stem
 
 _PHASES = ("ED", "ES")
 
@@ -28,7 +28,7 @@ def _place(path: Path) -> Place | None:
 
 def _finish(draft: Draft) -> None:
     """Name the frames ED and ES; drop what Info.cfg does not speak of."""
-    draft.info.update(pairs(draft.folder() / "Info.cfg", ":", draft))
+    draft.info.update(read_pairs(draft.folder() / "Info.cfg", ":", draft))
     images, labels = draft.images, draft.labels
     draft.images = {"4d": images["4d"]} if "4d" in images else {}
     draft.labels = {}

@@ -14,7 +14,7 @@ were shifted: leave them out of a normalisation.
 from pathlib import Path
 
 from cmrfast.data.datasets.case import Labelling
-from cmrfast.data.datasets.layout import Draft, Layout, Place, pairs, stem
+from cmrfast.data.datasets.layout import Draft, Layout, Place, read_pairs, stem
 
 
 def _place(path: Path) -> Place | None:
@@ -28,7 +28,7 @@ def _finish(draft: Draft) -> None:
     beside = draft.folder().parent.parent
     for name in (f"{draft.name.replace('_', ' ')}.txt", f"{draft.name}.txt"):
         if (beside / name).is_file():
-            draft.info.update(pairs(beside / name, ":", draft))
+            draft.info.update(read_pairs(beside / name, ":", draft))
             return
 
 

@@ -74,7 +74,7 @@ class Layout:
     def open(self, root: Path) -> Dataset:
         """Find the cases at or below a root."""
         drafts: dict[str, Draft] = {}
-        for path in _files(_roots(root.absolute(), self.folders)):
+        for path in _walk_files(_search_roots(root.absolute(), self.folders)):
             place = self.place(path)
             if place:
                 drafts.setdefault(place.case, Draft(place.case)).add(place, path)
@@ -83,7 +83,7 @@ class Layout:
                 f"open_dataset: {root} holds no case of {self.name}; "
                 f"it should hold files such as {self.example}"
             )
-        cases = (self._case(drafts[name]) for name in sorted(drafts, key=by_number))
+        cases = (self._case(drafts[name]) for name in sorted(drafts, key=natural_key))
         return Dataset(self.name, root, tuple(cases))
 
     def _case(self, draft: Draft) -> Case:
@@ -100,7 +100,7 @@ class Layout:
         )
 
 
-def by_number(text: str) -> list[tuple[int, str]]:
+def natural_key(text: str) -> list[tuple[int, str]]:
     """A sorting key that puts patient2 before patient10."""
     return [
         (int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)
@@ -113,7 +113,7 @@ def stem(path: Path) -> str | None:
     return match[1] if match else None
 
 
-def pairs(path: Path, separator: str, draft: Draft) -> dict[str, str]:
+def read_pairs(path: Path, separator: str, draft: Draft) -> dict[str, str]:
     """The ``key : value`` lines of a text file; a fault of the case when it cannot be read."""
     try:
         with path.open("rb") as file:
@@ -125,7 +125,7 @@ def pairs(path: Path, separator: str, draft: Draft) -> dict[str, str]:
     return {key.strip(): value.strip() for key, found, value in lines if found}
 
 
-def _roots(root: Path, folders: frozenset[str]) -> list[Path]:
+def _search_roots(root: Path, folders: frozenset[str]) -> list[Path]:
     """The root, and the published siblings of each of its levels."""
     if not root.is_dir():
         raise FileError(f"open_dataset: {root} is not a folder")
@@ -137,7 +137,7 @@ def _roots(root: Path, folders: frozenset[str]) -> list[Path]:
     return roots
 
 
-def _files(roots: list[Path]) -> Iterator[Path]:
+def _walk_files(roots: list[Path]) -> Iterator[Path]:
     """All files below, in a fixed order. Links are followed; a folder is entered once."""
     entered: set[tuple[int, int]] = set()
 

@@ -16,7 +16,7 @@ import re
 from pathlib import Path
 
 from cmrfast.data.datasets.case import binary
-from cmrfast.data.datasets.layout import Draft, Layout, Place, pairs, stem
+from cmrfast.data.datasets.layout import Draft, Layout, Place, read_pairs, stem
 
 _VISITS = {"1": "earlier", "2": "later"}
 _LABELS = {"gt": "consensus", "brainmask": "brain"}
@@ -41,7 +41,7 @@ def _finish(draft: Draft) -> None:
     for name in ("patient_info.csv", "demographics.csv"):
         if not (longitudinal / name).is_file():
             continue
-        rows = pairs(longitudinal / name, ",", draft)
+        rows = read_pairs(longitudinal / name, ",", draft)
         number = draft.name.removeprefix("patient")
         columns = rows.get("patient_id", "").split(",")
         values = rows.get(number, rows.get(str(int(number)), "")).split(",")

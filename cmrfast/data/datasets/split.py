@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cmrfast.atomic import atomic_write
-from cmrfast.data.datasets.layout import by_number
+from cmrfast.data.datasets.layout import natural_key
 from cmrfast.errors import FileError
 
 _PARTS = ("train", "validate", "test")
@@ -84,7 +84,7 @@ def split_by_patient(
     dealt = iter(sorted(patients, key=turn))
     counts = _in_proportion(len(patients), parts)
     train, validate, test = ([next(dealt) for _ in range(count)] for count in counts)
-    return Split(*(tuple(sorted(part, key=by_number)) for part in (train, validate, test)))
+    return Split(*(tuple(sorted(part, key=natural_key)) for part in (train, validate, test)))
 
 
 def _in_proportion(total: int, parts: Sequence[float]) -> list[int]:

@@ -25,19 +25,19 @@ def world_from_header(fields: Any) -> tuple[tuple[str, str], Matrix | None, tupl
         (field, problem) when there is no matrix, the matrix or None, notes on what is odd.
     """
     lengths = np.abs(np.asarray(fields["pixdim"][1:4], np.float64))
-    usable = bool(np.isfinite(lengths).all() and lengths.all())
+    valid = bool(np.isfinite(lengths).all() and lengths.all())
     notes = []
     if int(fields["sform_code"]) > 0:
         field, matrix = "srow", _from_rows(fields)
-        if usable and not fault_of_matrix(matrix):
+        if valid and not fault_of_matrix(matrix):
             steps = np.linalg.norm(matrix[:3, :3], axis=0)
             if np.abs(lengths / steps - 1).max() > LENGTHS_DIFFER:
                 notes.append(
-                    f"sform steps {_mm(steps)} differ from pixdim {_mm(lengths)}; "
+                    f"sform steps {_format_mm(steps)} differ from pixdim {_format_mm(lengths)}; "
                     "directions and origin are the sform's, lengths pixdim's"
                 )
                 matrix[:3, :3] *= lengths / steps
-    elif not usable:
+    elif not valid:
         return ("pixdim", f"must be positive; it is {lengths.tolist()}"), None, ()
     elif int(fields["qform_code"]) > 0:
         field, matrix = "quatern, qoffset", _from_quaternion(fields, lengths)
@@ -58,11 +58,11 @@ def set_geometry(fields: Any, world_from_vox: Matrix, code: int) -> None:
 
     steps = world_from_vox[:3, :3]
     lengths = np.linalg.norm(steps, axis=0)
-    left, _, right = np.linalg.svd(steps / lengths)
-    rotation = left @ right
-    handed = 1.0 if np.linalg.det(rotation) > 0 else -1.0
-    rotation[:, 2] *= handed
-    fields["pixdim"][:4] = [handed, *lengths]
+    u, _, vh = np.linalg.svd(steps / lengths)
+    rotation = u @ vh
+    handedness = 1.0 if np.linalg.det(rotation) > 0 else -1.0
+    rotation[:, 2] *= handedness
+    fields["pixdim"][:4] = [handedness, *lengths]
     _, fields["quatern_b"], fields["quatern_c"], fields["quatern_d"] = mat2quat(rotation)
     for row, axis in enumerate("xyz"):
         fields[f"srow_{axis}"] = world_from_vox[row]
@@ -92,11 +92,11 @@ def _from_quaternion(fields: Any, lengths: Matrix) -> Matrix:
             [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - c * c - b * b],
         ]
     )
-    handed = np.array([1, 1, -1 if fields["pixdim"][0] < 0 else 1])
-    matrix[:3, :3] = rotation * lengths * handed
+    handedness = np.array([1, 1, -1 if fields["pixdim"][0] < 0 else 1])
+    matrix[:3, :3] = rotation * lengths * handedness
     matrix[:3, 3] = [float(fields[f"qoffset_{x}"]) for x in "xyz"]
     return matrix
 
 
-def _mm(lengths: Matrix) -> str:
+def _format_mm(lengths: Matrix) -> str:
     return " x ".join(f"{x:.4g}" for x in lengths)

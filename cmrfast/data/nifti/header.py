@@ -45,7 +45,7 @@ class Header:
     """What a header says, checked.
 
     Attributes:
-        path: of the file that was asked for.
+        path: of the file that was requested for.
         voxel_path: of the file that holds the voxels; another one for a .hdr/.img pair.
         fields: the header itself, in the file's byte order.
         offset: of the first voxel in ``voxel_path``, in bytes.
@@ -78,19 +78,19 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     Args:
         path: .nii, .nii.gz, or either file of a .hdr/.img pair.
     """
-    asked = Path(path)
-    with open_source(_header_path(asked)) as source:
-        fields = _fields(source)
-        header = _checked(asked, source.path, fields)
+    requested = Path(path)
+    with open_source(_header_path(requested)) as source:
+        fields = _read_fields(source)
+        header = _check_fields(requested, source.path, fields)
         if header.voxel_path == source.path:
-            _require_room(header, source)
+            _require_capacity(header, source)
             return header
     with open_source(header.voxel_path) as source:
-        _require_room(header, source)
+        _require_capacity(header, source)
     return header
 
 
-def _fields(source: Source) -> Any:
+def _read_fields(source: Source) -> Any:
     from nibabel.nifti1 import header_dtype as nifti1
     from nibabel.nifti2 import header_dtype as nifti2
 
@@ -118,67 +118,67 @@ def _fields(source: Source) -> Any:
     )
 
 
-def _checked(asked: Path, header_path: Path, fields: Any) -> Header:
-    def refuse(field: str, problem: str) -> FileError:
-        return FileError(f"read_nifti: {asked}: {field} {problem}")
+def _check_fields(requested: Path, header_path: Path, fields: Any) -> Header:
+    def error(field: str, problem: str) -> FileError:
+        return FileError(f"read_nifti: {requested}: {field} {problem}")
 
     axes = int(fields["dim"][0])
     if not 1 <= axes <= 7:
-        raise refuse("dim[0]", f"must be 1 to 7 axes; it is {axes}")
+        raise error("dim[0]", f"must be 1 to 7 axes; it is {axes}")
     sizes = [int(n) for n in fields["dim"][1 : axes + 1]]
     if min(sizes) < 1:
-        raise refuse("dim", f"must be positive; it is {sizes}")
+        raise error("dim", f"must be positive; it is {sizes}")
     space, others = [*sizes, 1, 1][:3], sizes[3:]
     if sum(n > 1 for n in others) > 1:
-        raise refuse("dim", f"may have one axis longer than 1 beyond space; it is {sizes}")
+        raise error("dim", f"may have one axis longer than 1 beyond space; it is {sizes}")
 
     code, bits = int(fields["datatype"]), int(fields["bitpix"])
     if code not in DTYPES:
         known = ", ".join(str(d) for d in DTYPES.values())
         kind = _UNSUPPORTED.get(code, "unknown")
-        raise refuse("datatype", f"{code} ({kind}) is none of {known}")
+        raise error("datatype", f"{code} ({kind}) is none of {known}")
     dtype = DTYPES[code].newbyteorder(fields["dim"].dtype.byteorder)
     if bits != 8 * dtype.itemsize:
-        raise refuse("bitpix", f"must be {8 * dtype.itemsize} for {DTYPES[code]}; it is {bits}")
+        raise error("bitpix", f"must be {8 * dtype.itemsize} for {DTYPES[code]}; it is {bits}")
 
     single = bytes(fields["magic"])[:2] == b"n+"
-    offset = _offset(fields, single, refuse)
+    offset = _check_offset(fields, single, error)
     fault, matrix, notes = world_from_header(fields)
     if matrix is None:
-        raise refuse(*fault)
+        raise error(*fault)
     return Header(
-        path=asked,
-        voxel_path=header_path if single else _voxel_path(asked, header_path),
+        path=requested,
+        voxel_path=header_path if single else _voxel_path(requested, header_path),
         fields=fields,
         offset=offset,
         dtype=dtype,
         shape=(math.prod(others), space[0], space[1], space[2]),
-        scaling=_scaling(fields, refuse),
+        scaling=_check_scaling(fields, error),
         world_from_vox=matrix,
         notes=notes,
     )
 
 
-def _offset(fields: Any, single: bool, refuse: Any) -> int:
+def _check_offset(fields: Any, single: bool, error: Any) -> int:
     value = float(fields["vox_offset"])
     least = int(fields["sizeof_hdr"]) + 4 if single else 0
     if single and value == 0:  # some writers leave it out
         return least
     if not (math.isfinite(value) and value >= least and value == int(value)):
-        raise refuse("vox_offset", f"must be a whole number from {least} on; it is {value}")
+        raise error("vox_offset", f"must be a whole number from {least} on; it is {value}")
     return int(value)
 
 
-def _scaling(fields: Any, refuse: Any) -> tuple[float, float] | None:
+def _check_scaling(fields: Any, error: Any) -> tuple[float, float] | None:
     slope, intercept = float(fields["scl_slope"]), float(fields["scl_inter"])
     if slope == 0 or math.isnan(slope):  # NIfTI: no scaling
         return None
     if not (math.isfinite(slope) and math.isfinite(intercept)):
-        raise refuse("scl_slope, scl_inter", f"must be finite; they are {slope}, {intercept}")
+        raise error("scl_slope, scl_inter", f"must be finite; they are {slope}, {intercept}")
     return None if (slope, intercept) == (1, 0) else (slope, intercept)
 
 
-def _require_room(header: Header, source: Source) -> None:
+def _require_capacity(header: Header, source: Source) -> None:
     promised = header.offset + header.voxel_bytes
     if promised > source.capacity:
         raise FileError(
@@ -187,21 +187,21 @@ def _require_room(header: Header, source: Source) -> None:
         )
 
 
-def _header_path(asked: Path) -> Path:
+def _header_path(requested: Path) -> Path:
     """The header of a pair when its voxel file was named, else the path itself."""
-    packed, name = _split_gz(asked)
+    packed, name = _split_gz(requested)
     for header, voxels in _UNPACKED_ENDINGS.items():
         if name.endswith(voxels):
-            return _first_there(asked, name[: -len(voxels)] + header, packed)
-    return asked
+            return _first_existing(requested, name[: -len(voxels)] + header, packed)
+    return requested
 
 
-def _voxel_path(asked: Path, header_path: Path) -> Path:
+def _voxel_path(requested: Path, header_path: Path) -> Path:
     packed, name = _split_gz(header_path)
     for header, voxels in _UNPACKED_ENDINGS.items():
         if name.endswith(header):
-            return _first_there(header_path, name[: -len(header)] + voxels, packed)
-    raise FileError(f"read_nifti: {asked}: magic says .hdr/.img pair, the name ends otherwise")
+            return _first_existing(header_path, name[: -len(header)] + voxels, packed)
+    raise FileError(f"read_nifti: {requested}: magic says .hdr/.img pair, the name ends otherwise")
 
 
 def _split_gz(path: Path) -> tuple[str, str]:
@@ -209,7 +209,7 @@ def _split_gz(path: Path) -> tuple[str, str]:
     return (name[-3:], name[:-3]) if name.lower().endswith(".gz") else ("", name)
 
 
-def _first_there(beside: Path, name: str, packed: str) -> Path:
+def _first_existing(beside: Path, name: str, packed: str) -> Path:
     """``name`` in the same folder, plain or gzip, whichever exists."""
     first, second = (beside.with_name(name + end) for end in (packed, "" if packed else ".gz"))
     return second if second.exists() and not first.exists() else first

@@ -47,7 +47,7 @@ def read_volume(header: Header, *, max_bytes: int = 2**31) -> Volume:
             f"more than max_bytes={max_bytes}"
         )
     try:
-        data = _scaled(_stored(header), header)
+        data = _apply_scaling(_read_voxels(header), header)
     except MemoryError as error:
         raise FileError(
             f"read_nifti: {header.path} holds {header.voxel_bytes} bytes of voxels, "
@@ -56,7 +56,7 @@ def read_volume(header: Header, *, max_bytes: int = 2**31) -> Volume:
     return Volume(data, torch.from_numpy(header.world_from_vox))
 
 
-def _stored(header: Header) -> npt.NDArray[Any]:
+def _read_voxels(header: Header) -> npt.NDArray[Any]:
     """The voxels as (C, K, J, I), in this machine's byte order."""
     buffer = np.empty(header.voxel_bytes, np.uint8)
     with open_source(header.voxel_path) as source:
@@ -74,7 +74,7 @@ def _stored(header: Header) -> npt.NDArray[Any]:
     return voxels.reshape(header.shape[0], *header.shape[:0:-1])
 
 
-def _scaled(voxels: npt.NDArray[Any], header: Header) -> Tensor:
+def _apply_scaling(voxels: npt.NDArray[Any], header: Header) -> Tensor:
     data = torch.from_numpy(voxels).permute(0, 3, 2, 1)
     if header.scaling is None:
         return data

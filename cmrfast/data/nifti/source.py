@@ -25,7 +25,7 @@ class Source:
         self.packed = stream.read(2) == b"\x1f\x8b"
         stream.seek(0)
         self.capacity = size * GZIP_LIMIT if self.packed else size
-        self._stream = _unpacked(stream) if self.packed else stream
+        self._stream = _decompressed(stream) if self.packed else stream
 
     def read(self, count: int) -> bytes:
         """The next ``count`` bytes, fewer only at the end."""
@@ -54,23 +54,23 @@ def open_source(path: Path) -> Iterator[Source]:
     if "\0" in str(path):
         raise FileError(f"read_nifti: {str(path)!r} is no file name")
     try:
-        with open(path, "rb", opener=_without_waiting) as stream:
+        with open(path, "rb", opener=_open_nonblocking) as stream:
             status = os.fstat(stream.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise FileError(f"read_nifti: {path} is not a regular file")
             yield Source(path, stream, status.st_size)
     except OSError as error:
         raise FileError(f"read_nifti: {path}: {error.strerror or error}") from error
-    except _damage() as error:
+    except _gzip_errors() as error:
         raise FileError(f"read_nifti: {path}: damaged gzip stream ({error})") from error
 
 
-def _without_waiting(path: str, flags: int) -> int:
+def _open_nonblocking(path: str, flags: int) -> int:
     """Open a pipe at once, too, so that it can be refused."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def _unpacked(stream: BinaryIO) -> BinaryIO:
+def _decompressed(stream: BinaryIO) -> BinaryIO:
     """The gzip stream's content, through isal where it is installed."""
     try:
         from isal import igzip
@@ -79,7 +79,7 @@ def _unpacked(stream: BinaryIO) -> BinaryIO:
     return cast(BinaryIO, igzip.IGzipFile(fileobj=stream, mode="rb"))
 
 
-def _damage() -> tuple[type[Exception], ...]:
+def _gzip_errors() -> tuple[type[Exception], ...]:
     """What a damaged gzip stream raises, apart from ``OSError``."""
     try:
         from isal.igzip_lib import IsalError

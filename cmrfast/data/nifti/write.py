@@ -61,17 +61,17 @@ def write_nifti(
     if not volume.data.numel():
         raise ValueError(f"write_nifti: volume is empty; its shape is {tuple(volume.data.shape)}")
     model = None if like is None else read_header(like)
-    data = _storable(volume.data, model)
-    fields = _fields(data, volume, model)
+    data = _to_storable(volume.data, model)
+    fields = _make_fields(data, volume, model)
     try:
         with atomic_write(target) as temporary:
-            _dump(temporary, fields, data, packed=target.name.endswith(".gz"))
+            _write_file(temporary, fields, data, packed=target.name.endswith(".gz"))
             _verify(temporary, target, data, volume)
     except OSError as error:
         raise FileError(f"write_nifti: {target}: {error.strerror or error}") from error
 
 
-def _storable(data: Tensor, model: Header | None) -> Tensor:
+def _to_storable(data: Tensor, model: Header | None) -> Tensor:
     """The data in a dtype that NIfTI has, the model's where no value is lost by it."""
     data = data.detach().cpu()
     if data.dtype == torch.bool:
@@ -88,14 +88,14 @@ def _storable(data: Tensor, model: Header | None) -> Tensor:
     return data if lost else torch.from_numpy(kept)
 
 
-def _fields(data: Tensor, volume: Volume, model: Header | None) -> npt.NDArray[Any]:
+def _make_fields(data: Tensor, volume: Volume, model: Header | None) -> npt.NDArray[Any]:
     """The header, as an array of one entry."""
     from nibabel.nifti1 import header_dtype as nifti1
     from nibabel.nifti2 import header_dtype as nifti2
 
     channels, *space = data.shape
-    asked = volume.world_from_vox.numpy()
-    keep = model is not None and np.allclose(model.world_from_vox, asked, rtol=1e-6, atol=1e-6)
+    requested = volume.world_from_vox.numpy()
+    keep = model is not None and np.allclose(model.world_from_vox, requested, rtol=1e-6, atol=1e-6)
     second = max(data.shape) > 32767 or (
         keep and model is not None and int(model.fields["sizeof_hdr"]) == 540
     )
@@ -117,22 +117,22 @@ def _fields(data: Tensor, volume: Volume, model: Header | None) -> npt.NDArray[A
         for name in _FORMS:
             fields[name] = model.fields[name]
     else:
-        set_geometry(fields[0], asked, _SCANNER)
+        set_geometry(fields[0], requested, _SCANNER)
     return fields
 
 
-def _dump(path: Path, fields: npt.NDArray[Any], data: Tensor, *, packed: bool) -> None:
+def _write_file(path: Path, fields: npt.NDArray[Any], data: Tensor, *, packed: bool) -> None:
     voxels = np.ascontiguousarray(data.permute(0, 3, 2, 1).numpy())
     voxels = voxels.astype(voxels.dtype.newbyteorder("<"), copy=False)
     with path.open("wb") as file:
-        stream = _packer(file) if packed else file
+        stream = _gzip_writer(file) if packed else file
         stream.write(fields.tobytes() + bytes(4))  # four bytes: no extension follows
         stream.write(voxels.reshape(-1).view(np.uint8).data)
         if packed:
             stream.close()
 
 
-def _packer(file: BinaryIO) -> BinaryIO:
+def _gzip_writer(file: BinaryIO) -> BinaryIO:
     """A gzip stream that holds neither name nor time: same image, same bytes."""
     try:
         from isal import igzip
@@ -144,9 +144,9 @@ def _packer(file: BinaryIO) -> BinaryIO:
 def _verify(written: Path, target: Path, data: Tensor, volume: Volume) -> None:
     header = replace(read_header(written), path=target)
     back = read_volume(header, max_bytes=header.voxel_bytes)
-    asked = volume.world_from_vox
-    apart = (back.world_from_vox - asked).abs()
-    if (apart > 1e-5 + _ROUNDING * asked.abs()).any():
+    requested = volume.world_from_vox
+    apart = (back.world_from_vox - requested).abs()
+    if (apart > 1e-5 + _ROUNDING * requested.abs()).any():
         raise FileError(f"write_nifti: {target}: the geometry that came back differs")
     same = np.array_equal(back.data.numpy(), data.numpy(), equal_nan=data.is_floating_point())
     if not same:

@@ -58,7 +58,7 @@ def resample_labels(
     if labels.is_floating_point():
         raise TypeError(f"resample_labels: labels must be bool or integer; got {labels.dtype}")
     best = torch.full(tuple(to_shape), -1.0, device=labels.device)
-    winner = torch.zeros(tuple(to_shape), dtype=labels.dtype, device=labels.device)
+    result = torch.zeros(tuple(to_shape), dtype=labels.dtype, device=labels.device)
     for value in labels.unique():  # one class in memory at a time
         share = resample(
             (labels == value).float()[None],
@@ -68,9 +68,9 @@ def resample_labels(
             fill=float(value == 0),
         )[0]
         wins = (share > best) & (share > 0)
-        winner[wins] = value
+        result[wins] = value
         best = torch.maximum(best, share)
-    return winner
+    return result
 
 
 def crop_or_pad(

@@ -28,7 +28,7 @@ def z_score(
     Returns:
         (C, *S).
     """
-    groups, inside = _groups("z_score", volume, mask, over)
+    groups, inside = _group_voxels("z_score", volume, mask, over)
     count = inside.sum(-1, keepdim=True).clamp(min=1)
     mean = (groups * inside).sum(-1, keepdim=True) / count
     sd = (((groups - mean) * inside).square().sum(-1, keepdim=True) / count).sqrt()
@@ -52,7 +52,7 @@ def min_max(volume: Tensor, *, mask: Tensor | None = None, over: Over = "volume"
         tensor([[[0., 0.],
                  [1., 0.]]])
     """
-    groups, inside = _groups("min_max", volume, mask, over)
+    groups, inside = _group_voxels("min_max", volume, mask, over)
     low = torch.where(inside, groups, torch.inf).amin(-1, keepdim=True)
     high = torch.where(inside, groups, -torch.inf).amax(-1, keepdim=True)
     scaled = torch.where(high > low, (groups - low) / (high - low), 0.0)
@@ -68,7 +68,7 @@ def percentiles(values: Tensor, at: tuple[float, ...]) -> Tensor:
     return torch.from_numpy(found).to(values.device)
 
 
-def _groups(who: str, volume: Tensor, mask: Tensor | None, over: Over) -> tuple[Tensor, Tensor]:
+def _group_voxels(who: str, volume: Tensor, mask: Tensor | None, over: Over) -> tuple[Tensor, Tensor]:
     """What shares its statistics as rows, (G, N) float64, and which of its voxels count."""
     if not isinstance(volume, Tensor) or volume.is_complex() or volume.dtype == torch.bool:
         kind = volume.dtype if isinstance(volume, Tensor) else type(volume).__name__

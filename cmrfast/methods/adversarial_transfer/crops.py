@@ -1,4 +1,4 @@
-"""Crops of annotated slices as ``adversarial_transfer`` learns from them."""
+"""Training crops of annotated slices, with augmentation."""
 
 from collections.abc import Sequence
 
@@ -15,15 +15,15 @@ _DIAGONALS = ((0, 0), (-1, -1), (-1, 1), (1, -1), (1, 1))
 
 
 class Crops:
-    """Five windows of every slice, each as it is and ``recipe.copies`` times changed.
+    """Five windows of every slice, each once unchanged and ``recipe.copies`` times augmented.
 
     Args:
         stacks: ``images`` (S, 1, I, J) and ``labels`` (S, 1, I, J) of one volume each.
         size: of the windows.
-        recipe: of windows and changes.
-        seed: of the changes.
+        recipe: of the windows and the augmentation.
+        seed: of the augmentation.
         device: where slices are kept and batches are made.
-        first: draws are those of samples from this number on.
+        first: number of the first sample, for the random draws.
     """
 
     def __init__(
@@ -73,16 +73,15 @@ class Crops:
 
 
 def five_windows(mask: Tensor, size: int, shift_px: int) -> Tensor:
-    """Where the crops of a volume's slices lie: about what is annotated, and off it diagonally.
+    """Positions of a volume's crops: centred on the annotation, and shifted diagonally.
 
     Args:
         mask: (I, J), nonzero where any slice is annotated; not empty.
         size: of the windows.
-        shift_px: of the other four, at most; they hold all that is annotated, if the first does.
+        shift_px: largest shift of the other four; smaller where they would cut the annotation.
 
     Returns:
-        (5, 2) int64 first pixels. Windows stay inside the slice; in a narrower one they have it in
-        the middle.
+        (5, 2) int64 first pixels. Windows stay inside the slice; larger ones are centred on it.
     """
     inside = mask.nonzero()
     low, high = inside.amin(0), inside.amax(0) + 1
@@ -93,10 +92,10 @@ def five_windows(mask: Tensor, size: int, shift_px: int) -> Tensor:
 
 
 def random_warps(recipe: Recipe, seed: int, epoch: int, samples: Tensor) -> Tensor:
-    """Rotation, shear and zoom about the middle: (B, 2, 3), from output to input.
+    """Random rotation, shear and zoom about the centre: (B, 2, 3), from output to input.
 
-    As the authors' tool composes them, rotation · shear · zoom on (row, column); a zoom above 1
-    shows more of the image.
+    Composed as in the authors' tool, rotation · shear · zoom on (row, column); a zoom above 1 shows
+    more of the image.
     """
     turn, slant, *zoom = uniforms(seed, epoch, samples, 4).unbind(1)
     turn = (2 * turn - 1) * torch.pi / 180 * recipe.rotate_deg

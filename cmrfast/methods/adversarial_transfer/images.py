@@ -12,11 +12,11 @@ from cmrfast.models.adversarial_transfer import RECIPE, AdversarialTransfer, Rec
 from cmrfast.ops import VolumeStore, extract_patches
 
 _MIN_SD = 1e-8
-_MULTIPLE = 8  # of which the generator's images have sides
+_MULTIPLE = 8  # sides of the generator's images are multiples of this
 
 
 class Segmentation(NamedTuple):
-    """Labels, and how sure the network is of them.
+    """Labels and class probabilities.
 
     ``labels`` are uint8: 0 background, 1 left ventricle, 2 myocardium, 3 right ventricle.
     ``probabilities`` are float32 (4 · C, I, J, K), the four classes of each channel together.
@@ -27,7 +27,7 @@ class Segmentation(NamedTuple):
 
 
 class Slices:
-    """Slices of any shapes in their stored dtype, with what brings each to mean 0 and SD 1.
+    """Slices of any shapes in their stored dtype, each with the shift and scale to mean 0 and SD 1.
 
     Args:
         images: (1, I, J) each, real, of one dtype.
@@ -69,21 +69,21 @@ def segment(
     """Label each slice of a stack of any sequence.
 
     The network sees the middle of each slice, ``recipe.view_px`` wide; the rest is background.
-    Beside its input and results memory holds the slices as the network sees them (4 bytes a
-    pixel), and one batch of them in the network.
+    Memory holds the input, the results, the slices as the network sees them (4 bytes a pixel),
+    and one batch in the network.
 
     Args:
         model: an ``AdversarialTransfer`` in evaluation mode.
         volume: channels are images of their own.
         recipe: that the model was trained with.
-        probabilities: keep these too, 16 bytes a voxel.
-        batch: slices that the network gets at once.
+        probabilities: return these too, 16 bytes a voxel.
+        batch: slices in one forward pass.
 
     Example:
         >>> from cmrfast.models import build
         >>> model = build("adversarial_transfer", size=32, width=4).eval()
-        >>> found = segment(model, Volume(torch.rand(1, 40, 300, 3), torch.eye(4)))
-        >>> found.labels.data.shape, found.labels.data.dtype
+        >>> result = segment(model, Volume(torch.rand(1, 40, 300, 3), torch.eye(4)))
+        >>> result.labels.data.shape, result.labels.data.dtype
         (torch.Size([1, 40, 300, 3]), torch.uint8)
     """
     stack = pack_slices(volume.data)[:, None]  # (C · K, 1, I, J)
@@ -138,7 +138,7 @@ def _stacked(parts: list[Tensor], volume: Volume) -> Volume:
 
 
 def _moments(image: Tensor) -> tuple[float, float]:
-    """Mean, and 1 / SD; 0 of a constant image."""
+    """Mean, and 1 / SD; the latter is 0 for a constant image."""
     values = image.double()
     mean = values.mean()
     sd = (values - mean).square().mean().sqrt().item()

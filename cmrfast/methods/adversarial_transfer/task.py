@@ -65,15 +65,15 @@ BORROWED_MASKS = {
 class AdversarialTransferTask(Task[AdversarialTransfer, Config, Recipe]):
     """Learns from annotated slices of all sequences, and from LGE slices with borrowed masks.
 
-    Of the training patients few lend their LGE masks (``recipe.lge_masks``), as in the paper: the
-    first ones that have any. LGE slices of the others borrow masks of their bSSFP and T2 slices,
-    whether or not they have their own. LGE stacks are scored patient by patient.
+    As in the paper, LGE masks of few training patients are used (``recipe.lge_masks``): the first
+    ones that have any. LGE slices of the other patients borrow the masks of their bSSFP and T2
+    slices, whether or not they have masks of their own. LGE stacks are scored patient by patient.
     """
 
     preparations = (*OWN_MASKS.values(), *BORROWED_MASKS.values())
 
     def feed(self, cases: Sequence[Case], *, seed: int) -> Feed:
-        """Five crops of every annotated slice, each as it is and changed."""
+        """Five crops of every annotated slice, unchanged and augmented."""
         lenders = self._lge_lenders(cases)
         prepared = prepare_cases(
             "adversarial_transfer", cases, lambda case: self._stacks(case, case.name in lenders)
@@ -136,10 +136,10 @@ class AdversarialTransferTask(Task[AdversarialTransfer, Config, Recipe]):
         return segment(model, image, self.recipe, batch=self.predict_batch).labels
 
     def _lge_lenders(self, cases: Sequence[Case]) -> set[str]:
-        """Patients whose LGE masks are learned from."""
+        """Names of the patients whose LGE masks are used."""
         having = [c.name for c in cases if _LGE in c.images and _LGE in c.labels]
-        share = self.recipe.lge_masks / self.recipe.split[0]
-        count = max(1, round(share * len(cases))) if share else 0
+        fraction = self.recipe.lge_masks / self.recipe.split[0]
+        count = max(1, round(fraction * len(cases))) if fraction else 0
         return set(having[:count])
 
     def _stacks(self, case: Case, lends_lge: bool) -> tuple[list[Tensors], list[Tensors]]:
@@ -158,7 +158,7 @@ class AdversarialTransferTask(Task[AdversarialTransfer, Config, Recipe]):
 
 
 class _SliceFeed:
-    """Annotated crops; in adversarial epochs as many with borrowed masks beside them."""
+    """Annotated crops; in adversarial epochs, as many crops with borrowed masks."""
 
     def __init__(self, true: Crops, pseudo: Crops | None) -> None:
         self.true, self.pseudo = true, pseudo
@@ -169,7 +169,7 @@ class _SliceFeed:
     def batch(self, epoch: int, samples: Tensor) -> Batch:
         """``images`` (B, 1, size, size), ``labels`` (B, size, size) uint8, and both ``pseudo_…``.
 
-        Every epoch pairs the samples of both sets anew, and uses those of each equally often.
+        Every epoch draws new pairs of samples of both sets, and uses those of each equally often.
         """
         images, labels = self.true.batch(epoch, samples)
         batch = {"images": images, "labels": labels}

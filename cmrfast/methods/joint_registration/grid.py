@@ -23,14 +23,14 @@ class StackPair(NamedTuple):
 
 @dataclass(frozen=True)
 class SharedGrid:
-    """Slices of two stacks that lie in one place, and the grid on which the network sees both.
+    """Pairs of slices at the same position, and the grid on which the network sees both stacks.
 
     Args:
         pairs: cine slice (``source``) and LGE slice (``target``); the latter without a gap.
-        unpaired: LGE slices that no cine slice lies beside.
+        unpaired: LGE slices without a cine slice at their position.
         shape: (side, side, P), a slice a pair.
         world_from_vox: (4, 4), along the LGE slices, mm.
-        cine_slices: slices of the cine stack in the order in which they lie beside LGE slices.
+        cine_slices: slices of the cine stack, ordered as they are paired with LGE slices.
         cine_world_from_vox: (4, 4), of these.
         cine_count: slices of the cine stack.
     """
@@ -44,11 +44,11 @@ class SharedGrid:
     cine_count: int
 
     def placed(self, cine: Volume) -> Volume:
-        """An image or mask of the cine stack where it lies beside the LGE stack."""
+        """An image or mask of the cine stack in the position that pairs it with the LGE stack."""
         return Volume(cine.data[..., list(self.cine_slices)], self.cine_world_from_vox)
 
     def onto_cine(self, stack: Tensor, world_from_vox: Tensor, size: Sequence[int]) -> Tensor:
-        """Images of the LGE slices' world on the cine stack's grid; 0 where there are none.
+        """Images given in the LGE stack's space, resampled onto the cine grid; 0 outside.
 
         Args:
             stack: (C, I', J', P) floating.
@@ -56,17 +56,17 @@ class SharedGrid:
             size: (I, J) of cine slices.
         """
         placed = (*size, len(self.cine_slices))
-        found = resample(stack, world_from_vox, self.cine_world_from_vox, placed)
+        resampled = resample(stack, world_from_vox, self.cine_world_from_vox, placed)
         first = {source: k for k, source in reversed(list(enumerate(self.cine_slices)))}
-        whole = found.new_zeros(*found.shape[:3], self.cine_count)
-        whole[..., list(first)] = found[..., list(first.values())]
+        whole = resampled.new_zeros(*resampled.shape[:3], self.cine_count)
+        whole[..., list(first)] = resampled[..., list(first.values())]
         return whole
 
 
 def shared_grid(cine: Volume, lge: Volume, recipe: Recipe = RECIPE) -> SharedGrid:
-    """Pair the slices of two stacks, and lay the network's grid over those of the LGE stack.
+    """Pair the slices of two stacks, and define the network's grid along the LGE slices.
 
-    The squares lie about the middle of the LGE slices; arguments as those of ``register``.
+    The squares are centred on the LGE slices. Arguments are those of ``register``.
     """
     for name, volume in (("cine", cine), ("lge", lge)):
         if volume.channels != 1:
@@ -103,7 +103,7 @@ def network_view(grid: SharedGrid, cine: Volume, lge: Volume, recipe: Recipe = R
 
     Percentiles are taken over the part of a slice within the square.
     """
-    found = []
+    views = []
     for volume in (grid.placed(cine), lge):
         image = resample(
             volume.data.float(),
@@ -116,17 +116,17 @@ def network_view(grid: SharedGrid, cine: Volume, lge: Volume, recipe: Recipe = R
         low, high = recipe.clip_percent
         image = clip_percentiles(image, low, high, inside)
         image = torch.where(inside, min_max(image, mask=inside, over="slice"), 0.0)
-        found.append(image.movedim(-1, 0).contiguous())
-    return StackPair(*found)
+        views.append(image.movedim(-1, 0).contiguous())
+    return StackPair(*views)
 
 
 def label_view(grid: SharedGrid, cine: Volume, lge: Volume) -> StackPair:
-    """Masks of both stacks where ``network_view`` has their images; of their own dtypes."""
-    found = [
+    """Masks of both stacks on the grid of ``network_view``, in their own dtypes."""
+    resampled = [
         resample_labels(v.data[0], v.world_from_vox, grid.world_from_vox, grid.shape)
         for v in (grid.placed(cine), lge)
     ]
-    return StackPair(*(labels.movedim(-1, 0)[:, None].contiguous() for labels in found))
+    return StackPair(*(labels.movedim(-1, 0)[:, None].contiguous() for labels in resampled))
 
 
 def clip_percentiles(slices: Tensor, low: float, high: float, mask: Tensor) -> Tensor:
@@ -153,7 +153,7 @@ def clip_percentiles(slices: Tensor, low: float, high: float, mask: Tensor) -> T
 
 
 def _centred(cine: Volume, lge: Volume) -> Tensor:
-    """(4, 4): cine slices in their own spacing on the LGE slices, middle upon middle."""
+    """(4, 4): cine slices in their own spacing, centred on the LGE slices."""
     world = lge.world_from_vox.clone()
     middle = torch.tensor([(n - 1) / 2 for n in lge.shape[:2]], dtype=torch.float64)
     world[:, 3] += world[:, :2] @ middle

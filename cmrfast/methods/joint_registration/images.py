@@ -39,27 +39,27 @@ class Registration:
 def register(
     model: JointRegistration, cine: Volume, lge: Volume, recipe: Recipe = RECIPE, *, batch: int = 16
 ) -> Registration:
-    """Align each LGE slice with the cine slice of its place, and segment both.
+    """Align each LGE slice with the cine slice at its position, and segment both.
 
-    Beside its inputs and results it holds ten float32 values a pixel that the network sees, one
-    batch in the network, and about six float32 images of the larger grid.
+    Memory holds the inputs, the results, ten float32 values for each pixel that the network sees,
+    one batch in the network, and about six float32 images of the larger grid.
 
     Args:
         model: a ``JointRegistration`` in evaluation mode.
-        cine: one frame, of the moment in the heart cycle at which the LGE image was taken.
+        cine: one frame, of the cardiac phase in which the LGE image was acquired.
         lge: one image.
-        recipe: that the model was trained with.
-        batch: pairs that the network gets at once.
+        recipe: the one that the model was trained with.
+        batch: pairs in one forward pass.
 
     Example:
         >>> from cmrfast.models import build
         >>> model = build("joint_registration", widths=(4, 8)).eval()
         >>> cine = Volume(torch.rand(1, 40, 40, 3), torch.diag(torch.tensor([1.2, 1.2, 8.0, 1.0])))
         >>> lge = Volume(torch.rand(1, 60, 60, 6), torch.diag(torch.tensor([0.8, 0.8, 5.0, 1.0])))
-        >>> found = register(model, cine, lge, Recipe(side=64))
-        >>> found.warped.shares_grid(cine), found.lge_labels.shares_grid(lge)
+        >>> result = register(model, cine, lge, Recipe(side=64))
+        >>> result.warped.shares_grid(cine), result.lge_labels.shares_grid(lge)
         (True, True)
-        >>> [(pair.source, pair.target) for pair in found.grid.pairs], found.grid.unpaired
+        >>> [(pair.source, pair.target) for pair in result.grid.pairs], result.grid.unpaired
         ([(0, 0), (1, 1), (1, 2), (2, 3)], (4, 5))
     """
     grid = shared_grid(cine, lge, recipe)
@@ -67,28 +67,28 @@ def register(
         raise ValueError("joint_registration: an LGE slice must lie in the cine stack; none does")
     images = network_view(grid, cine, lge, recipe)
     thetas: list[Tensor] = []
-    shares: dict[str, list[Tensor]] = {"cine": [], "lge": []}
+    probabilities: dict[str, list[Tensor]] = {"cine": [], "lge": []}
     for outputs in predict_batches("joint_registration", model, images._asdict(), batch):
         thetas.append(outputs["theta"].float())
-        for name in outputs.keys() & shares.keys():
-            shares[name].append(outputs[name].float().softmax(1))
+        for name in outputs.keys() & probabilities.keys():
+            probabilities[name].append(outputs[name].float().softmax(1))
     theta = torch.cat(thetas).to(lge.data.device)
     lge_from_cine = world_transforms(grid, theta)
     cine_labels = lge_labels = None
-    if shares["cine"]:
-        stack = torch.cat(shares["cine"]).permute(1, 2, 3, 0).to(cine.data.device)
-        found = grid.onto_cine(stack, grid.world_from_vox, cine.shape[:2])
-        cine_labels = cine.with_data(found.argmax(0, keepdim=True).byte())
-    if shares["lge"]:
-        stack = torch.cat(shares["lge"]).permute(1, 2, 3, 0).to(lge.data.device)
-        found = resample(stack, grid.world_from_vox, lge.world_from_vox, lge.shape)
-        lge_labels = lge.with_data(found.argmax(0, keepdim=True).byte())
+    if probabilities["cine"]:
+        stack = torch.cat(probabilities["cine"]).permute(1, 2, 3, 0).to(cine.data.device)
+        on_grid = grid.onto_cine(stack, grid.world_from_vox, cine.shape[:2])
+        cine_labels = cine.with_data(on_grid.argmax(0, keepdim=True).byte())
+    if probabilities["lge"]:
+        stack = torch.cat(probabilities["lge"]).permute(1, 2, 3, 0).to(lge.data.device)
+        on_grid = resample(stack, grid.world_from_vox, lge.world_from_vox, lge.shape)
+        lge_labels = lge.with_data(on_grid.argmax(0, keepdim=True).byte())
     warped = warp_image(grid, lge_from_cine, lge, cine)
     return Registration(grid, theta, lge_from_cine, warped, cine_labels, lge_labels)
 
 
 def world_transforms(grid: SharedGrid, thetas: Tensor) -> Tensor:
-    """(P, 2, 3) normalised maps as (P, 4, 4) float64 maps of the scanner's coordinates, mm."""
+    """Normalised maps (P, 2, 3) as maps (P, 4, 4) of scanner coordinates in mm, float64."""
     plane = vox_from_theta(thetas.detach().cpu(), grid.shape[:2], grid.shape[:2], False)
     vox_from_vox = torch.eye(4, dtype=torch.float64).repeat(len(plane), 1, 1)
     vox_from_vox[:, :2, :2], vox_from_vox[:, :2, 3] = plane[..., :2], plane[..., 2]
@@ -100,16 +100,16 @@ def world_transforms(grid: SharedGrid, thetas: Tensor) -> Tensor:
 def warp_image(
     grid: SharedGrid, lge_from_cine: Tensor, lge: Volume, cine: Volume, *, labels: bool = False
 ) -> Volume:
-    """Bring an image of the LGE stack, or its mask, onto the cine grid, aligned.
+    """Resample an image or mask of the LGE stack onto the cine grid, aligned.
 
-    Every slice is moved within its plane, then the stack is interpolated between slices.
+    Each slice is warped within its plane, then the stack is interpolated between slices.
 
     Args:
         grid: of a registration.
         lge_from_cine: of a registration.
         lge: on the registered stack's grid.
         cine: whose grid the result takes.
-        labels: each label's mask is moved, and the largest share wins.
+        labels: warp the mask of each label; the label with the largest weight wins.
 
     Returns:
         float32, or the labels in their own dtype; 0 where there is no LGE slice.
@@ -118,10 +118,11 @@ def warp_image(
         return cine.with_data(_warped(grid, lge_from_cine, lge, lge.data.float(), cine))
     values = torch.cat((lge.data.new_zeros(1), lge.data.flatten())).unique()
     masks = (lge.data == values.view(-1, 1, 1, 1)).float()
-    shares = _warped(grid, lge_from_cine, lge, masks, cine)
-    # Where nothing came in all shares are 0, of which the background's must win.
-    shares = torch.where((values == 0).view(-1, 1, 1, 1) & (shares.sum(0) == 0), 1.0, shares)
-    return cine.with_data(values[shares.argmax(0, keepdim=True)])
+    weights = _warped(grid, lge_from_cine, lge, masks, cine)
+    # Outside the stack all weights are 0, and the background must win.
+    background = (values == 0).view(-1, 1, 1, 1)
+    weights = torch.where(background & (weights.sum(0) == 0), 1.0, weights)
+    return cine.with_data(values[weights.argmax(0, keepdim=True)])
 
 
 def _warped(

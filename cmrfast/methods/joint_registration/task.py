@@ -76,7 +76,7 @@ class JointRegistrationTask(Task[JointRegistration, Config, Recipe]):
     preparations = (PAIRS,)
 
     def feed(self, cases: Sequence[Case], *, seed: int) -> Feed:
-        """Every pair once an epoch, each time moved anew."""
+        """Every pair once an epoch, augmented differently each time."""
         prepared = prepare_cases("joint_registration", cases, self._with_pairs)
         pairs = {
             name: torch.cat([p[name] for p in prepared]).to(self.device) for name in prepared[0]
@@ -84,16 +84,16 @@ class JointRegistrationTask(Task[JointRegistration, Config, Recipe]):
         return _PairFeed(pairs, self.recipe, seed)
 
     def predict(self, model: JointRegistration, case: Case) -> Prediction:
-        """``lge_on_cine``, both segmentations, and of each pair theta and its matrix in mm."""
+        """``lge_on_cine``, both segmentations, and theta and its matrix in mm for each pair."""
         cine, lge = _read_stacks(case)
         _grid_of(case, cine, lge, self.recipe)
-        found = register(model, cine, lge, self.recipe, batch=self.predict_batch)
-        images = {"lge_on_cine": Output(found.warped, case.images[_CINE])}
-        if found.cine_labels is not None and found.lge_labels is not None:
-            images["cine_labels"] = Output(found.cine_labels, case.images[_CINE])
-            images["lge_labels"] = Output(found.lge_labels, case.images[_LGE])
+        result = register(model, cine, lge, self.recipe, batch=self.predict_batch)
+        images = {"lge_on_cine": Output(result.warped, case.images[_CINE])}
+        if result.cine_labels is not None and result.lge_labels is not None:
+            images["cine_labels"] = Output(result.cine_labels, case.images[_CINE])
+            images["lge_labels"] = Output(result.lge_labels, case.images[_LGE])
         matrices = zip(
-            found.grid.pairs, found.thetas.tolist(), found.lge_from_cine.tolist(), strict=True
+            result.grid.pairs, result.thetas.tolist(), result.lge_from_cine.tolist(), strict=True
         )
         facts = {
             "pairs": [
@@ -105,7 +105,7 @@ class JointRegistrationTask(Task[JointRegistration, Config, Recipe]):
                 }
                 for pair, theta, lge_from_cine in matrices
             ],
-            "unpaired_lge_slices": list(found.grid.unpaired),
+            "unpaired_lge_slices": list(result.grid.unpaired),
         }
         return Prediction(images, facts)
 

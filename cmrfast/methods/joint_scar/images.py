@@ -17,9 +17,9 @@ def segment(
 
     Args:
         model: a ``JointScar`` in evaluation mode.
-        volume: LGE, any scale of intensities; channels are images of their own.
-        threshold: a mask is where its probability is larger.
-        batch: slices that the network gets at once.
+        volume: LGE, any scale of intensities; each channel is an image of its own.
+        threshold: voxels of a larger probability belong to the mask.
+        batch: slices in one forward pass.
 
     Returns:
         ``scar`` and, of variants but ``direct``, ``myocardium``: uint8 masks on the volume's grid.
@@ -31,12 +31,12 @@ def segment(
         >>> {name: mask.shape for name, mask in masks.items()}
         {'myocardium': (40, 30, 3), 'scar': (40, 30, 3)}
     """
-    found = probabilities(model, volume, batch=batch)
-    return {name: p.with_data((p.data > threshold).byte()) for name, p in found.items()}
+    maps = probabilities(model, volume, batch=batch)
+    return {name: p.with_data((p.data > threshold).byte()) for name, p in maps.items()}
 
 
 def probabilities(model: JointScar, volume: Volume, *, batch: int = 8) -> dict[str, Volume]:
-    """How sure the network is of each voxel; arguments and names as those of ``segment``.
+    """Probability of each structure; arguments and names are those of ``segment``.
 
     Holds the slices as the network sees them, the results and one batch. Beyond the square that the
     network sees, as wide as its ``config.image`` about the middle of a slice, the probability is 0.
@@ -61,8 +61,8 @@ def probabilities(model: JointScar, volume: Volume, *, batch: int = 8) -> dict[s
 def network_view(slices: Tensor, side: int) -> Tensor:
     """Slices as the network sees them: a square about the middle, scaled to [0, 1] each.
 
-    Exact zeros do not count for a slice's range: scanners and the data sets' makers fill with them
-    what lies beyond the image, while phase-sensitive images are bright there.
+    Exact zeros do not count for a slice's range: scanners and data sets pad with them outside the
+    image, where phase-sensitive images would be bright.
 
     Args:
         slices: (N, I, J), real.

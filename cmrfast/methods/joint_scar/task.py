@@ -52,7 +52,7 @@ class JointScarTask(Task[JointScar, Config, Recipe]):
     preparations = (SLICES,)
 
     def feed(self, cases: Sequence[Case], *, seed: int) -> Feed:
-        """Every slice once an epoch, augmented anew each time."""
+        """Every slice once an epoch, augmented differently each time."""
         prepared = prepare_cases("joint_scar", cases, lambda case: self.prepared(SLICES, case))
         images, labels = (
             torch.cat([tensors[name] for tensors in prepared]).to(self.device)
@@ -143,7 +143,7 @@ def _annotated(case: Case) -> tuple[Volume, Tensor]:
 
 
 def _join_masks(scar: Tensor, myocardium: Tensor | None = None) -> Tensor:
-    """1 in the myocardium, 2 in the scar."""
+    """Labels: 1 in the myocardium, 2 in the scar."""
     return 2 * scar if myocardium is None else torch.maximum(myocardium, 2 * scar)
 
 

@@ -1,4 +1,4 @@
-"""The brain of a pair of visits: one mask for both, a stand-in for it, and an even coil."""
+"""The brain of a pair of visits: the union of masks, a substitute for them, bias correction."""
 
 from collections.abc import Sequence
 from importlib import import_module
@@ -27,15 +27,15 @@ def brain_union(*masks: Tensor) -> Tensor:
 
 
 def foreground(volume: Tensor, *, share: float = 0.1) -> Tensor:
-    """Where a volume is not background, for want of a brain mask: holes belong to it.
+    """The foreground of a volume, holes included, where no brain mask is available.
 
-    Bright is what exceeds, in the mean of 3³ voxels, a share of the 99th percentile; a voxel
-    counts where bright ones lie on both sides of it, or it is one itself, along every axis. Of a
-    stripped image that is the brain with its ventricles, of another the head.
+    A voxel is bright where the mean of 3³ voxels exceeds a fraction of the 99th percentile. It is
+    foreground if along every axis it is bright or has bright voxels on both sides. In a
+    skull-stripped image that is the brain with its ventricles, otherwise the head.
 
     Args:
         volume: (I, J, K), real.
-        share: of the 99th percentile.
+        share: fraction of the 99th percentile.
 
     Returns:
         (I, J, K) bool.
@@ -60,7 +60,7 @@ def correct_bias(
     shrink: int = 4,
     iterations: Sequence[int] = (50, 50, 50, 50),
 ) -> Tensor:
-    """Divide the coil's smooth shading out (N4, by SimpleITK: ``pip install cmrfast[n4]``).
+    """Correct the bias field (N4, by SimpleITK: ``pip install cmrfast[n4]``).
 
     The field is fitted on every ``shrink``-th voxel and evaluated on all of them.
 
@@ -68,11 +68,11 @@ def correct_bias(
         volume: (I, J, K), real, positive inside the mask.
         mask: (I, J, K), nonzero where the field is fitted.
         spacing_mm: edges of a voxel.
-        shrink: along every axis; along one with fewer than 4 · shrink voxels not at all.
-        iterations: at most so many on each level of the fit.
+        shrink: along every axis with at least 4 · shrink voxels.
+        iterations: largest number on each level of the fit.
 
     Returns:
-        (I, J, K) float32, of the volume's mean inside the mask.
+        (I, J, K) float32, with the volume's mean inside the mask.
     """
     if volume.dim() != 3 or volume.shape != mask.shape or len(spacing_mm) != 3:
         raise ValueError(

@@ -14,7 +14,7 @@ PERCENTILES = (1.0, 10.0, 20.0, 25.0, 30.0, 40.0, 50.0, 60.0, 70.0, 75.0, 80.0, 
 def histogram_landmarks(
     images: Iterable[Tensor], *, at: tuple[float, ...] = PERCENTILES, high: float = 100.0
 ) -> Tensor:
-    """Learn where the landmarks of an average image lie on [0, high].
+    """Landmarks of an average image on [0, high].
 
     Args:
         images: voxels of each training image that count (``volume[brain]``), any shape; taken one
@@ -51,7 +51,7 @@ def standardise_histogram(
 ) -> Tensor:
     """Map intensities so that the volume's percentiles fall on the landmarks.
 
-    Linear between landmarks; beyond the outer ones the outer pieces go on.
+    Linear between landmarks; extrapolated beyond the outer ones.
 
     Args:
         volume: (…), real.

@@ -1,4 +1,4 @@
-"""New lesions between two FLAIR volumes: what the network sees of them, and what it says back."""
+"""New lesions between two FLAIR volumes: the network's input, and its output as volumes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class AlignedVisits:
 
 
 class NewLesionMap(NamedTuple):
-    """What a network says of a pair, on the later image's grid."""
+    """A prediction on the later image's grid."""
 
     mask: Volume
     probability: Volume
@@ -42,13 +42,13 @@ class NewLesionMap(NamedTuple):
 def align(
     earlier: Volume, later: Volume, brains: Sequence[Volume] = (), *, recipe: Recipe = RECIPE
 ) -> AlignedVisits:
-    """Bring both visits onto a grid of the recipe's spacing, along the later one's axes.
+    """Resample both visits onto a grid of the recipe's spacing, along the later one's axes.
 
     Args:
-        earlier: FLAIR, one channel, registered to the later one; its grid may be another.
+        earlier: FLAIR, one channel, registered to the later one; its grid may differ.
         later: FLAIR, one channel.
-        brains: masks of the brain, at one visit or at both, on grids of their own; their union
-            counts. Default: what is foreground in either image.
+        brains: masks of the brain at one visit or both, on grids of their own; their union is used.
+            Default: the foreground of either image.
         recipe: its spacing and bias field are used.
 
     Returns:
@@ -77,7 +77,7 @@ def align(
 
 
 def normalise(images: Tensor, brain: Tensor, landmarks: Tensor | None = None) -> Tensor:
-    """Intensities as the network wants them: histogram, then z-score, of the brain; else 0.
+    """Histogram standardisation, then z-score, of the intensities in the brain; 0 outside.
 
     Args:
         images: (2, I, J, K), from ``align``.
@@ -109,17 +109,17 @@ def segment(
 ) -> NewLesionMap:
     """Segment lesions of the later image that the earlier one does not have.
 
-    Overlapping windows of the consensus' map are averaged; outside the brain it is 0. Beside both
-    inputs memory holds the box of the brain about ten times over in float32, and one batch of
-    windows in the network, 50 MB each for the published patch.
+    Overlapping windows of the consensus map are averaged; outside the brain it is 0. Memory holds
+    both inputs, about ten float32 copies of the brain's box, and one batch of windows in the
+    network, 50 MB each for the published patch.
 
     Args:
         model: a ``NewLesions``, trained; it is left as it is.
         earlier, later, brains: as in ``align``.
         landmarks: as in ``normalise``.
-        recipe: that the model was trained with.
-        batch: windows at once; default as many as hold the voxels of 2 published ones on a CPU
-            (one alone would miss torch's fast convolution), else of 16.
+        recipe: the one that the model was trained with.
+        batch: windows in one forward pass; by default as many as hold the voxels of 2 published
+            ones on a CPU (torch's fast convolution needs more than one), of 16 elsewhere.
         dtype: of the convolutions; bfloat16 is faster where the device computes in it.
     """
     pair = align(earlier, later, brains, recipe=recipe)

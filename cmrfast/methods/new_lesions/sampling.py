@@ -11,7 +11,7 @@ from cmrfast.methods.task import Batch
 from cmrfast.models.new_lesions import Recipe
 from cmrfast.ops import VolumeStore, extract_patches
 
-_FLIPS = 1  # added to the seed: a stream of draws apart from the sampler's
+_FLIPS = 1  # added to the seed, so that flips do not depend on the sampler's draws
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Windows:
 
 
 class LesionSampler:
-    """Patches around lesions and elsewhere in the brain, as new lesions are learned from.
+    """Samples patches around lesions and elsewhere in the brain.
 
-    A sample is of a random patient. Where the patient has target voxels, then with probability
-    ``on_target`` the patch holds one: it is centred on a random one and moved by a random offset
-    that keeps it inside. Else it is centred on a random voxel of the region.
+    Each sample takes a random patient. If the patient has target voxels, then with probability
+    ``on_target`` the patch contains one: it is centred on a random one and shifted by a random
+    offset that keeps it inside. Otherwise it is centred on a random voxel of the region.
 
     Args:
         targets: (*S) mask of each patient, nonzero at target voxels.
@@ -108,10 +108,10 @@ class _Voxels:
     """The nonzero voxels of several masks in one table, to pick from in one step."""
 
     def __init__(self, masks: Sequence[Tensor]) -> None:
-        found = [mask.nonzero().to(torch.int32) for mask in masks]
-        self.counts = torch.tensor([len(voxels) for voxels in found])
+        each = [mask.nonzero().to(torch.int32) for mask in masks]
+        self.counts = torch.tensor([len(voxels) for voxels in each])
         self.first = self.counts.cumsum(0) - self.counts
-        self.table = torch.cat((*found, found[0].new_zeros(1, found[0].shape[1])))
+        self.table = torch.cat((*each, each[0].new_zeros(1, each[0].shape[1])))
 
     def pick(self, which: Tensor, draw: Tensor) -> Tensor:
         """One voxel of mask ``which`` by a number in [0, 1); anything for an empty mask."""

@@ -106,27 +106,27 @@ class NewLesionsTask(Task[NewLesions, Config, Recipe]):
         return PatchFeed(patients, self.recipe, seed=seed, device=self.device)
 
     def predict(self, model: NewLesions, case: Case) -> Prediction:
-        """``new_lesions`` and ``probability`` on the later image; how many there are."""
-        found, like = self._segment(model, case), case.images["later"]
-        _, count = connected_components(found.mask.data[0])
+        """``new_lesions`` and ``probability`` on the later image; lesion count and volume."""
+        result, like = self._segment(model, case), case.images["later"]
+        _, count = connected_components(result.mask.data[0])
         return Prediction(
             {
-                "new_lesions": Output(found.mask, like),
-                "probability": Output(found.probability, like),
+                "new_lesions": Output(result.mask, like),
+                "probability": Output(result.probability, like),
             },
-            {"lesions": count, "volume_ml": int(found.mask.data.sum()) * found.mask.voxel_ml},
+            {"lesions": count, "volume_ml": int(result.mask.data.sum()) * result.mask.voxel_ml},
         )
 
     def evaluate(self, model: NewLesions, case: Case) -> list[Row]:
         """Dice over voxels and scores by lesion; of a patient without new lesions, false ones."""
         if "consensus" not in case.labels:
             return []
-        found, reference = self._segment(model, case).mask, case.label("consensus")
+        result, reference = self._segment(model, case).mask, case.label("consensus")
         scores = lesion_scores(
-            found.data[0], reference.data[0], reference.spacing_mm, overlap=self.recipe.found
+            result.data[0], reference.data[0], reference.spacing_mm, overlap=self.recipe.found
         )
         ids: dict[str, str | int] = {"case": case.name, "lesions": scores.reference_count}
-        values = {"dice": dice(found.data, reference.data).item()}
+        values = {"dice": dice(result.data, reference.data).item()}
         if scores.reference_count:
             ids["found"] = scores.found_count
             values |= {

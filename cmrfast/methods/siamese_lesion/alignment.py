@@ -1,4 +1,4 @@
-"""Affine alignment of two slices by their masks alone, coarse to fine (methods' siamese_lesion)."""
+"""Affine alignment of two slices by their masks alone, coarse to fine."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ _EVALUATIONS = 200  # at most, per level
 
 
 class Alignment(NamedTuple):
-    """An alignment in the scanner's millimetres, and how well the masks lie on each other."""
+    """An alignment in scanner coordinates (mm), and the Dice of the masks before and after."""
 
     moving_from_fixed: Tensor  # (4, 4) float64
     initial_dice: float
@@ -26,7 +26,7 @@ def align_masks(
     moving_world_from_vox: Tensor,
     fixed_world_from_vox: Tensor,
 ) -> Alignment:
-    """The in-plane affine that lays a moving mask on a fixed one: T1 onto LGE.
+    """The in-plane affine map that aligns a moving mask with a fixed one: T1 with LGE.
 
     Starts with centroids matched, scaled by the root of the area ratio and not rotated. Then
     six parameters follow the gradient of the squared difference of both masks, smoothed by 4, 2, 1

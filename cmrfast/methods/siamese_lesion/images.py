@@ -1,4 +1,4 @@
-"""Lesion in T1 maps: patches all over the myocardium, classified and joined to a map."""
+"""Lesions in T1 maps: patches all over the myocardium, classified and merged into a map."""
 
 from typing import NamedTuple
 
@@ -15,13 +15,13 @@ from cmrfast.ops import PatchMerger, extract_patches, resample
 
 
 class LesionMap(NamedTuple):
-    """What a T1 map says of its myocardium.
+    """Lesion probability of the myocardium of a T1 map.
 
     Attributes:
         map: (1, I, J, K) float32 probability of lesion near a voxel; 0 outside the myocardium.
         slices: (P,) int64, the slice of each patch.
         center_mm: (P, 3) float64, its centre in the scanner.
-        probability: (P,) float32, that it holds lesion; its class is ``probability > 0.5``.
+        probability: (P,) float32, that it holds a lesion; its class is ``probability > 0.5``.
     """
 
     map: Volume
@@ -41,7 +41,7 @@ def classify(
     stride: int = 6,
     batch: int = 64,
 ) -> LesionMap:
-    """Find lesion by T1 alone.
+    """Find lesions from T1 alone.
 
     The map is, at each voxel, the mean of all patches that cover it, weighted by a Gaussian of
     ``stride`` about their centres. Holds one slice and its patches.
@@ -53,7 +53,7 @@ def classify(
         mean_ms, sd_ms: of the myocardium of the training patients.
         spacing_mm: of the patches' pixels.
         stride: between the centres of neighbouring patches, in such pixels.
-        batch: patches that the network gets at once.
+        batch: patches in one forward pass.
 
     Example:
         >>> from cmrfast.models import build
@@ -61,8 +61,8 @@ def classify(
         >>> wall = t1.with_data(torch.zeros(1, 40, 40, 2, dtype=torch.bool))
         >>> wall.data[:, 10:30, 10:16] = True
         >>> model = build("siamese_lesion", patch=32, channels=(4, 4, 4, 4), hidden=8).eval()
-        >>> found = classify(model, t1, wall, mean_ms=1000, sd_ms=80)
-        >>> found.map.shape, len(found.probability)
+        >>> result = classify(model, t1, wall, mean_ms=1000, sd_ms=80)
+        >>> result.map.shape, len(result.probability)
         ((40, 40, 2), 6)
     """
     if t1.channels != 1 or myocardium.channels != 1 or not myocardium.shares_grid(t1):
@@ -76,7 +76,7 @@ def classify(
     size = (side, side)
     weight = _bell(side, stride).to(device)
     near = torch.zeros(t1.data.shape)
-    slices, centers, found = [], [], []
+    slices, centers, probabilities = [], [], []
     for k in range(t1.shape[2]):
         native, wall = slice_plane(t1, k), slice_plane(myocardium, k)
         shape, grid = spacing_grid(native.data.shape[1:], native.world_from_vox, [spacing_mm] * 2)
@@ -96,7 +96,7 @@ def classify(
         ):
             probability = outputs["logits"].float().softmax(1)[:, 1]
             merger.add(probability[:, None, None, None].expand(-1, 1, *size), start)
-            found.append(probability.cpu())
+            probabilities.append(probability.cpu())
         merged = merger.merged().cpu()
         on_grid = resample(merged, grid, native.world_from_vox, native.data.shape[1:])
         near[..., k] = torch.where(wall.data.cpu() != 0, on_grid, 0.0)
@@ -107,7 +107,7 @@ def classify(
         map=t1.with_data(near),
         slices=torch.cat((empty.long(), *slices)),
         center_mm=torch.cat((empty.double().view(0, 3), *centers)),
-        probability=torch.cat((empty, *found)),
+        probability=torch.cat((empty, *probabilities)),
     )
 
 
@@ -117,9 +117,9 @@ def standardise(t1_ms: Tensor, mean_ms: float, sd_ms: float) -> Tensor:
 
 
 def patch_centers(myocardium: Tensor, stride: int) -> Tensor:
-    """Where patches are centred: myocardium on a grid of ``stride`` about its own middle.
+    """Centres of the patches: myocardium on a grid of ``stride`` about its own centroid.
 
-    The grid moves with the heart, so that patches do not depend on where the image's border is.
+    The grid moves with the heart, so patches do not depend on the image's border.
 
     Args:
         myocardium: (I, J), nonzero inside.

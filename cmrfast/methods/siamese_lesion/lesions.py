@@ -1,4 +1,4 @@
-"""Scar by its brightness against healthy muscle, and labels of patches from it."""
+"""Lesion masks from the brightness of healthy muscle, and labels of patches from them."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cmrfast.ops import window_counts
 
-_LEAST = 10  # reference pixels that make a standard deviation
+_LEAST = 10  # fewest reference pixels for a standard deviation
 
 
 def lesion_mask(
@@ -51,9 +51,9 @@ def reference_sector(
     degrees: int = 60,
     spacing_mm: Sequence[float] = (1.0, 1.0),
 ) -> Tensor:
-    """The sector of the myocardium with the lowest mean, as a stand-in for marked healthy muscle.
+    """The sector of the myocardium with the lowest mean, a substitute for marked healthy muscle.
 
-    Sectors turn about the myocardium's centroid in steps of one degree; those of fewer than 10
+    Sectors rotate about the myocardium's centroid in steps of one degree; those of fewer than 10
     pixels do not count.
 
     Args:
@@ -101,17 +101,17 @@ def patch_labels(
     volume_index: Tensor | None = None,
     share: float = 0.25,
 ) -> Tensor:
-    """Which patches hold at least a share of all lesion pixels of their slice.
+    """Which patches hold at least a fraction of all lesion pixels of their slice.
 
     Args:
         lesions: (*S), (V, *S) or a list of (*S_v), nonzero in lesions.
         start_vox: (P, d) first voxel of each patch.
         size: of the patches.
         volume_index: (P,) slice of each patch; default the first.
-        share: of the slice's lesion; exactly so much is positive.
+        share: fraction of the slice's lesion; a patch with exactly this fraction is positive.
 
     Returns:
-        (P,) bool; False on slices without lesion.
+        (P,) bool; False on slices without a lesion.
 
     Example:
         >>> lesions = torch.zeros(8, 8)

@@ -26,13 +26,13 @@ def read_t1(case: Case) -> tuple[Volume, Volume]:
 
 
 def lge_lesion(case: Case, *, deviations: float) -> tuple[Volume, Volume, Volume]:
-    """LGE, its myocardium and its lesion; where none is drawn, by its brightness, slice by slice.
+    """LGE, its myocardium and its lesion; if none is drawn, from its brightness, slice by slice.
 
-    Without healthy muscle drawn on a slice, the darkest sector of its myocardium stands in.
+    On slices without a drawn reference the darkest sector of the myocardium is the reference.
 
     Args:
         case: of layout t1_lge.
-        deviations: lesion is brighter than healthy muscle's mean plus so many SD.
+        deviations: a lesion is brighter than healthy muscle's mean plus this many SD.
     """
     lge = case.image("lge", channels=1)
     myocardium = case.mask_on(lge, "lge_myocardium")
@@ -59,7 +59,7 @@ def lge_lesion(case: Case, *, deviations: float) -> tuple[Volume, Volume, Volume
 
 
 def aligned_pairs(case: Case, *, spacing_mm: float, deviations: float) -> Tensors:
-    """Every T1 slice that lies in an LGE slice, brought onto that slice's grid by the masks.
+    """Every T1 slice that lies in an LGE slice, resampled onto its grid after aligning the masks.
 
     The grid is that of LGE with square pixels of ``spacing_mm``. Pairs where either myocardium is
     empty are left out.
@@ -79,7 +79,7 @@ def aligned_pairs(case: Case, *, spacing_mm: float, deviations: float) -> Tensor
     """
     t1, t1_wall = read_t1(case)
     lge, lge_wall, lesion = lge_lesion(case, deviations=deviations)
-    found = []
+    pairs = []
     for pair in slice_pairs(lge, t1):
         moving, fixed = slice_plane(t1_wall, pair.target), slice_plane(lge_wall, pair.source)
         if not moving.data.any() or not fixed.data.any():
@@ -91,11 +91,11 @@ def aligned_pairs(case: Case, *, spacing_mm: float, deviations: float) -> Tensor
             fixed.data.shape[1:], fixed.world_from_vox, (spacing_mm, spacing_mm)
         )
         t1_grid = aligned.moving_from_fixed @ grid
-        pale = _on_grid(slice_plane(lge, pair.source), grid, shape)
-        found.append(
+        lge_slice = _on_grid(slice_plane(lge, pair.source), grid, shape)
+        pairs.append(
             {
                 "t1": _on_grid(slice_plane(t1, pair.target), t1_grid, shape, fill=torch.nan),
-                "lge": z_score(pale),
+                "lge": z_score(lge_slice),
                 "myocardium": _labels(fixed, grid, shape),
                 "lesion": _labels(slice_plane(lesion, pair.source), grid, shape),
                 "t1_slice": torch.tensor(pair.target),
@@ -103,16 +103,16 @@ def aligned_pairs(case: Case, *, spacing_mm: float, deviations: float) -> Tensor
                 "t1_from_lge": aligned.moving_from_fixed,
             }
         )
-    if not found:
+    if not pairs:
         raise FileError(
             f"siamese_lesion: no T1 slice with myocardium of {case.name} lies in an LGE slice "
             "with myocardium"
         )
-    return {name: torch.stack([pair[name] for pair in found]) for name in found[0]}
+    return {name: torch.stack([pair[name] for pair in pairs]) for name in pairs[0]}
 
 
 def lesion_on_t1(pairs: Tensors, lesion: Volume, t1: Volume) -> Volume:
-    """The lesion that LGE shows, on the slices of T1: uint8, 0 on slices without a partner."""
+    """The lesion on LGE, resampled to the T1 slices: uint8, 0 on slices without a partner."""
     marked = torch.zeros(t1.data.shape, dtype=torch.uint8)
     matches = (pairs[name] for name in ("t1_slice", "lge_slice", "t1_from_lge"))
     for k, source, t1_from_lge in zip(*matches, strict=True):
@@ -122,7 +122,7 @@ def lesion_on_t1(pairs: Tensors, lesion: Volume, t1: Volume) -> Volume:
 
 
 def _on_grid(image: Plane, grid: Tensor, shape: tuple[int, ...], fill: float = 0.0) -> Tensor:
-    """(1, *shape) float32; what is not finite counts as 0."""
+    """(1, *shape) float32; non-finite values count as 0."""
     values = image.data.float().nan_to_num(0.0, 0.0, 0.0)
     return resample(values, image.world_from_vox, grid, shape, fill=fill, antialias=True)
 

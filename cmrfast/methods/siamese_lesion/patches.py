@@ -13,12 +13,12 @@ from cmrfast.methods.siamese_lesion.lesions import patch_labels
 from cmrfast.methods.task import Batch
 from cmrfast.ops import VolumeStore, extract_patches
 
-_OFF_LINE = -1  # stands for the epoch in draws that are made once for all epochs
+_ALL_EPOCHS = -1  # the epoch of draws that are made once for all epochs
 
 
 @dataclass(frozen=True)
 class PairPatches:
-    """Where the patches of some slice pairs lie and which hold lesion, slice after slice.
+    """Positions and labels of the patches of some slice pairs, slice after slice.
 
     Args:
         store: (2, I, J) float32 of each slice pair: T1 and LGE as the network sees them.
@@ -48,10 +48,10 @@ class PairPatches:
         sd_ms: float,
         device: torch.device,
     ) -> "PairPatches":
-        """Patches all over the myocardium of each slice that ``aligned_pairs`` gave.
+        """Patches all over the myocardium of each slice that ``aligned_pairs`` returned.
 
         Args:
-            subjects: what it gave of each.
+            subjects: what it returned for each.
             size, stride: side of a patch, and from centre to centre, in pixels.
             lesion_share: of a slice's lesion makes a patch positive.
             mean_ms, sd_ms: T1 of the training patients' myocardium.
@@ -83,8 +83,8 @@ class PairPatches:
         return len(self.labels)
 
     def with_mirrored(self, share: float, seed: int) -> "PairPatches":
-        """A share of the patches a second time, mirrored along one axis, the other, or both."""
-        draw = uniforms(seed, _OFF_LINE, torch.arange(len(self)), 2)
+        """Adds copies of a fraction of the patches, mirrored along one axis, the other, or both."""
+        draw = uniforms(seed, _ALL_EPOCHS, torch.arange(len(self)), 2)
         copied = (draw[:, 0] < share).nonzero().flatten()
         rows, back = torch.cat((torch.arange(len(self)), copied)).sort(stable=True)
         which = (draw[copied, 1] * 3).long()
@@ -111,10 +111,10 @@ class PairPatches:
 
 
 class PairFeed:
-    """Every patch once an epoch; with ``distinct`` some are exchanged for those of other slices.
+    """Every patch once an epoch; with ``distinct`` some are replaced by those of other slices.
 
-    Then no two patches of a batch are of one slice, as far as there are slices: overlapping
-    patches are nearly the same, and so no fair negatives of each other.
+    Then, if there are enough slices, no two patches of a batch come from the same slice:
+    overlapping patches are nearly equal, which makes them poor negatives of each other.
     """
 
     def __init__(self, patches: PairPatches, *, seed: int, distinct: bool) -> None:
@@ -136,7 +136,7 @@ class PairFeed:
         again = again[: len(free)]
         if not len(again):
             return samples
-        # Which slices step in is drawn once a batch, which of their patches for each of them.
+        # The slices are drawn once a batch, their patches one by one.
         turn = uniforms(self.seed, epoch, samples[again[:1]], len(self.slices))[0, free].argsort()
         chosen = free[turn][: len(again)]
         draw = uniforms(self.seed, epoch, samples[again], len(self.slices) + 1)[:, -1]

@@ -67,7 +67,7 @@ class SiameseLesionTask(Task[SiameseLesion, Config, Recipe]):
         }
 
     def feed(self, cases: Sequence[Case], *, seed: int) -> Feed:
-        """Patches all over the myocardium, a share of them a second time, mirrored."""
+        """Patches all over the myocardium, and mirrored copies of a fraction of them."""
         patches = self._patches(
             prepare_cases("siamese_lesion", cases, lambda case: self.prepared(PAIRS, case))
         )
@@ -79,13 +79,13 @@ class SiameseLesionTask(Task[SiameseLesion, Config, Recipe]):
 
     def predict(self, model: SiameseLesion, case: Case) -> Prediction:
         """The map of lesion probability, and every patch with its centre in the scanner."""
-        found = self._classify(model, case)
-        columns = (found.slices, found.center_mm, found.probability)
+        result = self._classify(model, case)
+        columns = (result.slices, result.center_mm, result.probability)
         patches = [
             {"slice": k, "center_mm": center, "probability": p, "lesion": p > 0.5}
             for k, center, p in zip(*(column.tolist() for column in columns), strict=True)
         ]
-        images = {"lesion_probability": Output(found.map, case.images["t1"])}
+        images = {"lesion_probability": Output(result.map, case.images["t1"])}
         return Prediction(images, {"patches": patches})
 
     def evaluate(self, model: SiameseLesion, case: Case) -> list[Row]:
@@ -123,8 +123,8 @@ class SiameseLesionTask(Task[SiameseLesion, Config, Recipe]):
     def pooled(self, rows: Sequence[Row]) -> dict[str, float]:
         """The balanced accuracy of all patches, in percent."""
         lesion = torch.tensor([row.ids["lesion"] for row in rows], dtype=torch.bool)
-        found = torch.tensor([row.scores["probability"] for row in rows]) > 0.5
-        return {"balanced": 100 * balanced_accuracy(found, lesion).balanced}
+        positive = torch.tensor([row.scores["probability"] for row in rows]) > 0.5
+        return {"balanced": 100 * balanced_accuracy(positive, lesion).balanced}
 
     def picture(self, model: SiameseLesion, case: Case) -> Picture:
         """T1; where the map is above one half, and the lesion that LGE shows, both labelled 1."""

@@ -8,21 +8,19 @@ import pytest
 import torch
 from torch import nn
 
+from cmrfast import methods
 from cmrfast.data import Volume, read_nifti, write_nifti
 from cmrfast.data.cache import Cache
 from cmrfast.errors import FileError
-from cmrfast.infer.joint_registration import (
-    label_view,
-    network_view,
-    register,
-    shared_grid,
-    warp_image,
-    world_transforms,
-)
+from cmrfast.methods import Objective, Row
+from cmrfast.methods.joint_registration import METHOD
+from cmrfast.methods.joint_registration.grid import label_view, network_view, shared_grid
+from cmrfast.methods.joint_registration.images import register, warp_image, world_transforms
+from cmrfast.methods.joint_registration.published import DISTANCES
+from cmrfast.methods.joint_registration.task import PAIRS, JointRegistrationTask
 from cmrfast.models import build
 from cmrfast.models.joint_registration import RECIPE, Config, Recipe, loss
 from cmrfast.ops import affine_sample, resample
-from cmrfast.tasks import task_class
 from tests.support.batches import pure_batch
 from tests.support.cases import phantoms, without
 
@@ -30,18 +28,17 @@ IDENTITY = torch.tensor([[1.0, 0, 0], [0, 1, 0]])
 # The phantoms' LGE pixels, so that their slices are seen as they are.
 SMALL = Recipe(side=56, spacing_mm=3.0, batch=4)
 NARROW = Config(widths=(4, 6, 8), head_width=4, hidden=8)
-TASK = task_class("joint_registration")
 
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hearts")
-    return phantoms("joint_registration", folder, "mscmrseg", cases=4, shrink=4, seed=3)
+    return phantoms("mscmrseg", folder, cases=4, shrink=4, seed=3)
 
 
 @pytest.fixture(scope="module")
 def feed(cases):
-    return TASK(NARROW, SMALL).feed(cases, seed=5)
+    return JointRegistrationTask(NARROW, SMALL).feed(cases, seed=5)
 
 
 class Knowing(nn.Module):
@@ -69,7 +66,9 @@ def oracle(case, recipe=SMALL):
     return Knowing(label_view(grid, case.label("C0"), case.label("LGE"))).eval()
 
 
-def test_recipe_is_the_papers():
+def test_the_task_is_found_and_its_recipe_is_the_papers():
+    assert methods.get("joint_registration") is METHOD
+    assert METHOD.task is JointRegistrationTask
     assert (RECIPE.lr, RECIPE.epochs, RECIPE.keep, RECIPE.side) == (1e-4, 100, "best", 224)
     assert RECIPE.lr_at(99, 0) == pytest.approx(6.111172e-5, rel=1e-6)
     with pytest.raises(ValueError, match="pairing must be one of position, index; got 'order'"):
@@ -178,24 +177,27 @@ def test_the_networks_view_in_plain_torch(cases):
 
 def test_an_oracle_scores_perfectly(cases):
     case = cases[1]
-    task = TASK(NARROW, SMALL)
-    pairs = task._prepared(case)
+    task = JointRegistrationTask(NARROW, SMALL)
+    pairs = task.prepared(PAIRS, case)
     model = Knowing((pairs["cine_labels"][:, None], pairs["lge_labels"][:, None])).eval()
     rows = task.evaluate(model, case)
     assert len(rows) == len(pairs["slices"])
     for row in rows:
-        assert row["cine_dice_percent"] == row["lge_dice_percent"] == 100
-        assert row["lv_cd_mm"] == pytest.approx(row["before_lv_cd_mm"])  # theta is the identity
-        assert row["myocardium_asd_mm"] == row["before_myocardium_asd_mm"]
+        scores = row.scores
+        assert row.case == case.name
+        assert scores["cine_dice_percent"] == scores["lge_dice_percent"] == 100
+        assert scores["lv_cd_mm"] == pytest.approx(scores["before_lv_cd_mm"])  # theta: identity
+        assert scores["myocardium_asd_mm"] == scores["before_myocardium_asd_mm"]
     # The labels of one stack under both names: a registration that succeeded.
-    task._prepared = lambda _: pairs | {"lge_labels": pairs["cine_labels"]}
+    task.prepared = lambda *_: pairs | {"lge_labels": pairs["cine_labels"]}
     for row in task.evaluate(model, case):
-        assert row["registration_loss"] < 2e-3
-        for name in TASK.published["before"]:
-            assert row[name] == 0 or math.isnan(row[name])
-    named = {name for model in TASK.published.values() for name in model}
-    assert named <= rows[0].keys()
-    assert TASK.objective == "-registration_loss"
+        assert row.scores["registration_loss"] < 2e-3
+        for name in DISTANCES:
+            assert row.scores[name] == 0 or math.isnan(row.scores[name])
+    assert tuple(METHOD.published["before"].cells) == DISTANCES
+    named = {name for published in METHOD.published.values() for name in published.cells}
+    assert named <= rows[0].scores.keys()
+    assert METHOD.objective == Objective("registration_loss", maximise=False)
 
 
 def test_a_shift_is_measured_in_mm(cases):
@@ -207,42 +209,42 @@ def test_a_shift_is_measured_in_mm(cases):
         "lge_labels": disc.roll(4, 1)[None],
         "slices": torch.tensor([[0, 2]]),
     }
-    task = TASK(NARROW, RECIPE)
+    task = JointRegistrationTask(NARROW, RECIPE)
     back = torch.tensor([[[1.0, 0, 2 * 4 / 64], [0, 1, 0]]])
-    (row,) = task._rows({"theta": back}, pairs)
-    assert row["before_lv_cd_mm"] == pytest.approx(3.0)
-    assert row["lv_cd_mm"] == pytest.approx(0.0, abs=1e-6)
-    assert row["lv_asd_mm"] == 0
-    assert math.isnan(row["rv_cd_mm"])
-    assert (row["cine_slice"], row["lge_slice"]) == (0, 2)
+    (row,) = task._rows("patient1", {"theta": back}, pairs)
+    assert row.scores["before_lv_cd_mm"] == pytest.approx(3.0)
+    assert row.scores["lv_cd_mm"] == pytest.approx(0.0, abs=1e-6)
+    assert row.scores["lv_asd_mm"] == 0
+    assert math.isnan(row.scores["rv_cd_mm"])
+    assert row.ids == {"case": "patient1", "cine_slice": 0, "lge_slice": 2}
 
 
 def test_distances_are_tested_against_those_before():
     stats = pytest.importorskip("scipy.stats")
     before, after = [3.0, 4.0, 6.0, math.nan, 5.0], [1.0, 2.5, 3.0, 2.0, 4.5]
     rows = [
-        {f"{when}{name}": value for name in TASK.published["before"] for when, value in pair}
+        Row({"case": "patient1"}, {f"{when}{name}": v for name in DISTANCES for when, v in pair})
         for pair in ((("before_", b), ("", a)) for b, a in zip(before, after, strict=True))
     ]
-    found = TASK(NARROW, SMALL).pooled(rows)
+    found = JointRegistrationTask(NARROW, SMALL).pooled(rows)
     expected = stats.ttest_rel(before, after, nan_policy="omit").pvalue
-    assert found.keys() == {f"{name}_p" for name in TASK.published["before"]}
+    assert found.keys() == {f"{name}_p" for name in DISTANCES}
     assert list(found.values()) == pytest.approx([expected] * 5)
 
 
 def test_patients_are_means_of_their_slices(cases):
     model, recipe = oracle(cases[0]), replace(SMALL, unit="patient")
-    slices = TASK(NARROW, SMALL).evaluate(model, cases[0])
-    (patient,) = TASK(NARROW, recipe).evaluate(model, cases[0])
-    assert patient["slices"] == len(slices)
-    values = [r["rv_cd_mm"] for r in slices if not math.isnan(r["rv_cd_mm"])]
-    assert patient["rv_cd_mm"] == pytest.approx(sum(values) / len(values))
+    slices = JointRegistrationTask(NARROW, SMALL).evaluate(model, cases[0])
+    (patient,) = JointRegistrationTask(NARROW, recipe).evaluate(model, cases[0])
+    assert patient.ids == {"case": cases[0].name, "slices": len(slices)}
+    values = [value for row in slices if not math.isnan(value := row.scores["rv_cd_mm"])]
+    assert patient.scores["rv_cd_mm"] == pytest.approx(sum(values) / len(values))
 
 
 def test_predictions_lie_on_the_inputs_grids(cases, tmp_path):
     case = cases[0]
     model = oracle(case)
-    found = TASK(NARROW, SMALL).predict(model, case)
+    found = JointRegistrationTask(NARROW, SMALL).predict(model, case)
     assert found.images.keys() == {"lge_on_cine", "cine_labels", "lge_labels"}
     for name, output in found.images.items():
         write_nifti(tmp_path / f"{name}.nii.gz", output.volume, like=output.like)
@@ -356,21 +358,21 @@ def test_pairs_by_index_where_headers_have_no_positions(cases):
 @pytest.mark.parametrize("variant", ["joint", "stn"])
 def test_a_case_without_labels_is_predicted_not_judged(cases, variant):
     config = replace(NARROW, variant=variant)
-    task, bare = TASK(config, SMALL), replace(cases[0], labels={})
+    task, bare = JointRegistrationTask(config, SMALL), replace(cases[0], labels={})
     model = build("joint_registration", **vars(config)).eval()
     found = task.predict(model, bare)
     assert ("lge_labels" in found.images) == (variant == "joint")
     assert task.evaluate(model, bare) == []
-    view = task.view(model, bare)
-    assert view.reference is None
-    assert view.predicted.shares_grid(view.image)
-    view = task.view(model, cases[0])
-    assert view.reference.shares_grid(view.image)
-    assert view.reference.data.any()
+    picture = task.picture(model, bare)
+    assert picture.reference is None
+    assert picture.predicted.shares_grid(picture.image)
+    picture = task.picture(model, cases[0])
+    assert picture.reference.shares_grid(picture.image)
+    assert picture.reference.data.any()
 
 
-def test_what_cannot_be_used_is_named(cases, caplog):
-    task = TASK(NARROW, SMALL)
+def test_what_cannot_be_used_is_named(cases, caplog, tmp_path):
+    task = JointRegistrationTask(NARROW, SMALL)
     bare = without(cases[0], labels=["LGE"])
     assert len(task.feed([bare, cases[1]], seed=0)) == len(task.feed([cases[1]], seed=0))
     assert "patient1 is left out" in caplog.text
@@ -381,6 +383,11 @@ def test_what_cannot_be_used_is_named(cases, caplog):
     model = build("joint_registration", **vars(NARROW))
     with pytest.raises(ValueError, match="cine must be one image; got 2 channels or time points"):
         register(model.eval(), two, lge, SMALL)
+    write_nifti(tmp_path / "two.nii.gz", two)
+    odd = replace(cases[0], images={**cases[0].images, "C0": tmp_path / "two.nii.gz"})
+    for use in (task.predict, task.evaluate, task.picture):
+        with pytest.raises(FileError, match=r"two\.nii\.gz must have 1 channel; got 2 channels or"):
+            use(model, odd)
     far = lge.world_from_vox.clone()
     far[:3, 3] += 1000
     with pytest.raises(ValueError, match="an LGE slice must lie in the cine stack; none does"):
@@ -394,11 +401,12 @@ def test_what_cannot_be_used_is_named(cases, caplog):
 def test_cached_preparation_is_the_same(cases, feed, tmp_path):
     cache = Cache(tmp_path)
     for _ in range(2):  # made, then read
-        again = TASK(NARROW, SMALL, cache=cache).feed(cases, seed=5)
+        again = JointRegistrationTask(NARROW, SMALL, cache=cache).feed(cases, seed=5)
         for name, tensor in feed.pairs.items():
             assert torch.equal(tensor, again.pairs[name])
     assert len(list(tmp_path.glob("*.safetensors"))) == len(cases)
-    TASK(NARROW, replace(SMALL, spacing_mm=2.9), cache=cache).feed(cases[:1], seed=5)
+    wider = replace(SMALL, spacing_mm=2.9)
+    JointRegistrationTask(NARROW, wider, cache=cache).feed(cases[:1], seed=5)
     assert len(list(tmp_path.glob("*.safetensors"))) == len(cases) + 1
 
 

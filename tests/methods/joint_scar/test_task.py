@@ -11,15 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from cmrfast import methods
 from cmrfast.data import Volume, open_dataset, read_nifti, write_nifti
 from cmrfast.data.cache import Cache
 from cmrfast.data.prepare import crop_or_pad
+from cmrfast.data.slices import center_slices
 from cmrfast.errors import FileError
-from cmrfast.infer.joint_scar import centred, network_view, probabilities, segment
+from cmrfast.methods import Objective
+from cmrfast.methods.joint_scar import METHOD
+from cmrfast.methods.joint_scar.images import network_view, probabilities, segment
+from cmrfast.methods.joint_scar.task import SLICES, JointScarTask
 from cmrfast.models import joint_scar
 from cmrfast.models.joint_scar import RECIPE, Config, JointScar
-from cmrfast.tasks import task_class
-from cmrfast.tasks.joint_scar import JointScarTask
 from tests.support.batches import pure_batch
 from tests.support.cases import phantoms, without
 
@@ -34,15 +37,13 @@ NARROW = Config(
     decoder=(16, 16, 8, 8, 8),
 )
 STILL = replace(RECIPE, rotate_deg=0, scale=(1.0, 1.0), translate_share=0, shear_deg=0)
-LAYOUTS = ("emidec", "myops")
 
 
 @pytest.fixture(scope="module")
 def cohorts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("joint_scar")
     return {
-        layout: phantoms("joint_scar", folder / layout, layout, cases=4, shrink=4)
-        for layout in LAYOUTS
+        layout: phantoms(layout, folder / layout, cases=4, shrink=4) for layout in METHOD.datasets
     }
 
 
@@ -59,9 +60,10 @@ class Oracle(nn.Module):
         super().__init__()
         self.config = task.config
         self.nothing = nn.Parameter(torch.zeros(1))
-        known = [task._prepared(case) for case in cases]
+        known = [task.prepared(SLICES, case) for case in cases]
         self.images = torch.cat([tensors["images"] for tensors in known])
         self.labels = torch.cat([tensors["labels"] for tensors in known])
+        self.eval()
 
     def forward(self, images, myocardium=None):
         found = (images[:, None] == self.images).flatten(2).all(2).long().argmax(1)
@@ -75,7 +77,9 @@ class Oracle(nn.Module):
 
 
 def test_the_task_is_found_and_its_recipe_is_the_papers():
-    assert task_class("joint_scar") is JointScarTask
+    assert methods.get("joint_scar") is METHOD
+    assert METHOD.task is JointScarTask
+    assert METHOD.datasets == ("emidec", "myops")
     assert (RECIPE.lr, RECIPE.batch, RECIPE.epochs) == (4.73e-4, 40, 500)
     assert RECIPE.weight_decay == 5.58e-6
     assert RECIPE.split[0] + RECIPE.split[1] == 140
@@ -83,7 +87,7 @@ def test_the_task_is_found_and_its_recipe_is_the_papers():
     assert not names[0] & names[1]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", METHOD.datasets)
 def test_batches_are_what_the_network_takes(cohorts, layout):
     feed = JointScarTask(NARROW, RECIPE).feed(cohorts[layout], seed=0)
     assert len(feed) == sum(case.image("LGE").shape[2] for case in cohorts[layout])
@@ -140,7 +144,7 @@ def test_every_slice_is_changed_image_and_masks_alike(cohorts):
 
 def test_preparation_is_the_plain_statement(cohorts):
     case = cohorts["myops"][0]
-    prepared = JointScarTask(NARROW, RECIPE)._prepared(case)
+    prepared = JointScarTask(NARROW, RECIPE).prepared(SLICES, case)
     image = nibabel.load(case.images["LGE"]).get_fdata()
     label = nibabel.load(case.labels["LGE"]).get_fdata()
     assert image.shape[0] > 64 > 60
@@ -178,16 +182,18 @@ def test_filled_borders_and_missing_values_do_not_count():
 @given(*[st.integers(1, 40)] * 4)
 def test_a_second_time_brings_back_what_was_kept(i, j, m, n):
     slices = torch.rand(2, i, j)
-    box = centred(slices, (m, n))
+    box = center_slices(slices, (m, n))
     expected, _ = crop_or_pad(slices, torch.eye(4), (m, n))
     assert torch.equal(box, expected)
-    back = centred(box, (i, j))
-    assert torch.equal(back, centred(centred(torch.ones(2, i, j), (m, n)), (i, j)) * slices)
+    back = center_slices(box, (i, j))
+    assert torch.equal(
+        back, center_slices(center_slices(torch.ones(2, i, j), (m, n)), (i, j)) * slices
+    )
     if m >= i and n >= j:
         assert torch.equal(back, slices)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", METHOD.datasets)
 @pytest.mark.parametrize("variant", ["jdl", "direct"])
 def test_drawn_masks_score_perfectly_through_the_whole_path(cohorts, layout, variant):
     task = JointScarTask(replace(NARROW, image=128, variant=variant), RECIPE)
@@ -195,12 +201,13 @@ def test_drawn_masks_score_perfectly_through_the_whole_path(cohorts, layout, var
     rows = task.evaluate(Oracle(task, [case]), case)
     scores = {"scar_dice", "scar_precision", "scar_recall"}
     scores |= {"myocardium_dice"} if variant == "jdl" else set()
-    assert [row["slice"] for row in rows] == list(range(case.image("LGE").shape[2]))
+    assert [row.ids["slice"] for row in rows] == list(range(case.image("LGE").shape[2]))
     for row in rows:
-        assert set(row) == {"case", "slice", "scar_pixels", *scores}
-        assert row["case"] == case.name
-        assert all(row[name] == 1 for name in scores)
-    assert task.objective in rows[0]
+        assert set(row.ids) == {"case", "slice", "scar_pixels"}
+        assert row.case == case.name
+        assert row.scores == dict.fromkeys(scores, 1)
+    assert METHOD.objective == Objective("scar_dice", maximise=True)
+    assert METHOD.objective.name in scores
 
 
 def test_what_the_square_cuts_off_counts_as_missed(ill, tmp_path):
@@ -215,8 +222,9 @@ def test_what_the_square_cuts_off_counts_as_missed(ill, tmp_path):
     rows = task.evaluate(Oracle(task, [case]), case)
     drawn = (label.data >= 2).any(0).any(0).any(0).tolist()
     for row, heart in zip(rows, drawn, strict=True):
-        assert 0.2 < row["myocardium_dice"] < 0.95 if heart else row["myocardium_dice"] == 1
-        assert row["scar_precision"] in (0, 1)
+        myocardium_dice = row.scores["myocardium_dice"]
+        assert 0.2 < myocardium_dice < 0.95 if heart else myocardium_dice == 1
+        assert row.scores["scar_precision"] in (0, 1)
 
 
 def test_predictions_lie_on_the_image(ill, tmp_path):
@@ -241,15 +249,15 @@ def test_predictions_lie_on_the_image(ill, tmp_path):
 def test_a_picture_shows_both_masks(ill):
     task = JointScarTask(NARROW, RECIPE)
     oracle = Oracle(task, [ill])
-    view = task.view(oracle, ill)
+    picture = task.picture(oracle, ill)
     label = ill.label("LGE").data
     expected = (label >= 2).byte() + (label >= 3).byte()
-    assert torch.equal(view.predicted.data, expected)
-    assert torch.equal(view.reference.data, expected)
-    assert torch.equal(view.image.data, ill.image("LGE").data)
-    assert task.view(oracle, without(ill, labels=["LGE"])).reference is None
+    assert torch.equal(picture.predicted.data, expected)
+    assert torch.equal(picture.reference.data, expected)
+    assert torch.equal(picture.image.data, ill.image("LGE").data)
+    assert task.picture(oracle, without(ill, labels=["LGE"])).reference is None
     oracle.config = replace(NARROW, variant="direct")
-    assert torch.equal(task.view(oracle, ill).predicted.data, 2 * (label >= 3).byte())
+    assert torch.equal(task.picture(oracle, ill).predicted.data, 2 * (label >= 3).byte())
 
 
 def test_time_points_are_images_of_their_own_and_batches_change_nothing():
@@ -266,6 +274,8 @@ def test_time_points_are_images_of_their_own_and_batches_change_nothing():
         torch.testing.assert_close(found.data, torch.cat(apart), rtol=1e-4, atol=1e-5)
     masks = segment(model, both, threshold=0.4)
     assert torch.equal(masks["scar"].data, (together["scar"].data > 0.4).byte())
+    with pytest.raises(ValueError, match="joint_scar: model must be in evaluation mode"):
+        segment(model.train(), both)
 
 
 def test_cases_with_gaps_are_left_out_by_name(cohorts, caplog):
@@ -284,18 +294,23 @@ def test_cases_with_gaps_are_left_out_by_name(cohorts, caplog):
 
 def test_a_mask_must_lie_on_its_image(ill, tmp_path):
     image = ill.image("LGE")
+    model = JointScar(NARROW).eval()
     other = tmp_path / "mask.nii.gz"
     write_nifti(other, Volume(torch.zeros(1, *image.shape).byte(), torch.eye(4)))
     odd = replace(ill, labels={"LGE": other})
-    with pytest.raises(FileError, match=r"mask\.nii\.gz must be one mask on the grid of one image"):
-        JointScarTask(NARROW, RECIPE).evaluate(JointScar(NARROW).eval(), odd)
+    with pytest.raises(FileError, match=r"mask\.nii\.gz must be one mask on the grid of its image"):
+        JointScarTask(NARROW, RECIPE).evaluate(model, odd)
+    write_nifti(other, image.with_data(image.data.repeat(2, 1, 1, 1)))
+    odd = replace(ill, images={"LGE": other})
+    with pytest.raises(FileError, match=r"mask\.nii\.gz must have 1 channel; got 2 channels or"):
+        JointScarTask(NARROW, RECIPE).evaluate(model, odd)
 
 
 def test_prepared_slices_come_from_the_cache(ill, tmp_path):
-    plain = JointScarTask(NARROW, RECIPE)._prepared(ill)
+    plain = JointScarTask(NARROW, RECIPE).prepared(SLICES, ill)
     for config in (NARROW, NARROW, replace(NARROW, image=32)):
         task = JointScarTask(config, RECIPE, cache=Cache(tmp_path))
-        stored = task._prepared(ill)
+        stored = task.prepared(SLICES, ill)
         if config is NARROW:
             assert all(torch.equal(stored[name], plain[name]) for name in plain)
     assert len(list(tmp_path.iterdir())) == 2
@@ -313,7 +328,7 @@ def test_a_few_steps_lower_the_loss(ill, variant):
     losses = []
     for epoch in range(12):
         batch = feed.batch(epoch, torch.arange(4))
-        outputs = model(*(batch[name] for name in task.inputs))
+        outputs = model(*(batch[name] for name in METHOD.inputs))
         optimiser.zero_grad()
         loss = joint_scar.loss(outputs, batch, config)["loss"]
         loss.backward()
@@ -331,7 +346,7 @@ def test_the_organisers_sample(real_images, tmp_path):
     assert (feed.images.amax((1, 2, 3)) == 1).all()
     rows = task.evaluate(Oracle(task, [case]), case)
     scores = ("scar_dice", "scar_precision", "scar_recall", "myocardium_dice")
-    assert all(row[score] == 1 for row in rows for score in scores)
+    assert all(row.scores[score] == 1 for row in rows for score in scores)
     output = task.predict(Oracle(task, [case]), case).images["scar"]
     write_nifti(tmp_path / "scar.nii.gz", output.volume, output.like)
     ours, theirs = (nibabel.load(p).header for p in (tmp_path / "scar.nii.gz", output.like))

@@ -3,8 +3,8 @@
 import pytest
 
 from cmrfast.data.cache import Cache
+from cmrfast.methods.siamese_lesion.task import SiameseLesionTask
 from cmrfast.models.siamese_lesion import RECIPE
-from cmrfast.tasks.siamese_lesion import SiameseLesionTask
 from tests.support.cases import phantoms
 from tests.support.siamese_cases import NARROW
 
@@ -12,7 +12,7 @@ from tests.support.siamese_cases import NARROW
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
     folder = tmp_path_factory.mktemp("siamese_lesion")
-    return phantoms("siamese_lesion", folder, "t1_lge", cases=3, shrink=3)
+    return phantoms("t1_lge", folder, cases=3, shrink=3)
 
 
 @pytest.fixture(scope="module")

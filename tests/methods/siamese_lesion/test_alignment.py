@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cmrfast import metrics, ops
-from cmrfast.data.prepare import align_masks
+from cmrfast.methods.siamese_lesion.alignment import align_masks
 from tests.support.grids import EYE, diagonal, oblique
 from tests.support.masks import ellipse
 

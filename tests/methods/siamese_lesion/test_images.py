@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from cmrfast.data import Volume, read_nifti, write_nifti
-from cmrfast.infer.siamese_lesion import classify, patch_centers
+from cmrfast.methods.siamese_lesion.images import classify, patch_centers
 from cmrfast.models.siamese_lesion import Config
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from cmrfast.data.prepare import lesion_mask, patch_labels, reference_sector
+from cmrfast.methods.siamese_lesion.lesions import lesion_mask, patch_labels, reference_sector
 from tests.support.masks import ellipse
 
 

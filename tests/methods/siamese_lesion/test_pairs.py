@@ -8,11 +8,14 @@ import torch
 from scipy.ndimage import map_coordinates
 
 from cmrfast.data import write_nifti
-from cmrfast.data.prepare import align_masks, lesion_mask, spacing_grid
+from cmrfast.data.prepare import spacing_grid
+from cmrfast.data.slices import slice_plane
 from cmrfast.errors import FileError
-from cmrfast.infer.siamese_lesion import plane
+from cmrfast.methods.siamese_lesion.alignment import align_masks
+from cmrfast.methods.siamese_lesion.lesions import lesion_mask
+from cmrfast.methods.siamese_lesion.pairs import lge_lesion
+from cmrfast.methods.siamese_lesion.task import PAIRS
 from cmrfast.models.siamese_lesion import RECIPE
-from cmrfast.tasks.siamese_lesion_pairs import lge_lesion
 from tests.support.cases import without
 
 
@@ -24,15 +27,15 @@ def sampled(image, at, shape):
 
 def test_preparation_is_the_plain_statement(task, cohort):
     case = cohort[0]
-    pairs = task._pairs(case)
+    pairs = task.prepared(PAIRS, case)
     t1, lge = case.image("t1"), case.image("lge")
     for n, k in enumerate(pairs["t1_slice"].tolist()):
-        fixed = plane(lge, int(pairs["lge_slice"][n]))
+        fixed = slice_plane(lge, int(pairs["lge_slice"][n]))
         shape, grid = spacing_grid(fixed.data.shape[1:], fixed.world_from_vox, (1.0, 1.0))
         i, j = np.indices(shape)
         pixels = np.stack([i, j, np.zeros(shape), np.ones(shape)]).reshape(4, -1)
         to_lge = (np.linalg.inv(fixed.world_from_vox.numpy()) @ grid.numpy() @ pixels)[:2]
-        native = plane(t1, k).world_from_vox.numpy()
+        native = slice_plane(t1, k).world_from_vox.numpy()
         to_t1 = (np.linalg.inv(native) @ pairs["t1_from_lge"][n].numpy() @ grid.numpy() @ pixels)[
             :2
         ]
@@ -50,13 +53,13 @@ def test_preparation_is_the_plain_statement(task, cohort):
         scaled = (pale - pale.mean()) / pale.std()
         np.testing.assert_allclose(pairs["lge"][n, 0].numpy(), scaled, atol=1e-3)
         for name, file in (("myocardium", "lge_myocardium"), ("lesion", "lge_lesion")):
-            mask = plane(case.label(file), int(pairs["lge_slice"][n])).data[0]
+            mask = slice_plane(case.label(file), int(pairs["lge_slice"][n])).data[0]
             share = sampled(mask, to_lge, shape)
             sure = abs(share - 0.5) > 1e-4
             assert np.array_equal(pairs[name][n].numpy()[sure], (share > 0.5)[sure])
 
-        moving = plane(case.label("t1_myocardium"), k)
-        wall = plane(case.label("lge_myocardium"), int(pairs["lge_slice"][n]))
+        moving = slice_plane(case.label("t1_myocardium"), k)
+        wall = slice_plane(case.label("lge_myocardium"), int(pairs["lge_slice"][n]))
         alignment = align_masks(
             moving.data[0], wall.data[0], moving.world_from_vox, wall.world_from_vox
         )

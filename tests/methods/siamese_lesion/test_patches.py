@@ -2,10 +2,13 @@
 
 import torch
 
+from cmrfast.methods.siamese_lesion import METHOD
+from cmrfast.methods.siamese_lesion.task import PAIRS
+
 
 def test_patches_are_positive_with_a_quarter_of_the_lesion(task, cohort):
     for case in cohort:
-        pairs = task._pairs(case)
+        pairs = task.prepared(PAIRS, case)
         patches = task._patches([pairs])
         for number in range(len(patches)):
             i, j = patches.start_vox[number].tolist()
@@ -17,7 +20,7 @@ def test_patches_are_positive_with_a_quarter_of_the_lesion(task, cohort):
 
 
 def test_mirrored_copies_share_their_flip(task, cohort):
-    patches = task._patches([task._pairs(case) for case in cohort[:2]])
+    patches = task._patches([task.prepared(PAIRS, case) for case in cohort[:2]])
     copies = patches.with_mirrored(0.5, seed=0)
     plain = patches.cut(torch.arange(len(patches)))
     flipped = copies.flips.any(1).nonzero().flatten()
@@ -32,7 +35,7 @@ def test_mirrored_copies_share_their_flip(task, cohort):
     for row, copy in enumerate(flipped.tolist()):
         of = int((~copies.flips[:copy].any(1)).sum()) - 1  # a copy stands behind what it is of
         axes = [1 + axis for axis in range(2) if copies.flips[copy, axis]]
-        for name in task.inputs:
+        for name in METHOD.inputs:
             assert torch.equal(found[name][row], plain[name][of].flip(axes))
         assert found["labels"][row] == plain["labels"][of]
     assert len(patches.with_mirrored(0.0, seed=0)) == len(patches)

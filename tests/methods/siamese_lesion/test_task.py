@@ -10,13 +10,15 @@ import pytest
 import torch
 from torch import nn
 
+from cmrfast import methods
 from cmrfast.data import Volume, read_nifti, write_nifti
 from cmrfast.errors import FileError
+from cmrfast.methods import Objective
+from cmrfast.methods.siamese_lesion import METHOD
+from cmrfast.methods.siamese_lesion import task as task_module
+from cmrfast.methods.siamese_lesion.task import PAIRS, SiameseLesionTask
 from cmrfast.models import siamese_lesion
 from cmrfast.models.siamese_lesion import RECIPE, Config, Recipe, SiameseLesion
-from cmrfast.tasks import siamese_lesion as task_module
-from cmrfast.tasks import task_class
-from cmrfast.tasks.siamese_lesion import SiameseLesionTask
 from tests.support.batches import pure_batch
 from tests.support.cases import without
 from tests.support.siamese_cases import NARROW
@@ -31,8 +33,9 @@ class Oracle(nn.Module):
         super().__init__()
         self.config, self.sure = task.config, sure
         self.nothing = nn.Parameter(torch.zeros(1))
-        patches = task._patches([task._pairs(case)])
+        patches = task._patches([task.prepared(PAIRS, case)])
         self.known = patches.cut(torch.arange(len(patches)))
+        self.eval()
 
     def forward(self, t1, lge=None):
         found = (t1[:, None] == self.known["t1"]).flatten(2).all(2).long().argmax(1)
@@ -43,13 +46,14 @@ class Oracle(nn.Module):
 
 
 def test_the_task_is_found_and_its_recipe_is_the_papers():
-    assert task_class("siamese_lesion") is SiameseLesionTask
+    assert methods.get("siamese_lesion") is METHOD
+    assert METHOD.task is SiameseLesionTask
     assert (RECIPE.lr, RECIPE.batch, RECIPE.epochs, RECIPE.drop_last) == (1e-4, 32, 300, True)
     assert sum(RECIPE.split) == 15
     names = [{field.name for field in fields(kind)} for kind in (Config, Recipe)]
     assert not names[0] & names[1]
-    assert SiameseLesionTask.published["decoupled"]["balanced"] == "81.61"
-    assert "pairing_loss" not in SiameseLesionTask.published["pure"]
+    assert METHOD.published["decoupled"].cells["balanced"] == "81.61"
+    assert "pairing_loss" not in METHOD.published["pure"].cells
 
 
 def test_recipe_messages():
@@ -68,7 +72,7 @@ def test_batches_are_what_the_network_takes(task, cohort):
     assert len(feed) > 250
     batch = feed.batch(0, torch.arange(40))
     assert set(batch) == {"t1", "lge", "labels"}
-    for name in task.inputs:
+    for name in METHOD.inputs:
         assert batch[name].shape == (40, 1, 64, 64)
         assert batch[name].dtype == torch.float32
         assert batch[name].isfinite().all()
@@ -76,7 +80,7 @@ def test_batches_are_what_the_network_takes(task, cohort):
     assert set(feed.patches.labels.tolist()) == {0, 1}
     share = feed.patches.labels.float().mean().item()
     assert 0.2 < share < 0.6  # the paper's is 0.40
-    outputs = SiameseLesion(NARROW)(*(batch[name] for name in task.inputs))
+    outputs = SiameseLesion(NARROW)(*(batch[name] for name in METHOD.inputs))
     assert siamese_lesion.loss(outputs, batch)["loss"].isfinite()
 
 
@@ -128,7 +132,7 @@ def test_a_patch_of_training_is_a_patch_of_prediction(task, cohort, tmp_path):
         images={k: v for k, v in paths.items() if k in ("t1", "lge")},
         labels={k: v for k, v in paths.items() if k not in ("t1", "lge")},
     )
-    pairs = task._pairs(case)
+    pairs = task.prepared(PAIRS, case)
     torch.testing.assert_close(pairs["t1_from_lge"][0], torch.eye(4).double(), rtol=0, atol=1e-6)
     oracle = Oracle(task, case)
 
@@ -150,23 +154,27 @@ def test_true_classes_score_perfectly_through_the_whole_path(task, cohort, varia
     oracle = Oracle(task, case)
     rows = task.evaluate(oracle, case)
     assert len(rows) == len(oracle.known["labels"]) > 32
-    assert [row["patch"] for row in rows] == list(range(len(rows)))
-    assert [row["lesion"] for row in rows] == oracle.known["labels"].tolist()
-    keys = {"case", "slice", "patch", "lesion", "probability", "classification_loss"}
-    keys |= {"sensitivity", "specificity"} | ({"pairing_loss"} if variant != "pure" else set())
+    assert [row.ids["patch"] for row in rows] == list(range(len(rows)))
+    assert [row.ids["lesion"] for row in rows] == oracle.known["labels"].tolist()
+    names = {"probability", "classification_loss", "sensitivity", "specificity"}
+    names |= {"pairing_loss"} if variant != "pure" else set()
     for row in rows:
-        assert set(row) == keys
-        right, left_out = ("sensitivity", "specificity")[:: 1 if row["lesion"] else -1]
-        assert row[right] == 100
-        assert math.isnan(row[left_out])
-        assert row["classification_loss"] < 1e-6
-        assert row["probability"] == pytest.approx(row["lesion"], abs=1e-6)
-    assert {row["slice"] for row in rows} == {0, 1}
+        assert set(row.ids) == {"case", "slice", "patch", "lesion"}
+        assert row.case == case.name
+        assert set(row.scores) == names
+        lesion, scores = row.ids["lesion"], row.scores
+        right, left_out = ("sensitivity", "specificity")[:: 1 if lesion else -1]
+        assert scores[right] == 100
+        assert math.isnan(scores[left_out])
+        assert scores["classification_loss"] < 1e-6
+        assert scores["probability"] == pytest.approx(lesion, abs=1e-6)
+    assert {row.ids["slice"] for row in rows} == {0, 1}
     assert task.pooled(rows) == {"balanced": 100}
-    assert task.objective.lstrip("-") in keys
+    assert METHOD.objective == Objective("classification_loss", maximise=False)
+    assert METHOD.objective.name in names
     if variant != "pure":
         # One feature for all patches: ln 32, as methods' anchor has it; less in the last batch.
-        losses = [row["pairing_loss"] for row in rows]
+        losses = [row.scores["pairing_loss"] for row in rows]
         assert sum(abs(loss - math.log(32)) < 1e-4 for loss in losses) == len(rows) // 32 * 32
         least = math.log(len(rows) % 32)
         assert sum(abs(loss - least) < 1e-4 for loss in losses) == len(rows) % 32
@@ -181,24 +189,25 @@ def test_a_network_that_always_says_yes_is_balanced_at_50(task, cohort):
 
     rows = task.evaluate(Yes(task, cohort[0]), cohort[0])
     assert task.pooled(rows) == {"balanced": 50}
-    assert {row["sensitivity"] for row in rows if row["lesion"]} == {100}
-    assert {row["specificity"] for row in rows if not row["lesion"]} == {0}
+    assert {row.scores["sensitivity"] for row in rows if row.ids["lesion"]} == {100}
+    assert {row.scores["specificity"] for row in rows if not row.ids["lesion"]} == {0}
 
 
 def test_a_picture_shows_the_lesion_of_lge_on_t1(task, cohort):
     case = cohort[0]
-    view = task.view(SiameseLesion(NARROW).eval(), case)
+    picture = task.picture(SiameseLesion(NARROW).eval(), case)
     wall = case.label("t1_myocardium").data > 0
-    marked = view.reference.data > 0
-    assert view.image.shares_grid(view.reference)
-    assert view.predicted.data.shape == marked.shape
+    marked = picture.reference.data > 0
+    assert picture.image.shares_grid(picture.reference)
+    assert picture.predicted.data.shape == marked.shape
     assert (marked & wall).sum() > 0.8 * marked.sum() > 0
     spared, drawn = case.label("lge_lesion"), case.label("lge_myocardium")
     for k in range(2):
         burden = marked[..., k].sum() / wall[..., k].sum()
         expected = spared.data[..., k].sum() / drawn.data[..., k].sum()
         assert burden.item() == pytest.approx(expected.item(), rel=0.3)
-    assert task.view(SiameseLesion(NARROW).eval(), without(case, images=["lge"])).reference is None
+    alone = without(case, images=["lge"])
+    assert task.picture(SiameseLesion(NARROW).eval(), alone).reference is None
 
 
 def test_fit_takes_the_myocardium_of_all_patients(cohort, fitted, tmp_path):
@@ -255,10 +264,10 @@ def test_messages(task, cohort, tmp_path):
     t1 = case.image("t1")
     model = SiameseLesion(NARROW).eval()
     write_nifti(path, t1.with_data(t1.data.roll(1, 1).repeat(2, 1, 1, 1)))
-    with pytest.raises(FileError, match=r"odd\.nii\.gz must have one channel; got 2"):
+    with pytest.raises(FileError, match=r"odd\.nii\.gz must have 1 channel; got 2 channels or"):
         task.predict(model, replace(case, images={"t1": path}))
     write_nifti(path, Volume(torch.ones(1, *t1.shape).byte(), torch.eye(4)))
-    with pytest.raises(FileError, match="must lie on the grid of its image"):
+    with pytest.raises(FileError, match=r"odd\.nii\.gz must be one mask on the grid of its image"):
         task.predict(model, replace(case, labels={"t1_myocardium": path}))
     far = t1.world_from_vox.clone()
     far[:3, 3] += 500
@@ -272,22 +281,24 @@ def test_messages(task, cohort, tmp_path):
     )
     with pytest.raises(FileError, match="no T1 slice with myocardium of subject01 lies in an LGE"):
         task.evaluate(model, away)
-    with pytest.raises(ValueError, match="fitted must hold what fit gave; it is empty"):
+    with pytest.raises(ValueError, match="fitted must hold what fit returned; it is empty"):
         SiameseLesionTask(NARROW, RECIPE).predict(model, case)
+    with pytest.raises(ValueError, match="siamese_lesion: model must be in evaluation mode"):
+        task.predict(model.train(), case)
 
 
 def test_prepared_pairs_come_from_the_cache(task, cohort, monkeypatch):
-    before = task._pairs(cohort[1])
-    fresh = SiameseLesionTask(NARROW, RECIPE, task.fitted)._pairs(cohort[1])
+    before = task.prepared(PAIRS, cohort[1])
+    fresh = SiameseLesionTask(NARROW, RECIPE, task.fitted).prepared(PAIRS, cohort[1])
     for name, stored in before.items():
         assert stored.dtype == fresh[name].dtype
         torch.testing.assert_close(stored, fresh[name], equal_nan=True, rtol=0, atol=0)
     calls = []
     monkeypatch.setattr(task_module, "aligned_pairs", lambda case, **_: calls.append(case) or {})
-    assert set(task._pairs(cohort[1])) == set(before)
+    assert set(task.prepared(PAIRS, cohort[1])) == set(before)
     assert not calls
     task.recipe = replace(RECIPE, deviations=5.0)
-    assert task._pairs(cohort[1]) == {}
+    assert task.prepared(PAIRS, cohort[1]) == {}
     assert len(calls) == 1
 
 
@@ -301,7 +312,7 @@ def test_a_few_steps_lower_the_loss(task, cohort, variant):
     batch = feed.batch(0, torch.arange(0, len(feed), len(feed) // 16)[:16])
     losses = []
     for _ in range(15):
-        loss = siamese_lesion.loss(model(*(batch[name] for name in task.inputs)), batch, config)
+        loss = siamese_lesion.loss(model(*(batch[name] for name in METHOD.inputs)), batch, config)
         optimiser.zero_grad()
         loss["loss"].backward()
         optimiser.step()

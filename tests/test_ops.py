@@ -9,7 +9,7 @@ from conftest import DEVICES
 from op_samples import HALVED, SAMPLES, halved
 
 import cmrfast.ops  # noqa: F401  (declares all ops)
-from cmrfast.ops import _native
+from cmrfast.ops._backend import kernel_of
 from cmrfast.ops._op import OPS
 
 FLOATS = [torch.float32, torch.float64]
@@ -149,7 +149,7 @@ def test_exports(op, device):
 @every_device
 @every_float
 def test_same_bits_every_run_and_thread_count(op, device, dtype, threads):
-    if INTERPRETED or _native.kernel_of(op.name, device.upper()) == "reference":
+    if INTERPRETED or kernel_of(op.name, device.upper()) == "reference":
         pytest.skip("torch's own sums change with the thread count")
     for args in samples(op, device, dtype):
         first = run(op, args)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from cmrfast.ops import thin_conv3d
+from cmrfast.models.kernels import thin_conv3d
 from cmrfast.ops._op import OPS
 
 torchs = partial(F.conv3d, padding=1)

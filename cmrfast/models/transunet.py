@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from cmrfast.models._check import require_finite
 from cmrfast.models.blocks import ConvNormReLU
+from cmrfast.models.kernels import same_conv2d
 from cmrfast.ops._check import require_floating
-from cmrfast.ops.same_conv2d import same_conv2d
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from cmrfast.ops._check import require_floating, require_one_device, require_sizes, wide
+from cmrfast.ops._check import require_floating, require_one_device, require_sizes, upcast
 from cmrfast.ops._op import define
 
 Mode = Literal["linear", "nearest"]
@@ -110,7 +110,7 @@ def sample(
     matrix = matrix.expand(images.shape[0], -1, -1)
     dtype = images.dtype
     if mode == 0:
-        images = affine_sample_op.widened(images)
+        images = affine_sample_op.upcast(images)
     sampled: Tensor = affine_sample_op(images, matrix, size, mode, border, fill)
     return sampled.to(dtype)
 
@@ -168,7 +168,7 @@ def _reference(
     images: Tensor, matrix: Tensor, size: Sequence[int], mode: int, border: int, fill: float
 ) -> Tensor:
     batch, channels = images.shape[:2]
-    flat_images = (images if mode else wide(images)).flatten(2)
+    flat_images = (images if mode else upcast(images)).flatten(2)
     out: Any = 0
     for flat, weight, _, inside, counts in _corners(images, matrix, size, mode, border):
         index = flat.flatten(1)[:, None].expand(-1, channels, -1)
@@ -190,7 +190,7 @@ def _reference_backward(
     for_matrix: bool,
 ) -> tuple[Tensor, Tensor]:
     (batch, channels), size, dtype = images.shape[:2], grad.shape[2:], images.dtype
-    grad, images = wide(grad), wide(images)
+    grad, images = upcast(grad), upcast(images)
     to_images = torch.zeros_like(images.flatten(2))
     along = torch.zeros(batch, len(size), *size, dtype=torch.float64, device=grad.device)
     for flat, weight, slopes, inside, _ in _corners(images, matrix, size, mode, border):
@@ -214,9 +214,9 @@ def _reference_backward(
 
 def _backward(inputs: Any, outputs: None, grad: Tensor, needed: Any) -> Any:
     images, matrix, _, mode, border, _ = inputs
-    widened = affine_sample_backward.widened
-    to_images, to_matrix = affine_sample_backward(
-        widened(grad), widened(images), matrix, mode, border, needed[0], needed[1]
+    op = affine_sample_backward
+    to_images, to_matrix = op(
+        op.upcast(grad), op.upcast(images), matrix, mode, border, needed[0], needed[1]
     )
     return (
         to_images.to(images.dtype) if needed[0] else None,
@@ -225,6 +225,9 @@ def _backward(inputs: Any, outputs: None, grad: Tensor, needed: Any) -> Any:
     )
 
 
+#: The functions that sample with these ops.
+_PUBLIC = ("affine_sample", "warp_pair", "resample")
+
 affine_sample_op = define(
     "affine_sample(Tensor images, Tensor matrix, SymInt[] size, int mode, int border, float fill)"
     " -> Tensor",
@@ -232,6 +235,7 @@ affine_sample_op = define(
     fake=lambda images, matrix, size, *_: images.new_empty(*images.shape[:2], *size),
     backward=_backward,
     gradients=(0, 1),
+    of=_PUBLIC,
 )
 
 affine_sample_backward = define(
@@ -242,5 +246,5 @@ affine_sample_backward = define(
         images.new_empty(images.shape if for_images else (0,)),
         matrix.new_empty(matrix.shape),
     ),
-    serves="affine_sample",
+    of=_PUBLIC,
 )

@@ -11,8 +11,8 @@ from cmrfast.ops._check import (
     require_floating,
     require_one_device,
     sum_dtype,
+    upcast,
     values_readable,
-    wide,
 )
 from cmrfast.ops._op import define
 
@@ -66,7 +66,7 @@ def class_sums(
 ) -> Tensor:
     """``dice_ce_sums`` with a say in the cross entropy: without it, sigmoid's is left zero."""
     labels = _check(logits, target, activation)
-    logits = sums_op.widened(logits)
+    logits = sums_op.upcast(logits)
     target = target.flatten(1 if labels else 2)
     if target.dtype not in _TARGETS:
         target = target.long() if not target.is_floating_point() else target.float()
@@ -136,7 +136,7 @@ def _masks(
 def _reference(
     logits: Tensor, target: Tensor, activation: int, ignore_index: int, eps: float, entropy: bool
 ) -> Tensor:
-    logits, classes = wide(logits), logits.shape[1]
+    logits, classes = upcast(logits), logits.shape[1]
     t, valid = _masks(target, classes, ignore_index, logits.dtype)
     if activation == 0:
         p, log_p = logits.softmax(1), logits.log_softmax(1)
@@ -155,7 +155,7 @@ def _reference(
 def _reference_backward(
     grad: Tensor, logits: Tensor, target: Tensor, activation: int, ignore_index: int, eps: float
 ) -> Tensor:
-    dtype, logits = logits.dtype, wide(logits)
+    dtype, logits = logits.dtype, upcast(logits)
     t, valid = _masks(target, logits.shape[1], ignore_index, logits.dtype)
     g_overlap, g_p, _, g_ce = (g[..., None] for g in grad.unbind(-1))  # each (B, K, 1)
     inner = torch.where(valid, g_overlap * t + g_p, 0)
@@ -193,12 +193,12 @@ dice_ce_sums_backward = define(
     " int ignore_index, float eps) -> Tensor",
     reference=_reference_backward,
     fake=lambda grad, logits, *_: torch.empty_like(logits, memory_format=torch.contiguous_format),
-    serves="dice_ce_sums",
+    of="dice_ce_sums",
 )
 
 label_faults = define(
     "label_faults(Tensor target, int classes, int ignore_index) -> Tensor",
     reference=_reference_faults,
     fake=lambda target, *_: target.new_empty((), dtype=torch.int64),
-    serves="dice_ce_sums",
+    of="dice_ce_sums",
 )

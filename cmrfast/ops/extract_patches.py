@@ -253,5 +253,5 @@ extract_patches_backward = define(
     " Tensor flips, Tensor scale, SymInt numel) -> Tensor",
     reference=_reference_backward,
     fake=lambda grad, table, start_vox, index, flips, scale, numel: grad.new_empty(numel),
-    serves="extract_patches",
+    of="extract_patches",
 )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cmrfast.ops._check import (
-    HALVES,
+    HALF_DTYPES,
     require_floating,
     require_one_device,
     require_sizes,
@@ -46,7 +46,7 @@ def merge_patches(
     """
     start_vox, shape, weight = _checked("merge_patches", patches, start_vox, shape, weight)
     dtype = patches.dtype
-    if dtype in HALVES:
+    if dtype in HALF_DTYPES:
         patches, weight = patches.float(), None if weight is None else weight.float()
     merged: Tensor = merge_patches_op(patches, start_vox, weight, shape, fill)
     return merged.to(dtype)
@@ -181,7 +181,7 @@ merge_add_op = define(
     " Tensor? weight) -> ()",
     reference=_reference_add,
     fake=lambda *_: None,
-    serves="merge_patches",
+    of="merge_patches",
 )
 
 merge_patches_op = define(

@@ -11,8 +11,8 @@ from cmrfast.ops._check import (
     require_integer,
     require_one_device,
     sum_dtype,
+    upcast,
     values_readable,
-    wide,
 )
 from cmrfast.ops._op import define
 
@@ -48,7 +48,7 @@ def nt_xent(
         3.4657
     """
     _check(anchors, candidates, temperature, targets, symmetric)
-    anchors, candidates = nt_xent_op.widened(anchors), nt_xent_op.widened(candidates)
+    anchors, candidates = nt_xent_op.upcast(anchors), nt_xent_op.upcast(candidates)
     loss = _one_way(anchors, candidates, temperature, targets, group)
     if symmetric:
         loss = (loss + _one_way(candidates, anchors, temperature, targets, group)) / 2
@@ -133,7 +133,7 @@ def _unit(rows: Tensor) -> tuple[Tensor, Tensor]:
 def _reference(
     anchors: Tensor, candidates: Tensor, targets: Tensor, temperature: float, gradients: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    (a, a_inverse), (c, c_inverse) = _unit(wide(anchors)), _unit(wide(candidates))
+    (a, a_inverse), (c, c_inverse) = _unit(upcast(anchors)), _unit(upcast(candidates))
     legal = (targets >= 0) & (targets < len(c))
     own = F.one_hot(torch.where(legal, targets, 0), len(c)).to(a.dtype)
     own = torch.where(legal[:, None], own, torch.nan)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cmrfast.ops._check import (
     FLOATS,
-    HALVES,
+    HALF_DTYPES,
     kind,
     require_floating,
     require_sizes,
@@ -79,7 +79,7 @@ def resample(
     matrix = _vox_from_vox(volume, world_from_vox, to_world_from_vox)
     dtype = volume.dtype
     if antialias:
-        volume = _smooth(volume.float() if dtype in HALVES else volume, matrix)
+        volume = _smooth(volume.float() if dtype in HALF_DTYPES else volume, matrix)
     if dtype == torch.bool:
         volume, fill = volume.to(torch.uint8), float(bool(fill))
     option = 0 if mode == "linear" else NEAREST_UP
@@ -137,5 +137,5 @@ contract_axis_op = define(
         values.shape[0], weights.shape[0], values.shape[2]
     ),
     backward=_contract_backward,
-    serves="affine_sample",
+    of="resample",
 )

@@ -20,7 +20,7 @@ out=$(cd "$1" && pwd)
 shift
 cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD" PYTHONUNBUFFERED=1 OMP_NUM_THREADS=2
-tests="tests/test_ops.py tests/test_cuda_graphs.py"
+tests="tests/ops/test_contract.py tests/ops/test_cuda_graphs.py"
 
 build() {
   CMRFAST_CUDA=require NVCC_APPEND_FLAGS=-Xptxas=-v \
@@ -36,7 +36,7 @@ for op, row in ops.backends().items():
 }
 
 contract() {
-  CMRFAST_BACKEND=native python3 -m pytest -q -n 8 $tests tests/test_cuda_build.py
+  CMRFAST_BACKEND=native python3 -m pytest -q -n 8 $tests tests/ops/test_cuda_build.py
 }
 
 triton() {
@@ -49,7 +49,8 @@ sanitize() {
   for tool in memcheck racecheck initcheck; do
     # Without torch's cache, every tensor is an allocation whose ends the tools know.
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 CMRFAST_BACKEND=native timeout 170 \
-      compute-sanitizer --tool $tool --error-exitcode 9 python3 tests/run_samples.py cuda || status=1
+      compute-sanitizer --tool $tool --error-exitcode 9 python3 -m tests.support.run_samples cuda ||
+      status=1
   done
   return $status
 }
@@ -57,7 +58,8 @@ sanitize() {
 large() {
   local backend status=0
   for backend in native triton; do
-    CMRFAST_BACKEND=$backend python3 -m pytest -q tests/test_large.py -m slow -k "not cpu" || status=1
+    CMRFAST_BACKEND=$backend python3 -m pytest -q tests/ops/test_large.py -m slow -k "not cpu" ||
+      status=1
   done
   return $status
 }

@@ -1,4 +1,4 @@
-"""A file is replaced whole or not at all."""
+"""Atomic writes: a file is replaced whole or not at all."""
 
 import os
 import secrets
@@ -8,11 +8,11 @@ from pathlib import Path
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside ``path``; what was written there takes its place at the end.
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside ``path``; the file written there replaces ``path`` at the end.
 
-    The bytes are on the disk before the name changes. If the block raises, nothing is left of the
-    new file and the old one stands. A link at ``path`` is replaced, never followed.
+    The bytes are on the disk before the name changes. If the block raises, the new file is removed
+    and the old one is untouched. A link at ``path`` is replaced, never followed.
 
     Args:
         path: the file to replace or create; its folder must exist.
@@ -21,15 +21,16 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Flush a file or folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cmrfast.atomic import replacing
+from cmrfast.atomic import atomic_write
 from cmrfast.errors import FileError
 
 _SUFFIXES = (".pt2", ".onnx")
@@ -58,7 +58,7 @@ def export(model: nn.Module, path: str | os.PathLike[str], inputs: Mapping[str, 
             model, (), example, dynamic_shapes={name: {0: batch} for name in example}
         )
     try:
-        with replacing(target) as temporary:
+        with atomic_write(target) as temporary:
             if target.suffix == ".pt2":
                 with temporary.open("wb") as file:  # of a path it judges the name
                     torch.export.save(program, file)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from cmrfast.atomic import replacing
+from cmrfast.atomic import atomic_write
 from cmrfast.data.volume import Volume
 from cmrfast.errors import FileError
 
@@ -69,7 +69,7 @@ def overlay(
     picture = _draw(volume, image, mask, shown, dict(names or {}), columns)
     if path is not None:
         try:
-            with replacing(Path(path)) as temporary:
+            with atomic_write(Path(path)) as temporary:
                 temporary.write_bytes(picture)
         except OSError as error:
             raise FileError(f"overlay: {path}: {error.strerror or error}") from error

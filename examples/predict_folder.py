@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cmrfast.data import read_nifti
 from cmrfast.data.phantom import write_phantoms
-from cmrfast.predict import predict
+from cmrfast.runs import predict
 from cmrfast.train import Run, train
 
 #: A network small enough for a demonstration; leave all of it out for the paper's.
@@ -41,7 +41,7 @@ def main(words: list[str]) -> Path:
         run, folder, out = Run.open(words[0]), Path(words[1]), Path(words[2])
     else:
         folder, out = Path("demo/patients"), Path("demo/masks")
-        write_phantoms("joint_scar", folder, cases=6, shrink=4)
+        write_phantoms("emidec", folder, cases=6, shrink=4)
         run = train("joint_scar", folder, "demo/run", changes=SMALL, steps=100, stream=sys.stderr)
     outcome = predict(run, images_in(folder), out, progress=print)
     for name, reason in outcome.failed.items():

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from cmrfast.data.augment import Ranges, augment
 from cmrfast.data.datasets import Case, open_dataset, split_by_patient
-from cmrfast.data.patches import batches
+from cmrfast.data.loading import batches
 from cmrfast.data.phantom import write_phantoms
-from cmrfast.infer.joint_scar import as_slices, centred, network_view
+from cmrfast.data.slices import center_slices, pack_slices
 from cmrfast.losses import dice_ce_loss
+from cmrfast.methods.joint_scar.images import network_view
 from cmrfast.metrics import dice
 
 
@@ -32,8 +33,8 @@ def network(width: int = 16) -> nn.Sequential:
 def slices_of(case: Case, side: int) -> tuple[Tensor, Tensor]:
     """Images (N, 1, side, side) in [0, 1] and masks (N, side, side) of one patient."""
     mask = case.labelling["LGE"].mask(case.label("LGE"), "myocardium").data.byte()
-    image = as_slices(case.image("LGE").data)
-    return network_view(image, side), centred(as_slices(mask), (side, side))
+    image = pack_slices(case.image("LGE").data)
+    return network_view(image, side), center_slices(pack_slices(mask), (side, side))
 
 
 @torch.inference_mode()
@@ -52,7 +53,7 @@ def main(words: list[str] | None = None) -> float:
     it = ask.parse_args(words)
     it.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(it.seed)
-    root = it.data or write_phantoms("joint_scar", it.out / "data", cases=it.cases, shrink=3)
+    root = it.data or write_phantoms("emidec", it.out / "data", cases=it.cases, shrink=3)
     patients = open_dataset("emidec", root)
     split = split_by_patient(patients.names, seed=it.seed)
     train = [slices_of(case, it.side) for case in patients.subset(split.train)]

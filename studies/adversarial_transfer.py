@@ -3,9 +3,10 @@
 python -m studies.adversarial_transfer [--scale small|paper] [--data ROOT]
 """
 
+from studies.design import Arm, Scale, Study
 from studies.figures import draw
 from studies.page import section
-from studies.study import Arm, Scale, Study, run
+from studies.study import run
 
 STRUCTURES = ("lv", "myocardium", "rv")
 STUDY = Study(

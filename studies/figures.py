@@ -9,10 +9,9 @@ import torch
 from matplotlib import pyplot
 from matplotlib.image import imread
 
-from cmrfast import viz
+from cmrfast import methods, viz
 from cmrfast.data import Volume
 from cmrfast.data.prepare import crop_or_pad
-from cmrfast.tasks import task_class
 from cmrfast.train.log import read_log
 from studies.outcome import Outcome
 
@@ -68,7 +67,7 @@ def _cases(outcome: Outcome, cases: int) -> Any:
     """Test patients down; the labels and what each arm's first training says across."""
     first = {arm: runs[0] for arm, runs in outcome.runs.items()}
     some = next(iter(first.values()))
-    names = task_class(outcome.study.method).structures
+    names = methods.get(outcome.study.method).structures
     labelled = [case for case in some.cases("test") if case.labels]
     cases = min(cases, len(labelled))
     patients = [labelled[(2 * n + 1) * len(labelled) // (2 * cases)] for n in range(cases)]
@@ -81,18 +80,17 @@ def _cases(outcome: Outcome, cases: int) -> Any:
         place: tuple[list[int], int] | None = None
         for arm, run in first.items():
             with torch.inference_mode():
-                view = run.task().view(run.model(), case)
+                picture = run.task().picture(run.model(), case)
             if place is None:
-                reference = view.reference or view.predicted
-                place = _where(reference, view.image)
-                shown.append(("labels", view.image, view.reference))
-            shown.append((arm, view.image, view.predicted))
+                place = _where(picture.reference or picture.predicted, picture.image)
+                shown.append(("labels", picture.image, picture.reference))
+            shown.append((arm, picture.image, picture.predicted))
         assert place is not None
         for panel, (title, image, mask) in zip(axes[row], shown, strict=True):
             middle, side = place
             image, mask = (x and _square(x, middle, side) for x in (image, mask))
-            picture = viz.overlay(image, mask, slices=[0], names=names)
-            panel.imshow(imread(io.BytesIO(picture)))
+            drawn = viz.overlay(image, mask, slices=[0], names=names)
+            panel.imshow(imread(io.BytesIO(drawn)))
             panel.set_axis_off()
             panel.set_title(f"{case.name}: {title}" if panel is axes[row][0] else title, fontsize=9)
     return figure

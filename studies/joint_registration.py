@@ -3,11 +3,13 @@
 python -m studies.joint_registration [--scale small|paper] [--data ROOT]
 """
 
-from cmrfast.evaluate import Evaluation
+from cmrfast.methods import Row
+from cmrfast.runs.evaluate import Evaluation
+from studies.design import Arm, Scale, Study
 from studies.figures import draw
 from studies.outcome import Outcome
 from studies.page import section
-from studies.study import Arm, Scale, Study, run
+from studies.study import run
 
 DISTANCES = ("lv_cd_mm", "lv_asd_mm", "myocardium_asd_mm", "rv_cd_mm", "rv_asd_mm")
 FEWER = 25 / 35  # of the training patients
@@ -46,11 +48,14 @@ def before(outcome: Outcome) -> Evaluation:
     """The distances between the slices as they are, which every evaluation has in its rows."""
     first = outcome.evaluations["joint"][0]
     rows = [
-        {
-            key.removeprefix("before_"): value
-            for key, value in row.items()
-            if key in outcome.study.unit or key == "case" or key.startswith("before_")
-        }
+        Row(
+            row.ids,
+            {
+                name.removeprefix("before_"): value
+                for name, value in row.scores.items()
+                if name.startswith("before_")
+            },
+        )
         for row in first.rows
     ]
     return Evaluation(first.method, first.part, rows, {})

@@ -5,10 +5,11 @@ python -m studies.joint_scar [--scale small|paper] [--data ROOT]
 
 import statistics
 
+from studies.design import Arm, Scale, Study
 from studies.figures import draw
 from studies.outcome import Outcome
 from studies.page import section
-from studies.study import Arm, Scale, Study, run
+from studies.study import run
 
 VARIANTS = ("direct", "two_step", "mtl", "jdl")
 STUDY = Study(
@@ -34,7 +35,7 @@ STUDY = Study(
 def where_scar_is(outcome: Outcome, arm: str) -> list[float]:
     """Mean scar Dice of each training over the slices that have scar."""
     return [
-        statistics.fmean(float(row["scar_dice"]) for row in one.rows if row["scar_pixels"])
+        statistics.fmean(row.scores["scar_dice"] for row in one.rows if row.ids["scar_pixels"])
         for one in outcome.evaluations[arm]
     ]
 
@@ -43,7 +44,9 @@ def healthy_and_clean(outcome: Outcome, arm: str) -> list[float]:
     """Percent of the slices without scar in which each training finds none."""
     return [
         100
-        * statistics.fmean(float(row["scar_dice"]) for row in one.rows if not row["scar_pixels"])
+        * statistics.fmean(
+            row.scores["scar_dice"] for row in one.rows if not row.ids["scar_pixels"]
+        )
         for one in outcome.evaluations[arm]
     ]
 

@@ -17,10 +17,11 @@ from cmrfast.data import Volume
 from cmrfast.data.datasets import open_dataset
 from cmrfast.data.nifti import read_nifti
 from cmrfast.data.phantom.lesions import HISTORIES
+from studies.design import Arm, Scale, Study
 from studies.figures import draw
 from studies.outcome import Outcome
 from studies.page import section
-from studies.study import Arm, Scale, Study, run
+from studies.study import run
 
 STUDY = Study(
     method="new_lesions",
@@ -48,7 +49,8 @@ def false_lesions(outcome: Outcome, arm: str) -> list[float]:
     """Lesions that a training finds in a test patient who has nothing new, their mean."""
     return [
         statistics.fmean(
-            [float(r["false"]) for r in one.rows if not r["lesions"]] or [float("nan")]
+            [float(row.ids["false"]) for row in one.rows if not row.ids["lesions"]]
+            or [float("nan")]
         )
         for one in outcome.evaluations[arm]
     ]
@@ -66,7 +68,7 @@ def marked(outcome: Outcome, arm: str) -> dict[str, list[float]]:
                 continue
             became = read_nifti(histories).data[0]
             with torch.inference_mode():
-                predicted = task.view(model, case).predicted.data[0] != 0
+                predicted = task.picture(model, case).predicted.data[0] != 0
             for history, value in HISTORIES.items():
                 lesions, count = metrics.connected_components(became == value)
                 touched = lesions[predicted].unique().tolist()
@@ -84,12 +86,12 @@ def on_real_pairs(outcome: Outcome, root: Path) -> None:
     for case in open_dataset("open_ms", root):
         with torch.inference_mode():
             rows = task.evaluate(model, case)
-            view = task.view(model, case)
+            picture = task.picture(model, case)
         for row in rows:
-            outcome.facts[f"real {case.name}, Dice"] = float(row["dice"])
-        slices = _fullest(view.reference or view.predicted)
+            outcome.facts[f"real {case.name}, Dice"] = row.scores["dice"]
+        slices = _fullest(picture.reference or picture.predicted)
         place = trained.path / f"{case.name}.png"
-        viz.overlay(view.image, view.predicted, place, slices=slices, names={1: "found"})
+        viz.overlay(picture.image, picture.predicted, place, slices=slices, names={1: "found"})
 
 
 def _fullest(mask: Volume, count: int = 3) -> list[int]:

@@ -7,16 +7,13 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from cmrfast import metrics
-from cmrfast.evaluate import Evaluation
-from cmrfast.tasks import Row, task_class
+from cmrfast import methods, metrics
+from cmrfast.runs.evaluate import Evaluation
 from cmrfast.train import Run
 from cmrfast.train.run import versions
-
-if TYPE_CHECKING:
-    from studies.study import Study
+from studies.design import Study
 
 Unit = tuple[Any, ...]
 
@@ -36,7 +33,7 @@ class Outcome:
         facts: findings that are no scores of an arm.
     """
 
-    study: "Study"
+    study: Study
     scale: str
     data: str
     results: Path
@@ -59,9 +56,10 @@ class Outcome:
         values: dict[Unit, list[float]] = {}
         for one in self.evaluations[arm]:
             for row in one.rows:
-                value = float(row.get(score, math.nan))
+                value = row.scores.get(score, math.nan)
                 if not math.isnan(value):
-                    values.setdefault(tuple(row[key] for key in self.study.unit), []).append(value)
+                    unit = tuple(row.ids[key] for key in self.study.unit)
+                    values.setdefault(unit, []).append(value)
         return {unit: sum(found) / len(found) for unit, found in values.items()}
 
     def tests(self) -> list[dict[str, Any]]:
@@ -83,7 +81,7 @@ class Outcome:
     def as_json(self) -> dict[str, Any]:
         """All that the page and a reader need."""
         scale = getattr(self.study, self.scale)
-        published = task_class(self.study.method).published
+        published = methods.get(self.study.method).published
         plans = [of_arm[0].plan for of_arm in self.runs.values()]
         arms = {}
         for name in self.evaluations:
@@ -92,7 +90,7 @@ class Outcome:
             arms[name] = {
                 "changes": dict(arm.changes) if arm else {},
                 "scores": self.by_seed(name),
-                "published": dict(published.get(row, {})) if row else {},
+                "published": dict(published[row].cells) if row in published else {},
             }
         return {
             "method": self.study.method,
@@ -120,17 +118,6 @@ class Outcome:
         place = self.results / f"{self.study.method}-{self.scale}.json"
         place.write_text(json.dumps(_finite(content), indent=1) + "\n", "utf-8")
         return content
-
-
-def read_rows(folder: Path) -> Evaluation:
-    """The evaluation that a run's folder keeps; a value it has not is NaN."""
-    stored = json.loads((folder / "evaluation-test.json").read_text("utf-8"))
-    rows: list[Row] = [
-        {key: math.nan if value is None else value for key, value in row.items()}
-        for row in stored["rows"]
-    ]
-    pooled = Run.open(folder).task().pooled(rows)
-    return Evaluation(stored["method"], stored["part"], rows, pooled)
 
 
 def _finite(value: Any) -> Any:

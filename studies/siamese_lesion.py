@@ -8,12 +8,12 @@ import math
 import torch
 
 from cmrfast import metrics
-from cmrfast.tasks import task_class
 from cmrfast.train.log import read_log
+from studies.design import Arm, Scale, Study
 from studies.figures import draw
 from studies.outcome import Outcome
 from studies.page import section
-from studies.study import Arm, Scale, Study, run
+from studies.study import run
 
 VARIANTS = ("pure", "siamese", "partial", "decoupled")
 STUDY = Study(
@@ -41,7 +41,7 @@ def t1_alone(outcome: Outcome) -> float:
     The best a classifier could do that sees how bright a patch is and nothing else.
     """
     trained = outcome.runs["pure"][0]
-    task = task_class("siamese_lesion")(trained.config, trained.recipe, trained.fitted)
+    task = trained.task()
 
     def means(part: str) -> tuple[torch.Tensor, torch.Tensor]:
         feed = task.feed(trained.cases(part), seed=0)

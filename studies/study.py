@@ -6,77 +6,23 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from cmrfast import methods
 from cmrfast.data.cache import Cache
 from cmrfast.data.datasets import Split
 from cmrfast.data.phantom import write_phantoms
-from cmrfast.evaluate import evaluate
+from cmrfast.runs.evaluate import Evaluation, evaluate
 from cmrfast.train import Run, train
-from cmrfast.train.run import changed, deal
-from studies.outcome import Outcome, read_rows
+from cmrfast.train.plan import choose_split
+from studies.design import Scale, Study
+from studies.outcome import Outcome
 
 _HERE = Path(__file__).parent
-
-
-@dataclass(frozen=True)
-class Arm:
-    """A variant.
-
-    Args:
-        changes: of the method's config and recipe.
-        published: its row of the paper's table.
-        patients: share of the training patients that it learns from.
-    """
-
-    changes: Mapping[str, Any]
-    published: str | None = None
-    patients: float = 1.0
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How large a study is.
-
-    Args:
-        cases: phantoms, where no data set is given.
-        shrink: of the phantoms' resolution.
-        changes: of every arm; what makes a small study small.
-        steps: optimiser steps; None is the recipe's epochs.
-        seeds: trainings of each arm, on the same patients.
-    """
-
-    cases: int
-    shrink: float = 1.0
-    changes: Mapping[str, Any] = field(default_factory=dict)
-    steps: int | None = None
-    seeds: int = 3
-
-
-@dataclass(frozen=True)
-class Study:
-    """What is compared, by which scores.
-
-    Args:
-        method: a key of ``cmrfast.models.MODELS``.
-        arms: variants by name.
-        scores: of an evaluation; the paper's table has them under the same names.
-        unit: keys of a row that name what paired tests pair.
-        tests: pairs of arms held against one another.
-        small, paper: the two scales.
-    """
-
-    method: str
-    arms: Mapping[str, Arm]
-    scores: tuple[str, ...]
-    unit: tuple[str, ...]
-    tests: tuple[tuple[str, str], ...]
-    small: Scale
-    paper: Scale
 
 
 @dataclass(frozen=True)
@@ -99,6 +45,7 @@ def run(study: Study) -> Outcome:
     """Train and score what is not there yet, as the command line says."""
     options = _options(study)
     scale: Scale = getattr(study, options.scale)
+    method = methods.get(study.method)
     out: Path = options.out or _HERE / "runs" / f"{study.method}-{options.scale}"
     data: Path = options.data or out / "patients"
     began = time.monotonic()
@@ -108,10 +55,11 @@ def run(study: Study) -> Outcome:
 
     if not options.data and not (out / "patients.done").exists():
         say(f"writing {scale.cases} phantoms")
-        write_phantoms(study.method, data, cases=scale.cases, shrink=scale.shrink)
+        layout = method.datasets[0]
+        write_phantoms(layout, data, cases=scale.cases, shrink=scale.shrink)
         (out / "patients.done").touch()
-    recipe = changed(study.method, scale.changes)[1]
-    layout, split = deal(study.method, data, recipe, seed=0)
+    recipe = method.configure(scale.changes)[1]
+    layout, split = choose_split(method, data, recipe, seed=0)
     jobs = list(_jobs(study, scale, out, data, split, options))
     waiting = [job for job in jobs if not _scored(job.folder)]
     new = not any(job.folder.exists() for job in jobs)
@@ -131,7 +79,10 @@ def run(study: Study) -> Outcome:
         data=f"{layout}, " + (data.name if options.data else f"{scale.cases} phantoms"),
         results=options.results,
         runs=runs,
-        evaluations={arm: [read_rows(r.path) for r in of_arm] for arm, of_arm in runs.items()},
+        evaluations={
+            arm: [Evaluation.load(run.path, "test") for run in of_arm]
+            for arm, of_arm in runs.items()
+        },
         seconds=time.monotonic() - began if new else None,
     )
 
@@ -141,7 +92,9 @@ def _options(study: Study) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=f"python -m studies.{study.method}")
     parser.add_argument("--scale", choices=("small", "paper"), default="small")
     parser.add_argument("--data", type=Path, help="root of the data set; default phantoms")
-    parser.add_argument("--out", type=Path, help="folder of the trainings; an earlier one goes on")
+    parser.add_argument(
+        "--out", type=Path, help="folder of the trainings; an earlier one is resumed"
+    )
     parser.add_argument("--results", type=Path, default=_HERE / "results")
     parser.add_argument("--workers", type=int, default=1 if cuda else os.cpu_count())
     parser.add_argument("--device", default="cuda" if cuda else "cpu")

@@ -1,4 +1,4 @@
-"""Seeds, devices, and the folder of real images."""
+"""Seeds, threads, and the folder of real images."""
 
 import os
 from pathlib import Path
@@ -12,8 +12,6 @@ from hypothesis import settings
 
 settings.register_profile("patient", deadline=None)  # a busy machine is no fault
 settings.load_profile("patient")
-
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 @pytest.fixture(autouse=True)

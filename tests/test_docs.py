@@ -15,7 +15,8 @@ import pytest
 from cmrfast.data.datasets import LAYOUTS
 from cmrfast.models import MODELS
 from cmrfast.tasks import task_class
-from tests.markdown import ROOT, blocks, run_bash, run_python
+from tests.support.markdown import blocks, run_bash, run_python
+from tests.support.paths import ROOT
 
 DOCS = ROOT / "docs"
 PAGES = {str(page.relative_to(DOCS)): page for page in sorted(DOCS.rglob("*.md"))}
@@ -74,10 +75,14 @@ def test_the_sixth_method_works(tmp_path):
             before, after = ("".join(x[1:] for x in lines if x[0] != sign) for sign in "+-")
             assert target.read_text().count(before) == 1
             target.write_text(target.read_text().replace(before, after))
-    run = (
-        "import pytest; from tests import markdown as m; patch = pytest.MonkeyPatch();"
-        f"[m.run_bash(block, patch) for block in m.blocks(m.ROOT / 'docs' / '{METHOD}', 'bash')]"
-    )
+    run = f"""
+import pytest
+from tests.support.markdown import blocks, run_bash
+from tests.support.paths import ROOT
+patch = pytest.MonkeyPatch()
+for block in blocks(ROOT / "docs" / "{METHOD}", "bash"):
+    run_bash(block, patch)
+"""
     subprocess.run(
         [sys.executable, "-c", run],
         cwd=tmp_path,

@@ -5,7 +5,7 @@ import runpy
 
 import pytest
 
-from tests.markdown import ROOT
+from tests.support.paths import ROOT
 
 EXAMPLES = ROOT / "examples"
 

@@ -1,13 +1,12 @@
 """The losses against the numbers their methods give, MONAI, and themselves over ranks."""
 
 import math
-import os
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from cmrfast import losses
+from tests.support.ranks import on_two_ranks
 
 
 def quarter(n=8):
@@ -86,36 +85,25 @@ def data():
     return logits, torch.randint(0, 4, (3, 8, 8), generator=generator)
 
 
-def rank(index, port, queue):
+def of_its_part(rank, group):
     """Two images on rank 0 and one on rank 1: losses, and gradients as DDP would average them."""
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.distributed.init_process_group("gloo", rank=index, world_size=2)
-    logits, labels = (x[:2] if index == 0 else x[2:] for x in data())
+    logits, labels = (x[:2] if rank == 0 else x[2:] for x in data())
     found = {}
     for name, call in CALLS.items():
         own = logits.clone().requires_grad_()
-        loss = call(own, labels, torch.distributed.group.WORLD)
+        loss = call(own, labels, group)
         loss.backward()
-        found[name] = loss.item(), (own.grad / 2).numpy()
-    queue.put((index, found))
-    torch.distributed.destroy_process_group()
+        found[name] = loss.item(), own.grad / 2
+    return found
 
 
-def test_two_ranks_give_the_loss_and_gradient_of_one():
-    context = mp.get_context("spawn")
-    queue = context.Queue()
-    port = 20000 + os.getpid() % 20000
-    ranks = [context.Process(target=rank, args=(i, port, queue)) for i in range(2)]
-    for process in ranks:
-        process.start()
-    found = dict(queue.get(timeout=60) for _ in ranks)
-    for process in ranks:
-        process.join()
+def test_two_ranks_give_the_loss_and_gradient_of_one(tmp_path):
+    found = on_two_ranks(of_its_part, tmp_path)
     logits, labels = data()
     for name, call in CALLS.items():
         whole = logits.clone().requires_grad_()
         loss = call(whole, labels, None)
         loss.backward()
-        parts = torch.cat([torch.from_numpy(found[i][name][1]) for i in range(2)])
         assert found[0][name][0] == pytest.approx(loss.item(), abs=1e-5)
+        parts = torch.cat([of_rank[name][1] for of_rank in found])
         torch.testing.assert_close(parts, whole.grad, rtol=1e-4, atol=1e-7)

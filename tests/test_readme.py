@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.markdown import ROOT, blocks, run_python
+from tests.support.markdown import blocks, run_python
+from tests.support.paths import ROOT
 
 BLOCKS = blocks(ROOT / "README.md", "python")
 

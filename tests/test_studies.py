@@ -15,44 +15,22 @@ from cmrfast.models import MODELS
 from studies import page, study
 from studies.outcome import Outcome
 
+
+def tiny(cases, shrink, *, steps=2, **changes):
+    return study.Scale(cases, shrink=shrink, changes=changes, steps=steps, seeds=1)
+
+
 TINY = {
-    "siamese_lesion": study.Scale(
-        cases=4,
-        shrink=3,
-        changes={"patch": 32, "spacing_mm": 3.0, "channels": (4, 4, 4, 4), "hidden": 8},
-        steps=2,
-        seeds=1,
+    "siamese_lesion": tiny(4, 3, patch=32, spacing_mm=3.0, channels=(4, 4, 4, 4), hidden=8),
+    "joint_scar": tiny(
+        3,
+        3,
+        **{"image": 32, "root": 32, "units": (1, 1, 1), "width": 8, "depth": 1, "batch": 4},
+        **{"heads": 2, "hidden": 16, "decoder": (16, 8, 8, 8, 8)},
     ),
-    "joint_scar": study.Scale(
-        cases=3,
-        shrink=3,
-        changes={
-            **{"image": 32, "root": 32, "units": (1, 1, 1), "width": 8, "depth": 1, "batch": 4},
-            **{"heads": 2, "hidden": 16, "decoder": (16, 8, 8, 8, 8)},
-        },
-        steps=2,
-        seeds=1,
-    ),
-    "joint_registration": study.Scale(
-        cases=3,
-        shrink=3,
-        changes={"widths": (4, 8), "side": 64, "spacing_mm": 2.6, "epochs": 1},
-        seeds=1,
-    ),
-    "new_lesions": study.Scale(
-        cases=4,
-        shrink=4,
-        changes={"spacing_mm": 4.0, "patch": 16, "overlap": 4, "batch": 4, "per_patient": 4},
-        steps=2,
-        seeds=1,
-    ),
-    "adversarial_transfer": study.Scale(
-        cases=4,
-        shrink=4,
-        changes={"width": 4, "size": 32, "view_px": 32, "copies": 0, "pretrain_epochs": 0},
-        steps=2,
-        seeds=1,
-    ),
+    "joint_registration": tiny(3, 3, steps=None, widths=(4, 8), side=64, spacing_mm=2.6, epochs=1),
+    "new_lesions": tiny(4, 4, spacing_mm=4.0, patch=16, overlap=4, batch=4, per_patient=4),
+    "adversarial_transfer": tiny(4, 4, width=4, size=32, view_px=32, copies=0, pretrain_epochs=0),
 }
 
 

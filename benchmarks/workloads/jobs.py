@@ -8,7 +8,7 @@ import copy
 import itertools
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,12 +18,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import plain
 from benchmarks.pipelines import pipeline
 from benchmarks.workloads.case import Case
+from cmrfast import methods
 from cmrfast.data.datasets import open_dataset
 from cmrfast.data.phantom import write_phantoms
-from cmrfast.infer.sliding import sliding_window
+from cmrfast.infer import sliding_window
+from cmrfast.methods import Feed, Method, Task
 from cmrfast.models import MODELS
 from cmrfast.models.new_lesions import fold
-from cmrfast.tasks import Task, task_class
+from cmrfast.train.network import Network
 from cmrfast.train.ranks import Ranks
 from cmrfast.train.update import Update
 
@@ -45,17 +47,21 @@ class Job:
     config: Mapping[str, Any] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
 
-    def task(self) -> tuple[Task, Any]:
+    @property
+    def method(self) -> Method[Any, Any, Any]:
+        """The method's record."""
+        return methods.get(self.name)
+
+    def task(self) -> tuple[Task[Any, Any, Any], Feed]:
         """The method's task and its feed."""
-        task_type = task_class(self.name)
-        module = task_type.module()
-        config = replace(module.Config(), **self.config)
-        recipe = replace(module.Recipe(), **self.recipe)
+        method = self.method
+        config, recipe = method.configure({**self.config, **self.recipe})
+        layout = method.datasets[0]
         with tempfile.TemporaryDirectory() as folder:
-            write_phantoms(self.name, folder, cases=2, shrink=self.shrink)
-            cases = list(open_dataset(task_type.layouts[0], folder))
-            fitted = task_type(config, recipe).fit(cases)
-            task = task_type(config, recipe, fitted)
+            write_phantoms(layout, folder, cases=2, shrink=self.shrink)
+            cases = list(open_dataset(layout, folder))
+            fitted = method.task(config, recipe).fit(cases)
+            task = method.task(config, recipe, fitted)
             return task, task.feed(cases, seed=0)
 
 
@@ -68,7 +74,7 @@ def step_of(job: Job) -> Case:
     task, feed = job.task()
     model = MODELS[job.name](task.config).train()
     other = plain.network(model)
-    ours, theirs = _steps(task, model, other, job.batch)
+    ours, theirs = _steps(job, task, model, other)
     numbers, begin = itertools.count(), _first_epoch(task)
 
     def drawn() -> dict[str, Tensor]:
@@ -84,7 +90,7 @@ def step_of(job: Job) -> Case:
         shapes = ({k: tuple(x.shape) for k, x in b.items()} for b in (batch, peer_batch))
         assert next(shapes) == next(shapes)
         twin = _without_dropout(copy.deepcopy(model))
-        steps = _steps(task, twin, plain.network(twin), job.batch)
+        steps = _steps(job, task, twin, plain.network(twin))
         for _ in range(2):  # the second loss tells of the gradients of the first
             found = [step(batch) for step in steps]
             for key in found[1]:
@@ -139,7 +145,8 @@ def slice_inference(job: Job) -> Case:
     other = plain.network(model)
     batch = feed.batch(0, torch.arange(job.batch) % len(feed))
     # LGE and drawn masks are for training; in a registration both images are looked at.
-    names = task.inputs if job.name == "joint_registration" else task.inputs[:1]
+    inputs = job.method.inputs
+    names = inputs if job.name == "joint_registration" else inputs[:1]
     given = {name: batch[name] for name in names}
 
     def run(network: nn.Module) -> list[Tensor]:
@@ -152,17 +159,21 @@ def slice_inference(job: Job) -> Case:
     return Case(ways, flops=counter.get_total_flops(), tolerance=1e-3)
 
 
-def _steps(task: Task, model: nn.Module, other: nn.Module, batch: int) -> tuple[plain.Step, ...]:
-    update = Update(task, model, Ranks(), micro_batch=batch)
+def _steps(
+    job: Job, task: Task[Any, Any, Any], model: nn.Module, other: nn.Module
+) -> tuple[plain.Step, ...]:
+    ranks = Ranks()
+    network = Network(model, model, job.method.inputs, ranks.device)
+    update = Update(job.method, task.config, task.recipe, network, ranks)
 
     def ours(given: plain.Batch) -> dict[str, Tensor]:
         return update(dict(given), lr=task.recipe.lr, epoch=_first_epoch(task))
 
-    inputs = tuple(name for name in task.inputs if name != "myocardium")  # for two_step alone
-    return ours, plain.training_step(task.name, other, task.recipe, inputs)
+    inputs = tuple(n for n in job.method.inputs if n != "myocardium")  # for two_step alone
+    return ours, plain.training_step(job.name, other, task.recipe, inputs)
 
 
-def _first_epoch(task: Task) -> int:
+def _first_epoch(task: Task[Any, Any, Any]) -> int:
     """From which on all parts of a method learn: its adversary joins late."""
     return int(getattr(task.recipe, "pretrain_epochs", 0))
 

@@ -18,11 +18,11 @@ from benchmarks import loaders
 from benchmarks.loaders import Batch, Loader
 from benchmarks.workloads.case import Case
 from cmrfast.data.augment import Ranges, random_thetas
-from cmrfast.data.draws import order
 from cmrfast.data.nifti import read_nifti, write_nifti
-from cmrfast.data.patches import LesionSampler
 from cmrfast.data.phantom import write_phantoms
 from cmrfast.data.prepare import z_score
+from cmrfast.data.random import order
+from cmrfast.methods.new_lesions.sampling import LesionSampler
 from cmrfast.ops import VolumeStore, affine_sample, extract_patches, warp_pair
 
 SIDE, BATCH, PATIENTS, PER_PATIENT = 56, 40, 4, 20
@@ -140,7 +140,7 @@ def _discs(count: int, side: int) -> Tensor:
 @cache
 def _phantom(shrink: float) -> tempfile.TemporaryDirectory[str]:
     kept = tempfile.TemporaryDirectory()
-    write_phantoms("new_lesions", Path(kept.name) / "set", cases=1, shrink=shrink)
+    write_phantoms("msseg2", Path(kept.name) / "set", cases=1, shrink=shrink)
     return kept
 
 

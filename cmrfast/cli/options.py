@@ -9,7 +9,7 @@ import typer
 from cmrfast.models import MODELS
 
 if TYPE_CHECKING:
-    from cmrfast.train.search import Range
+    from cmrfast.methods.method import Range
 
 Method = Annotated[str, typer.Argument(metavar="METHOD", help=f"One of {', '.join(MODELS)}.")]
 Folder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a training run.")]
@@ -55,7 +55,7 @@ def whole(text: str) -> int | None:
 
 def changes_of(method: str, pairs: list[str], extra: list[str]) -> dict[str, Any]:
     """Fields from ``--set field=value`` and from ``--field value``."""
-    from cmrfast.train.run import changed
+    from cmrfast import methods
 
     words = [word for pair in pairs for word in ("--" + pair.replace("=", " ", 1)).split(" ", 1)]
     words += [part for word in extra for part in word.split("=", 1)]
@@ -66,7 +66,7 @@ def changes_of(method: str, pairs: list[str], extra: list[str]) -> dict[str, Any
         for name, text in zip(words[::2], words[1::2], strict=True)
     }
     try:
-        changed(method, changes)
+        methods.get(method).configure(changes)
     except (ValueError, TypeError) as error:
         raise typer.BadParameter(str(error)) from None
     return changes
@@ -93,17 +93,18 @@ def known_split(name: str) -> str:
 
 def ranges_of(texts: list[str]) -> "dict[str, Range] | None":
     """``field=low:high`` or ``field=low:high:log``."""
-    from cmrfast.train.search import Range
+    from cmrfast.methods import LogUniform, Uniform
 
-    found = {}
+    ranges: dict[str, Range] = {}
     for text in texts:
         name, _, numbers = text.partition("=")
         low, _, rest = numbers.partition(":")
         high, _, log = rest.partition(":")
         try:
-            found[name.replace("-", "_")] = Range(float(low), float(high), log == "log")
+            kind = LogUniform if log == "log" else Uniform
+            ranges[name.replace("-", "_")] = kind(float(low), float(high))
         except ValueError:
             raise typer.BadParameter(
                 f"--range must be FIELD=LOW:HIGH or FIELD=LOW:HIGH:log; got {text}"
             ) from None
-    return found or None
+    return ranges or None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cmrfast.data.draws import uniforms
+from cmrfast.data.random import uniforms
 from cmrfast.ops import warp_pair
 
 

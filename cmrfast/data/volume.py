@@ -63,6 +63,11 @@ class Volume:
         return i, j, k
 
     @property
+    def voxel_ml(self) -> float:
+        """Volume of one voxel in millilitres."""
+        return float(torch.linalg.det(self.world_from_vox[:3, :3]).abs()) / 1000
+
+    @property
     def orientation(self) -> str:
         """The side of the patient each axis runs to, ``"LPS"`` or ``"RAS"`` or the like."""
         return orientation_of(self.world_from_vox.numpy())

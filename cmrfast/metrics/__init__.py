@@ -14,13 +14,13 @@ from cmrfast.metrics.overlap import (
     recall,
 )
 from cmrfast.metrics.paired import PairedTest, paired_t_test
+from cmrfast.metrics.summary import Summary, summarise
 from cmrfast.metrics.surface import (
     SurfaceDistances,
     average_surface_distance,
     center_distance,
     surface_distances,
 )
-from cmrfast.metrics.table import Summary, summarise, table
 
 __all__ = [
     "ClassScores",
@@ -40,5 +40,4 @@ __all__ = [
     "recall",
     "summarise",
     "surface_distances",
-    "table",
 ]

@@ -1,15 +1,16 @@
-"""Five published methods, by name; a method's module is imported when it is asked for."""
+"""The networks of five published methods, by name; a module is imported when it is asked for."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from importlib import import_module
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+if TYPE_CHECKING:
+    from torch import nn
 
-__all__ = ["MODELS", "build", "method"]
+__all__ = ["MODELS", "build"]
 
+#: The only list of methods: name → class of the network in ``cmrfast.models.<name>``.
 _CLASSES = {
     "siamese_lesion": "SiameseLesion",
     "joint_scar": "JointScar",
@@ -19,10 +20,10 @@ _CLASSES = {
 }
 
 
-class _Models(Mapping[str, type[nn.Module]]):
-    def __getitem__(self, name: str) -> type[nn.Module]:
-        found: type[nn.Module] = getattr(import_module(f"{__name__}.{name}"), _CLASSES[name])
-        return found
+class _Models(Mapping[str, "type[nn.Module]"]):
+    def __getitem__(self, name: str) -> "type[nn.Module]":
+        model: type[nn.Module] = _load(name, _CLASSES[name])
+        return model
 
     def __iter__(self) -> Iterator[str]:
         return iter(_CLASSES)
@@ -34,22 +35,11 @@ class _Models(Mapping[str, type[nn.Module]]):
         return name in _CLASSES
 
 
-#: The main class of every method by the method's name.
-MODELS: Mapping[str, type[nn.Module]] = _Models()
+#: The main class of every method by the method's name; reading the names imports no torch.
+MODELS: "Mapping[str, type[nn.Module]]" = _Models()
 
 
-def method(name: str) -> ModuleType:
-    """The module of a method: its ``Config``, its main class, its ``loss``.
-
-    Args:
-        name: a key of ``MODELS``.
-    """
-    if name not in MODELS:
-        raise ValueError(f"build: name must be one of {', '.join(MODELS)}; got {name!r}")
-    return import_module(f"{__name__}.{name}")
-
-
-def build(name: str, **changes: Any) -> nn.Module:
+def build(name: str, **changes: Any) -> "nn.Module":
     """A method's network as published, or with some fields of its ``Config`` changed.
 
     Args:
@@ -64,9 +54,15 @@ def build(name: str, **changes: Any) -> nn.Module:
         >>> sum(p.numel() for p in model.parameters())
         9092706
     """
-    config = method(name).Config
+    if name not in MODELS:
+        raise ValueError(f"build: name must be one of {', '.join(MODELS)}; got {name!r}")
+    config = _load(name, "Config")
     known = [field.name for field in fields(config)]
     for change in changes:
         if change not in known:
             raise ValueError(f"{name}: fields are {', '.join(known)}; got {change!r}")
     return MODELS[name](config(**changes))
+
+
+def _load(name: str, attribute: str) -> Any:
+    return getattr(import_module(f"{__name__}.{name}"), attribute)

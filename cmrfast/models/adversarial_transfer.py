@@ -135,13 +135,17 @@ class Recipe(recipe.Recipe):
             raise ValueError(f"adversarial_transfer: zoom must be 0 < low <= high; got {self.zoom}")
 
     def optimiser(self, network: str, weights: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """As of every recipe, but for the generator's."""
+        """As in every recipe, except for the generator."""
         if self.optimizer_g == "adam" or network != "generator":
             return super().optimiser(network, weights)
         weights = list(weights)
         rmsprop = torch.optim.RMSprop(weights, self.lr, alpha=0.9)
         rmsprop.register_step_pre_hook(lambda *_: nn.utils.clip_grad_value_(weights, 1.0))
         return rmsprop
+
+    def step_options(self, epoch: int) -> dict[str, Any]:
+        """The generator learns alone in the first epochs."""
+        return {"adversarial": epoch >= self.pretrain_epochs}
 
     def lr_at(self, epoch: int, step: int) -> float:
         """The learning rate of an optimiser step: both count from 0, the step over all epochs."""

@@ -29,6 +29,7 @@ from cmrfast.losses import dice_ce_loss
 from cmrfast.models import recipe, transunet
 from cmrfast.models._check import require_batch, require_images, require_labels, require_option
 from cmrfast.models.transunet import Decoder, Encoder, TransUNet
+from cmrfast.models.transunet_weights import load_imagenet
 
 Variant = Literal["jdl", "two_step", "direct", "mtl"]
 
@@ -137,9 +138,8 @@ class JointScar(nn.Module):
         Returns:
             Names of the file's arrays that have no place in this network.
         """
-        from cmrfast.models.transunet_weights import load_imagenet
-
-        return load_imagenet([m for m in self.modules() if isinstance(m, Encoder)], path)
+        encoders = [m.state_dict() for m in self.modules() if isinstance(m, Encoder)]
+        return load_imagenet(self.config, encoders, path)
 
 
 def loss(

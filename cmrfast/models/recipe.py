@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -54,6 +54,10 @@ class Recipe:
         """The learning rate of an optimiser step: both count from 0, the step over all epochs."""
         return self.lr * self.lr_factor ** (epoch // self.lr_every)
 
+    def step_options(self, epoch: int) -> dict[str, Any]:
+        """Keyword arguments of the method's own ``step`` in an epoch, for methods that have one."""
+        return {}
+
     def optimiser(self, network: str, weights: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """Of one network, by its name in methods that train several: Adam."""
+        """Adam for one network, which methods that train several tell apart by name."""
         return torch.optim.Adam(weights, self.lr, weight_decay=self.weight_decay, fused=True)

@@ -10,52 +10,18 @@ three: the root convolution adds up its kernel over the channels instead, which 
 ``transunet_weights`` reads the public weights.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cmrfast.models import transunet_weights
 from cmrfast.models._check import require_finite
 from cmrfast.models.blocks import ConvNormReLU
 from cmrfast.models.kernels import same_conv2d
+from cmrfast.models.transunet_config import Config as Config
 from cmrfast.ops._check import require_floating
-
-
-@dataclass(frozen=True)
-class Config:
-    """C: the authors' code of R50-ViT-B/16; widths may shrink for studies and tests."""
-
-    image: int = 224  # P 4.2: side in pixels, a multiple of 16
-    classes: int = 2  # K
-    skips: int = 3  # P 4.4: of the three skips, how many the decoder reads, coarsest first
-    dropout: float = 0.1  # C: behind positions and in the MLP; attention has none
-    root: int = 64  # C: channels behind the first convolution, a multiple of 32
-    units: tuple[int, int, int] = (3, 4, 9)  # C: bottlenecks of the three blocks
-    width: int = 768  # C: of a token
-    depth: int = 12  # C: transformer layers
-    heads: int = 12  # C
-    hidden: int = 3072  # C: of the MLP
-    decoder: tuple[int, int, int, int, int] = (512, 256, 128, 64, 16)  # C
-
-    def __post_init__(self) -> None:
-        for name, value, step in (("image", self.image, 16), ("root", self.root, 32)):
-            if value < 32 or value % step:
-                raise ValueError(
-                    f"transunet: {name} must be a multiple of {step}, at least 32; got {value}"
-                )
-        if self.width % self.heads:
-            raise ValueError(
-                f"transunet: width must be a multiple of heads ({self.heads}); got {self.width}"
-            )
-        if not 0 <= self.skips <= 3:
-            raise ValueError(f"transunet: skips must be 0 to 3; got {self.skips}")
-
-    @property
-    def grid(self) -> int:
-        """Tokens along one side."""
-        return self.image // 16
 
 
 class StdConv(nn.Conv2d):
@@ -276,9 +242,7 @@ class TransUNet(nn.Module):
         Returns:
             Names of the file's arrays that have no place in this network.
         """
-        from cmrfast.models.transunet_weights import load_imagenet
-
-        return load_imagenet([self.encoder], path)
+        return transunet_weights.load_imagenet(self.config, [self.encoder.state_dict()], path)
 
     def load_official(self, path: str | Path) -> None:
         """Read a state that the authors' code has saved (``.pth``) into the whole network.
@@ -286,9 +250,7 @@ class TransUNet(nn.Module):
         Args:
             path: of the file; anything in it but tensors is refused.
         """
-        from cmrfast.models.transunet_weights import load_official
-
-        load_official(self, path)
+        transunet_weights.load_official(self.config, self.state_dict(), path)
 
 
 def _require_images(images: Tensor, side: int) -> None:

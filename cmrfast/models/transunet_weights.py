@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cmrfast.errors import FileError
-from cmrfast.models.transunet import Config, Encoder, TransUNet
+from cmrfast.models.transunet_config import Config
 
 _GRID = 14  # tokens along one side of the 224 pixels that the ImageNet file was made for
 
@@ -31,8 +31,10 @@ class _Part:
     turn: Callable[[Tensor], Tensor]
 
 
-def load_imagenet(encoders: Sequence[Encoder], path: str | Path) -> list[str]:
-    """Read ``R50+ViT-B_16.npz`` into encoders of one shape; see ``TransUNet.load_imagenet``."""
+def load_imagenet(
+    config: Config, encoders: Sequence[Mapping[str, Tensor]], path: str | Path
+) -> list[str]:
+    """Read ``R50+ViT-B_16.npz`` into encoders' states; see ``TransUNet.load_imagenet``."""
     path = Path(path)
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -43,13 +45,13 @@ def load_imagenet(encoders: Sequence[Encoder], path: str | Path) -> list[str]:
         raise FileError(
             f"load_imagenet: {path.name} must be an archive of plain arrays; got {fault}"
         ) from fault
-    parts = [part for encoder in encoders for part in _imagenet(encoder)]
+    parts = [part for encoder in encoders for part in _imagenet(config, encoder)]
     _copy("load_imagenet", path, parts, arrays)
     return sorted(set(arrays) - {part.name for part in parts})
 
 
-def load_official(network: TransUNet, path: str | Path) -> None:
-    """Read a state of the authors' code; see ``TransUNet.load_official``."""
+def load_official(config: Config, network: Mapping[str, Tensor], path: str | Path) -> None:
+    """Read a state of the authors' code into a network's state; see ``TransUNet.load_official``."""
     path = Path(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -65,13 +67,12 @@ def load_official(network: TransUNet, path: str | Path) -> None:
             f"load_official: {path.name} must hold tensors by name; got {type(state).__name__}"
         )
     arrays = {name.removeprefix("module."): x for name, x in state.items()}  # of DataParallel
-    parts = list(_official(network))
+    parts = list(_official(config, network))
     _copy("load_official", path, parts, arrays, surplus=set(arrays) - {p.name for p in parts})
 
 
-def _imagenet(encoder: Encoder) -> Iterator[_Part]:
+def _imagenet(config: Config, ours: Mapping[str, Tensor]) -> Iterator[_Part]:
     """Kernels are stored (rows, columns, in, out), those of attention by head."""
-    config, ours = encoder.config, encoder.state_dict()
     width, heads, hidden = config.width, config.heads, config.hidden
 
     def conv(name: str, theirs: str) -> Iterator[_Part]:
@@ -127,9 +128,8 @@ def _imagenet(encoder: Encoder) -> Iterator[_Part]:
     yield from norm("norm", "Transformer/encoder_norm")
 
 
-def _official(network: TransUNet) -> Iterator[_Part]:
+def _official(config: Config, ours: Mapping[str, Tensor]) -> Iterator[_Part]:
     """Equal shapes; only names differ, and query, key and value are apart."""
-    config, ours = network.config, network.state_dict()
     cnn, blocks = "transformer.embeddings.hybrid_model", "transformer.encoder.layer"
     names = {
         "encoder.resnet.conv": f"{cnn}.root.conv",

@@ -1,7 +1,8 @@
 """Training: one loop for every method, checkpoints that survive anything, logs."""
 
-from cmrfast.train.loop import train
-from cmrfast.train.ranks import Ranks, joined
-from cmrfast.train.run import Plan, Run
+from cmrfast.train.plan import Plan, TrainOptions
+from cmrfast.train.ranks import Ranks, process_group
+from cmrfast.train.run import Run
+from cmrfast.train.trainer import train
 
-__all__ = ["Plan", "Ranks", "Run", "joined", "train"]
+__all__ = ["Plan", "Ranks", "Run", "TrainOptions", "process_group", "train"]

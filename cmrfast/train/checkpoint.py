@@ -16,11 +16,11 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cmrfast.atomic import sync
 from cmrfast.errors import CheckpointError
 
 _TENSORS, _STATE = "tensors.safetensors", "state.json"
@@ -73,7 +73,7 @@ class CheckpointFolder:
             if final.exists():  # the same step again, after a resume
                 _remove(final)
             making.rename(final)
-            _flush(self.folder)
+            sync(self.folder)
         except OSError as error:
             shutil.rmtree(making, ignore_errors=True)
             raise CheckpointError(
@@ -119,7 +119,7 @@ class CheckpointFolder:
         }
         (folder / _STATE).write_text(json.dumps(state, indent=1))
         for path in (folder / _TENSORS, folder / _STATE, folder):
-            _flush(path)
+            sync(path)
 
     def _paths(self) -> Iterator[Path]:
         if self.folder.is_dir():
@@ -239,14 +239,6 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -266,16 +258,3 @@ def _score(path: Path) -> float | None:
         score = json.loads((path / _STATE).read_text())["score"]
         return None if score is None else float(score)
     return None
-
-
-def random_state() -> dict[str, Any]:
-    """Torch's generators, to be restored with ``set_random_state``."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
-
-
-def set_random_state(state: Mapping[str, Any]) -> None:
-    """Put torch's generators back to where ``random_state`` found them."""
-    torch.set_rng_state(state["cpu"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])

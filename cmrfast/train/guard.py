@@ -13,7 +13,7 @@ from cmrfast.errors import NotFiniteError
 
 
 class Stop:
-    """Whether somebody asked the process to end; true after the first SIGTERM or SIGINT."""
+    """Whether the process was asked to end; true after the first SIGTERM or SIGINT."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -28,8 +28,8 @@ class Stop:
 
 
 @contextmanager
-def stopping() -> Iterator[Stop]:
-    """Turn SIGTERM and the first Ctrl-C into a wish that the loop heeds between two steps."""
+def catch_signals() -> Iterator[Stop]:
+    """Note SIGTERM and the first Ctrl-C, for the loop to stop between two steps."""
     stop = Stop()
 
     def ask(number: int, _: FrameType | None) -> None:

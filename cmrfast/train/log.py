@@ -2,13 +2,37 @@
 
 import json
 import math
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 _PLAIN_EVERY_S = 5.0
+
+
+class Pace:
+    """Throughput between steps; what happens between ``restart`` and the next step counts."""
+
+    def __init__(self) -> None:
+        self._waited_s = 0.0
+        self.restart()
+
+    def restart(self) -> float:
+        """Start the clock, after a pause that is not the step's; returns the time."""
+        self._began = time.monotonic()
+        return self._began
+
+    def lap(self, samples: int, waited_s: float) -> dict[str, float]:
+        """Facts of a step that has just ended.
+
+        Args:
+            samples: that it learned from.
+            waited_s: that all steps so far have waited for batches.
+        """
+        now = time.monotonic()
+        took, waited = now - self._began, waited_s - self._waited_s
+        self._began, self._waited_s = now, waited_s
+        return {"samples_per_s": samples / took, "waited_share": waited / took}
 
 
 class Log:
@@ -126,8 +150,3 @@ def _duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
-
-
-def terminal() -> TextIO:
-    """Where progress goes: standard error, so that results can be piped."""
-    return sys.stderr

@@ -1,4 +1,4 @@
-"""How many samples fit: measured on one of them."""
+"""How many samples fit in memory, measured on one of them."""
 
 import os
 from contextlib import suppress
@@ -8,35 +8,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmrfast.tasks import Batch
-from cmrfast.train.update import Update
+from cmrfast.methods import Batch
+from cmrfast.train.network import Network
 
 _SHARE = 0.6  # of free memory that activations may take; gradients and others need the rest
 
 
-def micro_batch_that_fits(update: Update, sample: Batch, batch: int) -> int:
-    """The largest equal parts of a batch that fit in free memory, by what one sample keeps.
+def micro_batch_that_fits(network: Network, sample: Batch, batch: int) -> int:
+    """Size of the largest equal parts of a batch that fit in free memory, measured on one sample.
 
     Args:
-        update: of the run; its network and state are left as they are.
+        network: as it trains; its state is left as it is.
         sample: a batch of one.
         batch: samples of this rank.
     """
-    if update.own_step:  # it needs its batch whole
-        return batch
-    bytes_each = max(1, _kept_by(update, sample))
-    fitting = max(1, int(_free_bytes(update.ranks.device) * _SHARE / bytes_each))
+    bytes_each = max(1, _saved_bytes(network, sample))
+    fitting = max(1, int(_free_bytes(network.device) * _SHARE / bytes_each))
     if fitting >= batch:
         return batch
     parts = -(-batch // fitting)
     return -(-batch // parts)
 
 
-def _kept_by(update: Update, sample: Batch) -> int:
-    """Bytes that a forward pass of one sample keeps for its backward."""
+def _saved_bytes(network: Network, sample: Batch) -> int:
+    """Bytes that a forward pass of one sample saves for its backward."""
+    model = network.model
     seen: dict[int, int] = {}
-    # Sharded weights are put together for the pass and count with what it keeps.
-    whole = [] if update.sharded else list(update.model.parameters())
+    # Sharded weights are gathered for the pass and count with what it saves.
+    whole = [] if network.sharded else list(model.parameters())
     weights = {p.untyped_storage().data_ptr() for p in whole}
 
     def pack(tensor: Tensor) -> Any:
@@ -45,16 +44,16 @@ def _kept_by(update: Update, sample: Batch) -> int:
             seen[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    kept = {name: buffer.clone() for name, buffer in update.model.named_buffers()}
-    was_training = update.model.training
-    update.model.eval()  # batch norm refuses a single value a channel in training
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    was_training = model.training
+    model.eval()  # batch norm refuses a single value a channel in training
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        outputs = update.model(**{n: sample[n] for n in update.task.inputs if n in sample})
+        outputs = model(**network.inputs_of(sample))
     del outputs
-    update.model.train(was_training)
+    model.train(was_training)
     with torch.no_grad():
-        for name, buffer in update.model.named_buffers():
-            buffer.copy_(kept[name])
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
     return sum(seen.values())
 
 

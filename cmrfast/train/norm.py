@@ -8,7 +8,7 @@ from cmrfast.ops._collectives import total
 from cmrfast.train.ranks import Ranks
 
 
-def share_norms(model: nn.Module, ranks: Ranks) -> nn.Module:
+def sync_batch_norms(model: nn.Module, ranks: Ranks) -> nn.Module:
     """Let a network's batch norms see, in training, the batch of all ranks.
 
     All ranks then have to call the network equally often.

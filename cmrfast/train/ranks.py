@@ -31,7 +31,7 @@ class Ranks:
         """Whether this process writes what only one may write."""
         return self.rank == 0
 
-    def share(self, samples: Tensor) -> Tensor:
+    def own_part(self, samples: Tensor) -> Tensor:
         """This rank's part of a batch; the parts differ in size by one at most."""
         return samples.tensor_split(self.count)[self.rank]
 
@@ -55,7 +55,7 @@ class Ranks:
         for tensor, mean in zip(bucket, flat.split([t.numel() for t in bucket]), strict=True):
             tensor.copy_(mean.view_as(tensor))
 
-    def agree(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """The first rank's value, on every rank."""
         if self.group is None:
             return value
@@ -73,11 +73,11 @@ class Ranks:
 
 
 @contextmanager
-def joined(device: str = "auto", *, timeout_s: float = 600.0) -> Iterator[Ranks]:
-    """Join the processes that torchrun started; without torchrun this process is all there is.
+def process_group(device: str = "auto", *, timeout_s: float = 600.0) -> Iterator[Ranks]:
+    """Join the processes that torchrun started; without torchrun there is this process alone.
 
-    A rank that fails leaves its cause for the others, which stop with it: at once where the
-    connection breaks, else after the timeout.
+    Within another ``process_group`` the same one is used. A rank that fails leaves its cause for
+    the others, which stop with it: at once where the connection breaks, else after the timeout.
 
     Args:
         device: cpu, cuda, cuda:1 …, or auto: a GPU where there is one.
@@ -87,6 +87,9 @@ def joined(device: str = "auto", *, timeout_s: float = 600.0) -> Iterator[Ranks]
         yield Ranks(device=_device(device, 0))
         return
     local = _device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    if dist.is_initialized():
+        yield Ranks(dist.get_rank(), dist.get_world_size(), local, dist.group.WORLD)
+        return
     timeout = timedelta(seconds=timeout_s)
     store, rank, count = next(rendezvous("env://", timeout=timeout))
     dist.init_process_group(
@@ -106,6 +109,11 @@ def joined(device: str = "auto", *, timeout_s: float = 600.0) -> Iterator[Ranks]
         raise RuntimeError(f"stopped because of {cause}") from error
     finally:
         dist.destroy_process_group()
+
+
+def is_first_rank() -> bool:
+    """Whether this process is the one that prints, of those that torchrun started."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _cause(store: Any) -> str | None:

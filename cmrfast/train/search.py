@@ -6,49 +6,12 @@ import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any
 
-from cmrfast.atomic import replacing
-from cmrfast.train.loop import train
-
-
-class Range(NamedTuple):
-    """Where a field is searched: uniformly from low to high, or in its logarithm."""
-
-    low: float
-    high: float
-    log: bool = False
-
-
-#: What each method's search varies unless told otherwise: of joint_scar as its paper did.
-RANGES: dict[str, dict[str, Range]] = {
-    "joint_scar": {
-        "lr": Range(1e-5, 1e-2, log=True),
-        "dropout": Range(0.0, 0.6),
-        "myocardium_weight": Range(0.1, 10, log=True),
-        "weight_decay": Range(1e-7, 1e-3, log=True),
-    },
-    "siamese_lesion": {
-        "lr": Range(1e-5, 1e-2, log=True),
-        "temperature": Range(0.01, 1.0, log=True),
-        "dropout_full": Range(0.0, 0.6),
-    },
-    "joint_registration": {
-        "lr": Range(1e-5, 1e-2, log=True),
-        "alpha": Range(0.0, 1.0),
-        "registration_weight": Range(0.1, 10, log=True),
-    },
-    "new_lesions": {
-        "lr": Range(1e-4, 1e-1, log=True),
-        "dropout": Range(0.0, 0.6),
-        "on_lesion": Range(0.2, 1.0),
-    },
-    "adversarial_transfer": {
-        "lr": Range(1e-5, 1e-2, log=True),
-        "individual_weight": Range(0.5, 1.0),
-        "adversarial_weight": Range(0.01, 10, log=True),
-    },
-}
+from cmrfast import methods
+from cmrfast.atomic import atomic_write
+from cmrfast.methods.method import LogUniform, Range
+from cmrfast.train.trainer import train
 
 
 def search(
@@ -59,8 +22,6 @@ def search(
     trials: int = 30,
     ranges: Mapping[str, Range] | None = None,
     storage: str | None = None,
-    seed: int = 0,
-    stream: TextIO | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Train with other values until the validation score no longer pays for more.
@@ -73,11 +34,10 @@ def search(
         data: root of a data set that the method reads.
         out: folder of the search.
         trials: finished or pruned ones, of all workers.
-        ranges: field → range; default ``RANGES[method]``.
+        ranges: field → range; default those of the method.
         storage: URL of an Optuna storage; default SQLite in ``out``.
-        seed: of the training of every trial, and of the sampler.
-        stream: for progress; None is silent.
-        options: of ``train``, such as steps.
+        options: of ``train``, such as ``steps`` or ``changes``; ``seed`` also seeds the sampler,
+            ``stream`` shows a line a trial.
 
     Returns:
         ``best`` values, their ``score``, and the number of ``trials``.
@@ -91,7 +51,8 @@ def search(
             "search: needs the extra search: pip install 'cmrfast[search]'"
         ) from error
 
-    ranges = dict(ranges or RANGES[method])
+    ranges = dict(ranges or methods.get(method).search)
+    seed, stream = options.get("seed", 0), options.pop("stream", None)
     folder = Path(out)
     (folder / "trials").mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -112,7 +73,8 @@ def search(
 
     def objective(trial: Any) -> float:
         changes = {
-            name: trial.suggest_float(name, r.low, r.high, log=r.log) for name, r in ranges.items()
+            name: trial.suggest_float(name, r.low, r.high, log=isinstance(r, LogUniform))
+            for name, r in ranges.items()
         }
         last = [math.nan]
 
@@ -127,7 +89,7 @@ def search(
         place = folder / "trials" / f"{trial.number:04d}"
         own = {**options, "changes": {**options.get("changes", {}), **changes}}
         try:
-            train(method, data, place, **own, seed=seed, resume=True, watch=watch)
+            train(method, data, place, **own, resume=True, watch=watch)
         except FloatingPointError as error:
             # As bad as the worst, so that the sampler learns to keep away.
             trial.set_user_attr("diverged", str(error))
@@ -143,7 +105,7 @@ def search(
     while len(study.get_trials(deepcopy=False, states=over)) < trials:
         study.optimize(objective, n_trials=1)
     result = {"best": study.best_params, "score": study.best_value, "trials": len(study.trials)}
-    with replacing(folder / "best.json") as temporary:
+    with atomic_write(folder / "best.json") as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     _plot(study, folder)
     return result

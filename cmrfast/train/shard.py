@@ -12,7 +12,7 @@ _BLOCK_PARAMETERS = 1_000_000
 
 
 def shard(model: nn.Module, ranks: Ranks) -> None:
-    """Deal the weights out to the ranks; large repeated layers, such as a transformer's, apart.
+    """Shard the weights over the ranks; large repeated layers, such as a transformer's, apart.
 
     From here on gradients are averaged by the backward pass itself, and every forward is a joint
     act of all ranks.
@@ -46,7 +46,7 @@ def load_whole_state(
     weights: Mapping[str, Any],
     state: Mapping[str, Any],
 ) -> None:
-    """Deal out what ``whole_state`` gave; the first rank's counts."""
+    """Shard what ``whole_state`` returned; the first rank's counts."""
     from torch.distributed.checkpoint import state_dict
 
     from_first = state_dict.StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)

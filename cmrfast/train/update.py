@@ -1,69 +1,60 @@
-"""One optimiser step: forward, loss, backward, in parts where memory asks for it."""
+"""One optimiser step: gradients of a batch, averaged over ranks, applied."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from cmrfast.models import method
-from cmrfast.tasks import Batch, Task
+from cmrfast.methods import Batch, Method
+from cmrfast.train.micro_batch import Backward
+from cmrfast.train.network import Network
 from cmrfast.train.ranks import Ranks
 from cmrfast.train.shard import load_whole_state, whole_state
-
-_HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Update:
     """Applies a method's loss, or its own ``step``, to one batch.
 
-    With ``micro_batch`` below the batch the network sees parts of it, and the result is that of
-    the whole batch all the same (but for batch norm, which normalises by part): losses that are
-    means over samples are added up; for the others, whose every sample depends on all, a first
-    pass without gradients gives the outputs of the whole batch, their loss gives each output's
-    gradient, and a second pass carries these into the network.
-
     Args:
-        task: of the method.
-        model: in training mode, on the ranks' device.
-        ranks: gradients are averaged over them, losses are those of the batch of all.
-        micro_batch: samples of this rank that go through the network at once.
-        precision: float32, bfloat16 or float16.
-        forward: stands in for the model's forward, such as a compiled one.
-        sharded: the model's weights were dealt out by ``shard``.
+        method: the method's record.
+        config: of the network.
+        recipe: of the training.
+        network: as it trains.
+        ranks: gradients are averaged over them; losses are those of the batch of all.
     """
 
     def __init__(
         self,
-        task: Task,
-        model: nn.Module,
+        method: Method[Any, Any, Any],
+        config: Any,
+        recipe: Any,
+        network: Network,
         ranks: Ranks,
-        *,
-        micro_batch: int,
-        precision: str = "float32",
-        forward: Callable[..., Mapping[str, Tensor]] | None = None,
-        sharded: bool = False,
     ) -> None:
-        self.task, self.model, self.ranks, self.micro_batch = task, model, ranks, micro_batch
-        self.sharded = sharded
-        self.half = _HALF.get(precision)
-        self.forward = forward or model
-        self.module: Any = method(task.name)
-        self.own_step = hasattr(self.module, "step")
-        if self.own_step and precision == "float16":
-            raise ValueError(f"train: {task.name} takes precision float32 or bfloat16; got float16")
-        if self.own_step and sharded:
-            raise ValueError(f"train: {task.name} has a step of its own, which cannot be sharded")
+        self.method, self.config, self.recipe = method, config, recipe
+        self.network, self.ranks = network, ranks
+        if method.step and network.precision == "float16":
+            raise ValueError(
+                f"train: {method.name} takes precision float32 or bfloat16; got float16"
+            )
+        if method.step and network.sharded:
+            raise ValueError(f"train: {method.name} has a step of its own, which cannot be sharded")
         # A method with a step of its own has an optimiser for each of its networks.
-        parts = dict(model.named_children()) if self.own_step else {"model": model}
-        recipe = task.recipe
+        model = network.model
+        parts = dict(model.named_children()) if method.step else {"model": model}
         self.optimisers: dict[str, torch.optim.Optimizer] = {
             name: recipe.optimiser(name, part.parameters()) for name, part in parts.items()
         }
-        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=precision == "float16")
+        self.scaler = torch.amp.GradScaler(
+            ranks.device.type, enabled=network.precision == "float16"
+        )
+        self.backward = Backward(
+            network, self._loss, ranks, mean_loss=method.mean_loss, scaler=self.scaler
+        )
 
     def __call__(self, batch: Batch, *, lr: float, epoch: int) -> dict[str, Tensor]:
-        """Update the network; the losses before, of this rank, detached.
+        """Update the network; returns this rank's losses before the update, detached.
 
         Args:
             batch: of this rank, on its device.
@@ -73,137 +64,50 @@ class Update:
         for optimiser in self.optimisers.values():
             for group in optimiser.param_groups:
                 group["lr"] = lr
-        if self.own_step:
-            with self._autocast():
-                losses: dict[str, Tensor] = self.module.step(
-                    self.model,
+        if self.method.step:
+            with self.network.autocast():
+                return self.method.step(
+                    self.network.model,
                     batch,
                     self.optimisers,
                     average=self.ranks.average,
                     group=self.ranks.group,
-                    **self.task.step(epoch),
+                    **self.recipe.step_options(epoch),
                 )
-            return losses
         optimiser = self.optimisers["model"]
         optimiser.zero_grad(set_to_none=True)
-        parts = self._backward(batch)
-        if not bool(parts["loss"].isfinite()):
-            return parts  # an update would only spread it
-        if not self.sharded:
-            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-            self.ranks.average(gradients)
+        losses = self.backward(batch)
+        if not bool(losses["loss"].isfinite()):
+            return losses  # an update would only spread it
+        if not self.network.sharded:
+            parameters = self.network.model.parameters()
+            self.ranks.average([p.grad for p in parameters if p.grad is not None])
         self.scaler.step(optimiser)
         self.scaler.update()
-        return parts
+        return losses
 
     def state(self) -> dict[str, Any]:
-        """Of the network, the optimisers and the scaler; all ranks have to call it."""
-        if self.sharded:
-            weights, optimiser = whole_state(self.model, self.optimisers["model"])
+        """State of the network, the optimisers and the scaler; all ranks have to call it."""
+        model = self.network.model
+        if self.network.sharded:
+            weights, optimiser = whole_state(model, self.optimisers["model"])
             optimisers = {"model": optimiser}
         else:
-            weights = dict(self.model.state_dict())
+            weights = dict(model.state_dict())
             optimisers = {name: o.state_dict() for name, o in self.optimisers.items()}
         return {"model": weights, "optimisers": optimisers, "scaler": self.scaler.state_dict()}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Put back what ``state`` gave."""
-        if self.sharded:
+        """Restore what ``state`` returned."""
+        model = self.network.model
+        if self.network.sharded:
             own = self.optimisers["model"]
-            load_whole_state(self.model, own, state["model"], state["optimisers"]["model"])
+            load_whole_state(model, own, state["model"], state["optimisers"]["model"])
         else:
-            self.model.load_state_dict(dict(state["model"]))
+            model.load_state_dict(dict(state["model"]))
             for name, optimiser in self.optimisers.items():
                 optimiser.load_state_dict(dict(state["optimisers"][name]))
         self.scaler.load_state_dict(dict(state["scaler"]))
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(
-            self.ranks.device.type, self.half or torch.bfloat16, enabled=self.half is not None
-        )
-
-    def _outputs(self, batch: Batch) -> dict[str, Tensor]:
-        with self._autocast():
-            given = {name: batch[name] for name in self.task.inputs if name in batch}
-            return dict(self.forward(**given))
-
     def _loss(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = self.module.loss(
-            outputs, batch, self.task.config, group=self.ranks.group
-        )
-        return found
-
-    def _backward(self, batch: Batch) -> dict[str, Tensor]:
-        count = len(next(iter(batch.values())))
-        # As many as the first rank's, whose share is the largest: norms meet in every part.
-        parts_of_batch = self.ranks.agree(-(-count // self.micro_batch))
-        if parts_of_batch == 1:
-            parts = self._loss(self._outputs(batch), batch)
-            self.scaler.scale(parts["loss"]).backward()
-            return {name: part.detach() for name, part in parts.items()}
-        pieces = [
-            dict(zip(batch, tensors, strict=True))
-            for tensors in zip(
-                *(tensor.tensor_split(parts_of_batch) for tensor in batch.values()), strict=True
-            )
-        ]
-        if self.task.separable:
-            return self._added_up(pieces, count)
-        return self._in_two_passes(pieces, batch)
-
-    def _added_up(self, pieces: list[Batch], count: int) -> dict[str, Tensor]:
-        total: dict[str, Tensor] = {}
-        for piece in pieces:
-            share = len(next(iter(piece.values()))) / count
-            outputs = self._outputs(piece)
-            if not share:  # other ranks have a sample more: their norms wait for this one's
-                torch.stack([output.sum() for output in outputs.values()]).sum().backward()
-                continue
-            parts = self._loss(outputs, piece)
-            self.scaler.scale(parts["loss"] * share).backward()
-            for name, part in parts.items():
-                total[name] = total.get(name, 0) + share * part.detach()
-        return total
-
-    def _in_two_passes(self, pieces: list[Batch], batch: Batch) -> dict[str, Tensor]:
-        draws, found = [], []
-        kept = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-        with torch.no_grad():
-            for piece in pieces:
-                draws.append(_random_state(self.ranks.device))
-                found.append(self._outputs(piece))
-            for name, buffer in self.model.named_buffers():  # statistics count once
-                buffer.copy_(kept[name])
-        outputs = {
-            name: torch.cat([part[name] for part in found]).requires_grad_() for name in found[0]
-        }
-        parts = self._loss(outputs, batch)
-        self.scaler.scale(parts["loss"]).backward()
-        start = 0
-        for piece, draw in zip(pieces, draws, strict=True):
-            _set_random_state(self.ranks.device, draw)  # dropout as in the first pass
-            again = self._outputs(piece)
-            stop = start + len(next(iter(again.values())))
-            pulled = [name for name, output in outputs.items() if output.grad is not None]
-            torch.autograd.backward(
-                [again[name] for name in pulled],
-                [_gradient(outputs[name])[start:stop] for name in pulled],
-            )
-            start = stop
-        return {name: part.detach() for name, part in parts.items()}
-
-
-def _gradient(tensor: Tensor) -> Tensor:
-    assert tensor.grad is not None
-    return tensor.grad
-
-
-def _random_state(device: torch.device) -> Tensor:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-
-def _set_random_state(device: torch.device, state: Tensor) -> None:
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state, device)
-    else:
-        torch.set_rng_state(state)
+        return self.method.loss(outputs, batch, self.config, group=self.ranks.group)

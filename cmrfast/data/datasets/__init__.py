@@ -6,7 +6,6 @@ from pathlib import Path
 from cmrfast.data.datasets import acdc, emidec, mscmrseg, msseg2, myops, open_ms, t1_lge
 from cmrfast.data.datasets.case import Case, Dataset, Labelling
 from cmrfast.data.datasets.layout import Layout
-from cmrfast.data.datasets.slices import slice_pairs, slice_pairs_by_index
 from cmrfast.data.datasets.split import Split, split_by_patient
 
 #: Every layout by its name.
@@ -39,7 +38,5 @@ __all__ = [
     "Labelling",
     "Split",
     "open_dataset",
-    "slice_pairs",
-    "slice_pairs_by_index",
     "split_by_patient",
 ]

@@ -61,9 +61,38 @@ class Case:
     info: Mapping[str, str] = field(default_factory=dict)
     faults: tuple[str, ...] = ()
 
-    def image(self, sequence: str) -> Volume:
-        """Read an image. Unlike ``read_nifti`` it does not warn: ``check`` names what is odd."""
-        return read_volume(read_header(self._path("image", self.images, sequence)))
+    def require(self, *, images: Iterable[str] = (), labels: Iterable[str] = ()) -> None:
+        """Raise ``FileError`` unless the case has these files."""
+        for sequence in images:
+            self._path("image", self.images, sequence)
+        for name in labels:
+            self._path("label", self.labels, name)
+
+    def image(self, sequence: str, *, channels: int | None = None) -> Volume:
+        """Read an image. Unlike ``read_nifti`` it does not warn: ``check`` names what is odd.
+
+        Args:
+            sequence: a key of ``images``.
+            channels: how many channels or time points it must have; None takes any number.
+        """
+        path = self._path("image", self.images, sequence)
+        image = read_volume(read_header(path))
+        if channels not in (None, image.channels):
+            raise FileError(
+                f"image: {path} must have {channels} channel{'' if channels == 1 else 's'}; "
+                f"got {image.channels} channels or time points"
+            )
+        return image
+
+    def mask_on(self, image: Volume, name: str) -> Volume:
+        """Read a mask that must be one channel on the grid of an image; see ``label``."""
+        mask = self.label(name)
+        if mask.channels != 1 or not mask.shares_grid(image):
+            raise FileError(
+                f"label: {self.labels[name]} must be one mask on the grid of its image, "
+                f"{image.shape}; got {tuple(mask.data.shape)}"
+            )
+        return mask
 
     def label(self, name: str) -> Volume:
         """Read a mask as uint8, in the values that ``labelling`` explains."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cmrfast.atomic import replacing
+from cmrfast.atomic import atomic_write
 from cmrfast.data.datasets.layout import by_number
 from cmrfast.errors import FileError
 
@@ -31,7 +31,7 @@ class Split:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write as JSON, whole or not at all."""
         try:
-            with replacing(Path(path)) as temporary:
+            with atomic_write(Path(path)) as temporary:
                 temporary.write_text(json.dumps(asdict(self), indent=1) + "\n", "utf-8")
         except OSError as error:
             raise FileError(f"save: {path}: {error.strerror or error}") from error

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cmrfast.atomic import replacing
+from cmrfast.atomic import atomic_write
 from cmrfast.data.nifti.geometry import set_geometry
 from cmrfast.data.nifti.header import DTYPES, Header, read_header
 from cmrfast.data.nifti.read import read_volume
@@ -64,7 +64,7 @@ def write_nifti(
     data = _storable(volume.data, model)
     fields = _fields(data, volume, model)
     try:
-        with replacing(target) as temporary:
+        with atomic_write(target) as temporary:
             _dump(temporary, fields, data, packed=target.name.endswith(".gz"))
             _verify(temporary, target, data, volume)
     except OSError as error:

@@ -28,34 +28,24 @@ _WRITERS: dict[str, _Write] = {
     "msseg2": write_msseg2,
     "open_ms": write_open_ms,
 }
-#: Layouts that each method reads, the default first.
-LAYOUTS = {
-    "siamese_lesion": ("t1_lge",),
-    "joint_scar": ("emidec", "myops"),
-    "joint_registration": ("mscmrseg",),
-    "new_lesions": ("msseg2", "open_ms"),
-    "adversarial_transfer": ("mscmrseg",),
-}
 
 
 def write_phantoms(
-    method: str,
+    layout: str,
     out: str | os.PathLike[str],
     *,
     cases: int = 12,
     seed: int = 0,
-    layout: str | None = None,
     shrink: float = 1.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Write a synthetic data set that a method can be trained on.
+    """Write a synthetic data set in a public layout.
 
     Args:
-        method: as in ``cmrfast.models``.
+        layout: t1_lge, emidec, myops, mscmrseg, msseg2 or open_ms.
         out: a new or empty folder, which becomes the root of the data set.
         cases: number of patients. A patient depends on the seed and on its own number alone.
         seed: the same seed gives the same bytes.
-        layout: which of the method's data sets; default ``LAYOUTS[method][0]``.
         shrink: at 2 voxels are twice as wide (hearts: in plane), for tests and demonstrations.
         progress: called with (patients written, patients in all).
 
@@ -66,18 +56,13 @@ def write_phantoms(
         >>> import tempfile
         >>> from cmrfast.data.datasets import open_dataset
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     root = write_phantoms("siamese_lesion", folder, cases=2, shrink=3)
+        ...     root = write_phantoms("t1_lge", folder, cases=2, shrink=3)
         ...     [case.name for case in open_dataset("t1_lge", root)]
         ['subject01', 'subject02']
     """
-    if method not in LAYOUTS:
+    if layout not in _WRITERS:
         raise ValueError(
-            f"write_phantoms: method must be one of {', '.join(LAYOUTS)}; got {method!r}"
-        )
-    known = LAYOUTS[method]
-    if layout is not None and layout not in known:
-        raise ValueError(
-            f"write_phantoms: layout of {method} must be one of {', '.join(known)}; got {layout!r}"
+            f"write_phantoms: layout must be one of {', '.join(_WRITERS)}; got {layout!r}"
         )
     if cases < 1:
         raise ValueError(f"write_phantoms: cases must be at least 1; got {cases}")
@@ -92,7 +77,7 @@ def write_phantoms(
             raise FileError(f"write_phantoms: {root} must be a new or empty folder; it holds files")
         for number in range(1, cases + 1):
             rng = np.random.default_rng([seed, number])
-            _WRITERS[layout or known[0]](root, number, cases, rng, float(shrink))
+            _WRITERS[layout](root, number, cases, rng, float(shrink))
             if progress is not None:
                 progress(number, cases)
     except OSError as error:
@@ -100,4 +85,4 @@ def write_phantoms(
     return root
 
 
-__all__ = ["LAYOUTS", "write_phantoms"]
+__all__ = ["write_phantoms"]

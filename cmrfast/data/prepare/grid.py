@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cmrfast.ops import resample
-from cmrfast.ops.affine_sample import Mode
+from cmrfast.ops import extract_patches, resample
 
 
 def spacing_grid(
@@ -38,30 +37,6 @@ def spacing_grid(
         new_from_old[axis, axis] = s / length
         new_from_old[axis, 3] = (n - 1) / 2 - s / length * (m - 1) / 2
     return tuple(new_shape), old @ new_from_old
-
-
-def resample_to_spacing(
-    volume: Tensor,
-    world_from_vox: Tensor,
-    spacing_mm: Sequence[float],
-    *,
-    mode: Mode = "linear",
-    antialias: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Resample a volume to another spacing; its box and its centre stay.
-
-    Args:
-        volume: (C, *S), floating; integer with ``nearest`` only.
-        world_from_vox: (4, 4).
-        spacing_mm: edges of the new voxels, one entry per space axis.
-        mode: ``linear`` or ``nearest``.
-        antialias: smooth first along axes that get coarser.
-
-    Returns:
-        The volume on the new grid and the grid's (4, 4) world_from_vox.
-    """
-    shape, grid = spacing_grid(volume.shape[1:], world_from_vox, spacing_mm)
-    return resample(volume, world_from_vox, grid, shape, mode=mode, antialias=antialias), grid
 
 
 def resample_labels(
@@ -106,12 +81,12 @@ def crop_or_pad(
     center_vox: Sequence[int] | None = None,
     fill: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Cut a box out of a volume, padded where it reaches outside; nothing is interpolated.
+    """Crop a volume to a box, padding where the box reaches outside; nothing is interpolated.
 
     The voxel ``center_vox`` becomes voxel ``shape // 2``, so that a crop undoes a padding.
 
     Args:
-        volume: (C, *S), any dtype.
+        volume: (C, *S), any real dtype.
         world_from_vox: (4, 4).
         shape: of the box.
         center_vox: default ``S // 2``.
@@ -132,19 +107,9 @@ def crop_or_pad(
             f"crop_or_pad: shape and center_vox must have one entry per space axis ({len(old)}), "
             f"shape at least 1; got {new} and {center}"
         )
-    start = [c - n // 2 for c, n in zip(center, new, strict=True)]
+    start = torch.tensor([c - n // 2 for c, n in zip(center, new, strict=True)])
     moved = world_from_vox.clone()
-    for axis, first in enumerate(start):
+    for axis, first in enumerate(start.tolist()):
         moved[:, 3] += first * world_from_vox[:, axis]
-    boxed = volume
-    for axis, (first, m, n) in enumerate(zip(start, new, old, strict=True), 1):
-        low, high = max(first, 0), min(first + m, n)
-        inside = boxed.narrow(axis, min(low, n), max(high - low, 0))
-        before = min(max(-first, 0), m) if high > low else m
-        rest = m - before - inside.shape[axis]
-        pads = [
-            boxed.new_full((*boxed.shape[:axis], extra, *boxed.shape[axis + 1 :]), fill)
-            for extra in (before, rest)
-        ]
-        boxed = torch.cat((pads[0], inside, pads[1]), axis)
-    return boxed, moved
+    starts = start[None].to(volume.device)
+    return extract_patches(volume, starts, new, fill=fill, dtype=volume.dtype)[0], moved

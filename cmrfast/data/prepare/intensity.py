@@ -1,4 +1,4 @@
-"""Intensities on a common scale: z-score, range, clipped percentiles.
+"""Intensities on a common scale: z-score, range, percentiles.
 
 Statistics are float64, over the whole of each channel (``over="volume"``) or over each slice along
 the last axis (``over="slice"``), of the voxels in ``mask`` alone where one is given. Results are
@@ -57,28 +57,6 @@ def min_max(volume: Tensor, *, mask: Tensor | None = None, over: Over = "volume"
     high = torch.where(inside, groups, -torch.inf).amax(-1, keepdim=True)
     scaled = torch.where(high > low, (groups - low) / (high - low), 0.0)
     return _ungroup(scaled, volume, over)
-
-
-def clip_percentiles(
-    volume: Tensor,
-    low: float = 1.0,
-    high: float = 99.0,
-    *,
-    mask: Tensor | None = None,
-    over: Over = "volume",
-) -> Tensor:
-    """Values below and above two percentiles set to these; arguments as those of ``min_max``."""
-    if not 0 <= low <= high <= 100:
-        raise ValueError(
-            f"clip_percentiles: needs 0 <= low <= high <= 100; got low {low}, high {high}"
-        )
-    groups, inside = _groups("clip_percentiles", volume, mask, over)
-    clipped = groups.clone()
-    for group, into, counts in zip(groups, clipped, inside, strict=True):
-        if counts.any():
-            bounds = percentiles(group[counts], (low, high))
-            into.clamp_(bounds[0], bounds[1])
-    return _ungroup(clipped, volume, over)
 
 
 def percentiles(values: Tensor, at: tuple[float, ...]) -> Tensor:

@@ -1,0 +1,32 @@
+"""adversarial_transfer: LGE segmentation against an adversary, with masks of bSSFP and T2."""
+
+from cmrfast.methods.adversarial_transfer.images import Segmentation, segment
+from cmrfast.methods.adversarial_transfer.published import PUBLISHED, STRUCTURES
+from cmrfast.methods.adversarial_transfer.task import AdversarialTransferTask
+from cmrfast.methods.method import LogUniform, Method, Objective, Uniform
+from cmrfast.models.adversarial_transfer import AdversarialTransfer, Config, Recipe, loss, step
+
+__all__ = ["METHOD", "Segmentation", "segment"]
+
+METHOD = Method(
+    name="adversarial_transfer",
+    paper="Chen, Li, Zhang, Menze 2020, Adversarial convolutional networks with weak "
+    "domain-transfer for multi-sequence cardiac MR images segmentation",
+    model=AdversarialTransfer,
+    config=Config,
+    recipe=Recipe,
+    loss=loss,
+    step=step,
+    task=AdversarialTransferTask,
+    datasets=("mscmrseg",),
+    inputs=("images",),
+    objective=Objective("dice_percent", maximise=True),
+    search={
+        "lr": LogUniform(1e-5, 1e-2),
+        "individual_weight": Uniform(0.5, 1.0),
+        "adversarial_weight": LogUniform(0.01, 10),
+    },
+    single_image="LGE",
+    structures={value: name for name, value in STRUCTURES.items()},
+    published=PUBLISHED,
+)

@@ -1,0 +1,145 @@
+"""Ventricles and myocardium in short-axis stacks, slice by slice."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cmrfast.data.slices import pack_slices
+from cmrfast.data.volume import Volume
+from cmrfast.infer import predict_batches
+from cmrfast.models.adversarial_transfer import RECIPE, AdversarialTransfer, Recipe
+from cmrfast.ops import VolumeStore, extract_patches
+
+_MIN_SD = 1e-8
+_MULTIPLE = 8  # of which the generator's images have sides
+
+
+class Segmentation(NamedTuple):
+    """Labels, and how sure the network is of them.
+
+    ``labels`` are uint8: 0 background, 1 left ventricle, 2 myocardium, 3 right ventricle.
+    ``probabilities`` are float32 (4 · C, I, J, K), the four classes of each channel together.
+    """
+
+    labels: Volume
+    probabilities: Volume | None
+
+
+class Slices:
+    """Slices of any shapes in their stored dtype, with what brings each to mean 0 and SD 1.
+
+    Args:
+        images: (1, I, J) each, real, of one dtype.
+        device: where they are kept.
+    """
+
+    def __init__(self, images: list[Tensor], device: torch.device | str = "cpu") -> None:
+        self.store = VolumeStore(images, device)
+        moments = [_moments(image) for image in images]
+        mean, scale = torch.tensor(moments, dtype=torch.float64).view(-1, 2).unbind(1)
+        self.shift, self.scale = mean[:, None].to(device), scale[:, None].to(device)
+
+    def windows(self, which: Tensor, start_vox: Tensor, size: tuple[int, int]) -> Tensor:
+        """What the network sees of some slices: (B, 1, *size) float32, 0 outside.
+
+        Args:
+            which: (B,) numbers of the slices.
+            start_vox: (B, 2) first pixel of each window; it may lie outside.
+            size: of the windows.
+        """
+        return extract_patches(
+            self.store,
+            start_vox,
+            size,
+            volume_index=which,
+            shift=self.shift,
+            scale=self.scale,
+        )
+
+
+def segment(
+    model: AdversarialTransfer,
+    volume: Volume,
+    recipe: Recipe = RECIPE,
+    *,
+    probabilities: bool = False,
+    batch: int = 8,
+) -> Segmentation:
+    """Label each slice of a stack of any sequence.
+
+    The network sees the middle of each slice, ``recipe.view_px`` wide; the rest is background.
+    Beside its input and results memory holds the slices as the network sees them (4 bytes a
+    pixel), and one batch of them in the network.
+
+    Args:
+        model: an ``AdversarialTransfer`` in evaluation mode.
+        volume: channels are images of their own.
+        recipe: that the model was trained with.
+        probabilities: keep these too, 16 bytes a voxel.
+        batch: slices that the network gets at once.
+
+    Example:
+        >>> from cmrfast.models import build
+        >>> model = build("adversarial_transfer", size=32, width=4).eval()
+        >>> found = segment(model, Volume(torch.rand(1, 40, 300, 3), torch.eye(4)))
+        >>> found.labels.data.shape, found.labels.data.dtype
+        (torch.Size([1, 40, 300, 3]), torch.uint8)
+    """
+    stack = pack_slices(volume.data)[:, None]  # (C · K, 1, I, J)
+    start, size = middle_window(volume.shape[:2], recipe.view_px)
+    starts, which = start.expand(len(stack), 2).to(stack.device), torch.arange(len(stack))
+    seen = Slices(list(stack), stack.device).windows(which.to(stack.device), starts, size)
+    labels: list[Tensor] = []
+    classes: list[Tensor] = []
+    for outputs in predict_batches("adversarial_transfer", model, {"images": seen}, batch):
+        probability = outputs["logits"].float().softmax(1)
+        labels.append(_restore(probability.argmax(1, keepdim=True).byte(), start, volume))
+        if probabilities:
+            probability = _restore(probability, start, volume)
+            probability[:, 0] += probability.sum(1) == 0  # beyond the window
+            classes.append(probability)
+    return Segmentation(_stacked(labels, volume), _stacked(classes, volume) if classes else None)
+
+
+def middle_window(shape: tuple[int, ...], view_px: int) -> tuple[Tensor, tuple[int, int]]:
+    """The square about the middle of a slice that the network sees, or the whole slice.
+
+    Args:
+        shape: (I, J) of the slice.
+        view_px: side of the square; 0 for the whole.
+
+    Returns:
+        Its first pixel (2,), and its size, each side a multiple of 8 that may reach outside.
+
+    Example:
+        >>> middle_window((300, 100), 256)
+        (tensor([22, -2]), (256, 104))
+    """
+    sides = [min(n, view_px) if view_px else n for n in shape]
+    i, j = (-(-side // _MULTIPLE) * _MULTIPLE for side in sides)
+    return torch.tensor([shape[0] // 2 - i // 2, shape[1] // 2 - j // 2]), (i, j)
+
+
+def _restore(windows: Tensor, start: Tensor, volume: Volume) -> Tensor:
+    """(B, K, *size) windows to (B, K, I, J) on the volume's device; 0 beyond them."""
+    windows = windows.to(volume.data.device)
+    which = torch.arange(len(windows), device=windows.device)
+    starts = -start.expand(len(windows), 2).to(windows.device)
+    return extract_patches(
+        windows, starts, volume.shape[:2], volume_index=which, dtype=windows.dtype
+    )
+
+
+def _stacked(parts: list[Tensor], volume: Volume) -> Volume:
+    """Slices (B, K, I, J) in order as (C · K, I, J, slices)."""
+    stack = torch.cat(parts).unflatten(0, (volume.channels, -1))  # (C, slices, K, I, J)
+    return volume.with_data(stack.movedim(1, -1).flatten(0, 1).contiguous())
+
+
+def _moments(image: Tensor) -> tuple[float, float]:
+    """Mean, and 1 / SD; 0 of a constant image."""
+    values = image.double()
+    mean = values.mean()
+    sd = (values - mean).square().mean().sqrt().item()
+    return mean.item(), 0.0 if sd < _MIN_SD else 1 / sd

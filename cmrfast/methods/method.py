@@ -1,0 +1,149 @@
+"""Method: the record of one paper, which is all that the rest of the package knows of it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from torch import Tensor
+
+from cmrfast.methods.preparation import ConfigT, RecipeT
+from cmrfast.methods.task import ModelT, Row, Task
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Dataclass = TypeVar("Dataclass", bound="DataclassInstance")
+ConfigT_contra = TypeVar("ConfigT_contra", contravariant=True)
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """A search range whose values are drawn uniformly."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class LogUniform:
+    """A search range whose logarithms are drawn uniformly."""
+
+    low: float
+    high: float
+
+
+Range = Uniform | LogUniform
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The score that validation optimises.
+
+    Args:
+        name: a score of the rows.
+        maximise: whether higher is better.
+    """
+
+    name: str
+    maximise: bool
+
+    def mean(self, rows: Sequence[Row]) -> float:
+        """The mean over the rows that have the score; NaN where none has."""
+        values = [row.scores.get(self.name, float("nan")) for row in rows]
+        values = [value for value in values if value == value]
+        return sum(values) / len(values) if values else float("nan")
+
+    def merit(self, mean: float) -> float:
+        """A mean with the sign that makes higher better."""
+        return mean if self.maximise else -mean
+
+
+@dataclass(frozen=True)
+class Published:
+    """A row of a paper's table.
+
+    Args:
+        protocol: on whom and how it was measured.
+        cells: score → mean or "mean (SD)", as printed.
+    """
+
+    protocol: str
+    cells: Mapping[str, str]
+
+
+class Loss(Protocol[ConfigT_contra]):
+    """A method's loss: ``loss``, which is minimised, and its parts under their own names."""
+
+    def __call__(
+        self,
+        outputs: Mapping[str, Tensor],
+        batch: Mapping[str, Tensor],
+        config: ConfigT_contra | None = None,
+        *,
+        group: Any = None,
+    ) -> dict[str, Tensor]:
+        """Losses of a batch; ``group`` is the process group whose batches count as one."""
+        ...
+
+
+#: One update of a method that has several optimisers: ``step(model, batch, optimisers, *, group,
+#: average, **recipe.step_options(epoch))`` returns the losses before the update, detached.
+Step = Callable[..., dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Method(Generic[ModelT, ConfigT, RecipeT]):
+    """Everything about one paper.
+
+    Args:
+        name: a key of ``cmrfast.models.MODELS``.
+        paper: authors, year and title.
+        model: makes the network from its config.
+        config: of the network; its fields are options of the command.
+        recipe: of the training; its fields are options of the command.
+        loss: of the network's outputs.
+        task: between images on disk and the network.
+        datasets: layouts that the task reads, the default first.
+        inputs: keys of a batch that the network takes, by the names of its forward's arguments.
+        objective: what validation optimises.
+        search: what a search varies unless told otherwise.
+        step: only where one loss and one optimiser do not do.
+        mean_loss: whether a batch's loss is the mean of its samples' losses, so that parts of a
+            batch add up.
+        single_image: the sequence of an image that alone makes a case for ``predict``; None where
+            a case takes several.
+        structures: label value → name, for pictures.
+        published: rows of the paper's tables, by name.
+    """
+
+    name: str
+    paper: str
+    model: Callable[[ConfigT], ModelT]
+    config: type[ConfigT]
+    recipe: Callable[..., RecipeT]
+    loss: Loss[ConfigT]
+    task: type[Task[ModelT, ConfigT, RecipeT]]
+    datasets: tuple[str, ...]
+    inputs: tuple[str, ...]
+    objective: Objective
+    search: Mapping[str, Range] = field(default_factory=dict)
+    step: Step | None = None
+    mean_loss: bool = False
+    single_image: str | None = None
+    structures: Mapping[int, str] = field(default_factory=dict)
+    published: Mapping[str, Published] = field(default_factory=dict)
+
+    def configure(self, changes: Mapping[str, Any]) -> tuple[ConfigT, RecipeT]:
+        """The published Config and Recipe with some fields changed, each by its name alone."""
+        config, recipe = self.config(), self.recipe()
+        known = [item.name for side in (config, recipe) for item in fields(side)]
+        for name in changes:
+            if name not in known:
+                raise ValueError(f"{self.name}: fields are {', '.join(known)}; got {name!r}")
+        return override_fields(config, changes), override_fields(recipe, changes)
+
+
+def override_fields(values: Dataclass, changes: Mapping[str, Any]) -> Dataclass:
+    """A dataclass with those of the changes that are fields of it."""
+    own = {item.name for item in fields(values)}
+    return replace(values, **{k: v for k, v in changes.items() if k in own})

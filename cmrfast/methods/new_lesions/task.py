@@ -1,0 +1,166 @@
+"""new_lesions on images: pairs of visits prepared, cut into patches, predicted and scored."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmrfast.data.cache import Tensors
+from cmrfast.data.datasets.case import Case
+from cmrfast.data.volume import Volume
+from cmrfast.methods.new_lesions.histogram import histogram_landmarks
+from cmrfast.methods.new_lesions.images import NewLesionMap, align, normalise, segment
+from cmrfast.methods.new_lesions.sampling import PatchFeed
+from cmrfast.methods.preparation import Preparation, Source, prepare_cases
+from cmrfast.methods.task import Facts, Output, Picture, Prediction, Row, Task
+from cmrfast.metrics import connected_components, dice, lesion_scores
+from cmrfast.models.new_lesions import Config, NewLesions, Recipe
+from cmrfast.ops import resample
+
+_IMAGES = ("earlier", "later")
+_RATERS = ("rater1", "rater2", "rater3", "rater4")
+_MASKS = ("consensus", *_RATERS)
+
+
+def _align(source: Source[Config, Recipe]) -> Tensors:
+    """Images, brain and masks on the network's grid, intensities as they are."""
+    case = source.case
+    earlier, later = (case.image(name) for name in _IMAGES)
+    visits = align(earlier, later, _brains(case), recipe=source.recipe)
+    masks = {
+        name: resample(
+            mask.data,
+            mask.world_from_vox,
+            visits.world_from_vox,
+            visits.brain.shape,
+            mode="nearest",
+        )
+        for name, mask in ((n, case.label(n)) for n in _MASKS if n in case.labels)
+    }
+    return {
+        "images": visits.images,
+        "brain": visits.brain.to(torch.uint8),
+        "masks": torch.cat([masks.get(name, masks["consensus"]) for name in _MASKS]),
+    }
+
+
+def _normalise(source: Source[Config, Recipe]) -> Tensors:
+    """The same, with intensities as the network takes them."""
+    aligned = ALIGNED(source)
+    landmarks = _landmarks(source.recipe, source.fitted)
+    images = normalise(aligned["images"], aligned["brain"], landmarks)
+    return aligned | {"images": images.to(getattr(torch, source.recipe.stored))}
+
+
+ALIGNED = Preparation(
+    "new_lesions, aligned",
+    _align,
+    images=_IMAGES,
+    labels=("consensus",),
+    optional_labels=(*_RATERS, "brain"),
+    recipe=("spacing_mm", "bias_field"),
+)
+NORMALISED = Preparation(
+    "new_lesions, normalised",
+    _normalise,
+    images=ALIGNED.images,
+    labels=ALIGNED.labels,
+    optional_labels=ALIGNED.optional_labels,
+    recipe=(*ALIGNED.recipe, "histogram", "stored"),
+    fitted=("landmarks",),
+)
+
+
+class NewLesionsTask(Task[NewLesions, Config, Recipe]):
+    """The paper's experiment on MSSEG-2, or open_ms.
+
+    Masks that a patient lacks are taken from the consensus; open_ms has only that one, so all five
+    maps learn the same there. Its mask marks any change, and its brain mask is used. Where there is
+    no brain mask, the foreground of the images is used: strip MSSEG-2's first for the paper's
+    images.
+    """
+
+    preparations = (ALIGNED, NORMALISED)
+    predict_batch = 2
+
+    def fit(self, cases: Sequence[Case]) -> dict[str, Any]:
+        """Landmarks of the histogram, from both visits of the training patients."""
+        if not self.recipe.histogram:
+            return {}
+
+        def of_patient(case: Case) -> Tensor:
+            aligned = self.prepared(ALIGNED, case)
+            inside = aligned["brain"] != 0
+            return histogram_landmarks(image[inside] for image in aligned["images"])
+
+        return {
+            "landmarks": torch.stack(prepare_cases("new_lesions", cases, of_patient))
+            .mean(0)
+            .tolist()
+        }
+
+    def feed(self, cases: Sequence[Case], *, seed: int) -> PatchFeed:
+        """Patches of every patient with both visits and a consensus; the others are left out."""
+        patients = prepare_cases("new_lesions", cases, lambda case: self.prepared(NORMALISED, case))
+        return PatchFeed(patients, self.recipe, seed=seed, device=self.device)
+
+    def predict(self, model: NewLesions, case: Case) -> Prediction:
+        """``new_lesions`` and ``probability`` on the later image; how many there are."""
+        found, like = self._segment(model, case), case.images["later"]
+        _, count = connected_components(found.mask.data[0])
+        return Prediction(
+            {
+                "new_lesions": Output(found.mask, like),
+                "probability": Output(found.probability, like),
+            },
+            {"lesions": count, "volume_ml": int(found.mask.data.sum()) * found.mask.voxel_ml},
+        )
+
+    def evaluate(self, model: NewLesions, case: Case) -> list[Row]:
+        """Dice over voxels and scores by lesion; of a patient without new lesions, false ones."""
+        if "consensus" not in case.labels:
+            return []
+        found, reference = self._segment(model, case).mask, case.label("consensus")
+        scores = lesion_scores(
+            found.data[0], reference.data[0], reference.spacing_mm, overlap=self.recipe.found
+        )
+        ids: dict[str, str | int] = {"case": case.name, "lesions": scores.reference_count}
+        values = {"dice": dice(found.data, reference.data).item()}
+        if scores.reference_count:
+            ids["found"] = scores.found_count
+            values |= {
+                "f1": scores.f1,
+                "sensitivity": scores.sensitivity,
+                "precision": scores.precision,
+            }
+        ids["false"] = scores.false_count
+        return [Row(ids, values | {"false_mm3": scores.false_volume_mm3})]
+
+    def picture(self, model: NewLesions, case: Case) -> Picture:
+        """The later image with both masks."""
+        reference = case.label("consensus") if "consensus" in case.labels else None
+        return Picture(case.image("later"), self._segment(model, case).mask, reference)
+
+    def _segment(self, model: NewLesions, case: Case) -> NewLesionMap:
+        images = case.image("earlier"), case.image("later")
+        return segment(
+            model,
+            *images,
+            _brains(case),
+            landmarks=_landmarks(self.recipe, self.fitted),
+            recipe=self.recipe,
+            batch=self.predict_batch,
+        )
+
+
+def _landmarks(recipe: Recipe, fitted: Facts) -> Tensor | None:
+    if not recipe.histogram:
+        return None
+    if "landmarks" not in fitted:
+        raise ValueError("new_lesions: fitted must hold landmarks, from fit; it does not")
+    return torch.tensor(fitted["landmarks"], dtype=torch.float64)
+
+
+def _brains(case: Case) -> list[Volume]:
+    return [case.label("brain")] if "brain" in case.labels else []

@@ -1,0 +1,19 @@
+"""Methods by name; a method's modules are imported when it is asked for."""
+
+from importlib import import_module
+from typing import Any
+
+from cmrfast.methods.method import Method
+from cmrfast.models import MODELS
+
+
+def get(name: str) -> Method[Any, Any, Any]:
+    """The record of a method.
+
+    Args:
+        name: a key of ``cmrfast.models.MODELS``.
+    """
+    if name not in MODELS:
+        raise ValueError(f"method must be one of {', '.join(MODELS)}; got {name!r}")
+    method: Method[Any, Any, Any] = import_module(f"cmrfast.methods.{name}").METHOD
+    return method

@@ -1,0 +1,30 @@
+"""siamese_lesion: lesion patches of T1 maps, learned beside LGE."""
+
+from cmrfast.methods.method import LogUniform, Method, Objective, Uniform
+from cmrfast.methods.siamese_lesion.images import LesionMap, classify
+from cmrfast.methods.siamese_lesion.published import PUBLISHED
+from cmrfast.methods.siamese_lesion.task import SiameseLesionTask
+from cmrfast.models.siamese_lesion import Config, Recipe, SiameseLesion, loss
+
+__all__ = ["METHOD", "LesionMap", "classify"]
+
+METHOD = Method(
+    name="siamese_lesion",
+    paper="Golub et al. 2022, Convolutional siamese networks for myocardial lesion "
+    "classification in T1 maps",
+    model=SiameseLesion,
+    config=Config,
+    recipe=Recipe,
+    loss=loss,
+    task=SiameseLesionTask,
+    datasets=("t1_lge",),
+    inputs=("t1", "lge"),
+    objective=Objective("classification_loss", maximise=False),
+    search={
+        "lr": LogUniform(1e-5, 1e-2),
+        "temperature": LogUniform(0.01, 1.0),
+        "dropout_full": Uniform(0.0, 0.6),
+    },
+    structures={1: "lesion"},
+    published=PUBLISHED,
+)

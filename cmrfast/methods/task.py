@@ -1,0 +1,171 @@
+"""Task: what connects a method's network to images on disk."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from cmrfast.data.cache import Cache, Tensors
+from cmrfast.data.datasets.case import Case
+from cmrfast.data.volume import Volume
+from cmrfast.methods.preparation import ConfigT, Preparation, RecipeT, Source
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
+Batch = dict[str, Tensor]
+Facts = Mapping[str, Any]
+
+
+class Feed(Protocol):
+    """The samples of one epoch; a batch is a function of the epoch and the sample numbers."""
+
+    def __len__(self) -> int:
+        """Samples in an epoch."""
+        ...
+
+    def batch(self, epoch: int, samples: Tensor) -> Batch:
+        """What the network and its loss are given; called from any thread.
+
+        Args:
+            epoch: from 0; seeds random choices and augmentation.
+            samples: (B,) numbers within the epoch.
+
+        Returns:
+            Tensors on the task's device.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Row:
+    """One unit of an evaluation, such as a slice or a patient.
+
+    Args:
+        ids: what the unit is (``case``, ``slice`` ...) and counts that describe it; never averaged.
+        scores: NaN, or no entry, where the unit has no value.
+    """
+
+    ids: Mapping[str, str | int]
+    scores: Mapping[str, float]
+
+    @property
+    def case(self) -> str:
+        """Name of the patient."""
+        return str(self.ids["case"])
+
+
+def rows_of_columns(
+    case: str, ids: Mapping[str, Sequence[int]], scores: Mapping[str, Tensor]
+) -> list[Row]:
+    """Rows from columns of one case, all of one length."""
+    columns = {name: values.tolist() for name, values in scores.items()}
+    return [
+        Row(
+            {"case": case, **dict(zip(ids, unit, strict=True))},
+            dict(zip(columns, values, strict=True)),
+        )
+        for unit, values in zip(
+            zip(*ids.values(), strict=True), zip(*columns.values(), strict=True), strict=True
+        )
+    ]
+
+
+@dataclass(frozen=True)
+class Output:
+    """An image to write on the grid of the input ``like``, whose header it takes over."""
+
+    volume: Volume
+    like: Path
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A method's result for one case.
+
+    Args:
+        images: file name without suffix → image, such as ``scar`` → mask.
+        facts: whatever is not an image, such as a transform; JSON.
+    """
+
+    images: Mapping[str, Output]
+    facts: Facts = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What a report shows of one case: an image and, on its grid, the labels of both masks."""
+
+    image: Volume
+    predicted: Volume
+    reference: Volume | None = None
+
+
+class Task(ABC, Generic[ModelT, ConfigT, RecipeT]):
+    """A method's images: how they are prepared, sampled, predicted and scored.
+
+    A task is created for each run from the run's config and recipe and, for anything but training,
+    from the ``fitted`` facts that training stored.
+
+    Args:
+        config: of the network.
+        recipe: of the training.
+        fitted: what ``fit`` returned.
+        device: where batches are made.
+        cache: keeps prepared images between runs; None prepares them each time.
+    """
+
+    #: Everything that is prepared, each with the files and fields that it depends on.
+    preparations: ClassVar[tuple[Preparation[Any, Any], ...]] = ()
+    #: Slices, patches or windows that the network is given at a time, outside training.
+    predict_batch: int = 8
+
+    def __init__(
+        self,
+        config: ConfigT,
+        recipe: RecipeT,
+        fitted: Facts | None = None,
+        *,
+        device: torch.device | str = "cpu",
+        cache: Cache | None = None,
+    ) -> None:
+        self.config, self.recipe = config, recipe
+        self.fitted: Facts = fitted or {}
+        self.device, self.cache = torch.device(device), cache
+
+    def fit(self, cases: Sequence[Case]) -> dict[str, Any]:
+        """What preparation learns from the training patients, as JSON; often nothing."""
+        return {}
+
+    @abstractmethod
+    def feed(self, cases: Sequence[Case], *, seed: int) -> Feed:
+        """Samples to train on.
+
+        Args:
+            cases: of the training patients.
+            seed: of every random choice.
+        """
+
+    @abstractmethod
+    def predict(self, model: ModelT, case: Case) -> Prediction:
+        """Apply a trained network, in evaluation mode, to a case; its labels are not read."""
+
+    @abstractmethod
+    def evaluate(self, model: ModelT, case: Case) -> list[Row]:
+        """Score a prediction against the case's labels; no rows where it has none."""
+
+    def pooled(self, rows: Sequence[Row]) -> dict[str, float]:
+        """Scores of all rows together that are not means over rows; often none."""
+        return {}
+
+    @abstractmethod
+    def picture(self, model: ModelT, case: Case) -> Picture:
+        """What a report shows of the case."""
+
+    def prepared(self, preparation: Preparation[ConfigT, RecipeT], case: Case) -> Tensors:
+        """A case prepared with this task's config, recipe and fitted facts."""
+        source = Source(case, self.config, self.recipe, self.fitted, self.cache)
+        return preparation(source)

@@ -1,0 +1,51 @@
+"""Two masks compared by every mask metric."""
+
+import os
+from collections.abc import Mapping, Sequence
+
+from cmrfast import metrics
+from cmrfast.data.nifti import read_nifti
+from cmrfast.errors import FileError
+from cmrfast.runs.text import align_columns
+
+
+def compare(
+    predicted: str | os.PathLike[str], reference: str | os.PathLike[str]
+) -> dict[str, dict[str, float]]:
+    """All mask metrics between two NIfTI masks on one grid.
+
+    Returns:
+        {label: {metric: value}}, for every label above 0 in either mask.
+    """
+    p, r = read_nifti(predicted), read_nifti(reference)
+    if not p.shares_grid(r) or p.channels != r.channels:
+        raise FileError(
+            f"compare: {predicted} and {reference} must lie on one grid; they have "
+            f"{p.shape} voxels of {_mm(p.spacing_mm)} and {r.shape} of {_mm(r.spacing_mm)}"
+        )
+    labels = sorted({*p.data.unique().tolist(), *r.data.unique().tolist()} - {0})
+    found: dict[str, dict[str, float]] = {}
+    for label in labels:
+        a, b = p.data[0] == label, r.data[0] == label
+        distances = metrics.surface_distances(a, b, r.spacing_mm)
+        found[f"{label:g}"] = {
+            "dice": float(metrics.dice(a, b)),
+            "jaccard": float(metrics.jaccard(a, b)),
+            "precision": float(metrics.precision(a, b)),
+            "recall": float(metrics.recall(a, b)),
+            **distances._asdict(),
+            "center_distance_mm": float(metrics.center_distance(a, b, r.spacing_mm)),
+        }
+    return found
+
+
+def as_table(scores: Mapping[str, Mapping[str, float]]) -> str:
+    """Labels down, metrics across."""
+    columns = list(next(iter(scores.values()), {}))
+    lines = [["label", *columns]]
+    lines += [[label, *(f"{cells[c]:.4f}" for c in columns)] for label, cells in scores.items()]
+    return align_columns(lines, right=True)
+
+
+def _mm(spacing: Sequence[float]) -> str:
+    return " x ".join(f"{s:.3g}" for s in spacing) + " mm"

@@ -1,0 +1,135 @@
+"""What a training is asked to do, and the plan that it follows: all that its result depends on."""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, TextIO
+
+from cmrfast.data.cache import Cache
+from cmrfast.data.datasets import Split, open_dataset, split_by_patient
+from cmrfast.errors import FileError
+from cmrfast.methods import Method
+from cmrfast.models.recipe import Recipe
+
+Compiled = Literal["no", "default", "graphs"]
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How a method is trained: the command's options and the keyword arguments of ``train``.
+
+    Args:
+        split: patients by name; default split from the seed in the recipe's proportions.
+        steps: optimiser steps in all; default those of the epochs.
+        epochs: passes over the training set; default the recipe's.
+        seed: of weights, split, sampling, augmentation and dropout.
+        device: auto, cpu or cuda.
+        resume: continue from the newest whole checkpoint, or start where there is none.
+        micro_batch: samples that go through the network at a time; None finds what fits.
+        precision: float32, bfloat16 or float16; None is bfloat16 on a GPU that has it.
+        compiled: run the network through ``torch.compile``; ``graphs`` captures CUDA graphs.
+        channels_last: memory format of 2-D features; None uses it in half precision on a GPU.
+        sharded: shard weights and optimiser state over the ranks (FSDP), for large networks.
+        save_every_s: seconds between checkpoints within an epoch; each epoch ends with one.
+        timeout_s: how long a rank waits for the others before it ends.
+        tensorboard: write TensorBoard events too.
+        cache: keeps prepared images between runs.
+        stream: for progress; None is silent.
+        watch: called with (step, validation score) after every epoch; may raise to end the run.
+    """
+
+    split: Split | None = None
+    steps: int | None = None
+    epochs: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    resume: bool = False
+    micro_batch: int | None = None
+    precision: str | None = None
+    compiled: Compiled = "no"
+    channels_last: bool | None = None
+    sharded: bool = False
+    save_every_s: float = 600.0
+    timeout_s: float = 600.0
+    tensorboard: bool = False
+    cache: Cache | None = None
+    stream: TextIO | None = None
+    watch: Callable[[int, float], None] | None = None
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> "TrainOptions":
+        """Options by name; an unknown one raises."""
+        known = [field.name for field in fields(cls)]
+        for name in options:
+            if name not in known:
+                raise TypeError(f"train: options are {', '.join(known)}; got {name!r}")
+        return cls(**options)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run does: all that its result depends on besides the images.
+
+    Args:
+        method: a key of ``cmrfast.models.MODELS``.
+        config: of the network, every field.
+        recipe: of the training, every field.
+        steps: optimiser steps in all.
+        seed: of everything random.
+        layout: the data set, as ``open_dataset`` names it.
+        split: patients by name.
+        micro_batch: samples that go through the network at a time.
+        precision: of the network's arithmetic: float32, bfloat16 or float16.
+    """
+
+    method: str
+    config: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    steps: int
+    seed: int
+    layout: str
+    split: Split
+    micro_batch: int
+    precision: str = "float32"
+
+    @property
+    def made_for(self) -> dict[str, Any]:
+        """What a checkpoint must have been written for to be resumed under this plan."""
+        plan = asdict(self)
+        return {"method": plan.pop("method"), **{k: v for k, v in plan.items() if k != "steps"}}
+
+
+def choose_split(
+    method: Method[Any, Any, Any],
+    data: str | os.PathLike[str],
+    recipe: Recipe,
+    seed: int,
+    split: Split | None = None,
+) -> tuple[str, Split]:
+    """The layout that a folder has, among those the method reads, and its patients' split.
+
+    Raises:
+        FileError: the folder has none of them, or lacks patients of a given split.
+    """
+    refused = []
+    for layout in method.datasets:
+        try:
+            dataset = open_dataset(layout, data)
+        except FileError as error:
+            refused.append(str(error))
+            continue
+        if split is None:
+            return layout, split_by_patient(dataset.names, recipe.split, seed=seed)
+        missing = {*split.train, *split.validate, *split.test} - set(dataset.names)
+        if missing:
+            names = ", ".join(sorted(missing))
+            raise FileError(f"train: {data} lacks patients of the split: {names}")
+        return layout, split
+    raise FileError("; ".join(refused))
+
+
+def fields_as_json(values: Any) -> dict[str, Any]:
+    """The fields of a Config or Recipe as they come back from JSON, tuples as lists."""
+    stored: dict[str, Any] = json.loads(json.dumps(asdict(values)))
+    return stored

@@ -1,0 +1,283 @@
+"""Training, one loop for all methods: options become a plan, and the trainer follows it."""
+
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cmrfast import methods
+from cmrfast.data.datasets import open_dataset
+from cmrfast.data.loading import Prefetch
+from cmrfast.data.random import uniforms
+from cmrfast.errors import CheckpointError, NotFiniteError
+from cmrfast.methods import Batch, Method, Row, Task
+from cmrfast.train.checkpoint import Checkpoint
+from cmrfast.train.guard import Stop, all_finite, catch_signals, first_not_finite
+from cmrfast.train.log import Log, Pace
+from cmrfast.train.memory import micro_batch_that_fits
+from cmrfast.train.network import build_network
+from cmrfast.train.order import SampleOrder
+from cmrfast.train.plan import Plan, TrainOptions, choose_split, fields_as_json
+from cmrfast.train.ranks import Ranks, process_group
+from cmrfast.train.run import Run
+from cmrfast.train.update import Update
+
+
+def train(
+    method: str,
+    data: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    changes: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Run:
+    """Train a method's recipe on a folder of images; under torchrun, on all its processes.
+
+    The result depends on the plan in ``run.json`` and the images alone: a run that was resumed
+    ends, on the CPU, in the same bits as one that never stopped.
+
+    Args:
+        method: a key of ``cmrfast.models.MODELS``.
+        data: root of a data set that the method reads.
+        out: folder of the run.
+        changes: fields of the method's ``Config`` and ``Recipe``.
+        options: fields of ``TrainOptions``, such as ``steps`` or ``resume``.
+
+    Returns:
+        The run. A signal ends the process, after a last checkpoint, with ``SystemExit``.
+    """
+    chosen = TrainOptions.of(options)
+    own = {**(changes or {}), **({"epochs": chosen.epochs} if chosen.epochs else {})}
+    with (
+        process_group(chosen.device, timeout_s=chosen.timeout_s) as ranks,
+        catch_signals() as stop,
+    ):
+        return Trainer(methods.get(method), data, out, own, chosen, ranks).fit(stop)
+
+
+class Trainer:
+    """One training: its plan, complete before the first step, and everything the steps need.
+
+    Args:
+        method: the method's record.
+        data: root of the data set.
+        out: folder of the run.
+        changes: fields of the method's Config and Recipe.
+        options: of the training.
+        ranks: that train together.
+    """
+
+    def __init__(
+        self,
+        method: Method[Any, Any, Any],
+        data: str | os.PathLike[str],
+        out: str | os.PathLike[str],
+        changes: Mapping[str, Any],
+        options: TrainOptions,
+        ranks: Ranks,
+    ) -> None:
+        self.data, self.options, self.ranks = data, options, ranks
+        config, self.recipe = method.configure(changes)
+        stored = _stored_run(out, options)
+        layout, split = (
+            (stored.plan.layout, stored.plan.split)
+            if stored
+            else choose_split(method, data, self.recipe, options.seed, options.split)
+        )
+        cases = list(open_dataset(layout, data).subset(split.train))
+
+        def task(fitted: Mapping[str, Any] | None) -> Task[Any, Any, Any]:
+            return method.task(
+                config, self.recipe, fitted, device=ranks.device, cache=options.cache
+            )
+
+        fitted = (
+            stored.fitted
+            if stored
+            else ranks.broadcast(task(None).fit(cases) if ranks.first else None)
+        )
+        self.task = task(fitted)
+        self.feed = self.task.feed(cases, seed=options.seed)
+        self.order = SampleOrder(options.seed, len(self.feed), self.recipe)
+        network = build_network(method, config, options, ranks)
+        self.update = Update(method, config, self.recipe, network, ranks)
+        plan = Plan(
+            method.name,
+            fields_as_json(config),
+            fields_as_json(self.recipe),
+            steps=options.steps or self.order.steps_per_epoch * self.recipe.epochs,
+            seed=options.seed,
+            layout=layout,
+            split=split,
+            micro_batch=self._micro_batch(stored),
+            precision=network.precision,
+        )
+        self.run = Run(out, plan, str(Path(data).resolve()), fitted)
+        self.update.backward.size = -(-plan.micro_batch // ranks.count)
+
+    def fit(self, stop: Stop) -> Run:
+        """Follow the plan to its last step, from the newest checkpoint where one is resumed."""
+        run, order = self.run, self.order
+        step = self._restore() if self.options.resume else 0
+        if self.ranks.first:  # not before: a refused checkpoint leaves the run as it was
+            run.save()
+        self.ranks.broadcast(None)  # the folder is there for all
+        batches = Prefetch(self._batch, range(step, run.plan.steps))
+        with self._open_log(step) as log:
+            log.say(self._summary())
+            pace, saved_at = Pace(), time.monotonic()
+            for batch in batches:
+                epoch, lr = order.epoch(step), self.recipe.lr_at(order.epoch(step), step)
+                late = time.monotonic() - saved_at > self.options.save_every_s
+                losses, ending, late = self._step(batch, step, lr, bool(stop), late)
+                step += 1
+                facts = pace.lap(order.count(step - 1), batches.waited_s)
+                log.step(step, losses, lr=lr, epoch=epoch, **facts)
+
+                last, epoch_done, score = step == run.plan.steps, order.ends_epoch(step), None
+                if last or (epoch_done and (self.options.watch or self.recipe.keep == "best")):
+                    score = self._validate(step, log)
+                if last or epoch_done or late or ending:
+                    self._save(step, score)
+                    saved_at = pace.restart()
+                if ending and not last:
+                    log.say(f"stopped after step {step}; --resume continues")
+                    raise SystemExit(stop.exit_code or 143)
+        return run
+
+    def _batch(self, step: int) -> Batch:
+        epoch, samples = self.order.samples(step)
+        return self.feed.batch(epoch, self.ranks.own_part(samples))
+
+    def _step(
+        self, batch: Batch, step: int, lr: float, ending: bool, late: bool
+    ) -> tuple[dict[str, float], bool, bool]:
+        """One update; the losses of the batch of all ranks, and whether any rank ends or saves."""
+        self._seed_step(step)
+        try:
+            own = self.update(batch, lr=lr, epoch=self.order.epoch(step))
+        except NotFiniteError as error:  # of a network behind another one
+            raise self._not_finite(batch, step, math.nan) from error
+        flags = torch.tensor([ending, late], dtype=torch.float64, device=self.ranks.device)
+        values = torch.cat((torch.stack([part.double() for part in own.values()]), flags))
+        self.ranks.average([values])
+        *losses, any_ending, any_late = values.tolist()
+        named = dict(zip(own, losses, strict=True))
+        if not math.isfinite(named["loss"]):
+            raise self._not_finite(batch, step, named["loss"])
+        return named, any_ending > 0, any_late > 0
+
+    def _seed_step(self, step: int) -> None:
+        """Dropout and the like depend on the step, not on what was drawn before it."""
+        draw = uniforms(self.options.seed, step, torch.tensor([self.ranks.rank]), 1)
+        torch.manual_seed(int(draw.item() * 2**53))
+
+    def _not_finite(self, batch: Batch, step: int, loss: float) -> FloatingPointError:
+        """What to say of a step whose loss is not finite."""
+        self._seed_step(step)
+        network = self.update.network
+        where = (
+            "not looked for"
+            if network.sharded
+            else first_not_finite(network.model, network.inputs_of(batch))
+        )
+        return FloatingPointError(
+            f"train: the loss of step {step + 1} is {loss}; first not finite is {where}; "
+            "the last checkpoint is untouched"
+        )
+
+    def _validate(self, step: int, log: Log) -> float:
+        """Mean of the objective over the validation patients, higher is better; NaN without any."""
+        network, ranks, objective = self.update.network, self.ranks, self.update.method.objective
+        network.model.eval()
+        cases = self.run.cases("validate", self.data)
+        # Where weights are sharded every forward takes all ranks, so all evaluate all patients.
+        own = cases if network.sharded else cases[ranks.rank :: ranks.count]
+        with torch.no_grad():
+            rows: list[Row] = [
+                row for case in own for row in self.task.evaluate(network.model, case)
+            ]
+        network.model.train()
+        value = objective.mean([row for part in ranks.gather(rows) for row in part])
+        score = objective.merit(value)
+        log.validation(step, score)
+        if self.options.watch:
+            self.options.watch(step, score)
+        return score
+
+    def _save(self, step: int, score: float | None) -> None:
+        ranks, state = self.ranks, self.update.state()
+        if not ranks.broadcast(all_finite(state["model"])):
+            raise FloatingPointError(
+                f"train: a weight is not finite after step {step}; the last checkpoint is untouched"
+            )
+        if ranks.first:
+            finite = score if score is None or math.isfinite(score) else None
+            self.run.checkpoints.save(Checkpoint(step, self.run.plan.made_for, state, finite))
+        ranks.broadcast(None)  # no rank continues before a checkpoint that may fail
+
+    def _restore(self) -> int:
+        """Load the newest checkpoint; the steps done, 0 where there is none."""
+        newest = self.run.checkpoints.load_newest(self.run.plan.made_for)
+        step = newest.step if newest else 0
+        if self.ranks.broadcast(step) != step:
+            raise CheckpointError(f"train: ranks found different checkpoints in {self.run.path}")
+        if newest is not None:
+            self.update.load(newest.state)
+        return step
+
+    def _micro_batch(self, stored: Run | None) -> int:
+        """Samples of all ranks that go through the network at a time."""
+        size, ranks = self.options.micro_batch, self.ranks
+        if size is None and stored:
+            size = stored.plan.micro_batch
+        if size is None:
+            share = -(-self.order.batch // ranks.count)
+            if self.update.method.step is None:  # a step of its own needs its batch whole
+                sample = self.feed.batch(0, torch.zeros(1, dtype=torch.int64))
+                share = micro_batch_that_fits(self.update.network, sample, share)
+            size = share * ranks.count
+        agreed: int = ranks.broadcast(min(size, self.order.batch))
+        return agreed
+
+    def _open_log(self, step: int) -> Log:
+        run, ranks = self.run, self.ranks
+        board = run.path / "tensorboard" if self.options.tensorboard and ranks.first else None
+        return Log(
+            run.path / (f"log-rank{ranks.rank}.jsonl" if ranks.rank else "log.jsonl"),
+            start=step,
+            steps=run.plan.steps,
+            tensorboard=board,
+            stream=self.options.stream if ranks.first else None,
+        )
+
+    def _summary(self) -> str:
+        plan, order, ranks = self.run.plan, self.order, self.ranks
+        split = plan.split
+        text = (
+            f"{plan.method}: {len(split.train)} patients to train, {len(split.validate)} to "
+            f"validate, {len(split.test)} to test; {order.total} samples, "
+            f"{plan.steps} steps of {order.batch}"
+        )
+        if plan.micro_batch < order.batch:
+            text += f", {plan.micro_batch} at once"
+        if order.batch < self.recipe.batch:
+            text += f" (the recipe's {self.recipe.batch} is more than there is)"
+        ranks_text = f"{ranks.count} ranks on " if ranks.count > 1 else ""
+        return f"{text}; {ranks_text}{ranks.device}, {plan.precision}"
+
+
+def _stored_run(out: str | os.PathLike[str], options: TrainOptions) -> Run | None:
+    """The run that the folder holds, which has to be resumed; None where there is none."""
+    if not (Path(out) / "run.json").exists():
+        return None
+    if not options.resume:
+        raise CheckpointError(f"train: {out} holds a run already; resume (--resume) continues it")
+    stored = Run.open(out)
+    if options.split not in (None, stored.plan.split):
+        raise CheckpointError(f"train: {out} was begun with another split of the patients")
+    return stored

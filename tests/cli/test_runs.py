@@ -1,0 +1,98 @@
+"""The commands about runs: what they print, how they fail, their exit codes."""
+
+import json
+
+import pytest
+
+from cmrfast.data.datasets import Split
+from cmrfast.train import Run
+from tests.support import training_task
+
+SMALL = [
+    word
+    for name, value in training_task.SMALL.items()
+    for word in (
+        f"--{name}",
+        ",".join(map(str, value)) if isinstance(value, tuple) else str(value),
+    )
+]
+
+
+@pytest.fixture(autouse=True)
+def made_up_patients(monkeypatch, tmp_path):
+    training_task.install(monkeypatch.setattr)
+    monkeypatch.chdir(tmp_path)
+
+
+def train(run, *arguments):
+    return run("train", "siamese_lesion", "--data", "nowhere", "--device", "cpu", *arguments)
+
+
+def test_from_training_to_a_report(run, tmp_path):
+    code, out, errors = train(run, "--out", "r", "--steps", 3, "--set", "lr=1e-3", *SMALL)
+    assert (code, out) == (0, "")
+    assert "4 patients to train, 1 to validate, 1 to test; 20 samples, 3 steps of 8" in errors
+    assert "step 3/3  loss " in errors
+    opened = Run.open("r")
+    assert (opened.recipe.lr, opened.config.channels) == (1e-3, (4, 4, 4, 4))
+    code, out, _ = run("evaluate", "r")
+    assert code == 0
+    title, heads, scores = out.splitlines()
+    assert (title, heads.strip()) == ("siamese_lesion, test: mean (SD)", "this run")
+    assert scores.startswith("accuracy  ")
+    code, out, _ = run("evaluate", "r", "--split", "all", "--json")
+    assert len(json.loads(out)["rows"]) == 6
+    assert (tmp_path / "r" / "evaluation-all.csv").exists()
+    code, out, _ = run("report", "r")
+    assert (code, out) == (0, "r/report.html\n")
+    assert train(run, "--out", "r", "--steps", 4, "--resume", "--set", "lr=1e-3", *SMALL)[0] == 0
+    assert Run.open("r").checkpoint().step == 4
+
+
+def test_patients_may_be_named(run, tmp_path):
+    train(run, "--out", "dealt", "--steps", 1, *SMALL)
+    dealt = Run.open("dealt").plan.split
+    own = Split(dealt.test, dealt.train, dealt.validate)
+    own.save(tmp_path / "patients.json")
+    code, _, errors = train(run, "--out", "r", "--patients", "patients.json", "--steps", 1, *SMALL)
+    assert (code, errors.count("1 patients to train, 4 to validate")) == (0, 1)
+    assert Run.open("r").plan.split == own
+
+
+def test_failures_are_one_line(run):
+    train(run, "--out", "r", "--steps", 1, *SMALL)
+    code, _, errors = train(run, "--out", "r", *SMALL)
+    assert code == 1
+    assert errors == "cmrfast: train: r holds a run already; resume (--resume) continues it\n"
+    code, _, errors = run("evaluate", "nothing")
+    assert (code, errors) == (1, "cmrfast: open_run: nothing holds no run.json; is it a run?\n")
+    code, _, errors = run("predict", "r", "gone.nii", "--out", "p")
+    assert code == 1
+    assert errors.count("\n") == 1
+    assert "failed: gone.nii: predict: gone.nii is neither a file nor a folder" in errors
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "unet", "--data", "d", "--out", "o"], "METHOD must be one of siamese_lesion"),
+        (["train", "siamese_lesion", "--data", "d"], "Missing option '--out'"),
+        (["train", "siamese_lesion", "--data", "d", "--out", "o", "--varient", "pure"], "fields"),
+        (["train", "siamese_lesion", "--data", "d", "--out", "o", "--variant"], "--field value"),
+        (["train", "siamese_lesion", "--data", "d", "--out", "o", "--steps", "0"], "at least 1"),
+        (
+            ["train", "siamese_lesion", "--data", "d", "--out", "o", "--micro-batch", "few"],
+            "auto or a whole number",
+        ),
+        (["train", "siamese_lesion", "--data", "d", "--out", "o", "--variant", "both"], "variant"),
+        (["evaluate", "r", "--split", "half"], "--split must be"),
+        (
+            ["search", "joint_scar", "--data", "d", "--out", "o", "--range", "lr=1"],
+            "FIELD=LOW:HIGH",
+        ),
+    ],
+)
+def test_wrong_use_exits_with_2(run, words, message):
+    code, _, errors = run(*words)
+    assert code == 2
+    assert message in " ".join(errors.replace("│", " ").split())

@@ -1,0 +1,110 @@
+"""The commands about images and this machine: what they print, how they fail, their exit codes."""
+
+import json
+import re
+import sys
+
+import pytest
+import torch
+
+from cmrfast.data import Volume, write_nifti
+from cmrfast.data.datasets import open_dataset
+
+
+def test_check_says_what_a_file_is(run, image):
+    code, output, errors = run("check", image)
+    assert (code, errors) == (0, "")
+    assert output.splitlines() == [
+        str(image),
+        "  2 x 3 x 4 voxels of 1.5 x 1.5 x 8 mm",
+        "  3 x 4.5 x 32 mm in all, centred at (-0.8, -1.5, 12.0) mm",
+        "  axes run to left, back, head (LPS)",
+        "  int16 from 0 to 23",
+    ]
+
+
+def test_check_goes_on_after_a_fault_and_fails(run, image, tmp_path):
+    code, output, errors = run("check", tmp_path / "none.nii", image)
+    assert code == 1
+    assert f"  fault: read_nifti: {tmp_path}/none.nii: No such file or directory" in output
+    assert "int16 from 0 to 23" in output
+    assert errors == "1 of 2 could not be read\n"
+
+
+def test_check_without_files_is_bad_usage(run):
+    code, _, errors = run("check")
+    assert code == 2
+    assert "Missing argument 'FILE'" in errors
+
+
+def test_phantoms_are_written_and_read_back(run, tmp_path):
+    arguments = ("phantom", "joint_scar", tmp_path / "new", "--cases", 2, "--shrink", 4)
+    code, output, errors = run(*arguments, "--layout", "myops", "--seed", 5)
+    assert (code, output) == (0, f"{tmp_path}/new: 2 synthetic patients as myops\n")
+    assert errors.splitlines() == ["patients 1 of 2", "patients 2 of 2"]
+    data = open_dataset("myops", tmp_path / "new")
+    assert len(data) == 2
+    assert not any(case.check() for case in data)
+
+
+def test_phantoms_show_a_bar_on_a_terminal(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    code, output, errors = run("phantom", "siamese_lesion", tmp_path / "new", "--cases", 1)
+    assert (code, output) == (0, f"{tmp_path}/new: 1 synthetic patients as t1_lge\n")
+    assert "patients 1 of 1" not in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["gan"], "METHOD must be one of siamese_lesion, joint_scar, .*; got 'gan'"),
+        (["joint_scar", "--layout", "acdc"], "--layout of joint_scar must be one of emidec, myops"),
+        (["joint_scar", "--cases", "0"], "--cases"),
+        (["joint_scar", "--seed", "-1"], "--seed"),
+        (["joint_scar", "--shrink", "9"], "--shrink"),
+    ],
+)
+def test_phantoms_that_do_not_exist(run, tmp_path, arguments, message):
+    method, *options = arguments
+    code, _, errors = run("phantom", method, tmp_path / "new", *options)
+    assert code == 2
+    assert re.search(message, " ".join(errors.split()))
+    assert not (tmp_path / "new").exists()
+
+
+def test_phantoms_never_among_other_files(run, image):
+    code, _, errors = run("phantom", "joint_scar", image.parent)
+    assert code == 1
+    assert errors == (
+        f"cmrfast: write_phantoms: {image.parent} must be a new or empty folder; it holds files\n"
+    )
+
+
+def test_compare_prints_every_metric(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    grid = torch.diag(torch.tensor([1.5, 1.5, 8, 1.0]))
+    mask = torch.zeros(1, 10, 10, 2, dtype=torch.uint8)
+    mask[:, 2:6, 2:6] = 1
+    write_nifti("a.nii.gz", Volume(mask, grid))
+    write_nifti("b.nii.gz", Volume(mask.roll(1, 1), grid))
+    code, out, _ = run("compare", "a.nii.gz", "b.nii.gz", "--json")
+    scores = json.loads(out)["1"]
+    assert code == 0
+    assert scores["dice"] == pytest.approx(0.75)
+    assert scores["hausdorff_mm"] == pytest.approx(1.5)
+    assert scores["center_distance_mm"] == pytest.approx(1.5)
+    code, out, _ = run("compare", "a.nii.gz", "b.nii.gz")
+    assert out.splitlines()[0].split()[:3] == ["label", "dice", "jaccard"]
+    write_nifti("c.nii.gz", Volume(mask[..., :1], grid))
+    code, _, errors = run("compare", "a.nii.gz", "c.nii.gz")
+    assert code == 1
+    assert "must lie on one grid" in errors
+
+
+def test_info_tells_backends_and_reasons(run):
+    code, out, _ = run("info", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["backends"]["dice_ce_sums"]["cpu"] in ("native", "reference")
+    assert found["because"]["cuda"]
+    assert "nt_xent" in run("info")[1]

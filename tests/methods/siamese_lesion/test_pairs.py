@@ -1,0 +1,116 @@
+"""T1 and LGE on one grid, their lesion, and the pairs of patches cut out of them."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import map_coordinates
+
+from cmrfast.data import write_nifti
+from cmrfast.data.prepare import align_masks, lesion_mask, spacing_grid
+from cmrfast.errors import FileError
+from cmrfast.infer.siamese_lesion import plane
+from cmrfast.models.siamese_lesion import RECIPE
+from cmrfast.tasks.siamese_lesion_pairs import lge_lesion
+from tests.support.cases import without
+
+
+def sampled(image, at, shape):
+    """Linear values at positions (2, N) of an image (I, J)."""
+    found = map_coordinates(image.double().numpy(), at, order=1, mode="nearest")
+    return found.reshape(shape)
+
+
+def test_preparation_is_the_plain_statement(task, cohort):
+    case = cohort[0]
+    pairs = task._pairs(case)
+    t1, lge = case.image("t1"), case.image("lge")
+    for n, k in enumerate(pairs["t1_slice"].tolist()):
+        fixed = plane(lge, int(pairs["lge_slice"][n]))
+        shape, grid = spacing_grid(fixed.data.shape[1:], fixed.world_from_vox, (1.0, 1.0))
+        i, j = np.indices(shape)
+        pixels = np.stack([i, j, np.zeros(shape), np.ones(shape)]).reshape(4, -1)
+        to_lge = (np.linalg.inv(fixed.world_from_vox.numpy()) @ grid.numpy() @ pixels)[:2]
+        native = plane(t1, k).world_from_vox.numpy()
+        to_t1 = (np.linalg.inv(native) @ pairs["t1_from_lge"][n].numpy() @ grid.numpy() @ pixels)[
+            :2
+        ]
+
+        expected = sampled(t1.data[0, ..., k], to_t1, shape)
+        size = np.array(t1.shape[:2])[:, None]
+        inside = ((to_t1 > -0.499) & (to_t1 < size - 0.501)).all(0).reshape(shape)
+        outside = ((to_t1 < -0.501) | (to_t1 > size - 0.499)).any(0).reshape(shape)
+        found = pairs["t1"][n, 0].numpy()
+        np.testing.assert_allclose(found[inside], expected[inside], rtol=1e-4, atol=0.05)
+        assert np.isnan(found[outside]).all()
+        assert 0 < inside.sum() < inside.size
+
+        pale = sampled(fixed.data[0], to_lge, shape)
+        scaled = (pale - pale.mean()) / pale.std()
+        np.testing.assert_allclose(pairs["lge"][n, 0].numpy(), scaled, atol=1e-3)
+        for name, file in (("myocardium", "lge_myocardium"), ("lesion", "lge_lesion")):
+            mask = plane(case.label(file), int(pairs["lge_slice"][n])).data[0]
+            share = sampled(mask, to_lge, shape)
+            sure = abs(share - 0.5) > 1e-4
+            assert np.array_equal(pairs[name][n].numpy()[sure], (share > 0.5)[sure])
+
+        moving = plane(case.label("t1_myocardium"), k)
+        wall = plane(case.label("lge_myocardium"), int(pairs["lge_slice"][n]))
+        alignment = align_masks(
+            moving.data[0], wall.data[0], moving.world_from_vox, wall.world_from_vox
+        )
+        assert torch.equal(alignment.moving_from_fixed, pairs["t1_from_lge"][n])
+        brought = sampled(moving.data[0], to_t1, shape) > 0.5
+        drawn = pairs["myocardium"][n].numpy() > 0
+        assert 2 * (brought & drawn).sum() / (brought.sum() + drawn.sum()) > 0.8
+
+
+def test_lesion_is_drawn_by_brightness_where_no_mask_is(cohort):
+    case = without(cohort[0], labels=["lge_lesion"])
+    lge, wall, lesion = lge_lesion(case, deviations=6.0)
+    reference = case.label("lge_reference").data
+    for k in range(lge.shape[2]):
+        healthy = lge.data[..., k][reference[..., k] > 0].double()
+        bright = lge.data[..., k] > healthy.mean() + 6 * healthy.std()
+        assert torch.equal(lesion.data[..., k] > 0, bright & (wall.data[..., k] > 0))
+    assert lesion.data.any()
+    sector = lge_lesion(without(case, labels=["lge_reference"]), deviations=6.0)[2]
+    expected = lesion_mask(lge.data[0, ..., 1], wall.data[0, ..., 1], spacing_mm=lge.spacing_mm[:2])
+    assert torch.equal(sector.data[0, ..., 1] > 0, expected)
+
+
+def test_a_small_reference_is_an_error_none_is_not(cohort, tmp_path):
+    case = without(cohort[0], labels=["lge_lesion"])
+    reference = case.label("lge_reference")
+    reference.data[..., 0] = 0
+    path = tmp_path / "lge_reference.nii.gz"
+    write_nifti(path, reference)
+    odd = replace(case, labels={**case.labels, "lge_reference": path})
+    found = lge_lesion(odd, deviations=6.0)[2].data[..., 0]
+    sector = lge_lesion(without(case, labels=["lge_reference"]), deviations=6.0)[2].data[..., 0]
+    assert torch.equal(found, sector)
+    reference.data[0, 5, 5:8, 0] = 1
+    write_nifti(path, reference)
+    with pytest.raises(FileError, match=r"LGE slice 0 of subject01: .* at least 10 pixels; got 3"):
+        lge_lesion(odd, deviations=6.0)
+
+
+def test_distinct_slices_are_distinct(task, cohort):
+    task.recipe = replace(RECIPE, distinct_slices=True)
+    feed = task.feed(cohort, seed=0)
+    slices = feed.patches.volume
+    for epoch in range(3):
+        for samples in torch.arange(len(feed)).split(6):
+            rows = feed._spread(epoch, samples)
+            assert slices[rows].unique().numel() == len(samples)
+            kept = slices[samples].unique()
+            assert torch.isin(kept, slices[rows]).all()
+    batch, rows = feed.batch(1, samples), feed._spread(1, samples)
+    assert torch.equal(batch["t1"], feed.patches.cut(rows)["t1"])
+    assert torch.equal(batch["labels"], feed.patches.labels[rows])
+    assert not torch.equal(rows, feed._spread(2, samples))
+    more = feed._spread(0, torch.arange(20))  # six slices only
+    assert slices[more].unique().numel() == 6
+    few = torch.stack([feed.first[0], feed.first[3]])
+    assert torch.equal(feed._spread(0, few), few)

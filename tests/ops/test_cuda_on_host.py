@@ -1,0 +1,197 @@
+"""The CUDA kernels on the CPU, thread by thread, against each op's reference."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from cmrfast.ops._op import OPS
+from tests.support.op_calls import (
+    TOLERANCE,
+    assert_close_for_halves,
+    bits,
+    every_float,
+    every_half,
+    run,
+    samples,
+)
+from tests.support.op_samples import HALVED
+from tests.support.paths import ROOT
+
+cuda_on_host = pytest.importorskip("tests.support.cuda_on_host")
+ON_CUDA = {name: op for name, op in OPS.items() if not op.cpu_only}
+every_op = pytest.mark.parametrize("op", ON_CUDA.values(), ids=ON_CUDA.keys())
+pytestmark = [
+    pytest.mark.slow,  # it compiles all kernels for the CPU first
+    pytest.mark.skipif(
+        sys.platform != "linux" or cuda_on_host.toolchain.find_compiler() is None,
+        reason="fibers need Linux and a C++ compiler",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    return cuda_on_host.load(cuda_on_host.build_kernels())
+
+
+def planted(fault, sanitize=False, **environment):
+    program = cuda_on_host.build([ROOT / "tests/support/cuda_planted.cu"], sanitize, program=True)
+    env = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0", **environment}
+    return subprocess.run([program, fault], capture_output=True, text=True, env=env)
+
+
+@every_op
+@every_float
+def test_matches_reference(kernels, op, dtype):
+    for args in samples(op, "cpu", dtype):
+        rtol, atol = TOLERANCE.get((op.name, dtype), (1.3e-6, 1e-5))
+        if dtype == torch.float64:
+            rtol, atol = 1e-7, 1e-7
+        output, reference = run(getattr(kernels, op.name), args), run(op.reference, args)
+        torch.testing.assert_close(output, reference, rtol=rtol, atol=atol, equal_nan=True)
+
+
+@every_half
+@pytest.mark.parametrize("name", HALVED)
+def test_halves_are_computed_in_float(kernels, name, dtype):
+    for args in samples(OPS[name], "cpu", dtype):
+        output, reference = run(getattr(kernels, name), args), run(OPS[name].reference, args)
+        assert_close_for_halves(output, reference, dtype)
+
+
+@every_op
+def test_same_bits_whatever_order_blocks_and_threads_come_in(kernels, op, monkeypatch):
+    kernel = getattr(kernels, op.name)
+    for args in samples(op, "cpu", torch.float32)[::3]:
+        first = run(kernel, args)
+        with monkeypatch.context() as reversed_order:
+            reversed_order.setenv("CMRFAST_ON_HOST_REVERSED", "1")
+            assert all(map(torch.equal, bits(first), bits(run(kernel, args))))
+
+
+@pytest.mark.parametrize("classes", [5, 8, 9, 37])
+@pytest.mark.parametrize("activation", [0, 1, 2])
+def test_dice_sums_of_many_classes(kernels, activation, classes):
+    logits = 30 * torch.randn(2, classes, 301)
+    logits = logits.sigmoid() if activation == 2 else logits
+    args = (logits, torch.randint(0, classes, (2, 301)), activation, 3, 1e-4, True)
+    torch.testing.assert_close(kernels.dice_ce_sums(*args), OPS["dice_ce_sums"].reference(*args))
+    grad = torch.randn(2, classes, 4)
+    backward = (grad, *args[:-1])
+    expected = OPS["dice_ce_sums_backward"].reference(*backward)
+    torch.testing.assert_close(
+        kernels.dice_ce_sums_backward(*backward), expected, rtol=1.3e-6, atol=5e-5
+    )
+
+
+def test_softmax_keeps_its_digits_far_from_zero(kernels):
+    logits = 9999 + torch.randn(1, 3, 100)  # a stored log of the sum would have lost three of them
+    args = (logits, torch.randint(0, 3, (1, 100)), 0, -100, 1e-4, True)
+    torch.testing.assert_close(
+        kernels.dice_ce_sums(*args),
+        OPS["dice_ce_sums"].reference(logits.double(), *args[1:]).float(),
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.uint8, torch.int16])
+def test_nearest_fills_in_the_images_own_dtype(kernels, dtype):
+    images = torch.randint(0, 100, (1, 2, 7, 11)).to(dtype)
+    matrix = torch.eye(2, 3, dtype=torch.float64)[None] * 1.7
+    args = (images, matrix, (7, 11), 1, 0, 7.0)
+    assert torch.equal(kernels.affine_sample(*args), OPS["affine_sample"].reference(*args))
+
+
+def test_a_gradient_that_is_no_number_stays_where_it_falls(kernels):
+    images, grad = torch.randn(1, 1, 8, 8), torch.randn(1, 1, 8, 8)
+    matrix = torch.eye(2, 3, dtype=torch.float64)[None]
+    grad[0, 0, 2, 3], grad[0, 0, 6, 6] = torch.nan, torch.inf
+    got, _ = kernels.affine_sample_backward(grad, images, matrix, 1, 0, True, False)
+    assert got.isnan().nonzero().tolist() == [[0, 0, 2, 3], [0, 0, 6, 6]]
+    assert torch.equal(got[grad.isfinite()], grad[grad.isfinite()])
+
+
+@pytest.mark.parametrize("scale", [1e-280, 1e-30, 1e30, 1e300])
+def test_image_gradient_of_any_magnitude(kernels, scale):
+    images = torch.randn(1, 2, 5, 7, dtype=torch.float64)
+    grad = scale * torch.randn(1, 2, 9, 4, dtype=torch.float64)
+    matrix = torch.tensor([[[0.4, 0.1, 0.3], [-0.2, 1.3, 0.7]]], dtype=torch.float64)
+    args = (grad, images, matrix, 0, 0, True, False)
+    expected, _ = OPS["affine_sample_backward"].reference(*args)
+    got, _ = kernels.affine_sample_backward(*args)
+    torch.testing.assert_close(got / scale, expected / scale, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "row", [[2**62, 3, 3], [-1, 3, 3], [0, 2**40, 2**40], [0, -1, 5], [7, 3, 3]]
+)
+def test_a_volume_beyond_its_buffer_is_not_read(kernels, row):
+    buffer, table = torch.ones(9), torch.tensor([row])
+    start, index = torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+    flips = torch.zeros(0, 2, dtype=torch.bool)
+    one = torch.ones(1, 1, dtype=torch.float64)
+    patches = kernels.extract_patches(
+        buffer, table, start, index, flips, 0 * one, one, 1, (3, 3), -4.0, torch.float32
+    )
+    assert (patches == -4).all()
+    assert kernels.window_counts(buffer > 0, table, start, index, (3, 3)).item() == 0
+
+
+def test_a_wrong_argument_is_refused_by_name(kernels):
+    with pytest.raises(RuntimeError, match="contract_axis: values must be \\(O, n, I\\)"):
+        kernels.contract_axis(torch.ones(2, 3), torch.ones(4, 3).double())
+    with pytest.raises(RuntimeError, match="affine_sample: values must be floating"):
+        kernels.affine_sample(
+            torch.ones(1, 1, 4, 4).int(), torch.zeros(1, 2, 3).double(), (2, 2), 0, 0, 0.0
+        )
+    with pytest.raises(RuntimeError, match="contract_axis: values must be float32 or float64"):
+        kernels.contract_axis(torch.ones(1, 2, 3).half(), torch.ones(4, 2).double())
+
+
+def test_a_barrier_that_threads_miss_is_reported():
+    fault = planted("barrier")
+    assert fault.returncode != 0
+    assert "on_host: a barrier was reached by 7 of 64 threads" in fault.stderr
+
+
+def test_a_result_that_depends_on_the_order_of_blocks_is_seen():
+    assert planted("order").stdout == "4\n"
+    assert planted("order", CMRFAST_ON_HOST_REVERSED="1").stdout == "0\n"
+
+
+def test_block_sums():
+    expected = [256 * i + 8 * 256 * 255 / 2 for i in range(8)]
+    assert [float(s) for s in planted("sums").stdout.split()] == expected
+
+
+def test_division_by_multiplication_is_exact():
+    assert planted("divide").stdout == ""
+
+
+def test_a_planted_overflow_is_reported():
+    fault = planted("overflow", sanitize=True)
+    assert fault.returncode != 0
+    assert "AddressSanitizer: heap-buffer-overflow" in fault.stderr
+    assert "write_past_the_end" in fault.stderr
+
+
+@pytest.mark.slow
+def test_no_op_sample_reads_or_writes_out_of_bounds():
+    library = cuda_on_host.build_kernels(sanitize=True)
+    compiler = cuda_on_host.toolchain.find_compiler()
+    preload = [
+        subprocess.check_output([*compiler, f"-print-file-name={name}"], text=True).strip()
+        for name in ("libasan.so", "libstdc++.so")
+    ]
+    env = {
+        **os.environ,
+        "LD_PRELOAD": ":".join(preload),
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [sys.executable, "-m", "tests.support.run_samples", library]
+    watched = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert watched.returncode == 0, watched.stderr[-4000:]
+    assert set(watched.stdout.split()) == set(ON_CUDA)

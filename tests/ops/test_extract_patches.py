@@ -1,0 +1,140 @@
+"""What a reference cannot show of extract_patches and VolumeStore."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cmrfast import ops
+
+VOLUME = torch.arange(2 * 5 * 6 * 7, dtype=torch.float32).view(2, 5, 6, 7)
+START = torch.tensor([[0, 0, 0], [2, 1, 3]])
+
+
+def test_inside_patches_are_slices():
+    patches = ops.extract_patches(VOLUME, START, (2, 3, 4))
+    assert torch.equal(patches[0], VOLUME[:, :2, :3, :4])
+    assert torch.equal(patches[1], VOLUME[:, 2:4, 1:4, 3:7])
+
+
+def test_flips_mirror_the_patch():
+    flips = torch.tensor([[True, False, False], [False, True, True]])
+    plain = ops.extract_patches(VOLUME, START, (2, 3, 4))
+    flipped = ops.extract_patches(VOLUME, START, (2, 3, 4), flips=flips)
+    assert torch.equal(flipped[0], plain[0].flip(1))
+    assert torch.equal(flipped[1], plain[1].flip(2, 3))
+
+
+@pytest.mark.parametrize("far", [2**62, -(2**62), 1000])
+def test_far_outside_is_fill(far):
+    patches = ops.extract_patches(VOLUME, torch.full((1, 3), far), (2, 2, 2), fill=-7.0)
+    assert torch.equal(patches, torch.full((1, 2, 2, 2, 2), -7.0))
+
+
+def test_shift_and_scale_per_volume_and_channel():
+    volumes = torch.stack((VOLUME, VOLUME + 1))
+    shift, scale = torch.rand(2, 2), torch.rand(2, 2) + 1
+    index = torch.tensor([1, 0])
+    options = {"volume_index": index, "shift": shift, "scale": scale}
+    patches = ops.extract_patches(volumes, START, (2, 2, 2), **options)
+    plain = ops.extract_patches(volumes, START, (2, 2, 2), volume_index=index)
+    expected = (plain - shift[index][..., None, None, None]) * scale[index][..., None, None, None]
+    torch.testing.assert_close(patches, expected)
+
+
+def test_integers_round_half_to_even_and_saturate():
+    volume = torch.tensor([[[0.5, 1.5, 2.5, -3.0, 400.0, torch.nan, torch.inf]]])
+    patch = ops.extract_patches(volume, torch.zeros(1, 2).long(), (1, 7), dtype=torch.uint8)
+    assert patch.flatten().tolist() == [0, 2, 2, 0, 255, 0, 255]
+
+
+def test_integers_beyond_float_keep_their_value():
+    volume = torch.full((1, 2, 2), 2**62 + 1)
+    patch = ops.extract_patches(volume, torch.zeros(1, 2).long(), (2, 2), dtype=torch.int64)
+    assert (patch == 2**62 + 1).all()
+
+
+def test_store_and_list_and_batch_agree():
+    volumes = [torch.randn(1, 5, 6), torch.randn(1, 8, 3)]
+    start, index = torch.tensor([[0, 0], [3, 1], [-1, 2]]), torch.tensor([0, 1, 1])
+    store = ops.VolumeStore(volumes)
+    from_store = ops.extract_patches(store, start, (3, 2), volume_index=index)
+    assert torch.equal(from_store, ops.extract_patches(volumes, start, (3, 2), volume_index=index))
+    single = ops.extract_patches(volumes[1], start[1:], (3, 2))
+    assert torch.equal(from_store[1:], single)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_types(dtype):
+    patches = ops.extract_patches(VOLUME.to(dtype), START, (2, 2, 2), dtype=dtype, scale=0.5)
+    assert patches.dtype == dtype
+    torch.testing.assert_close(patches[0], (VOLUME.to(dtype) * 0.5)[:, :2, :2, :2])
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=20, deadline=None)
+def test_extraction_and_its_gradient_are_adjoint(seed):
+    torch.manual_seed(seed)
+    volume = torch.randn(2, 5, 6, 7, dtype=torch.float64, requires_grad=True)
+    start, flips = torch.randint(-3, 7, (6, 3)), torch.rand(6, 3) < 0.5
+    patches = ops.extract_patches(volume, start, (2, 3, 4), flips=flips, dtype=torch.float64)
+    pull = torch.randn_like(patches)
+    patches.backward(pull)
+    torch.testing.assert_close((volume.grad * volume).sum(), (pull * patches).sum())
+
+
+def test_compiles_and_exports():
+    def cut(volume, start):
+        return ops.extract_patches(volume, start, (2, 3, 4), shift=1.0, fill=0.5)
+
+    compiled = torch.compile(cut, fullgraph=True, backend="aot_eager", dynamic=True)
+    assert torch.equal(compiled(VOLUME, START), cut(VOLUME, START))
+    assert torch.equal(compiled(VOLUME[:, 1:], START[:1]), cut(VOLUME[:, 1:], START[:1]))
+
+    class Cut(torch.nn.Module):
+        def forward(self, volume, start):
+            return cut(volume, start)
+
+    exported = torch.export.export(Cut(), (VOLUME, START)).module()
+    assert torch.equal(exported(VOLUME, START), cut(VOLUME, START))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((VOLUME, START.float(), (2, 2, 2)), TypeError, "start_vox must be an integer tensor"),
+        ((VOLUME, START[0], (2, 2, 2)), ValueError, r"start_vox must be \(P, 3\); got \(3,\)"),
+        ((VOLUME, START, (32, 32)), ValueError, r"one entry per space axis \(3\); got \(32, 32\)"),
+        ((VOLUME, START, (2, 0, 2)), ValueError, "size must be at least 1 on every axis"),
+        ((VOLUME, START[:, :1], (2,)), ValueError, "size must have 2 or 3 entries"),
+        ((VOLUME[0, 0], START, (2, 2, 2)), ValueError, r"volumes must be \(C, \*S\)"),
+        ((VOLUME.to(torch.complex64), START, (2, 2, 2)), TypeError, "volumes must be real"),
+        (([VOLUME, VOLUME[:1]], START, (2, 2, 2)), ValueError, "one dtype and number of channels"),
+        (([VOLUME[0]], START, (2, 2, 2)), ValueError, "one column per space axis"),
+        (([], START, (2, 2, 2)), ValueError, "at least one tensor"),
+    ],
+)
+def test_messages(arguments, error, message):
+    with pytest.raises(error, match=message):
+        ops.extract_patches(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (
+            {"volume_index": torch.tensor([0, 1])},
+            ValueError,
+            "must be 0 to 0; got values from 0 to 1",
+        ),
+        ({"volume_index": torch.tensor([0])}, ValueError, r"one entry per patch \(2\)"),
+        ({"volume_index": torch.tensor([0.0, 0])}, TypeError, "volume_index must be an integer"),
+        ({"flips": torch.zeros(2, 3)}, ValueError, "flips must be a bool tensor"),
+        ({"shift": torch.zeros(3)}, ValueError, r"shift must be a number, \(2,\) or \(1, 2\)"),
+        ({"scale": "2"}, TypeError, "scale must be a number or tensor; got str"),
+        ({"dtype": torch.complex64}, TypeError, "dtype must be a real torch.dtype"),
+    ],
+)
+def test_option_messages(options, error, message):
+    with pytest.raises(error, match=message):
+        ops.extract_patches(VOLUME, START, (2, 2, 2), **options)

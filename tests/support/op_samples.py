@@ -1,0 +1,289 @@
+"""Sample arguments of every registered op, edge cases included: all that a new op must add.
+
+A sample is the argument tuple of one call. The contract in tests/ops/test_contract.py runs over
+each of them.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+import cmrfast.models.kernels
+import cmrfast.ops  # noqa: F401  (declares all others)
+
+Arguments = tuple[Any, ...]
+Samples = Callable[[str, torch.dtype], Iterator[Arguments]]
+
+SAMPLES: dict[str, Samples] = {}
+#: Of the ops whose GPU kernels take halves as they are: the arguments that may be halves.
+HALVED = {
+    "dice_ce_sums": (0,),
+    "dice_ce_sums_backward": (1,),
+    "nt_xent": (0, 1),
+    "affine_sample": (0,),
+    "affine_sample_backward": (0, 1),
+}
+
+
+def samples_of(name: str) -> Callable[[Samples], Samples]:
+    """Register the generator below as the samples of the op of that name."""
+
+    def register(generator: Samples) -> Samples:
+        SAMPLES[name] = generator
+        return generator
+
+    return register
+
+
+def halved(name: str, device: str, dtype: torch.dtype) -> Iterator[Arguments]:
+    """The samples of an op with halves where it may have them."""
+    for args in SAMPLES[name](device, torch.float32):
+        yield tuple(a.to(dtype) if i in HALVED[name] else a for i, a in enumerate(args))
+
+
+def normal(*shape: int, device: str, dtype: torch.dtype) -> torch.Tensor:
+    """Random numbers made on the CPU, so that all devices see one input."""
+    return torch.randn(*shape, dtype=torch.float64).to(dtype).to(device)
+
+
+@samples_of("dice_ce_sums")
+def dice_ce_sums(device, dtype):
+    for activation in (0, 1, 2):
+        for batch, classes, n in ((2, 3, 37), (1, 1, 1), (2, 2, 0), (3, 4, 701)):
+            logits = normal(batch, classes, n, device=device, dtype=dtype)
+            if activation == 2:
+                logits = logits.sigmoid()
+            labels = torch.randint(0, classes, (batch, n))
+            labels[:, ::5] = -100
+            for kind in (torch.uint8, torch.int16, torch.int32, torch.int64):
+                ignored = labels if kind != torch.uint8 else labels.abs()
+                yield logits, ignored.to(kind).to(device), activation, -100, 1e-4, True
+            masks = torch.rand(batch, classes, n)
+            yield logits, (masks > 0.5).to(device), activation, -100, 1e-4, True
+            yield logits, (masks > 0.5).to(torch.uint8).to(device), activation, 255, 1e-4, True
+            yield logits, masks.to(dtype).to(device), activation, -100, 1e-4, True
+            masks[:, :, ::3] = -1
+            yield logits, masks.to(device), activation, -1, 1e-4, True
+    yield 1e4 * logits, labels.to(device), 0, -100, 1e-4, True
+    yield 1e4 * logits, labels.to(device), 1, -100, 1e-4, True
+    yield logits, labels.to(device), 1, -100, 1e-4, False
+
+
+@samples_of("dice_ce_sums_backward")
+def dice_ce_sums_backward(device, dtype):
+    for logits, *others, _ in dice_ce_sums(device, dtype):
+        yield normal(*logits.shape[:2], 4, device=device, dtype=dtype), logits, *others
+
+
+@samples_of("label_faults")
+def label_faults(device, dtype):
+    labels = torch.randint(-2, 6, (3, 1301), device=device)
+    yield labels, 4, -1
+    yield labels.abs().to(torch.uint8), 4, 5
+    yield labels.to(torch.int16), 3, -100
+    yield labels[:, :0].int(), 3, -100
+
+
+@samples_of("nt_xent")
+def nt_xent(device, dtype):
+    for n, m, d in ((5, 7, 3), (1, 1, 1), (33, 41, 17), (101, 130, 35)):
+        anchors = normal(n, d, device=device, dtype=dtype)
+        candidates = normal(m, d, device=device, dtype=dtype)
+        targets = torch.randint(0, m, (n,), device=device)
+        yield anchors, candidates, targets, 0.07, True
+        yield anchors, candidates, targets, 0.5, False
+    candidates[3] = 0
+    anchors[1] = 0
+    yield anchors, candidates, targets, 0.07, True
+
+
+def windows(count, shape, spread=4):
+    """Starts that lie inside, across the border, far outside and at the ends of int64."""
+    start = torch.stack([torch.randint(-spread, n + spread, (count,)) for n in shape], 1)
+    start[1::7] = 2**62
+    start[2::7] = -(2**62)
+    return start
+
+
+@samples_of("merge_patches")
+def merge_patches(device, dtype):
+    for shape, size in (((7, 11), (3, 5)), ((1, 1), (1, 1)), ((5, 7, 11), (2, 3, 5))):
+        for count in (0, 1, 13):
+            start = windows(count, shape).to(device)
+            patches = normal(count, 2, *size, device=device, dtype=dtype)
+            weight = torch.rand(size).to(dtype).to(device)
+            weight.view(-1)[::4] = 0
+            yield patches, start, None, shape, 0.5
+            yield patches, start, weight, shape, -1.0
+
+
+@samples_of("merge_add")
+def merge_add(device, dtype):
+    for patches, start, weight, shape, _ in merge_patches(device, dtype):
+        sums = normal(2, *shape, device=device, dtype=dtype)
+        yield sums, normal(*shape, device=device, dtype=dtype), patches, start, weight
+
+
+def packed(device, dtype, axes):
+    """A buffer of three volumes of two channels, and where they lie in it."""
+    shapes = [(7, 11), (1, 1), (13, 5)] if axes == 2 else [(5, 7, 11), (1, 1, 1), (3, 13, 2)]
+    counts = [2 * torch.Size(s).numel() for s in shapes]
+    rows = [(sum(counts[:v]), *shape) for v, shape in enumerate(shapes)]
+    values = 40 * torch.randn(sum(counts))
+    buffer = values.abs().to(dtype) if dtype == torch.uint8 else values.to(dtype)
+    return buffer.to(device), torch.tensor(rows, device=device), shapes
+
+
+@samples_of("extract_patches")
+def extract_patches(device, dtype):
+    for axes, size in ((2, (3, 5)), (3, (2, 3, 7)), (3, (1, 1, 1))):
+        for source in (dtype, torch.uint8, torch.int16, torch.bfloat16):
+            buffer, table, shapes = packed(device, source, axes)
+            for count in (17, 0):
+                start = windows(count, shapes[0]).to(device)
+                index = (torch.arange(count) % 5 - 1).to(device)  # also outside the table
+                flips = (torch.rand(count, axes) < 0.5).to(device)
+                if count == 17 and source == torch.int16:
+                    flips = flips[:0]
+                shift = torch.rand(3, 2, dtype=torch.float64, device=device)
+                scale = 1 + shift
+                yield buffer, table, start, index, flips, shift, scale, 2, size, 0.5, dtype
+    for target in (torch.uint8, torch.int16, torch.int64, torch.float16):
+        yield (
+            buffer,
+            table,
+            *windows_of(17, shapes, device),
+            flips,
+            shift,
+            scale,
+            2,
+            size,
+            -3.5,
+            target,
+        )
+
+
+def windows_of(count, shapes, device):
+    return windows(count, shapes[0]).to(device), (torch.arange(count) % len(shapes)).to(device)
+
+
+@samples_of("extract_patches_backward")
+def extract_patches_backward(device, dtype):
+    for axes, size in ((2, (3, 5)), (3, (2, 3, 7))):
+        buffer, table, shapes = packed(device, dtype, axes)
+        start, index = windows_of(17, shapes, device)
+        flips = (torch.rand(17, axes) < 0.5).to(device)
+        scale = torch.rand(3, 2, dtype=torch.float64, device=device)
+        grad = normal(17, 2, *size, device=device, dtype=dtype)
+        yield grad, table, start, index, flips, scale, len(buffer)
+        yield grad[:0], table, start[:0], index[:0], flips[:0], scale, len(buffer)
+
+
+@samples_of("window_counts")
+def window_counts(device, dtype):
+    for axes, size in ((2, (3, 5)), (3, (2, 3, 7)), (3, (100, 100, 100))):
+        mask, table, shapes = packed(device, dtype, axes)
+        table[:, 0] //= 2
+        start, index = windows_of(29, shapes, device)
+        yield mask > 0, table, start, index - 1, size
+        yield mask > 0, table, start[:0], index[:0], size
+
+
+def turned(count, axes, n, size, device):
+    """Matrices that turn, shrink and shift; samples fall inside and outside, none on a voxel."""
+    matrix = torch.eye(axes, axes + 1, dtype=torch.float64).repeat(count, 1, 1)
+    matrix += 0.2 * torch.randn(count, axes, axes + 1, dtype=torch.float64)
+    matrix[:, :, :-1] *= torch.tensor(n)[:, None] / torch.tensor(size)
+    return matrix.to(device)
+
+
+@samples_of("affine_sample")
+def affine_sample(device, dtype):
+    for n, size in (((7, 11), (5, 101)), ((5, 4, 11), (3, 5, 13)), ((1, 5, 1), (2, 3, 1))):
+        images = normal(2, 3, *n, device=device, dtype=dtype)
+        matrix = turned(2, len(n), n, size, device)
+        for mode in (0, 1, 2):
+            for border in (0, 1, 2):
+                yield images, matrix, size, mode, border, 0.5 if border == 2 else 0.0
+        yield images[:0], matrix[:0], size, 0, 0, 0.0
+        for bad in (torch.nan, torch.inf, -torch.inf, 1e300, 2.0**62):
+            hostile = matrix.clone()
+            hostile[0, 0, -1] = bad
+            hostile[1, -1, 0] = bad
+            for border in (0, 1, 2):
+                yield images, hostile, size, 1, border, 0.5 if border == 2 else 0.0
+    wide = torch.diag(torch.tensor([0.5, 2.0, 0.9], dtype=torch.float64))  # axis-aligned
+    wide = torch.cat((wide, torch.tensor([[-0.7], [3.1], [0.2]])), 1)[None].to(device)
+    images = normal(1, 2, 5, 17, 13, device=device, dtype=dtype)
+    for matrix in (wide, wide[:, [2, 0, 1]], -wide, wide * torch.tensor([-1.0])):
+        yield images, matrix, (11, 7, 19), 0, 2, 0.25
+
+
+@samples_of("affine_sample_backward")
+def affine_sample_backward(device, dtype):
+    for n, size in (((7, 11), (5, 101)), ((5, 4, 11), (3, 5, 13)), ((1, 5, 1), (2, 3, 1))):
+        images = normal(2, 3, *n, device=device, dtype=dtype)
+        grad = normal(2, 3, *size, device=device, dtype=dtype)
+        matrix = turned(2, len(n), n, size, device)
+        for mode, border in ((0, 0), (0, 1), (0, 2), (1, 0), (2, 2)):
+            yield grad, images, matrix, mode, border, True, True
+        yield grad, images, matrix, 0, 0, False, True
+        yield grad[:0], images[:0], matrix[:0], 0, 0, True, True
+        many = torch.arange(9) % 2  # enough images for one task each
+        yield grad[many], images[many], matrix[many], 0, 0, True, False
+
+
+@samples_of("contract_axis")
+def contract_axis(device, dtype):
+    for outer, n, inner, count in ((3, 7, 5, 11), (1, 1, 1, 1), (13, 5, 1, 3), (0, 3, 2, 2)):
+        weights = torch.randn(count, n, dtype=torch.float64)
+        weights[:, : n // 3] = 0
+        yield normal(outer, n, inner, device=device, dtype=dtype), weights.to(device)
+
+
+@samples_of("thin_conv3d")
+def thin_conv3d(device, dtype):
+    for (batch, *size), before, after, slope in (
+        ((2, 3, 2, 3), 1, 2, 0.1),
+        ((1, 1, 1, 1), 1, 1, 1.0),
+        ((2, 5, 7, 11), 3, 1, 1.0),
+        ((1, 19, 3, 29), 7, 5, 0.01),
+        ((2, 1, 61, 67), 14, 13, 1.0),
+        ((0, 3, 4, 5), 2, 3, 1.0),
+    ):
+        x = normal(batch, before, *size, device=device, dtype=dtype)
+        weight = normal(after, before, 3, 3, 3, device=device, dtype=dtype) / (27 * before) ** 0.5
+        yield x, weight, normal(after, device=device, dtype=dtype), slope
+
+
+@samples_of("thin_conv3d_backward")
+def thin_conv3d_backward(device, dtype):
+    for x, weight, *_ in thin_conv3d(device, dtype):
+        shape = torch.Size((x.shape[0], weight.shape[0], *x.shape[2:]))
+        yield normal(*shape, device=device, dtype=dtype) / max(1, shape[2:].numel()) ** 0.5, x
+
+
+@samples_of("same_conv2d")
+def same_conv2d(device, dtype):
+    for (batch, *size), before, after, side, dilation, mirrored in (
+        ((2, 3, 2), 1, 2, 3, 1, False),
+        ((1, 1, 1), 1, 1, 5, 1, True),
+        ((2, 7, 11), 3, 5, 3, 2, True),
+        ((1, 19, 29), 9, 17, 5, 1, False),
+        ((3, 61, 67), 18, 35, 3, 1, False),
+        ((2, 5, 40), 20, 3, 5, 3, True),
+        ((0, 4, 5), 2, 3, 3, 1, False),
+    ):
+        x = normal(batch, before, *size, device=device, dtype=dtype)
+        shape = (before, after) if mirrored else (after, before)
+        weight = normal(*shape, side, side, device=device, dtype=dtype) / (before * side**2) ** 0.5
+        yield x, weight, normal(after, device=device, dtype=dtype), dilation, mirrored
+
+
+@samples_of("same_conv2d_backward")
+def same_conv2d_backward(device, dtype):
+    for x, weight, bias, dilation, _ in same_conv2d(device, dtype):
+        shape = torch.Size((x.shape[0], len(bias), *x.shape[2:]))
+        grad = normal(*shape, device=device, dtype=dtype) / max(1, shape[2:].numel()) ** 0.5
+        yield grad, x, weight.shape[-1], dilation

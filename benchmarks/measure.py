@@ -80,7 +80,7 @@ def rates() -> dict[str, float]:
 
 def machine() -> dict[str, object]:
     """What a reader needs to place the figures."""
-    from cmrfast.ops import _native
+    from cmrfast.ops._backend import STATUS, backends
 
     cpu = platform.processor()
     if Path("/proc/cpuinfo").exists():
@@ -98,9 +98,9 @@ def machine() -> dict[str, object]:
         "cpu": cpu,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "cpu_level": _native.cpu_level,
+        "cpu_level": STATUS.cpu_level,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "gpu_kernels": {op: row["cuda"] for op, row in _native.backends().items()},
+        "gpu_kernels": {op: row["cuda"] for op, row in backends().items()},
         "versions": versions,
         "commit": commit,
     }

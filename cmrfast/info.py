@@ -1,4 +1,4 @@
-"""What this installation is made of: versions, devices, and which backend each op got."""
+"""Versions, devices, and the backend of each op in this installation."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 import cmrfast
-from cmrfast.ops import _native, _triton, backends
+from cmrfast.ops import backends
+from cmrfast.ops._backend import STATUS
 
 
 def info() -> dict[str, Any]:
@@ -26,9 +27,9 @@ def info() -> dict[str, Any]:
         },
         "backends": backends(),
         "because": {
-            "cpu": f"{_native.cpu_level} kernels" if _native.cpu_level else _native.cpu_reason,
-            "cuda": _native.cuda_reason,
-            "triton": _triton.reason,
+            "cpu": f"{STATUS.cpu_level} kernels" if STATUS.cpu_level else STATUS.cpu,
+            "cuda": STATUS.cuda,
+            "triton": STATUS.triton,
         },
     }
 

@@ -1,4 +1,4 @@
-// What every CPU kernel needs around its loops: typed views, the thread pool, fresh memory.
+// What CPU kernels share: typed pointers, dtypes, the thread pool, new tensors.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -10,7 +10,11 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <initializer_list>
 #include <optional>
+#include <vector>
+
+#include "windows.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -31,8 +35,33 @@ T* write(const Tensor& tensor) {
   return static_cast<T*>(tensor.mutable_data_ptr());
 }
 
-// Runs body(i) for i in [0, count) on torch's own pool. What one task computes must not depend on
-// which thread runs it: that is what makes results equal for every thread count.
+inline std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
+  return tensor ? std::optional(torch::stable::contiguous(*tensor)) : std::nullopt;
+}
+
+// Leading sizes and those of the space axes as one shape.
+inline std::vector<int64_t> joined(std::initializer_list<int64_t> leading,
+                                   torch::headeronly::IntHeaderOnlyArrayRef space) {
+  std::vector<int64_t> shape(leading);
+  shape.insert(shape.end(), space.begin(), space.end());
+  return shape;
+}
+
+// The volumes that a table (V, 1 + dims) describes.
+inline Volumes volumes_of(const Tensor& table, int64_t channels, int64_t numel) {
+  return {read<int64_t>(table), table.size(0), channels, table.size(1) - 1, numel};
+}
+
+// Calls body(T{}) with T = float or double; `what` names the op and its argument.
+template <class Body>
+void with_real(const char* what, ScalarType dtype, const Body& body) {
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, what,
+                  " must be float32 or float64");
+  dtype == ScalarType::Double ? body(double{}) : body(float{});
+}
+
+// Runs body(i) for i in [0, count) on torch's thread pool. A task must compute the same whichever
+// thread runs it; results are then equal for every thread count.
 template <class Body>
 void for_each_task(int64_t count, const Body& body) {
   torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
@@ -40,14 +69,14 @@ void for_each_task(int64_t count, const Body& body) {
   });
 }
 
-// Asks for the cache lines `distance` bytes away from `near`; nothing is read, wherever that is.
+// Prefetches `bytes` from `distance` bytes away from `near`; the address need not be valid.
 inline void prefetch(const void* near, int64_t distance, int64_t bytes) {
   const uintptr_t at = reinterpret_cast<uintptr_t>(near) + static_cast<uintptr_t>(distance);
   for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(reinterpret_cast<const void*>(at + b));
 }
 
-// A new tensor like `like` but for shape and dtype. First writes to fresh memory fault in one page
-// after the other, which costs as much as the work of a large op: ask for huge pages there.
+// A new tensor on the device of `like`. The first writes to new memory fault in one page after the
+// other, which takes as long as a large op itself, so large tensors ask for huge pages.
 inline Tensor fresh(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef shape,
                     ScalarType dtype) {
   Tensor out = torch::stable::new_empty(like, shape, dtype);

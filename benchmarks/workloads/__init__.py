@@ -31,6 +31,18 @@ WORKLOADS: dict[str, tuple[str, Callable[[], Case]]] = {
     "M3": ("`merge_patches`: 252 of 56³ into 225x270x225", merge_3d),
 }
 
+#: The workload that times each public op: a new op needs one.
+MEASURES: dict[str, Callable[..., Case]] = {
+    "affine_sample": affine_2d,
+    "dice_ce_sums": dice_2d,
+    "extract_patches": extract_3d,
+    "merge_patches": merge_3d,
+    "nt_xent": pairing,
+    "resample": resample_3d,
+    "warp_pair": slices_2d,
+    "window_counts": extract_2d,
+}
+
 #: The same for what comes before training.
 LOADING: dict[str, tuple[str, Callable[[], Case]]] = {
     "P3": ("epoch of 80 patches of 56³: FLAIR pair, 5 masks", patches_3d),

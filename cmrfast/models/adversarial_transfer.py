@@ -43,7 +43,7 @@ from cmrfast.losses import adversarial_segmentation_loss
 from cmrfast.models import recipe
 from cmrfast.models._check import require_batch, require_images, require_labels, require_option
 from cmrfast.models.blocks import SameConv2d, init_glorot
-from cmrfast.ops.same_conv2d import same_conv2d
+from cmrfast.models.kernels import same_conv2d
 
 Variant = Literal["u_a_t", "u_a", "u"]
 Gan = Literal["nonsaturating", "minmax"]

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cmrfast.ops.same_conv2d import same_conv2d
+from cmrfast.models.kernels import same_conv2d
 
 
 class SameConv2d(nn.Conv2d):

@@ -37,7 +37,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from cmrfast.losses import batch_dice_loss
 from cmrfast.models import recipe
 from cmrfast.models._check import require_batch, require_images, require_option
-from cmrfast.ops.thin_conv3d import thin_conv3d
+from cmrfast.models.kernels import thin_conv3d
 
 Preset = Literal["a", "b"]
 Stored = Literal["float16", "float32"]

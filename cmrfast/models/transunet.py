@@ -19,9 +19,9 @@ from torch.nn import functional as F
 from cmrfast.models import transunet_weights
 from cmrfast.models._check import require_finite
 from cmrfast.models.blocks import ConvNormReLU
+from cmrfast.models.kernels import same_conv2d
 from cmrfast.models.transunet_config import Config as Config
 from cmrfast.ops._check import require_floating
-from cmrfast.ops.same_conv2d import same_conv2d
 
 
 class StdConv(nn.Conv2d):

@@ -1,6 +1,6 @@
-"""The ops: fast, pure functions of tensors, on the best kernel the dispatcher has."""
+"""The ops: pure functions of tensors, each on the fastest kernel there is for its device."""
 
-from cmrfast.ops._native import backends, load
+from cmrfast.ops._backend import backends, load
 from cmrfast.ops.affine_sample import affine_sample
 from cmrfast.ops.cover_starts import cover_starts
 from cmrfast.ops.dice_ce_sums import dice_ce_sums
@@ -8,8 +8,6 @@ from cmrfast.ops.extract_patches import extract_patches
 from cmrfast.ops.merge_patches import PatchMerger, merge_patches
 from cmrfast.ops.nt_xent import nt_xent
 from cmrfast.ops.resample import resample
-from cmrfast.ops.same_conv2d import same_conv2d  # noqa: F401  (declared with the others)
-from cmrfast.ops.thin_conv3d import thin_conv3d  # noqa: F401  (declared with the others)
 from cmrfast.ops.volume_store import VolumeStore
 from cmrfast.ops.warp_pair import warp_pair
 from cmrfast.ops.window_counts import window_counts

@@ -1,4 +1,4 @@
-"""What several ops ask of their arguments, in one wording."""
+"""Argument checks that several ops share, with the same messages."""
 
 from collections.abc import Sequence
 
@@ -6,36 +6,31 @@ import torch
 from torch import Tensor
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-HALVES = (torch.float16, torch.bfloat16)
+HALF_DTYPES = (torch.float16, torch.bfloat16)
 
 
 def values_readable(*tensors: Tensor | None) -> bool:
-    """Whether values may be looked at: on CPU tensors outside compilation, nowhere else."""
+    """Whether values can be checked: on the CPU, and not while compiling.
+
+    On other devices reading a value would synchronise.
+    """
     if torch.compiler.is_compiling():
         return False
     return all(t is None or t.device.type == "cpu" for t in tensors)
 
 
-def cpu_kernel_serves(*tensors: Tensor) -> bool:
-    """Whether to call an op that has a kernel on CPUs alone, or torch's own functions."""
-    if torch.compiler.is_exporting() or torch.is_autocast_enabled("cpu"):
-        return False
-    whole = tensors[0].dtype in (torch.float32, torch.float64)
-    return whole and all(t.device.type == "cpu" and t.dtype == tensors[0].dtype for t in tensors)
-
-
-def wide(tensor: Tensor) -> Tensor:
-    """The tensor, in float32 if it is float16 or bfloat16."""
-    return tensor.float() if tensor.dtype in HALVES else tensor
+def upcast(tensor: Tensor) -> Tensor:
+    """The tensor, in float32 if it has half precision."""
+    return tensor.float() if tensor.dtype in HALF_DTYPES else tensor
 
 
 def sum_dtype(tensor: Tensor) -> torch.dtype:
-    """Of sums over the tensor: its own, or float32 for a half one."""
+    """The dtype of sums over the tensor: its own, or float32 for half precision."""
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def require_floating(op: str, name: str, tensor: Tensor) -> None:
-    """Raise unless the tensor has one of the four floating dtypes that ops compute with."""
+    """Raise unless the tensor is float32, float64, float16 or bfloat16."""
     if not isinstance(tensor, Tensor) or tensor.dtype not in FLOATS:
         raise TypeError(f"{op}: {name} must be a floating tensor; got {kind(tensor)}")
 
@@ -48,7 +43,7 @@ def require_integer(op: str, name: str, tensor: Tensor) -> None:
 
 
 def require_one_device(op: str, **tensors: Tensor | None) -> None:
-    """Raise unless all tensors lie on one device."""
+    """Raise unless all tensors are on one device."""
     devices = {name: t.device for name, t in tensors.items() if t is not None}
     if len(set(devices.values())) > 1:
         where = ", ".join(f"{name} on {device}" for name, device in devices.items())
@@ -56,14 +51,14 @@ def require_one_device(op: str, **tensors: Tensor | None) -> None:
 
 
 def kind(value: object) -> str:
-    """How a wrong argument is named in a message."""
+    """The dtype of a tensor or the type of anything else, for a message."""
     return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
 
 
 def require_sizes(
     op: str, name: str, sizes: Sequence[int], axes: int | None = None
 ) -> tuple[int, ...]:
-    """The sizes as a tuple; raise unless there is one positive entry per axis."""
+    """Return the sizes as a tuple; raise unless there is one positive entry per axis."""
     given = tuple(sizes)
     if axes is not None and len(given) != axes:
         raise ValueError(f"{op}: {name} must have one entry per space axis ({axes}); got {given}")
@@ -73,7 +68,7 @@ def require_sizes(
 
 
 def require_starts(op: str, start_vox: Tensor, axes: int) -> Tensor:
-    """Window positions as int64; raise unless they are an integer table (P, axes)."""
+    """Return the window positions as int64; raise unless they are integers (P, axes)."""
     require_integer(op, "start_vox", start_vox)
     if start_vox.dim() != 2 or start_vox.shape[1] != axes:
         raise ValueError(f"{op}: start_vox must be (P, {axes}); got {tuple(start_vox.shape)}")

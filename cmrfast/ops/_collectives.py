@@ -1,4 +1,4 @@
-"""Sums and rows over the ranks of a process group, with gradients back to where they came from."""
+"""Differentiable collectives: sums and rows over the ranks of a process group."""
 
 from typing import Any
 
@@ -8,13 +8,13 @@ from torch import Tensor
 
 
 def total(part: Tensor, group: Any) -> Tensor:
-    """The sum over ranks. Every rank's loss depends on it, so that gradients are summed too."""
+    """The sum over ranks. Every rank's loss depends on it, so the gradients are summed as well."""
     summed: Tensor = _Total.apply(part, group)  # type: ignore[no-untyped-call]
     return summed
 
 
 def gather_rows(rows: Tensor, group: Any) -> tuple[Tensor, int]:
-    """All ranks' rows in rank order, and where this rank's own begin; counts may differ."""
+    """The rows of all ranks, in order, and the index of this rank's first; counts may differ."""
     counts = row_counts(rows, group)
     first = sum(counts[: dist.get_rank(group)])
     gathered: Tensor = _Gather.apply(rows, counts, first, group)  # type: ignore[no-untyped-call]
@@ -22,7 +22,7 @@ def gather_rows(rows: Tensor, group: Any) -> tuple[Tensor, int]:
 
 
 def row_counts(rows: Tensor, group: Any) -> list[int]:
-    """How many rows each rank has."""
+    """The number of rows of each rank."""
     own = torch.tensor([rows.shape[0]], device=rows.device)
     counts = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
     dist.all_gather(counts, own, group=group)
@@ -30,7 +30,7 @@ def row_counts(rows: Tensor, group: Any) -> list[int]:
 
 
 def share_of_mean(rows: Tensor, group: Any) -> float:
-    """What a rank's mean is multiplied by for the mean over ranks to be the mean of all rows."""
+    """The factor of a rank's mean that makes the mean over ranks equal the mean over all rows."""
     counts = row_counts(rows, group)
     return rows.shape[0] * len(counts) / max(sum(counts), 1)
 

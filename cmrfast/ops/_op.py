@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmrfast.ops._check import wide
+from cmrfast.ops._check import upcast
 
 _LIBRARY = torch.library.Library("cmrfast", "DEF")
 
@@ -20,14 +20,15 @@ Backward = Callable[..., Sequence[Tensor | None]]
 
 @dataclass(frozen=True)
 class Op:
-    """One operator: calling it goes through the dispatcher to the best kernel there is."""
+    """A registered operator; calling it dispatches to the kernel of the tensors' device."""
 
     name: str
     call: Any  # torch's OpOverload
     reference: Callable[..., Any]
-    serves: str
+    of: tuple[str, ...]
     gradients: tuple[int, ...]
     cpu_only: bool = False
+    #: Device types whose kernel reads half precision.
     half_devices: set[str] = field(default_factory=set, compare=False)
 
     @property
@@ -39,15 +40,19 @@ class Op:
         return self.call(*args)
 
     def implement(self, key: str, kernel: Callable[..., Any]) -> None:
-        """Let the dispatcher call ``kernel``, which takes halves, for "CPU" or "CUDA" tensors."""
+        """Register ``kernel``, which reads half precision, for "CPU" or "CUDA" tensors."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "(?s).*Overriding a previously registered kernel")
             _LIBRARY.impl(self.name, kernel, key)
         self.half_devices.add(key.lower())
 
-    def widened(self, tensor: Tensor) -> Tensor:
-        """The tensor, a half one in float32 unless its device's kernel takes halves."""
-        return tensor if tensor.device.type in self.half_devices else wide(tensor)
+    def upcast(self, tensor: Tensor) -> Tensor:
+        """The tensor, in float32 if it has half precision and its device's kernel cannot read it.
+
+        Not a choice of kernel, which is the dispatcher's: CPU kernels read float32 and float64
+        only, and a cast in Python is one that autograd undoes for the gradient.
+        """
+        return tensor if tensor.device.type in self.half_devices else upcast(tensor)
 
 
 def define(
@@ -58,23 +63,23 @@ def define(
     backward: Backward | None = None,
     gradients: tuple[int, ...] = (0,),
     saves_output: bool = False,
-    serves: str | None = None,
+    of: str | Sequence[str] | None = None,
     cpu_only: bool = False,
 ) -> Op:
     """Declare an operator of the ``cmrfast`` library.
 
     Args:
-        schema: in torch's notation, ``name(Tensor x, …) -> Tensor``.
-        reference: plain PyTorch, the definition; serves every device without a kernel.
-        fake: the same signature, an empty result of the right shape and dtype.
-        backward: ``backward(inputs, outputs, grad, needed)`` returns one gradient or None per input
-            (``needed``: which inputs want one);
-            None for an op that has no gradient.
-        gradients: positions of the inputs that ``backward`` has a gradient for.
-        saves_output: keep the outputs for the backward, as a tuple (else it gets None). Of several
-            outputs only the first has a gradient.
-        serves: the public function that this op is a part of; default its own name.
-        cpu_only: other devices have no kernel of their own: the reference is torch's fast path.
+        schema: in PyTorch's notation, ``name(Tensor x, …) -> Tensor``.
+        reference: the definition in plain PyTorch; runs on every device without a kernel.
+        fake: takes the same arguments and returns an empty output of the right shape and dtype.
+        backward: ``backward(inputs, outputs, grad, needs_input_grad)`` returns one gradient or None
+            per input; None for an op without a gradient.
+        gradients: positions of the inputs that ``backward`` returns a gradient for.
+        saves_output: save the outputs for ``backward``, as a tuple (else it gets None). If there
+            are several, only the first is differentiable.
+        of: the public functions that run this op, as ``backends()`` lists them; default its own
+            name, empty for an op that no public function runs.
+        cpu_only: there are no GPU kernels to expect; the reference calls torch's, which are fast.
     """
     name = schema.partition("(")[0]
     qualified = f"cmrfast::{name}"
@@ -85,22 +90,23 @@ def define(
         name,
         getattr(torch.ops.cmrfast, name).default,
         reference,
-        serves or name,
+        (name,) if of is None else (of,) if isinstance(of, str) else tuple(of),
         gradients if backward else (),
         cpu_only,
     )
     OPS[name] = op
-    if op.call._schema.is_mutable:  # works in place: there is nothing to differentiate
+    if op.call._schema.is_mutable:  # in place, so there is no output to differentiate
         return op
 
-    # Without a formula an output would claim requires_grad and fail only in backward().
+    # An op without a formula is registered too: differentiating it then raises an error that names
+    # the op.
     def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        kept = [x if isinstance(x, Tensor) else None for x in inputs]
+        saved = [x if isinstance(x, Tensor) else None for x in inputs]
         outputs = output if isinstance(output, tuple) else (output,)
         if saves_output:
-            kept.extend(outputs)
+            saved.extend(outputs)
         ctx.mark_non_differentiable(*outputs[1:])
-        ctx.save_for_backward(*kept)
+        ctx.save_for_backward(*saved)
         ctx.others = [None if isinstance(x, Tensor) else x for x in inputs]
         ctx.set_materialize_grads(False)
 
@@ -119,7 +125,7 @@ def define(
 
 
 def _outside_autocast(reference: Callable[..., Any]) -> Callable[..., Any]:
-    """The reference as exact as a kernel: autocast would round its products to half."""
+    """The reference without autocast, which would round its matrix products to half precision."""
 
     def exact(first: Tensor, *others: Any) -> Any:
         with torch.autocast(first.device.type, enabled=False):

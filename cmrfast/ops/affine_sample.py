@@ -1,4 +1,4 @@
-"""Affine sampling of images without a grid in memory."""
+"""Affine sampling of images, without a sampling grid in memory."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from cmrfast.ops._check import require_floating, require_one_device, require_sizes, wide
+from cmrfast.ops._check import require_floating, require_one_device, require_sizes, upcast
 from cmrfast.ops._op import define
 
 Mode = Literal["linear", "nearest"]
@@ -14,10 +14,10 @@ Padding = Literal["zeros", "border"]
 _MODES = ("linear", "nearest")
 _PADDINGS = ("zeros", "border")
 
-# What the kernels know beyond the public options: nearest ties half up, and a border that is held
-# for half a voxel before fill begins, as resampling between grids needs them.
-NEAREST_UP = 2
-HOLD_HALF = 2
+# Numbered as in csrc/enums.h. Beyond the public options, resampling between grids needs ties that
+# go half up, and a border that is clamped for half a voxel before the fill value begins.
+LINEAR, NEAREST_EVEN, NEAREST_UP = range(3)
+ZEROS, CLAMP, CLAMP_HALF = range(3)
 
 
 def affine_sample(
@@ -31,16 +31,16 @@ def affine_sample(
 ) -> Tensor:
     """Sample images at affinely transformed positions.
 
-    Equal up to rounding to PyTorch's ``grid_sample(images, affine_grid(theta, size))``.
+    Equals PyTorch's ``grid_sample(images, affine_grid(theta, size))`` up to rounding.
 
     Args:
         images: (B, C, *S), floating, two or three space axes.
-        theta: (B, d, d + 1), or (1, d, d + 1) for all; maps normalised output positions to
-            normalised input positions, coordinates in the order of the last axis first.
+        theta: (B, d, d + 1), or (1, d, d + 1) for all; maps normalised output coordinates to
+            normalised input coordinates, the last axis first, as in PyTorch.
         size: of the output, d entries; default S.
         mode: ``linear`` or ``nearest`` (ties to even).
         padding: ``zeros`` outside, or the nearest ``border`` voxel.
-        align_corners: whether -1 and 1 are the centres of the outer voxels (else their edges).
+        align_corners: whether -1 and 1 are the centres of the outer voxels or their outer edges.
 
     Returns:
         (B, C, *size). Differentiable in images and, for ``linear``, in theta.
@@ -64,7 +64,7 @@ def affine_sample(
 
 
 def check_images(op: str, images: Tensor, theta: Tensor) -> int:
-    """Raise unless images and theta fit each other; the number of space axes."""
+    """Raise unless images and theta match; returns the number of space axes."""
     require_floating(op, "images", images)
     require_floating(op, "theta", theta)
     axes = images.dim() - 2
@@ -87,12 +87,12 @@ def check_images(op: str, images: Tensor, theta: Tensor) -> int:
 def vox_from_theta(
     theta: Tensor, shape: Sequence[int], size: Sequence[int], align_corners: bool
 ) -> Tensor:
-    """Input voxel from output voxel, (B, d, d + 1) float64, axes in order."""
+    """The matrices from output voxels to input voxels, (B, d, d + 1) float64, axes in order."""
     one = torch.ones((), dtype=torch.float64, device=theta.device)
     n_in, n_out = torch.stack([one * n for n in shape]), torch.stack([one * n for n in size])
     theta = theta.to(torch.float64).flip(1)
     linear, offset = theta[..., :-1].flip(2), theta[..., -1]
-    if align_corners:  # an axis of one voxel lies in the middle
+    if align_corners:  # the only voxel of an axis of size one is at its centre
         start, step = torch.where(n_out > 1, -1.0, 0.0), 2 / (n_out - 1).clamp(min=1)
         step = torch.where(n_out > 1, step, 0.0)
         half, zero = (n_in - 1) / 2, (n_in - 1) / 2
@@ -109,75 +109,78 @@ def sample(
     """Images at the voxel positions ``matrix @ (output voxel, 1)``, in the images' dtype."""
     matrix = matrix.expand(images.shape[0], -1, -1)
     dtype = images.dtype
-    if mode == 0:
-        images = affine_sample_op.widened(images)
+    if mode == LINEAR:
+        images = affine_sample_op.upcast(images)
     sampled: Tensor = affine_sample_op(images, matrix, size, mode, border, fill)
     return sampled.to(dtype)
 
 
 def _positions(matrix: Tensor, size: Sequence[int]) -> Tensor:
-    """(B, d, *size) float64 input positions of every output voxel."""
+    """Input positions of all output voxels, (B, d, *size) float64."""
     axes = len(size)
-    where = torch.full(
-        (matrix.shape[0], axes, *size), 0.0, dtype=matrix.dtype, device=matrix.device
-    )
-    where = where + matrix[..., -1].view(-1, axes, *[1] * axes)
+    shape = (matrix.shape[0], axes, *size)
+    x = torch.full(shape, 0.0, dtype=matrix.dtype, device=matrix.device)
+    x = x + matrix[..., -1].view(-1, axes, *[1] * axes)
     for a, s in enumerate(size):
-        along = torch.arange(s, dtype=matrix.dtype, device=matrix.device)
-        along = along.view(*(s if d == a else 1 for d in range(axes)))
-        where = where + matrix[..., a].view(-1, axes, *[1] * axes) * along
-    return where
+        voxel = torch.arange(s, dtype=matrix.dtype, device=matrix.device)
+        voxel = voxel.view(*(s if d == a else 1 for d in range(axes)))
+        x = x + matrix[..., a].view(-1, axes, *[1] * axes) * voxel
+    return x
 
 
 def _corners(images: Tensor, matrix: Tensor, size: Sequence[int], mode: int, border: int) -> Any:
-    """Corner by corner: flat index (B, *size), weight, slopes of the weight, whether it counts."""
+    """For each corner of the cells: flat index (B, *size), weight, its slopes, inside, valid.
+
+    ``valid`` is whether a voxel is sampled at all, ``inside`` whether this corner is in the image.
+    """
     shape, axes = images.shape[2:], len(size)
-    where = _positions(matrix, size)
-    last = torch.tensor([n - 1 for n in shape], dtype=where.dtype, device=where.device)
+    x = _positions(matrix, size)
+    last = torch.tensor([n - 1 for n in shape], dtype=x.dtype, device=x.device)
     last = last.view(1, axes, *[1] * axes)
-    counts = torch.ones_like(where[:, 0], dtype=torch.bool)
-    moves = torch.ones_like(where, dtype=torch.bool)
-    if border == HOLD_HALF:
-        counts = ((where >= -0.5) & (where < last + 0.5)).all(1)
-    if border:
-        moves = (where > 0) & (where < last)
-        where = torch.where((where > 0) & where.isfinite(), torch.minimum(where, last), 0)
-    if mode:
-        cell = where.round() if mode == 1 else (where + 0.5).floor()
-        whole, fraction, corners = cell, torch.zeros_like(where), [(0,) * axes]
-    else:
-        whole = where.floor()
-        fraction = torch.where(whole.isfinite(), where - whole, 0)
+    valid = torch.ones_like(x[:, 0], dtype=torch.bool)
+    unclamped = torch.ones_like(x, dtype=torch.bool)
+    if border == CLAMP_HALF:
+        valid = ((x >= -0.5) & (x < last + 0.5)).all(1)
+    if border != ZEROS:
+        unclamped = (x > 0) & (x < last)
+        x = torch.where((x > 0) & x.isfinite(), torch.minimum(x, last), 0)
+    if mode == LINEAR:
+        cell = x.floor()
+        fraction = torch.where(cell.isfinite(), x - cell, 0)
         corners = torch.cartesian_prod(*[torch.tensor([0, 1])] * axes).tolist()
+    else:
+        cell = x.round() if mode == NEAREST_EVEN else (x + 0.5).floor()
+        fraction, corners = torch.zeros_like(x), [(0,) * axes]
     for corner in corners:
-        flat, inside = torch.zeros_like(counts, dtype=torch.int64), counts
-        weight = torch.ones_like(where[:, 0])
-        slopes = [1.0 * moves[:, a] for a in range(axes)]
+        flat, inside = torch.zeros_like(valid, dtype=torch.int64), valid
+        weight = torch.ones_like(x[:, 0])
+        slopes = [1.0 * unclamped[:, a] for a in range(axes)]
         for a, up in enumerate(corner):
-            at = whole[:, a] + up
+            at = cell[:, a] + up
             inside = inside & (at >= 0) & (at <= shape[a] - 1)
             at = torch.where(inside, at, 0).long()
             flat = flat * shape[a] + at
-            share = fraction[:, a] if up else 1 - fraction[:, a]
-            weight = weight * share
-            slopes = [s * ((1 if up else -1) if d == a else share) for d, s in enumerate(slopes)]
-        yield torch.where(inside, flat, 0), weight, torch.stack(slopes, 1), inside, counts
+            w = fraction[:, a] if up else 1 - fraction[:, a]
+            weight = weight * w
+            slopes = [s * ((1 if up else -1) if d == a else w) for d, s in enumerate(slopes)]
+        yield torch.where(inside, flat, 0), weight, torch.stack(slopes, 1), inside, valid
 
 
 def _reference(
     images: Tensor, matrix: Tensor, size: Sequence[int], mode: int, border: int, fill: float
 ) -> Tensor:
     batch, channels = images.shape[:2]
-    flat_images = (images if mode else wide(images)).flatten(2)
+    linear = mode == LINEAR
+    flat_images = (upcast(images) if linear else images).flatten(2)
     out: Any = 0
-    for flat, weight, _, inside, counts in _corners(images, matrix, size, mode, border):
+    for flat, weight, _, inside, valid in _corners(images, matrix, size, mode, border):
         index = flat.flatten(1)[:, None].expand(-1, channels, -1)
         values = flat_images.gather(2, index).view(batch, channels, *size)
-        if not mode:
+        if linear:
             values = values * weight[:, None].to(values.dtype)
         out = out + torch.where(inside[:, None], values, 0)
-        held = counts if border == HOLD_HALF else inside if mode else None
-    return (out if held is None else torch.where(held[:, None], out, fill)).to(images.dtype)
+        sampled = valid if border == CLAMP_HALF else None if linear else inside
+    return (out if sampled is None else torch.where(sampled[:, None], out, fill)).to(images.dtype)
 
 
 def _reference_backward(
@@ -190,40 +193,43 @@ def _reference_backward(
     for_matrix: bool,
 ) -> tuple[Tensor, Tensor]:
     (batch, channels), size, dtype = images.shape[:2], grad.shape[2:], images.dtype
-    grad, images = wide(grad), wide(images)
-    to_images = torch.zeros_like(images.flatten(2))
-    along = torch.zeros(batch, len(size), *size, dtype=torch.float64, device=grad.device)
+    grad, images = upcast(grad), upcast(images)
+    linear = mode == LINEAR
+    grad_images = torch.zeros_like(images.flatten(2))
+    grad_x = torch.zeros(batch, len(size), *size, dtype=torch.float64, device=grad.device)
     for flat, weight, slopes, inside, _ in _corners(images, matrix, size, mode, border):
         index = flat.flatten(1)[:, None].expand(-1, channels, -1)
-        share = grad if mode else grad * weight[:, None].to(grad.dtype)
-        share = torch.where(inside[:, None], share, 0)
-        to_images.scatter_add_(2, index, share.flatten(2))
+        grad_corner = grad * weight[:, None].to(grad.dtype) if linear else grad
+        grad_corner = torch.where(inside[:, None], grad_corner, 0)
+        grad_images.scatter_add_(2, index, grad_corner.flatten(2))
         values = images.flatten(2).gather(2, index).view(grad.shape)
-        pull = torch.where(inside[:, None], values * grad, 0).sum(1, keepdim=True)
-        along += pull * slopes
-    to_matrix = torch.zeros_like(matrix)
-    if for_matrix and not mode:
-        to_matrix[..., -1] = along.flatten(2).sum(-1)
+        grad_x += torch.where(inside[:, None], values * grad, 0).sum(1, keepdim=True) * slopes
+    grad_matrix = torch.zeros_like(matrix)
+    if for_matrix and linear:
+        grad_matrix[..., -1] = grad_x.flatten(2).sum(-1)
         for a, s in enumerate(size):
-            k = torch.arange(s, dtype=along.dtype, device=along.device)
-            k = k.view(*(s if d == a else 1 for d in range(len(size))))
-            to_matrix[..., a] = (along * k).flatten(2).sum(-1)
-    to_images = to_images.view(images.shape) if for_images else images.new_empty(0)
-    return to_images.to(dtype), to_matrix
+            voxel = torch.arange(s, dtype=grad_x.dtype, device=grad_x.device)
+            voxel = voxel.view(*(s if d == a else 1 for d in range(len(size))))
+            grad_matrix[..., a] = (grad_x * voxel).flatten(2).sum(-1)
+    grad_images = grad_images.view(images.shape) if for_images else images.new_empty(0)
+    return grad_images.to(dtype), grad_matrix
 
 
-def _backward(inputs: Any, outputs: None, grad: Tensor, needed: Any) -> Any:
+def _backward(inputs: Any, outputs: None, grad: Tensor, needs_input_grad: Any) -> Any:
     images, matrix, _, mode, border, _ = inputs
-    widened = affine_sample_backward.widened
-    to_images, to_matrix = affine_sample_backward(
-        widened(grad), widened(images), matrix, mode, border, needed[0], needed[1]
+    op = affine_sample_backward
+    grad_images, grad_matrix = op(
+        op.upcast(grad), op.upcast(images), matrix, mode, border, *needs_input_grad[:2]
     )
     return (
-        to_images.to(images.dtype) if needed[0] else None,
-        to_matrix if needed[1] else None,
+        grad_images.to(images.dtype) if needs_input_grad[0] else None,
+        grad_matrix if needs_input_grad[1] else None,
         *(None,) * 4,
     )
 
+
+#: The functions that sample with these ops.
+_PUBLIC = ("affine_sample", "warp_pair", "resample")
 
 affine_sample_op = define(
     "affine_sample(Tensor images, Tensor matrix, SymInt[] size, int mode, int border, float fill)"
@@ -232,6 +238,7 @@ affine_sample_op = define(
     fake=lambda images, matrix, size, *_: images.new_empty(*images.shape[:2], *size),
     backward=_backward,
     gradients=(0, 1),
+    of=_PUBLIC,
 )
 
 affine_sample_backward = define(
@@ -242,5 +249,5 @@ affine_sample_backward = define(
         images.new_empty(images.shape if for_images else (0,)),
         matrix.new_empty(matrix.shape),
     ),
-    serves="affine_sample",
+    of=_PUBLIC,
 )

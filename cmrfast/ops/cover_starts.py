@@ -1,4 +1,4 @@
-"""The regular grid of windows that covers a volume."""
+"""A regular grid of windows that covers a volume."""
 
 from collections.abc import Sequence
 
@@ -9,12 +9,12 @@ from cmrfast.ops._check import require_sizes
 
 
 def cover_starts(shape: Sequence[int], size: Sequence[int], overlap: int | Sequence[int]) -> Tensor:
-    """First voxels of windows that cover a volume, the last one of each axis shifted to its border.
+    """First voxels of windows that cover a volume; the last of each axis is aligned with its end.
 
     Args:
         shape: of the volume, one entry per axis.
         size: of the windows; no axis may exceed the shape.
-        overlap: voxels that neighbours share, for all axes or one entry per axis; less than size.
+        overlap: of neighbouring windows, in voxels, for all axes or per axis; less than size.
 
     Returns:
         (P, d) int64, the last axis changing fastest.

@@ -1,4 +1,4 @@
-"""The four sums that Dice and cross-entropy losses are made of, in one pass over the logits."""
+"""The four sums that Dice and cross-entropy losses need, in one pass over the logits."""
 
 from typing import Any, Literal
 
@@ -11,14 +11,15 @@ from cmrfast.ops._check import (
     require_floating,
     require_one_device,
     sum_dtype,
+    upcast,
     values_readable,
-    wide,
 )
 from cmrfast.ops._op import define
 
 Activation = Literal["softmax", "sigmoid", "none"]
 _ACTIVATIONS = ("softmax", "sigmoid", "none")
-_MOST_CLASSES = 16384  # the kernel keeps at least one pixel of all classes in its cache tile
+SOFTMAX, SIGMOID, NONE = range(3)  # numbered as in csrc/enums.h
+_MAX_CLASSES = 16384  # so that a tile of the CPU kernel holds all classes of a pixel
 
 
 def dice_ce_sums(
@@ -38,8 +39,8 @@ def dice_ce_sums(
         activation: ``softmax`` over K: cross entropy is -t·log p, its sum over K the usual one;
             ``sigmoid``: binary cross entropy per channel; ``none``: the logits are probabilities
             and cross entropy is -t·log((p + eps) / (1 + K·eps)).
-        ignore_index: pixels of this target value enter none of the sums. Labels outside 0…K-1
-            raise on the CPU and are ignored alike under compilation and on other devices.
+        ignore_index: pixels with this target value are left out of all sums. Other labels outside
+            0…K-1 raise on the CPU; under compilation and on other devices they are ignored too.
         eps: keeps the logarithm of ``none`` finite.
 
     Returns:
@@ -64,22 +65,22 @@ def class_sums(
     *,
     entropy: bool,
 ) -> Tensor:
-    """``dice_ce_sums`` with a say in the cross entropy: without it, sigmoid's is left zero."""
+    """``dice_ce_sums``, where ``entropy=False`` saves the cross entropy of sigmoid, which is 0."""
     labels = _check(logits, target, activation)
-    logits = sums_op.widened(logits)
+    logits = sums_op.upcast(logits)
     target = target.flatten(1 if labels else 2)
     if target.dtype not in _TARGETS:
         target = target.long() if not target.is_floating_point() else target.float()
     logits = logits.flatten(2)
     if labels and values_readable(target):
-        bad = int(label_faults(target, logits.shape[1], ignore_index))
-        if bad:
+        faults = int(label_faults(target, logits.shape[1], ignore_index))
+        if faults:
             raise ValueError(
                 f"dice_ce_sums: labels must be 0 to {logits.shape[1] - 1} or ignore_index "
-                f"{ignore_index}; {bad} pixels hold something else"
+                f"{ignore_index}; {faults} pixels hold something else"
             )
-    kind_of = _ACTIVATIONS.index(activation)
-    sums: Tensor = sums_op(logits, target, kind_of, ignore_index, eps, entropy)
+    index = _ACTIVATIONS.index(activation)
+    sums: Tensor = sums_op(logits, target, index, ignore_index, eps, entropy)
     return sums
 
 
@@ -90,7 +91,7 @@ _TARGETS = (
 
 
 def _check(logits: Tensor, target: Tensor, activation: str) -> bool:
-    """Raise for wrong arguments; say whether the target holds labels (else masks)."""
+    """Raise for wrong arguments; returns whether the target holds labels, else masks."""
     require_floating("dice_ce_sums", "logits", logits)
     if not isinstance(target, Tensor) or target.is_complex():
         raise TypeError(f"dice_ce_sums: target must be a real tensor; got {kind(target)}")
@@ -101,9 +102,9 @@ def _check(logits: Tensor, target: Tensor, activation: str) -> bool:
     require_one_device("dice_ce_sums", logits=logits, target=target)
     if logits.dim() < 3:
         raise ValueError(f"dice_ce_sums: logits must be (B, K, *S); got {tuple(logits.shape)}")
-    if not 1 <= logits.shape[1] <= _MOST_CLASSES:
+    if not 1 <= logits.shape[1] <= _MAX_CLASSES:
         raise ValueError(
-            f"dice_ce_sums: there must be 1 to {_MOST_CLASSES} classes; got {logits.shape[1]}"
+            f"dice_ce_sums: there must be 1 to {_MAX_CLASSES} classes; got {logits.shape[1]}"
         )
     if target.shape == logits.shape:
         return False
@@ -123,7 +124,7 @@ def _check(logits: Tensor, target: Tensor, activation: str) -> bool:
 def _masks(
     target: Tensor, classes: int, ignore_index: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """The target as (B, K, N) masks, and where it counts."""
+    """The target as masks (B, K, N), and which of its entries count."""
     if target.dim() == 3:
         valid = target != ignore_index
         return torch.where(valid, target.to(dtype), 0), valid
@@ -136,12 +137,12 @@ def _masks(
 def _reference(
     logits: Tensor, target: Tensor, activation: int, ignore_index: int, eps: float, entropy: bool
 ) -> Tensor:
-    logits, classes = wide(logits), logits.shape[1]
+    logits, classes = upcast(logits), logits.shape[1]
     t, valid = _masks(target, classes, ignore_index, logits.dtype)
-    if activation == 0:
+    if activation == SOFTMAX:
         p, log_p = logits.softmax(1), logits.log_softmax(1)
         ce = torch.where(t != 0, -t * log_p, 0)
-    elif activation == 1:
+    elif activation == SIGMOID:
         p = logits.sigmoid()
         ce = F.binary_cross_entropy_with_logits(logits, t, reduction="none") * entropy
     else:
@@ -155,23 +156,23 @@ def _reference(
 def _reference_backward(
     grad: Tensor, logits: Tensor, target: Tensor, activation: int, ignore_index: int, eps: float
 ) -> Tensor:
-    dtype, logits = logits.dtype, wide(logits)
+    dtype, logits = logits.dtype, upcast(logits)
     t, valid = _masks(target, logits.shape[1], ignore_index, logits.dtype)
-    g_overlap, g_p, _, g_ce = (g[..., None] for g in grad.unbind(-1))  # each (B, K, 1)
-    inner = torch.where(valid, g_overlap * t + g_p, 0)
-    if activation == 0:
+    grad_pt, grad_p, _, grad_ce = (g[..., None] for g in grad.unbind(-1))  # each (B, K, 1)
+    inner = torch.where(valid, grad_pt * t + grad_p, 0)
+    if activation == SOFTMAX:
         p = logits.softmax(1)
         mean = (p * inner).sum(1, keepdim=True)
-        gradient = p * (inner - mean + (g_ce * t).sum(1, keepdim=True)) - g_ce * t
-    elif activation == 1:
+        gradient = p * (inner - mean + (grad_ce * t).sum(1, keepdim=True)) - grad_ce * t
+    elif activation == SIGMOID:
         p = logits.sigmoid()
-        gradient = inner * p * (1 - p) + torch.where(valid, g_ce * (p - t), 0)
+        gradient = inner * p * (1 - p) + torch.where(valid, grad_ce * (p - t), 0)
     else:
-        gradient = inner - torch.where(t != 0, g_ce * t / (logits + eps), 0)
+        gradient = inner - torch.where(t != 0, grad_ce * t / (logits + eps), 0)
     return gradient.to(dtype).contiguous()
 
 
-def _backward(inputs: Any, output: None, grad: Tensor, needed: Any) -> Any:
+def _backward(inputs: Any, outputs: None, grad: Tensor, needs_input_grad: Any) -> Any:
     logits, target, *options, _ = inputs
     return dice_ce_sums_backward(grad, logits, target, *options), *(None,) * 5
 
@@ -193,12 +194,12 @@ dice_ce_sums_backward = define(
     " int ignore_index, float eps) -> Tensor",
     reference=_reference_backward,
     fake=lambda grad, logits, *_: torch.empty_like(logits, memory_format=torch.contiguous_format),
-    serves="dice_ce_sums",
+    of="dice_ce_sums",
 )
 
 label_faults = define(
     "label_faults(Tensor target, int classes, int ignore_index) -> Tensor",
     reference=_reference_faults,
     fake=lambda target, *_: target.new_empty((), dtype=torch.int64),
-    serves="dice_ce_sums",
+    of="dice_ce_sums",
 )

@@ -30,20 +30,20 @@ def extract_patches(
     fill: float = 0.0,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Windows of volumes as one batch: ``(volume - shift) * scale``, ``fill`` outside.
+    """Extract windows of volumes as a batch: ``(volume - shift) * scale``, ``fill`` outside.
 
     Args:
-        volumes: (C, *S), (V, C, *S), a list of (C, *S_v), or a ``VolumeStore`` (which packs only
-            once: use it in loops); any real dtype, two or three space axes.
-        start_vox: (P, d) integer, first voxel of each patch; may lie partly or wholly outside.
+        volumes: (C, *S), (V, C, *S), a list of (C, *S_v), or a ``VolumeStore``, which is packed
+            only once and so the choice for loops; any real dtype, two or three space axes.
+        start_vox: (P, d) integer, first voxel of each patch, which may be partly or fully outside.
         size: of the patches, d entries.
-        volume_index: (P,) integer, which volume each patch is from; default the first. Checked on
-            the CPU; under compilation and on other devices a wrong one gives ``fill``.
-        flips: (P, d) bool, axes along which a patch is mirrored.
-        shift: subtracted first: a number, (C,) or (V, C).
-        scale: then multiplied: a number, (C,) or (V, C).
+        volume_index: (P,) integer, the volume of each patch; default the first. Checked on the
+            CPU; under compilation and on other devices an invalid index gives ``fill``.
+        flips: (P, d) bool, the axes along which a patch is flipped.
+        shift: a number, (C,) or (V, C).
+        scale: a number, (C,) or (V, C).
         fill: value outside the volume.
-        dtype: of the result; an integer one rounds half to even and saturates.
+        dtype: of the patches; integers are rounded half to even and saturate.
 
     Returns:
         (P, C, *size).
@@ -55,7 +55,7 @@ def extract_patches(
                   [10., 11., -1.]]]])
     """
     size = tuple(size)
-    axes = len(size)  # a plain number also under dynamic shapes, where a tensor's sizes are not
+    axes = len(size)  # an int under dynamic shapes too, where the sizes of a tensor are symbolic
     if isinstance(start_vox, Tensor) and start_vox.dim() == 2 and start_vox.shape[1] != axes:
         require_sizes("extract_patches", "size", size, axes=int(start_vox.shape[1]))
     if axes not in (2, 3):
@@ -99,7 +99,7 @@ def extract_patches(
 def window_volumes(
     op: str, volume_index: Tensor | None, start_vox: Tensor, packed: Packed
 ) -> Tensor:
-    """Which volume each window is from, checked where values may be read."""
+    """The volume of each window, checked where values are readable."""
     count = start_vox.shape[0]
     if volume_index is None:
         return torch.zeros(count, dtype=torch.int64, device=start_vox.device)
@@ -120,7 +120,7 @@ def window_volumes(
 
 
 def _per_channel(name: str, value: float | Tensor, packed: Packed) -> Tensor:
-    """A number, (C,) or (V, C) as (V, C) float64."""
+    """Expand a number, (C,) or (V, C) to (V, C) float64."""
     shape, device = (packed.count, packed.channels), packed.buffer.device
     if not isinstance(value, Tensor):
         if not isinstance(value, int | float):
@@ -138,7 +138,7 @@ def _per_channel(name: str, value: float | Tensor, packed: Packed) -> Tensor:
 
 
 def _cast(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """To a real dtype; integers round half to even and saturate, NaN becomes 0."""
+    """Cast to a real dtype; integers round half to even and saturate, NaN becomes 0."""
     if dtype.is_floating_point:
         return values.to(dtype)
     if dtype == torch.bool:
@@ -150,7 +150,8 @@ def _cast(values: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(high, limits.max, torch.where(low, limits.min, inside)).to(dtype)
 
 
-def _is_wide(dtype: torch.dtype) -> bool:
+def needs_double(dtype: torch.dtype) -> bool:
+    """Whether float32 cannot represent all values of a dtype."""
     return dtype in (torch.float64, torch.int32, torch.int64)
 
 
@@ -162,12 +163,12 @@ def _window_index(
     channels: int,
     size: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Buffer index of each patch voxel (P, C, *size), whether it is inside, its volume (P,)."""
+    """Buffer index of every patch voxel (P, C, *size), whether it is inside, the volume (P,)."""
     axes, count = len(size), start_vox.shape[0]
-    legal = (index >= 0) & (index < len(table))
-    volume = torch.where(legal, index, 0)
+    valid = (index >= 0) & (index < len(table))
+    volume = torch.where(valid, index, 0)
     entry = table[volume] if len(table) else table.new_zeros(count, 1 + axes)
-    inside = legal.view(-1, *[1] * (axes + 1))
+    inside = valid.view(-1, *[1] * (axes + 1))
     flat = torch.arange(channels, device=table.device).view(1, -1, *[1] * axes)
     for axis, s in enumerate(size):
         offset = torch.arange(s, device=table.device).expand(count, s)
@@ -197,7 +198,7 @@ def _reference(
     dtype: torch.dtype,
 ) -> Tensor:
     flat, inside, volume = _window_index(table, start_vox, index, flips, channels, size)
-    real = torch.float64 if _is_wide(buffer.dtype) or _is_wide(dtype) else torch.float32
+    real = torch.float64 if needs_double(buffer.dtype) or needs_double(dtype) else torch.float32
     view = (-1, channels, *[1] * len(size))
     if not buffer.numel():
         return _cast(torch.full(flat.shape, fill, dtype=real, device=buffer.device), dtype)
@@ -206,7 +207,7 @@ def _reference(
     patches = _cast(torch.where(inside, values, fill), dtype)
     if dtype != buffer.dtype:
         return patches
-    unchanged = inside & (minus == 0) & (times == 1)  # also integers that no float holds
+    unchanged = inside & (minus == 0) & (times == 1)  # exact for integers that no float represents
     return torch.where(unchanged, buffer[flat], patches)
 
 
@@ -228,13 +229,13 @@ def _reference_backward(
     return grad.new_zeros(numel).index_add_(0, flat.flatten(), values.flatten())
 
 
-def _backward(inputs: Any, outputs: None, grad: Tensor, needed: Any) -> Any:
+def _backward(inputs: Any, outputs: None, grad: Tensor, needs_input_grad: Any) -> Any:
     buffer, table, start_vox, index, flips, _, scale, *_ = inputs
-    wide = grad.to(torch.float64 if buffer.dtype == torch.float64 else torch.float32)
-    gradient = extract_patches_backward(
-        wide, table, start_vox, index, flips, scale, buffer.shape[0]
+    grad = grad.to(torch.float64 if buffer.dtype == torch.float64 else torch.float32)
+    grad_buffer = extract_patches_backward(
+        grad, table, start_vox, index, flips, scale, buffer.shape[0]
     )
-    return gradient.to(buffer.dtype), *(None,) * 10
+    return grad_buffer.to(buffer.dtype), *(None,) * 10
 
 
 extract_patches_op = define(
@@ -253,5 +254,5 @@ extract_patches_backward = define(
     " Tensor flips, Tensor scale, SymInt numel) -> Tensor",
     reference=_reference_backward,
     fake=lambda grad, table, start_vox, index, flips, scale, numel: grad.new_empty(numel),
-    serves="extract_patches",
+    of="extract_patches",
 )

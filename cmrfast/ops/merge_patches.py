@@ -1,4 +1,4 @@
-"""Overlapping patches back into a volume, as their weighted mean."""
+"""Overlapping patches into a volume, as their weighted mean."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cmrfast.ops._check import (
-    HALVES,
+    HALF_DTYPES,
     require_floating,
     require_one_device,
     require_sizes,
@@ -24,14 +24,14 @@ def merge_patches(
     weight: Tensor | None = None,
     fill: float = 0.0,
 ) -> Tensor:
-    """Weighted mean, at each voxel, of all patches that cover it.
+    """The weighted mean, at each voxel, of all patches that cover it.
 
     Args:
         patches: (P, C, *size), floating; two or three space axes.
-        start_vox: (P, d) integer, first voxel of each patch; parts outside are ignored.
+        start_vox: (P, d) integer, first voxel of each patch; what is outside the volume is ignored.
         shape: of the volume, d entries.
         weight: (*size), >= 0; default ones.
-        fill: value of voxels of total weight 0.
+        fill: value of voxels whose total weight is 0.
 
     Returns:
         (C, *shape), of the patches' dtype.
@@ -46,21 +46,21 @@ def merge_patches(
     """
     start_vox, shape, weight = _checked("merge_patches", patches, start_vox, shape, weight)
     dtype = patches.dtype
-    if dtype in HALVES:
+    if dtype in HALF_DTYPES:
         patches, weight = patches.float(), None if weight is None else weight.float()
     merged: Tensor = merge_patches_op(patches, start_vox, weight, shape, fill)
     return merged.to(dtype)
 
 
 class PatchMerger:
-    """``merge_patches`` for patches that come in batches: holds two volumes, never the patches.
+    """``merge_patches`` in batches; keeps the sums and total weights, not the patches.
 
     Args:
         shape: of the volume.
         channels: of the patches.
         size: of the patches.
         weight: (*size), >= 0; default ones.
-        device: where the volumes lie.
+        device: of the sums.
 
     Example:
         >>> from cmrfast.ops import cover_starts
@@ -91,7 +91,7 @@ class PatchMerger:
         self._totals = torch.zeros(self._shape, dtype=dtype, device=device)
 
     def add(self, patches: Tensor, start_vox: Tensor) -> None:
-        """Add a batch: patches (P, C, *size), start_vox (P, d). No gradient is kept."""
+        """Add a batch: patches (P, C, *size), start_vox (P, d). Not differentiable."""
         start_vox, _, weight = _checked(
             "PatchMerger.add", patches, start_vox, self._shape, self._weight
         )
@@ -105,7 +105,7 @@ class PatchMerger:
         merge_add_op(self._sums, self._totals, values, start_vox, weight)
 
     def merged(self, fill: float = 0.0) -> Tensor:
-        """The mean so far, (C, *shape); ``fill`` where nothing was added."""
+        """The mean of what was added, (C, *shape); ``fill`` where the total weight is 0."""
         return torch.where(self._totals > 0, self._sums / self._totals, fill)
 
 
@@ -151,8 +151,8 @@ def _reference_add(
         view = [len(patches), *(s if a == axis else 1 for a in range(len(size)))]
         inside = inside & ((at >= 0) & (at < n)).view(view)
         index = index * n + at.clamp(0, n - 1).view(view)
-    each = torch.where(inside, weight, 0)
-    totals.view(-1).index_add_(0, index.flatten(), each.flatten())
+    weights = torch.where(inside, weight, 0)
+    totals.view(-1).index_add_(0, index.flatten(), weights.flatten())
     values = torch.where(inside[:, None], patches * weight, 0).movedim(1, 0)
     sums.flatten(1).index_add_(1, index.flatten(), values.flatten(1))
 
@@ -165,15 +165,15 @@ def _reference(
     return torch.where(totals > 0, sums / totals, fill)
 
 
-def _backward(inputs: Any, outputs: None, grad: Tensor, needed: Any) -> Any:
+def _backward(inputs: Any, outputs: None, grad: Tensor, needs_input_grad: Any) -> Any:
     from cmrfast.ops.extract_patches import extract_patches
 
     patches, start_vox, weight, shape, _ = inputs
     totals = grad.new_zeros(*shape)
     merge_add_op(grad.new_zeros(0, *shape), totals, patches[:, :0], start_vox, weight)
-    share = torch.where(totals > 0, grad / totals, 0)
-    gradient = extract_patches(share, start_vox, patches.shape[2:], dtype=grad.dtype)
-    return gradient if weight is None else gradient * weight, *(None,) * 4
+    grad_sums = torch.where(totals > 0, grad / totals, 0)
+    grad_patches = extract_patches(grad_sums, start_vox, patches.shape[2:], dtype=grad.dtype)
+    return grad_patches if weight is None else grad_patches * weight, *(None,) * 4
 
 
 merge_add_op = define(
@@ -181,7 +181,7 @@ merge_add_op = define(
     " Tensor? weight) -> ()",
     reference=_reference_add,
     fake=lambda *_: None,
-    serves="merge_patches",
+    of="merge_patches",
 )
 
 merge_patches_op = define(

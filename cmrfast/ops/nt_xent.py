@@ -1,4 +1,4 @@
-"""Contrastive pairing by cosine similarity, without ever holding the similarity matrix."""
+"""NT-Xent, the contrastive loss on cosine similarities, without storing the similarity matrix."""
 
 from typing import Any
 
@@ -11,8 +11,8 @@ from cmrfast.ops._check import (
     require_integer,
     require_one_device,
     sum_dtype,
+    upcast,
     values_readable,
-    wide,
 )
 from cmrfast.ops._op import define
 
@@ -26,29 +26,37 @@ def nt_xent(
     symmetric: bool = False,
     group: Any = None,
 ) -> Tensor:
-    """Mean over anchors of -log softmax over candidates of cosine / temperature, at the target.
+    """Cross entropy of the softmax over candidates of cosine / temperature, averaged over anchors.
+
+    The negatives of an anchor are all candidates but its target, M - 1 of them, and never other
+    anchors. ``NTXentLoss(temperature)(anchors, labels, ref_emb=candidates, ref_labels=labels)`` of
+    pytorch-metric-learning is equal if no label occurs twice; if one does, it has several positives
+    per anchor and leaves the others out of the denominator, while here any candidate but the target
+    is a negative. SimCLR (Chen et al. 2020) takes each of the 2N views as an anchor and the softmax
+    over the 2N - 1 others, so that negatives come from both views; here they come from one, and
+    ``symmetric`` averages the two directions without mixing them.
 
     Args:
         anchors: (N, D), floating; rows of any finite magnitude, zero rows have cosine 0.
         candidates: (M, D), of the anchors' dtype.
         temperature: > 0.
-        targets: (N,) integer, which candidate each anchor belongs to; default its own index.
-            Checked on the CPU; under compilation and on other devices a wrong one gives NaN.
-        symmetric: average with the same loss of candidates against anchors (N = M, no targets).
+        targets: (N,) integer, the candidate that is each anchor's positive; default its own index.
+            Checked on the CPU; under compilation and on other devices an invalid target gives NaN.
+        symmetric: average with the loss of candidates as anchors (N = M, no targets).
         group: ``torch.distributed`` group whose candidates are gathered as further negatives;
-            targets then count through all ranks' candidates. The mean over ranks is the loss of
-            all anchors, and so are DDP's gradients. Not under ``torch.compile(fullgraph=True)``.
+            targets then index the candidates of all ranks. The mean over ranks is the loss of all
+            anchors, as are the gradients under DDP. Not under ``torch.compile(fullgraph=True)``.
 
     Returns:
         A scalar.
 
     Example:
-        >>> features = torch.ones(32, 128)  # all alike: every candidate is as likely
+        >>> features = torch.ones(32, 128)  # all equal, so every candidate is equally likely
         >>> round(nt_xent(features, features).item(), 4)
         3.4657
     """
     _check(anchors, candidates, temperature, targets, symmetric)
-    anchors, candidates = nt_xent_op.widened(anchors), nt_xent_op.widened(candidates)
+    anchors, candidates = nt_xent_op.upcast(anchors), nt_xent_op.upcast(candidates)
     loss = _one_way(anchors, candidates, temperature, targets, group)
     if symmetric:
         loss = (loss + _one_way(candidates, anchors, temperature, targets, group)) / 2
@@ -58,12 +66,12 @@ def nt_xent(
 def _one_way(
     anchors: Tensor, candidates: Tensor, temperature: float, targets: Tensor | None, group: Any
 ) -> Tensor:
-    first, share = 0, 1.0
+    first, factor = 0, 1.0
     if group is not None:
         from cmrfast.ops._collectives import gather_rows, share_of_mean
 
         candidates, first = gather_rows(candidates, group)
-        share = share_of_mean(anchors, group)
+        factor = share_of_mean(anchors, group)
     count = candidates.shape[0]
     if targets is None:
         targets = torch.arange(first, first + anchors.shape[0], device=anchors.device)
@@ -73,9 +81,10 @@ def _one_way(
             raise ValueError(
                 f"nt_xent: targets must be 0 to {count - 1}; got values from {low} to {high}"
             )
-    wanted = torch.is_grad_enabled() and (anchors.requires_grad or candidates.requires_grad)
-    loss: Tensor = nt_xent_op(anchors, candidates, targets.long(), temperature, wanted)[0]
-    return loss if share == 1.0 else loss * share
+    requires_grad = anchors.requires_grad or candidates.requires_grad
+    gradients = torch.is_grad_enabled() and requires_grad  # computed along with the loss
+    loss: Tensor = nt_xent_op(anchors, candidates, targets.long(), temperature, gradients)[0]
+    return loss if factor == 1.0 else loss * factor
 
 
 def _check(
@@ -122,28 +131,31 @@ def _check(
 
 
 def _unit(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of length one, and one over the length; zero rows stay zero and have 0."""
+    """Unit rows and inverse norms; a zero row stays zero and has inverse norm 0.
+
+    Divides by the largest entry first, so that squares neither overflow nor vanish.
+    """
     largest = rows.abs().amax(1, keepdim=True)
     scaled = torch.where(largest > 0, rows / largest, rows)
-    length = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
-    unit = torch.where(largest > 0, scaled / length, scaled)
-    return unit, torch.where(largest > 0, 1 / (length * largest), 0)
+    norm = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
+    unit = torch.where(largest > 0, scaled / norm, scaled)
+    return unit, torch.where(largest > 0, 1 / (norm * largest), 0)
 
 
 def _reference(
     anchors: Tensor, candidates: Tensor, targets: Tensor, temperature: float, gradients: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    (a, a_inverse), (c, c_inverse) = _unit(wide(anchors)), _unit(wide(candidates))
-    legal = (targets >= 0) & (targets < len(c))
-    own = F.one_hot(torch.where(legal, targets, 0), len(c)).to(a.dtype)
-    own = torch.where(legal[:, None], own, torch.nan)
+    (a, a_inverse), (c, c_inverse) = _unit(upcast(anchors)), _unit(upcast(candidates))
+    valid = (targets >= 0) & (targets < len(c))
+    one_hot = F.one_hot(torch.where(valid, targets, 0), len(c)).to(a.dtype)
+    one_hot = torch.where(valid[:, None], one_hot, torch.nan)
     similarity = a @ c.T
     log_p = (similarity / temperature).log_softmax(1)
-    loss = -torch.where(own == 0, 0, own * log_p).sum(1).mean()
+    loss = -torch.where(one_hot == 0, 0, one_hot * log_p).sum(1).mean()
     if not gradients:
         return loss, a.new_empty(0, a.shape[1]), c.new_empty(0, c.shape[1])
-    slope = (log_p.exp() - own) / (temperature * max(len(a), 1))
-    grad_a, grad_c = slope @ c, slope.T @ a
+    grad = (log_p.exp() - one_hot) / (temperature * max(len(a), 1))  # of the similarities
+    grad_a, grad_c = grad @ c, grad.T @ a
     grad_a = (grad_a - a * (a * grad_a).sum(1, keepdim=True)) * a_inverse
     grad_c = (grad_c - c * (c * grad_c).sum(1, keepdim=True)) * c_inverse
     return loss, grad_a, grad_c
@@ -158,11 +170,11 @@ def _fake(
     return loss, grads[0], grads[1]
 
 
-def _backward(inputs: Any, outputs: Any, grad: Tensor, needed: Any) -> Any:
+def _backward(inputs: Any, outputs: Any, grad: Tensor, needs_input_grad: Any) -> Any:
     _, grad_anchors, grad_candidates = outputs if inputs[-1] else nt_xent_op(*inputs[:-1], True)
     return (
-        (grad * grad_anchors).to(inputs[0].dtype) if needed[0] else None,
-        (grad * grad_candidates).to(inputs[1].dtype) if needed[1] else None,
+        (grad * grad_anchors).to(inputs[0].dtype) if needs_input_grad[0] else None,
+        (grad * grad_candidates).to(inputs[1].dtype) if needs_input_grad[1] else None,
         *(None,) * 3,
     )
 

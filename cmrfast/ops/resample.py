@@ -1,4 +1,4 @@
-"""A volume from one grid onto another, through world coordinates."""
+"""Resampling of a volume from one grid to another, through world coordinates."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,14 +8,14 @@ from torch import Tensor
 
 from cmrfast.ops._check import (
     FLOATS,
-    HALVES,
+    HALF_DTYPES,
     kind,
     require_floating,
     require_sizes,
     values_readable,
 )
 from cmrfast.ops._op import define
-from cmrfast.ops.affine_sample import HOLD_HALF, NEAREST_UP, Mode, sample
+from cmrfast.ops.affine_sample import CLAMP_HALF, LINEAR, NEAREST_UP, Mode, sample
 
 
 def resample(
@@ -30,19 +30,19 @@ def resample(
 ) -> Tensor:
     """Resample a volume as SimpleITK's linear and nearest-neighbour interpolators do.
 
-    A voxel of the new grid is inside where its centre lies at most half a voxel beyond the outer
-    centres of the old one; there the border is held, further out it is ``fill``.
+    A voxel of the new grid is inside if its centre is at most half a voxel beyond the outer centres
+    of the old one; there positions are clamped to the border, further out the result is ``fill``.
 
     Args:
-        volume: (C, *S), real or bool; other than floating with ``nearest`` only. Two space axes
-            are the slice k = 0, and what the affines do along k is ignored.
+        volume: (C, *S), floating, or any real dtype with ``nearest``. A 2-D image is the slice
+            k = 0, and the affines' k axis is ignored.
         world_from_vox: (4, 4), of the volume, in mm, voxel centres at integers (a NIfTI affine).
         to_world_from_vox: (4, 4), of the new grid.
         to_shape: of the new grid, one entry per space axis.
         mode: ``linear`` or ``nearest`` (ties half up).
         fill: value outside.
-        antialias: smooth first along axes that get coarser: a Gaussian of
-            sqrt(ratio² - 1) / 2 voxels.
+        antialias: smooth axes that get coarser first, with a Gaussian of sqrt(ratio² - 1) / 2
+            voxels.
 
     Returns:
         (C, *to_shape), of the volume's dtype. Differentiable in the volume.
@@ -79,34 +79,34 @@ def resample(
     matrix = _vox_from_vox(volume, world_from_vox, to_world_from_vox)
     dtype = volume.dtype
     if antialias:
-        volume = _smooth(volume.float() if dtype in HALVES else volume, matrix)
+        volume = _smooth(volume.float() if dtype in HALF_DTYPES else volume, matrix)
     if dtype == torch.bool:
         volume, fill = volume.to(torch.uint8), float(bool(fill))
-    option = 0 if mode == "linear" else NEAREST_UP
-    return sample(volume[None], matrix[None], to_shape, option, HOLD_HALF, fill)[0].to(dtype)
+    option = LINEAR if mode == "linear" else NEAREST_UP
+    return sample(volume[None], matrix[None], to_shape, option, CLAMP_HALF, fill)[0].to(dtype)
 
 
 def _vox_from_vox(volume: Tensor, world_from_vox: Tensor, to_world_from_vox: Tensor) -> Tensor:
-    """The matrix (d, d + 1) from the new grid's voxels to the volume's, float64."""
+    """The matrix from voxels of the new grid to voxels of the volume, (d, d + 1) float64."""
     source, target = (
         affine.detach().to(volume.device, torch.float64)
         for affine in (world_from_vox, to_world_from_vox)
     )
-    vox_from_world, failed = torch.linalg.inv_ex(source)  # inv would read its verdict back
+    vox_from_world, failed = torch.linalg.inv_ex(source)  # inv would synchronise to check
     if values_readable(source) and (failed or not source.isfinite().all()):
         raise ValueError("resample: world_from_vox must be finite and invertible; it is not")
     product = (vox_from_world[:, :, None] * target).sum(1)
-    # What inverting leaves below 2^-36 voxels is noise: without it, ties and the border fall
-    # where the grids have them, and an axis-aligned change is known as one.
+    # Below 2^-36 voxels there is only the rounding error of the inverse: without it, ties and
+    # borders are where the grids have them, and axis-aligned matrices are recognised.
     product = (product * 2.0**36).round() / 2.0**36
     axes = volume.dim() - 1
     return torch.cat((product[:axes, :axes], product[:axes, 3:]), 1)
 
 
 def _smooth(volume: Tensor, matrix: Tensor) -> Tensor:
-    """Gaussian along each axis that one step of the new grid crosses more than one voxel of.
+    """Gaussian smoothing along each axis of the volume that the new grid samples more coarsely.
 
-    As a product with a matrix of weights, so that no sigma is ever read back to the host.
+    A product with a matrix of weights, since sigma is known only on the device.
     """
     for axis, n in enumerate(volume.shape[1:], 1):
         ratio = torch.linalg.vector_norm(matrix[axis - 1, :-1])
@@ -116,15 +116,15 @@ def _smooth(volume: Tensor, matrix: Tensor) -> Tensor:
         distance = (reach - voxel[:, None]) / sigma.clamp(min=1e-6)
         weights = torch.exp(-distance.square() / 2).where(distance.abs() <= 6, 0)
         weights = weights / weights.sum(1, keepdim=True)
-        held = weights[:, n : 2 * n].clone()  # the outer voxels are held beyond the border
-        held[:, 0] += weights[:, :n].sum(1)
-        held[:, -1] += weights[:, 2 * n :].sum(1)
+        clamped = weights[:, n : 2 * n].clone()  # beyond the border, the outer voxels repeat
+        clamped[:, 0] += weights[:, :n].sum(1)
+        clamped[:, -1] += weights[:, 2 * n :].sum(1)
         lines = volume.reshape(volume.shape[:axis].numel(), n, -1)
-        volume = contract_axis_op(lines, held).view(volume.shape)
+        volume = contract_axis_op(lines, clamped).view(volume.shape)
     return volume
 
 
-def _contract_backward(inputs: Any, outputs: None, grad: Tensor, needed: Any) -> Any:
+def _contract_backward(inputs: Any, outputs: None, grad: Tensor, needs_input_grad: Any) -> Any:
     return contract_axis_op(grad, inputs[1].T), None
 
 
@@ -137,5 +137,5 @@ contract_axis_op = define(
         values.shape[0], weights.shape[0], values.shape[2]
     ),
     backward=_contract_backward,
-    serves="affine_sample",
+    of="resample",
 )

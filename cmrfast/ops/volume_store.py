@@ -1,4 +1,4 @@
-"""Volumes of different shapes in one buffer, for ops that cut windows out of many of them."""
+"""Volumes of different shapes packed into one buffer, for ops on windows of many volumes."""
 
 from collections.abc import Sequence
 
@@ -9,12 +9,12 @@ from cmrfast.ops._check import kind
 
 
 class VolumeStore:
-    """A cohort packed once, in its stored dtype, in RAM or GPU memory.
+    """Volumes packed once, in their own dtype, on the CPU or a GPU.
 
     Args:
-        volumes: tensors (C, *S_v) of one dtype and channel count, two or three space axes; their
-            shapes may differ.
-        device: where to keep them; default where the first one is.
+        volumes: tensors (C, *S_v) with the same dtype and number of channels, two or three space
+            axes; shapes may differ.
+        device: of the buffer; default that of the first volume.
 
     Example:
         >>> store = VolumeStore([torch.zeros(1, 20, 30, 20), torch.zeros(1, 24, 24, 18)])
@@ -43,9 +43,9 @@ class VolumeStore:
         self.channels: int = first.shape[0]
         self.axes: int = first.dim() - 1
         self.shapes: list[tuple[int, ...]] = [tuple(v.shape[1:]) for v in volumes]
-        #: All voxels, volume after volume.
+        #: All voxels, one volume after the other.
         self.buffer = torch.cat([v.to(device).flatten() for v in volumes])
-        #: (V, 1 + d) int64: where each volume begins in the buffer, and its shape.
+        #: (V, 1 + d) int64: offset in the buffer and shape of each volume.
         self.table = _table([v.numel() for v in volumes], self.shapes, device)
 
     def __len__(self) -> int:
@@ -53,7 +53,7 @@ class VolumeStore:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the voxels."""
+        """Voxel dtype."""
         return self.buffer.dtype
 
 
@@ -64,7 +64,7 @@ def _table(counts: list[int], shapes: list[tuple[int, ...]], device: torch.devic
 
 
 class Packed:
-    """What the kernels see of volumes in any of the forms that users give them in."""
+    """The buffer and table that kernels read, from any of the forms that users pass."""
 
     def __init__(self, op: str, volumes: Tensor | Sequence[Tensor] | VolumeStore, axes: int):
         if isinstance(volumes, Tensor):

@@ -1,10 +1,17 @@
-"""Image and label together through one affine warp, for augmentation."""
+"""One affine warp of images and their labels, for augmentation."""
 
 import torch
 from torch import Tensor
 
 from cmrfast.ops._check import require_floating, require_integer, require_one_device
-from cmrfast.ops.affine_sample import check_images, sample, vox_from_theta
+from cmrfast.ops.affine_sample import (
+    LINEAR,
+    NEAREST_EVEN,
+    ZEROS,
+    check_images,
+    sample,
+    vox_from_theta,
+)
 
 
 def warp_pair(
@@ -14,17 +21,17 @@ def warp_pair(
     gamma: Tensor | None = None,
     fill_label: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Warp images linearly and their labels to the nearest, as ``affine_sample`` does.
+    """Warp images with linear and their labels with nearest interpolation, as ``affine_sample``.
 
     Args:
         images: (B, C, *S), floating; zero outside.
-        labels: (B, L, *S) or (B, *S), any integer dtype, which the result keeps.
+        labels: (B, L, *S) or (B, *S), any integer dtype.
         theta: (B, d, d + 1) or (1, d, d + 1), as in ``affine_sample``.
         gamma: (B,) or (1,), exponent of each warped image, for images in [0, 1]; default none.
         fill_label: label outside.
 
     Returns:
-        Warped images and labels, of the shapes given.
+        Warped images and labels, with the shapes and dtypes of the inputs.
 
     Example:
         >>> images, labels = torch.rand(2, 1, 8, 8), torch.ones(2, 1, 8, 8, dtype=torch.uint8)
@@ -56,7 +63,7 @@ def warp_pair(
         )
     size = tuple(images.shape[2:])
     matrix = vox_from_theta(theta, size, size, align_corners=False)
-    warped = sample(images, matrix, size, mode=0, border=0)
+    warped = sample(images, matrix, size, mode=LINEAR, border=ZEROS)
     if gamma is not None:
         require_floating("warp_pair", "gamma", gamma)
         if gamma.dim() != 1 or (len(gamma) != 1 and len(gamma) != len(images)):
@@ -66,5 +73,7 @@ def warp_pair(
         exponent = gamma.view(-1, *[1] * (images.dim() - 1)).to(warped.dtype)
         warped = warped.clamp(min=0) ** exponent
     stack = labels if per_class else labels[:, None]
-    nearest = sample(stack, matrix.detach(), size, mode=1, border=0, fill=float(fill_label))
+    nearest = sample(
+        stack, matrix.detach(), size, mode=NEAREST_EVEN, border=ZEROS, fill=float(fill_label)
+    )
     return warped, nearest.view(labels.shape)

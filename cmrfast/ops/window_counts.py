@@ -1,4 +1,4 @@
-"""Nonzero voxels of windows, at a cost that does not depend on their size."""
+"""Nonzero voxels of windows, at a cost independent of their size."""
 
 from collections.abc import Sequence
 
@@ -18,14 +18,14 @@ def window_counts(
     *,
     volume_index: Tensor | None = None,
 ) -> Tensor:
-    """How many voxels of a mask are nonzero in each window, from a summed-area table.
+    """Count the nonzero voxels of a mask in each window, from a summed-area table.
 
     Args:
         mask: (*S), (V, *S) or a list of (*S_v); any real dtype.
-        start_vox: (P, d) integer, first voxel of each window; parts outside count 0.
+        start_vox: (P, d) integer, first voxel of each window; voxels outside the mask count as 0.
         size: of the windows, d entries.
-        volume_index: (P,) integer, which mask each window is on; default the first. Checked on
-            the CPU; under compilation and on other devices a wrong one counts 0.
+        volume_index: (P,) integer, the mask of each window; default the first. Checked on the CPU;
+            under compilation and on other devices an invalid index counts 0.
 
     Returns:
         (P,) int64.

@@ -1,9 +1,9 @@
-// Sampling at affine coordinates, row by row, without a grid in memory.
+// Affine sampling row by row, without a grid in memory.
 //
-// Along an output row each coordinate is base + k * step. The stretch of k whose taps all lie
-// inside is solved for once a row and runs in blocks without any check; where none is reached there
-// is fill; the few voxels between take care one by one. Within a block coordinates are float
-// offsets from a base in double. Least bytes: images and output once; eight (four) taps a voxel
+// Along an output row each coordinate is base + k * step. The range of k whose taps are all inside
+// is solved for once per row and runs in blocks without bounds checks; voxels that no tap reaches
+// are filled; the few in between are checked one by one. Within a block, coordinates are float
+// offsets from a base in double. Minimum traffic: images and output once; the 8 (4) taps of a voxel
 // come from the caches.
 #include <limits>
 #include <vector>
@@ -21,7 +21,7 @@ void linear_row(const T* images, const Row<DIMS>& row, const Call<DIMS>& call, T
   const int64_t count = call.size[DIMS - 1];
   const auto [reached, inside] = row.parts(count);
   const T fill = static_cast<T>(call.fill);
-  const auto careful = [&](int64_t begin, int64_t end) {
+  const auto checked = [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k) {
       const Corners<T, DIMS> corners(row, static_cast<double>(k));
       for (int64_t c = 0; c < call.C; ++c) {
@@ -33,14 +33,14 @@ void linear_row(const T* images, const Row<DIMS>& row, const Call<DIMS>& call, T
     std::fill(out + c * out_channel, out + c * out_channel + reached.begin, fill);
     std::fill(out + c * out_channel + reached.end, out + c * out_channel + count, fill);
   }
-  careful(reached.begin, inside.begin);
-  for (int64_t k = inside.begin; k < inside.end; k += kTaps) {
-    const Taps<T, Index, DIMS> taps(row, k, std::min(kTaps, inside.end - k));
+  checked(reached.begin, inside.begin);
+  for (int64_t k = inside.begin; k < inside.end; k += kBlock) {
+    const Taps<T, Index, DIMS> taps(row, k, std::min(kBlock, inside.end - k));
     for (int64_t c = 0; c < call.C; ++c) {
       blend_block(images + c * row.numel, row, taps, out + c * out_channel + k);
     }
   }
-  careful(inside.end, reached.end);
+  checked(inside.end, reached.end);
 }
 
 template <class T, int DIMS>
@@ -62,7 +62,7 @@ void sample(const Tensor& images, const double* matrix, const Call<DIMS>& call, 
     const Row<DIMS> row(matrix + b * DIMS * (DIMS + 1), grid, r);
     const T* from = read<T>(images) + b * call.C * grid.numel;
     T* to = write<T>(out) + b * call.C * grid.out_numel + r * call.size[DIMS - 1];
-    if (call.mode != kLinear) {
+    if (call.mode != Mode::kLinear) {
       nearest_row<T, DIMS>(from, row, call, to, grid.out_numel);
     } else if constexpr (std::is_floating_point_v<T>) {
       if (grid.numel < std::numeric_limits<int32_t>::max()) {
@@ -74,15 +74,14 @@ void sample(const Tensor& images, const double* matrix, const Call<DIMS>& call, 
   });
 }
 
-// The gradient in the images: a task owns some planes of all channels of one image and takes every
-// output row in turn, of which it wants the stretch that reaches its planes.
+// The gradient of the images: a task owns some planes of all channels of one image, and adds to
+// them from the part of each output row that reaches them, row by row.
 template <class T, class Index, int DIMS>
-void scatter(const Tensor& grad, const double* matrix, const Call<DIMS>& call,
-             const Grid<DIMS>& grid, Tensor& out) {
-  constexpr int64_t planes_at_least = 8, slabs_at_most = 16;
+void image_gradient(const Tensor& grad, const double* matrix, const Call<DIMS>& call,
+                    const Grid<DIMS>& grid, Tensor& out) {
+  constexpr int64_t min_planes = 8, max_slabs = 16;
   const int64_t count = call.size[DIMS - 1];
-  const int64_t slabs =
-      call.B >= 8 ? 1 : std::clamp<int64_t>(call.n[0] / planes_at_least, 1, slabs_at_most);
+  const int64_t slabs = call.B >= 8 ? 1 : std::clamp<int64_t>(call.n[0] / min_planes, 1, max_slabs);
   for_each_task(call.B * slabs, [&](int64_t task) {
     const int64_t b = task / slabs, slab = task % slabs;
     T* to = write<T>(out) + b * call.C * grid.numel;
@@ -91,7 +90,7 @@ void scatter(const Tensor& grad, const double* matrix, const Call<DIMS>& call,
                           call.n[0] * (slab + 1) / slabs);
       const T* from = read<T>(grad) + b * call.C * grid.out_numel + r * count;
       const auto [reached, inside] = row.parts(count);
-      if (call.mode != kLinear) {
+      if (call.mode != Mode::kLinear) {
         for (int64_t k = reached.begin; k < reached.end; ++k) {
           const int64_t at = row.nearest(static_cast<double>(k), call.mode);
           for (int64_t c = 0; at >= 0 && c < call.C; ++c) {
@@ -100,7 +99,7 @@ void scatter(const Tensor& grad, const double* matrix, const Call<DIMS>& call,
         }
         continue;
       }
-      const auto careful = [&](int64_t begin, int64_t end) {
+      const auto checked = [&](int64_t begin, int64_t end) {
         for (int64_t k = begin; k < end; ++k) {
           const Corners<T, DIMS> corners(row, static_cast<double>(k));
           for (int64_t c = 0; !corners.outside && c < call.C; ++c) {
@@ -108,22 +107,22 @@ void scatter(const Tensor& grad, const double* matrix, const Call<DIMS>& call,
           }
         }
       };
-      careful(reached.begin, inside.begin);
-      for (int64_t k = inside.begin; k < inside.end; k += kTaps) {
-        const Taps<T, Index, DIMS> taps(row, k, std::min(kTaps, inside.end - k));
+      checked(reached.begin, inside.begin);
+      for (int64_t k = inside.begin; k < inside.end; k += kBlock) {
+        const Taps<T, Index, DIMS> taps(row, k, std::min(kBlock, inside.end - k));
         for (int64_t c = 0; c < call.C; ++c) {
           scatter_block(from + c * grid.out_numel + k, row, taps, to + c * grid.numel);
         }
       }
-      careful(inside.end, reached.end);
+      checked(inside.end, reached.end);
     }
   });
 }
 
-// The gradient in the matrix: sums over a row, rows in groups, groups in order.
+// The gradient of the matrix: summed over a row, over groups of rows, and over groups in order.
 template <class T, class Index, int DIMS>
-void gather_matrix(const Tensor& grad, const Tensor& images, const double* matrix,
-                   const Call<DIMS>& call, const Grid<DIMS>& grid, Tensor& out) {
+void matrix_gradient(const Tensor& grad, const Tensor& images, const double* matrix,
+                     const Call<DIMS>& call, const Grid<DIMS>& grid, Tensor& out) {
   constexpr int64_t group = 64;
   constexpr int entries = DIMS * (DIMS + 1);
   const int64_t groups = (grid.rows + group - 1) / group;
@@ -133,8 +132,8 @@ void gather_matrix(const Tensor& grad, const Tensor& images, const double* matri
     double* sums = partial.data() + task * entries;
     for (int64_t r = first; r < std::min(grid.rows, first + group); ++r) {
       const Row<DIMS> row(matrix + b * entries, grid, r);
-      double slope[DIMS] = {}, moment[DIMS] = {};
-      const auto careful = [&](int64_t begin, int64_t end) {
+      double sum[DIMS] = {}, moment[DIMS] = {};
+      const auto checked = [&](int64_t begin, int64_t end) {
         for (int64_t k = begin; k < end; ++k) {
           const Corners<T, DIMS> corners(row, static_cast<double>(k));
           if (corners.outside) continue;
@@ -144,30 +143,30 @@ void gather_matrix(const Tensor& grad, const Tensor& images, const double* matri
             T along[DIMS];
             corners.slopes(read<T>(images) + bc * grid.numel, along);
             for (int a = 0; a < DIMS; ++a) {
-              slope[a] += g * along[a];
+              sum[a] += g * along[a];
               moment[a] += g * along[a] * static_cast<double>(k);
             }
           }
         }
       };
       const auto [reached, inside] = row.parts(call.size[DIMS - 1]);
-      careful(reached.begin, inside.begin);
-      for (int64_t k = inside.begin; k < inside.end; k += kTaps) {
-        const Taps<T, Index, DIMS> taps(row, k, std::min(kTaps, inside.end - k));
-        Pull<T, DIMS> pull;
+      checked(reached.begin, inside.begin);
+      for (int64_t k = inside.begin; k < inside.end; k += kBlock) {
+        const Taps<T, Index, DIMS> taps(row, k, std::min(kBlock, inside.end - k));
+        CoordinateGrads<T, DIMS> block;
         for (int64_t c = 0; c < call.C; ++c) {
           const int64_t bc = b * call.C + c;
           const T* from = read<T>(grad) + bc * grid.out_numel + r * call.size[DIMS - 1] + k;
-          slopes_block(read<T>(images) + bc * grid.numel, row, taps, from, pull);
+          coordinate_grads_block(read<T>(images) + bc * grid.numel, row, taps, from, block);
         }
-        pull.sums(k, taps.count, slope, moment);
+        block.sums(k, taps.count, sum, moment);
       }
-      careful(inside.end, reached.end);
+      checked(inside.end, reached.end);
       for (int a = 0; a < DIMS; ++a) {
         double* to = sums + a * (DIMS + 1);
-        for (int d = 0; d < DIMS - 1; ++d) to[d] += slope[a] * static_cast<double>(row.at[d]);
+        for (int d = 0; d < DIMS - 1; ++d) to[d] += sum[a] * static_cast<double>(row.at[d]);
         to[DIMS - 1] += moment[a];
-        to[DIMS] += slope[a];
+        to[DIMS] += sum[a];
       }
     }
   });
@@ -196,9 +195,7 @@ Tensor affine_sample(const Tensor& images_any, const Tensor& matrix_any,
                      double fill) {
   const Tensor images = torch::stable::contiguous(images_any);
   const Tensor matrix = torch::stable::contiguous(matrix_any);
-  std::vector<int64_t> sizes{images.size(0), images.size(1)};
-  sizes.insert(sizes.end(), size.begin(), size.end());
-  Tensor out = fresh(images, sizes, images.scalar_type());
+  Tensor out = fresh(images, joined({images.size(0), images.size(1)}, size), images.scalar_type());
   with_dims(images, matrix, size.data(), mode, border, fill, [&]<int DIMS>(Call<DIMS> call) {
     const auto run = [&](auto zero) {
       using T = decltype(zero);
@@ -215,7 +212,8 @@ Tensor affine_sample(const Tensor& images_any, const Tensor& matrix_any,
       default:
         break;
     }
-    STD_TORCH_CHECK(mode != kLinear, "affine_sample: linear sampling needs floating images");
+    STD_TORCH_CHECK(call.mode != Mode::kLinear,
+                    "affine_sample: linear sampling needs floating images");
     switch (images.element_size()) {
       case 1:
         return run(uint8_t{});
@@ -237,18 +235,18 @@ std::tuple<Tensor, Tensor> affine_sample_backward(const Tensor& grad_any, const 
   const Tensor grad = torch::stable::contiguous(grad_any);
   const Tensor images = torch::stable::contiguous(images_any);
   const Tensor matrix = torch::stable::contiguous(matrix_any);
-  Tensor to_images = for_images ? torch::stable::new_zeros(images, images.sizes())
-                                : torch::stable::new_empty(images, {0});
-  Tensor to_matrix = torch::stable::new_zeros(matrix, matrix.sizes());
+  Tensor grad_images = for_images ? torch::stable::new_zeros(images, images.sizes())
+                                  : torch::stable::new_empty(images, {0});
+  Tensor grad_matrix = torch::stable::new_zeros(matrix, matrix.sizes());
   with_dims(
       images, matrix, grad.sizes().data() + 2, mode, border, 0, [&]<int DIMS>(Call<DIMS> call) {
         const Grid<DIMS> grid(call);
         const auto run_as = [&]<class T, class Index>() {
           if (for_images)
-            scatter<T, Index, DIMS>(grad, read<double>(matrix), call, grid, to_images);
-          if (for_matrix && mode == kLinear) {
-            gather_matrix<T, Index, DIMS>(grad, images, read<double>(matrix), call, grid,
-                                          to_matrix);
+            image_gradient<T, Index, DIMS>(grad, read<double>(matrix), call, grid, grad_images);
+          if (for_matrix && call.mode == Mode::kLinear) {
+            matrix_gradient<T, Index, DIMS>(grad, images, read<double>(matrix), call, grid,
+                                            grad_matrix);
           }
         };
         const auto run = [&](auto zero) {
@@ -257,12 +255,9 @@ std::tuple<Tensor, Tensor> affine_sample_backward(const Tensor& grad_any, const 
           small ? run_as.template operator()<T, int32_t>()
                 : run_as.template operator()<T, int64_t>();
         };
-        STD_TORCH_CHECK(
-            images.scalar_type() == ScalarType::Float || images.scalar_type() == ScalarType::Double,
-            "affine_sample_backward: images must be float32 or float64");
-        images.scalar_type() == ScalarType::Double ? run(double{}) : run(float{});
+        with_real("affine_sample_backward: images", images.scalar_type(), run);
       });
-  return {to_images, to_matrix};
+  return {grad_images, grad_matrix};
 }
 
 }  // namespace

@@ -1,15 +1,13 @@
-// One axis of a volume times a banded matrix: what smooths a volume before it shrinks.
+// One axis of a volume times a banded matrix: smoothing before a volume is downsampled.
 //
-// A task makes one line of the output from the lines its weights reach, in their order, so that
-// bits do not depend on threads. Least bytes: the values once, the output once.
-#include <vector>
-
+// A task computes one line of the output from the lines with nonzero weights, in order, so that the
+// result does not depend on the number of threads. Minimum traffic: values and output once.
 #include "common.h"
 
 namespace cmrfast::cpu {
 namespace {
 
-// out[o, x, :] = sum of weights[x, y] * values[o, y, :]; zeros at either end of a row are skipped.
+// out[o, x, :] = sum of weights[x, y] * values[o, y, :]; skips the zeros at both ends of a row.
 template <class T>
 void contract(const T* values, const double* weights, int64_t O, int64_t n, int64_t M, int64_t I,
               T* out) {
@@ -37,14 +35,11 @@ Tensor contract_axis(const Tensor& values_any, const Tensor& weights_any) {
                       weights.scalar_type() == ScalarType::Double,
                   "contract_axis: values must be (O, n, I), weights (M, n) float64");
   const int64_t O = values.size(0), n = values.size(1), I = values.size(2), M = weights.size(0);
-  Tensor out = fresh(values, std::vector<int64_t>{O, M, I}, values.scalar_type());
-  if (values.scalar_type() == ScalarType::Double) {
-    contract(read<double>(values), read<double>(weights), O, n, M, I, write<double>(out));
-  } else {
-    STD_TORCH_CHECK(values.scalar_type() == ScalarType::Float,
-                    "contract_axis: values must be float32 or float64");
-    contract(read<float>(values), read<double>(weights), O, n, M, I, write<float>(out));
-  }
+  Tensor out = fresh(values, {O, M, I}, values.scalar_type());
+  with_real("contract_axis: values", values.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    contract(read<T>(values), read<double>(weights), O, n, M, I, write<T>(out));
+  });
   return out;
 }
 

@@ -1,32 +1,31 @@
-// Four sums a class in one pass over the logits, and their gradient in one more.
+// Four sums per class in one pass over the logits, and their gradient in another.
 //
-// A task takes a stretch of pixels of one image through tiles that stay in the first cache: the
-// logits of all classes become probabilities there, and nothing else is ever stored. Least bytes:
-// logits and target once, forward; both once and the gradient, backward. Sums are taken in SIMD
-// lanes within a tile, in double over tiles, and stretch after stretch, whatever the threads do.
+// A task takes a chunk of pixels of one image, tile by tile; a tile stays in the L1 cache while the
+// logits of all classes become probabilities, which are never stored elsewhere. Minimum traffic:
+// logits and target once, forward; both and the gradient once, backward. Sums are taken in SIMD
+// lanes within a tile, in double over tiles, then over chunks in order, for any number of threads.
 #include <numeric>
 #include <vector>
 
 #include "common.h"
+#include "enums.h"
 #include "simd_math.h"
 
 namespace cmrfast::cpu {
 namespace {
 
-enum Activation : int64_t { kSoftmax = 0, kSigmoid = 1, kNone = 2 };
-
-constexpr int64_t kStretch = 16384;     // pixels of a task
+constexpr int64_t kChunk = 16384;       // pixels of a task
 constexpr int64_t kTile = 512;          // pixels of a tile, fewer where there are many classes
-constexpr int64_t kTileValues = 16384;  // probabilities that a tile may hold
-constexpr int32_t kIgnored = -1;        // the label of a pixel that enters no sum
+constexpr int64_t kTileValues = 16384;  // most probabilities in a tile
+constexpr int32_t kIgnored = -1;        // the label of a pixel that is left out of the sums
 
 struct Shape {
   int64_t B, K, N;
   int64_t tile() const { return std::min(kTile, kTileValues / K); }
-  int64_t stretches() const { return (N + kStretch - 1) / kStretch; }
+  int64_t chunks() const { return (N + kChunk - 1) / kChunk; }
 };
 
-// The target of a tile: labels once for all classes, or the mask of one class at a time.
+// The target of a tile: labels, loaded once for all classes, or the mask of one class at a time.
 template <class T>
 struct LabelTile {
   int32_t label[kTile], k;
@@ -63,7 +62,8 @@ void load_mask(const void* from, int64_t begin, int64_t n, int64_t ignore, T* t,
   }
 }
 
-// Target dtypes differ only in how a tile is loaded, so the loops below know nothing of them.
+// The dtype of the target matters only while a tile is loaded; the loops below are independent of
+// it.
 template <class T>
 struct TargetSource {
   using LoadLabels = void (*)(const void*, int64_t, int64_t, int64_t, int64_t, int32_t*);
@@ -99,7 +99,7 @@ struct TargetSource {
     }
   }
 
-  // Once per tile, and then for each class.
+  // `load` is called once per tile, `load_class` then for each class.
   void load(const Shape& s, int64_t b, int64_t begin, int64_t n, LabelTile<T>& tile) const {
     load_labels(data, b * s.N + begin, n, s.K, ignore, tile.label);
   }
@@ -117,11 +117,11 @@ struct TargetSource {
 // Softmax over the classes of a tile; lse is log(sum(exp(x))) of each pixel.
 template <class T>
 void softmax_tile(const T* x, int64_t K, int64_t N, int64_t n, T* p, T* lse) {
-  T top[kTile], sum[kTile];
-  for (int64_t i = 0; i < n; ++i) top[i] = x[i];
+  T max[kTile], sum[kTile];
+  for (int64_t i = 0; i < n; ++i) max[i] = x[i];
   for (int64_t k = 1; k < K; ++k) {
     const T* row = x + k * N;
-    for (int64_t i = 0; i < n; ++i) top[i] = row[i] > top[i] ? row[i] : top[i];
+    for (int64_t i = 0; i < n; ++i) max[i] = row[i] > max[i] ? row[i] : max[i];
   }
   for (int64_t i = 0; i < n; ++i) sum[i] = 0;
   for (int64_t k = 0; k < K; ++k) {
@@ -129,13 +129,13 @@ void softmax_tile(const T* x, int64_t K, int64_t N, int64_t n, T* p, T* lse) {
     T* out = p + k * n;
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) {
-      out[i] = simd::exp_nonpositive(row[i] - top[i]);
+      out[i] = simd::exp_nonpositive(row[i] - max[i]);
       sum[i] += out[i];
     }
   }
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
-    lse[i] = top[i] + simd::log_positive(sum[i]);
+    lse[i] = max[i] + simd::log_positive(sum[i]);
     sum[i] = 1 / sum[i];
   }
   for (int64_t k = 0; k < K; ++k) {
@@ -149,7 +149,7 @@ struct Four {
   T pt = 0, p = 0, t = 0, ce = 0;
 };
 
-// Adds p(i) t, p, t and loss(i) over the valid pixels of a tile.
+// Sums p(i) t, p, t and loss(i) over the valid pixels of a tile.
 template <class T, class Target, class Probability, class Loss>
 Four<T> sum_tile(int64_t n, const Target& tile, Probability probability, Loss loss) {
   T pt = 0, ps = 0, ts = 0, ce = 0;
@@ -157,9 +157,9 @@ Four<T> sum_tile(int64_t n, const Target& tile, Probability probability, Loss lo
   for (int64_t i = 0; i < n; ++i) {
     const bool valid = tile.counts(i);
     const T t = tile.t(i);
-    const T any = probability(i);
-    const T p = valid ? any : T{0};
-    const T entropy = loss(i, any, t);
+    const T unmasked = probability(i);
+    const T p = valid ? unmasked : T{0};
+    const T entropy = loss(i, unmasked, t);
     pt += p * t;
     ps += p;
     ts += t;
@@ -179,26 +179,26 @@ struct Sigmoid {
 };
 
 template <class T, Activation activation, class Target>
-void sums_of_stretch(const T* logits, const TargetSource<T>& target, const Shape& s, int64_t b,
-                     int64_t begin, int64_t end, T eps, bool entropy, double* sums) {
+void sum_chunk(const T* logits, const TargetSource<T>& target, const Shape& s, int64_t b,
+               int64_t begin, int64_t end, T eps, bool entropy, double* sums) {
   Target tile;
   T p[kTileValues], lse[kTile];
   for (int64_t at = begin; at < end; at += s.tile()) {
     const int64_t n = std::min(s.tile(), end - at);
     const T* x = logits + b * s.K * s.N + at;
     target.load(s, b, at, n, tile);
-    if constexpr (activation == kSoftmax) softmax_tile(x, s.K, s.N, n, p, lse);
+    if constexpr (activation == Activation::kSoftmax) softmax_tile(x, s.K, s.N, n, p, lse);
     for (int64_t k = 0; k < s.K; ++k) {
       const T* row = x + k * s.N;
       target.load_class(s, b, k, at, n, tile);
       Four<T> four;
-      if constexpr (activation == kSoftmax) {
+      if constexpr (activation == Activation::kSoftmax) {
         four = sum_tile<T>(
             n, tile, [&](int64_t i) { return p[k * n + i]; },
             [&](int64_t i, T, T t) { return t != 0 ? t * (lse[i] - row[i]) : T{0}; });
-      } else if constexpr (activation == kSigmoid) {
+      } else if constexpr (activation == Activation::kSigmoid) {
         const auto probability = [&](int64_t i) { return Sigmoid<T>(row[i]).p; };
-        // The logarithm would cost as much as all the rest, so only where it is asked for.
+        // The logarithm costs as much as everything else, so it is computed only on request.
         const auto loss = [&](int64_t i, T, T t) {
           return Sigmoid<T>(row[i]).softplus() - row[i] * t;
         };
@@ -221,8 +221,8 @@ void sums_of_stretch(const T* logits, const TargetSource<T>& target, const Shape
 }
 
 template <class T, Activation activation, class Target>
-void gradient_of_stretch(const T* logits, const TargetSource<T>& target, const Shape& s, int64_t b,
-                         int64_t begin, int64_t end, T eps, const T* grad, T* out) {
+void gradient_of_chunk(const T* logits, const TargetSource<T>& target, const Shape& s, int64_t b,
+                       int64_t begin, int64_t end, T eps, const T* grad, T* out) {
   Target tile;
   T p[kTileValues], lse[kTile], mean[kTile], weight[kTile];
   for (int64_t at = begin; at < end; at += s.tile()) {
@@ -230,24 +230,24 @@ void gradient_of_stretch(const T* logits, const TargetSource<T>& target, const S
     const int64_t offset = b * s.K * s.N + at;
     const T* x = logits + offset;
     target.load(s, b, at, n, tile);
-    if constexpr (activation == kSoftmax) {
+    if constexpr (activation == Activation::kSoftmax) {
       softmax_tile(x, s.K, s.N, n, p, lse);
       for (int64_t i = 0; i < n; ++i) mean[i] = weight[i] = 0;
       for (int64_t k = 0; k < s.K; ++k) {
         const T* g = grad + 4 * (b * s.K + k);
-        const T g0 = g[0], g1 = g[1], g3 = g[3];
+        const T g_overlap = g[0], g_p = g[1], g_ce = g[3];
         target.load_class(s, b, k, at, n, tile);
 #pragma omp simd
         for (int64_t i = 0; i < n; ++i) {
-          const T inner = g0 * tile.t(i) + g1;
+          const T inner = g_overlap * tile.t(i) + g_p;
           mean[i] += p[k * n + i] * (tile.counts(i) ? inner : T{0});
-          weight[i] += g3 * tile.t(i);
+          weight[i] += g_ce * tile.t(i);
         }
       }
     }
     for (int64_t k = 0; k < s.K; ++k) {
       const T* g = grad + 4 * (b * s.K + k);
-      const T g0 = g[0], g1 = g[1], g3 = g[3];
+      const T g_overlap = g[0], g_p = g[1], g_ce = g[3];
       const T* row = x + k * s.N;
       T* to = out + offset + k * s.N;
       target.load_class(s, b, k, at, n, tile);
@@ -255,40 +255,51 @@ void gradient_of_stretch(const T* logits, const TargetSource<T>& target, const S
       for (int64_t i = 0; i < n; ++i) {
         const T t = tile.t(i);
         const bool counts = tile.counts(i);
-        const T inner = counts ? g0 * t + g1 : T{0};
-        if constexpr (activation == kSoftmax) {
-          to[i] = p[k * n + i] * (inner - mean[i] + weight[i]) - g3 * t;
-        } else if constexpr (activation == kSigmoid) {
+        const T inner = counts ? g_overlap * t + g_p : T{0};
+        if constexpr (activation == Activation::kSoftmax) {
+          to[i] = p[k * n + i] * (inner - mean[i] + weight[i]) - g_ce * t;
+        } else if constexpr (activation == Activation::kSigmoid) {
           const Sigmoid<T> value(row[i]);
-          to[i] = inner * value.p * (1 - value.p) + (counts ? g3 * (value.p - t) : T{0});
+          to[i] = inner * value.p * (1 - value.p) + (counts ? g_ce * (value.p - t) : T{0});
         } else {
-          to[i] = inner - (t != 0 ? g3 * t / (row[i] + eps) : T{0});
+          to[i] = inner - (t != 0 ? g_ce * t / (row[i] + eps) : T{0});
         }
       }
     }
   }
 }
 
+// Calls body<T, activation, Target>() for the dtype of the logits and the kind of target.
 template <class Body>
-void dispatch(ScalarType dtype, int64_t activation, bool labels, const Body& body) {
+void dispatch(const Tensor& logits, const Tensor& target, int64_t activation, const Body& body) {
   const auto with_target = [&]<class T, class Target>() {
-    if (activation == kSoftmax) body.template operator()<T, kSoftmax, Target>();
-    if (activation == kSigmoid) body.template operator()<T, kSigmoid, Target>();
-    if (activation == kNone) body.template operator()<T, kNone, Target>();
+    switch (static_cast<Activation>(activation)) {
+      case Activation::kSoftmax:
+        return body.template operator()<T, Activation::kSoftmax, Target>();
+      case Activation::kSigmoid:
+        return body.template operator()<T, Activation::kSigmoid, Target>();
+      case Activation::kNone:
+        return body.template operator()<T, Activation::kNone, Target>();
+    }
   };
-  const auto with_type = [&](auto zero) {
+  with_real("dice_ce_sums: logits", logits.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    labels ? with_target.template operator()<T, LabelTile<T>>()
-           : with_target.template operator()<T, MaskTile<T>>();
-  };
-  dtype == ScalarType::Double ? with_type(double{}) : with_type(float{});
+    target.dim() == 2 ? with_target.template operator()<T, LabelTile<T>>()
+                      : with_target.template operator()<T, MaskTile<T>>();
+  });
+}
+
+// Calls body(image, begin, end) for every chunk of pixels, in tasks.
+template <class Body>
+void for_each_chunk(const Shape& s, const Body& body) {
+  for_each_task(s.B * s.chunks(), [&](int64_t task) {
+    const int64_t begin = task % s.chunks() * kChunk;
+    body(task / s.chunks(), begin, std::min(s.N, begin + kChunk));
+  });
 }
 
 Shape checked_shape(const Tensor& logits, const Tensor& target) {
   const Shape s{logits.size(0), logits.size(1), logits.size(2)};
-  const ScalarType dtype = logits.scalar_type();
-  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double,
-                  "dice_ce_sums: logits must be float32 or float64");
   STD_TORCH_CHECK(s.K <= kTileValues, "dice_ce_sums: too many classes");
   STD_TORCH_CHECK(target.numel() == (target.dim() == 2 ? s.B * s.N : s.B * s.K * s.N),
                   "dice_ce_sums: logits and target must have matching shapes");
@@ -301,21 +312,19 @@ Tensor dice_ce_sums(const Tensor& logits_any, const Tensor& target_any, int64_t 
   const Tensor logits = torch::stable::contiguous(logits_any);
   const Tensor target = torch::stable::contiguous(target_any);
   Tensor out = fresh(logits, {s.B, s.K, 4}, logits.scalar_type());
-  std::vector<double> partial(static_cast<size_t>(s.B * s.stretches() * s.K * 4));
-  const bool labels = target.dim() == 2;
-  dispatch(logits.scalar_type(), activation, labels, [&]<class T, Activation kind, class Target>() {
+  std::vector<double> partial(static_cast<size_t>(s.B * s.chunks() * s.K * 4));
+  dispatch(logits, target, activation, [&]<class T, Activation kind, class Target>() {
     const auto source = TargetSource<T>::of(target, ignore_index);
-    for_each_task(s.B * s.stretches(), [&](int64_t task) {
-      const int64_t b = task / s.stretches(), begin = task % s.stretches() * kStretch;
-      sums_of_stretch<T, kind, Target>(read<T>(logits), source, s, b, begin,
-                                       std::min(s.N, begin + kStretch), static_cast<T>(eps),
-                                       entropy, partial.data() + task * s.K * 4);
+    for_each_chunk(s, [&](int64_t b, int64_t begin, int64_t end) {
+      double* sums = partial.data() + (b * s.chunks() + begin / kChunk) * s.K * 4;
+      sum_chunk<T, kind, Target>(read<T>(logits), source, s, b, begin, end, static_cast<T>(eps),
+                                 entropy, sums);
     });
     for (int64_t b = 0; b < s.B; ++b) {
       for (int64_t j = 0; j < s.K * 4; ++j) {
         double total = 0;
-        for (int64_t stretch = 0; stretch < s.stretches(); ++stretch) {
-          total += partial[(b * s.stretches() + stretch) * s.K * 4 + j];
+        for (int64_t chunk = 0; chunk < s.chunks(); ++chunk) {
+          total += partial[(b * s.chunks() + chunk) * s.K * 4 + j];
         }
         write<T>(out)[b * s.K * 4 + j] = static_cast<T>(total);
       }
@@ -332,30 +341,27 @@ Tensor dice_ce_sums_backward(const Tensor& grad_any, const Tensor& logits_any,
   const Tensor target = torch::stable::contiguous(target_any);
   const Tensor grad = torch::stable::contiguous(grad_any);
   Tensor out = fresh(logits, {s.B, s.K, s.N}, logits.scalar_type());
-  const bool labels = target.dim() == 2;
-  dispatch(logits.scalar_type(), activation, labels, [&]<class T, Activation kind, class Target>() {
+  dispatch(logits, target, activation, [&]<class T, Activation kind, class Target>() {
     const auto source = TargetSource<T>::of(target, ignore_index);
-    for_each_task(s.B * s.stretches(), [&](int64_t task) {
-      const int64_t b = task / s.stretches(), begin = task % s.stretches() * kStretch;
-      gradient_of_stretch<T, kind, Target>(read<T>(logits), source, s, b, begin,
-                                           std::min(s.N, begin + kStretch), static_cast<T>(eps),
-                                           read<T>(grad), write<T>(out));
+    for_each_chunk(s, [&](int64_t b, int64_t begin, int64_t end) {
+      gradient_of_chunk<T, kind, Target>(read<T>(logits), source, s, b, begin, end,
+                                         static_cast<T>(eps), read<T>(grad), write<T>(out));
     });
   });
   return out;
 }
 
-// How many pixels hold a label that is neither a class nor ignore_index.
+// The number of pixels whose label is neither a class nor ignore_index.
 template <class From>
 int64_t count_faults(const Tensor& target, int64_t classes, int64_t ignore_index) {
-  const int64_t stretches = (target.numel() + kStretch - 1) / kStretch;
-  std::vector<int64_t> partial(static_cast<size_t>(stretches));
+  const int64_t chunks = (target.numel() + kChunk - 1) / kChunk;
+  std::vector<int64_t> partial(static_cast<size_t>(chunks));
   const From* label = read<From>(target);
-  for_each_task(stretches, [&](int64_t task) {
-    const int64_t end = std::min(target.numel(), (task + 1) * kStretch);
+  for_each_task(chunks, [&](int64_t task) {
+    const int64_t end = std::min(target.numel(), (task + 1) * kChunk);
     int64_t faults = 0;
 #pragma omp simd reduction(+ : faults)
-    for (int64_t i = task * kStretch; i < end; ++i) {
+    for (int64_t i = task * kChunk; i < end; ++i) {
       const int64_t value = static_cast<int64_t>(label[i]);
       faults += (value < 0 || value >= classes) && value != ignore_index;
     }

@@ -1,14 +1,14 @@
 // Patches out of packed volumes: cut, flipped, normalised and cast in one pass.
 //
-// A task makes one channel of one patch, row after row: the part inside the volume is one
-// converted run, the rest is fill. Least bytes: each patch's voxels once in and once out.
+// A task writes one channel of one patch, row by row: the part inside the volume is one converted
+// run, the rest is fill. Minimum traffic: each voxel of the patches is read once and written once.
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <type_traits>
 #include <vector>
 
-#include "windows.h"
+#include "common.h"
 
 namespace cmrfast::cpu {
 namespace {
@@ -16,32 +16,17 @@ namespace {
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 
-// Where volume v lies in the buffer: a row of the table (V, 1 + dims), offset and shape.
-struct Volumes {
-  int64_t V, C, dims;
-  const int64_t* table;
-
-  Volumes(const Tensor& table, int64_t channels)
-      : V(table.size(0)), C(channels), dims(table.size(1) - 1), table(read<int64_t>(table)) {}
-  Box shape(int64_t v) const { return box_of(table + v * (dims + 1) + 1, dims); }
-  int64_t offset(int64_t v) const { return table[v * (dims + 1)]; }
-  // Whether the volume exists and lies within a buffer of `numel`; a hostile table reads nothing.
-  bool legal(int64_t v, int64_t numel) const {
-    return v >= 0 && v < V && offset(v) >= 0 && offset(v) + C * shape(v).volume() <= numel;
-  }
-};
-
 template <class T>
-constexpr bool is_real = std::is_same_v<T, float> || std::is_same_v<T, double> ||
-                         std::is_same_v<T, Half> || std::is_same_v<T, BFloat16>;
+constexpr bool is_floating = std::is_same_v<T, float> || std::is_same_v<T, double> ||
+                             std::is_same_v<T, Half> || std::is_same_v<T, BFloat16>;
 
-// Integers of 32 bits and more, and doubles, keep their values only in double.
+// Integers of 32 bits or more, and doubles, are exact only in double.
 template <class T>
-constexpr bool is_wide = std::is_same_v<T, double> || (!is_real<T> && sizeof(T) > 2);
+constexpr bool needs_double = std::is_same_v<T, double> || (!is_floating<T> && sizeof(T) > 2);
 
 template <class To, class Real>
 To cast(Real value) {
-  if constexpr (is_real<To>) {
+  if constexpr (is_floating<To>) {
     return static_cast<To>(value);
   } else {
     using Limits = std::numeric_limits<To>;
@@ -53,11 +38,11 @@ To cast(Real value) {
   }
 }
 
-// One run of voxels, read forwards or (step -1) backwards.
+// Converts a run of voxels, read forwards or, for step -1, backwards.
 template <class From, class To>
 void convert(const void* source, void* target, int64_t n, int64_t step, double shift,
              double scale) {
-  using Real = std::conditional_t<is_wide<From> || is_wide<To>, double, float>;
+  using Real = std::conditional_t<needs_double<From> || needs_double<To>, double, float>;
   const From* from = static_cast<const From*>(source);
   To* to = static_cast<To*>(target);
   if constexpr (std::is_same_v<From, To>) {
@@ -107,34 +92,36 @@ void with_dtype(ScalarType dtype, const Body& body) {
   }
 }
 
-struct Request {
-  Tensor start, index, flips, shift, scale;
-  Box size;
-  bool flipped(int64_t p, int64_t axis, int64_t dims) const {
-    if (flips.numel() == 0 || axis < 3 - dims) return false;
-    return read<bool>(flips)[p * dims + axis - (3 - dims)];
+// Whether each axis of patch p is mirrored; an empty `flips` (P, dims) mirrors none.
+struct Flip {
+  bool axis[3] = {};
+  Flip(const Tensor& flips, int64_t p, int64_t dims) {
+    if (flips.numel() == 0) return;
+    for (int64_t a = 0; a < dims; ++a) axis[3 - dims + a] = read<bool>(flips)[p * dims + a];
   }
+  bool operator[](int a) const { return axis[a]; }
 };
 
-Tensor extract_patches(const Tensor& buffer_any, const Tensor& table_any, const Tensor& start,
-                       const Tensor& index, const Tensor& flips, const Tensor& shift,
-                       const Tensor& scale, int64_t channels,
+Tensor extract_patches(const Tensor& buffer_any, const Tensor& table_any, const Tensor& start_any,
+                       const Tensor& index_any, const Tensor& flips_any, const Tensor& shift_any,
+                       const Tensor& scale_any, int64_t channels,
                        torch::headeronly::IntHeaderOnlyArrayRef size, double fill,
                        ScalarType dtype) {
   const Tensor buffer = torch::stable::contiguous(buffer_any);
   const Tensor table = torch::stable::contiguous(table_any);
-  const Volumes volumes(table, channels);
-  const Request r{torch::stable::contiguous(start), torch::stable::contiguous(index),
-                  torch::stable::contiguous(flips), torch::stable::contiguous(shift),
-                  torch::stable::contiguous(scale), box_of(size.data(), volumes.dims)};
+  const Tensor start = torch::stable::contiguous(start_any);
+  const Tensor index = torch::stable::contiguous(index_any);
+  const Tensor flips = torch::stable::contiguous(flips_any);
+  const Tensor shift = torch::stable::contiguous(shift_any);
+  const Tensor scale = torch::stable::contiguous(scale_any);
+  const Volumes volumes = volumes_of(table, channels, buffer.numel());
+  const Box window = box_of(size.data(), volumes.dims);
   const int64_t P = start.size(0);
   STD_TORCH_CHECK(start.size(1) == volumes.dims && index.numel() == P &&
                       (flips.numel() == 0 || flips.numel() == P * volumes.dims) &&
                       shift.numel() == volumes.V * channels && scale.numel() == shift.numel(),
                   "extract_patches: arguments do not fit one another");
-  std::vector<int64_t> sizes{P, channels};
-  sizes.insert(sizes.end(), size.begin(), size.end());
-  Tensor out = fresh(buffer, sizes, dtype);
+  Tensor out = fresh(buffer, joined({P, channels}, size), dtype);
   constexpr int64_t rows_ahead = 8;
   const auto run = [&]<class To>(Convert convert_run) {
     const To filling = cast<To>(fill);
@@ -142,38 +129,38 @@ Tensor extract_patches(const Tensor& buffer_any, const Tensor& table_any, const 
     const int64_t from_bytes = static_cast<int64_t>(buffer.element_size());
     for_each_task(P * channels, [&](int64_t task) {
       const int64_t p = task / channels, c = task % channels;
-      const int64_t v = read<int64_t>(r.index)[p];
-      To* to = write<To>(out) + task * r.size.volume();
-      if (!volumes.legal(v, buffer.numel())) {
-        std::fill_n(to, r.size.volume(), filling);
+      const int64_t v = read<int64_t>(index)[p];
+      To* to = write<To>(out) + task * window.voxels();
+      const Volume volume(volumes, v);
+      if (!volume.valid) {
+        std::fill_n(to, window.voxels(), filling);
         return;
       }
-      const Box shape = volumes.shape(v);
-      const int64_t base = volumes.offset(v) + c * shape.volume();
-      const double minus = read<double>(r.shift)[v * channels + c];
-      const double times = read<double>(r.scale)[v * channels + c];
+      const Box shape = volume.shape;
+      const int64_t base = volume.offset + c * shape.voxels();
+      const double minus = read<double>(shift)[v * channels + c];
+      const double times = read<double>(scale)[v * channels + c];
       int64_t at[3];
-      window_start(read<int64_t>(r.start), p, volumes.dims, at);
-      const Inside inside[3] = {{at[0], r.size.n[0], shape.n[0]},
-                                {at[1], r.size.n[1], shape.n[1]},
-                                {at[2], r.size.n[2], shape.n[2]}};
-      const bool flip[3] = {r.flipped(p, 0, volumes.dims), r.flipped(p, 1, volumes.dims),
-                            r.flipped(p, 2, volumes.dims)};
-      const int64_t n = r.size.n[2], run_length = inside[2].end - inside[2].begin;
+      window_start(read<int64_t>(start), p, volumes.dims, at);
+      const Inside inside[3] = {{at[0], window.n[0], shape.n[0]},
+                                {at[1], window.n[1], shape.n[1]},
+                                {at[2], window.n[2], shape.n[2]}};
+      const Flip flip(flips, p, volumes.dims);
+      const int64_t n = window.n[2], run_length = inside[2].end - inside[2].begin;
       const int64_t before = flip[2] ? n - inside[2].end : inside[2].begin;
       const int64_t ahead = rows_ahead * (flip[1] ? -1 : 1) * shape.n[2] * from_bytes;
       const int64_t first = flip[2] ? inside[2].end - 1 : inside[2].begin;
-      for (int64_t i = 0; i < r.size.n[0]; ++i) {
-        const int64_t oi = flip[0] ? r.size.n[0] - 1 - i : i;
-        for (int64_t j = 0; j < r.size.n[1]; ++j, to += n) {
-          const int64_t oj = flip[1] ? r.size.n[1] - 1 - j : j;
+      for (int64_t i = 0; i < window.n[0]; ++i) {
+        const int64_t oi = flip[0] ? window.n[0] - 1 - i : i;
+        for (int64_t j = 0; j < window.n[1]; ++j, to += n) {
+          const int64_t oj = flip[1] ? window.n[1] - 1 - j : j;
           if (run_length == 0 || !inside[0].has(oi) || !inside[1].has(oj)) {
             std::fill_n(to, n, filling);
             continue;
           }
           const int64_t row = ((at[0] + oi) * shape.n[1] + at[1] + oj) * shape.n[2];
           const char* from = source + (base + row + at[2]) * from_bytes;
-          // Rows are too short and too far apart for the hardware to see the next one coming.
+          // Rows are too short and too far apart for hardware prefetchers.
           prefetch(from + inside[2].begin * from_bytes, ahead, run_length * from_bytes);
           std::fill_n(to, before, filling);
           convert_run(from + first * from_bytes, to + before, run_length, flip[2] ? -1 : 1, minus,
@@ -191,27 +178,30 @@ Tensor extract_patches(const Tensor& buffer_any, const Tensor& table_any, const 
   return out;
 }
 
-// The adjoint: each task owns a few planes of one channel of one volume and adds, patch after
-// patch, what was cut from there.
+// The adjoint: a task owns some planes of one channel of one volume and adds to them the gradients
+// of the patches that were cut from there, patch after patch.
 Tensor extract_patches_backward(const Tensor& grad_any, const Tensor& table_any,
-                                const Tensor& start, const Tensor& index, const Tensor& flips,
-                                const Tensor& scale, int64_t numel) {
+                                const Tensor& start_any, const Tensor& index_any,
+                                const Tensor& flips_any, const Tensor& scale_any, int64_t numel) {
   constexpr int64_t slab = 8;
   const Tensor grad = torch::stable::contiguous(grad_any);
   const Tensor table = torch::stable::contiguous(table_any);
   const int64_t P = grad.size(0), C = grad.size(1);
-  const Volumes volumes(table, C);
-  const Request r{torch::stable::contiguous(start), torch::stable::contiguous(index),
-                  torch::stable::contiguous(flips), scale,
-                  torch::stable::contiguous(scale), box_of(grad.sizes().data() + 2, volumes.dims)};
+  const Tensor start = torch::stable::contiguous(start_any);
+  const Tensor index = torch::stable::contiguous(index_any);
+  const Tensor flips = torch::stable::contiguous(flips_any);
+  const Tensor scale = torch::stable::contiguous(scale_any);
+  const Volumes volumes = volumes_of(table, C, numel);
+  const Box window = box_of(grad.sizes().data() + 2, volumes.dims);
   Tensor out = torch::stable::new_zeros(grad, {numel});
   struct Task {
     int64_t v, c, begin, end;
   };
   std::vector<Task> tasks;
   for (int64_t v = 0; v < volumes.V; ++v) {
-    if (!volumes.legal(v, numel)) continue;
-    const int64_t planes = volumes.shape(v).n[0];
+    const Volume volume(volumes, v);
+    if (!volume.valid) continue;
+    const int64_t planes = volume.shape.n[0];
     for (int64_t c = 0; c < C; ++c) {
       for (int64_t i = 0; i < planes; i += slab) {
         tasks.push_back({v, c, i, std::min(planes, i + slab)});
@@ -222,27 +212,27 @@ Tensor extract_patches_backward(const Tensor& grad_any, const Tensor& table_any,
     using T = decltype(zero);
     for_each_task(static_cast<int64_t>(tasks.size()), [&](int64_t task) {
       const auto [v, c, begin, end] = tasks[task];
-      const Box shape = volumes.shape(v);
-      T* target = write<T>(out) + volumes.offset(v) + c * shape.volume();
-      const T times = static_cast<T>(read<double>(r.scale)[v * C + c]);
+      const Volume volume(volumes, v);
+      const Box shape = volume.shape;
+      T* target = write<T>(out) + volume.offset + c * shape.voxels();
+      const T times = static_cast<T>(read<double>(scale)[v * C + c]);
       for (int64_t p = 0; p < P; ++p) {
-        if (read<int64_t>(r.index)[p] != v) continue;
+        if (read<int64_t>(index)[p] != v) continue;
         int64_t at[3];
-        window_start(read<int64_t>(r.start), p, volumes.dims, at);
-        const Inside i(at[0], r.size.n[0], shape.n[0]), j(at[1], r.size.n[1], shape.n[1]);
-        const Inside k(at[2], r.size.n[2], shape.n[2]);
-        const bool flip[3] = {r.flipped(p, 0, volumes.dims), r.flipped(p, 1, volumes.dims),
-                              r.flipped(p, 2, volumes.dims)};
-        const T* patch = read<T>(grad) + (p * C + c) * r.size.volume();
+        window_start(read<int64_t>(start), p, volumes.dims, at);
+        const Inside i(at[0], window.n[0], shape.n[0]), j(at[1], window.n[1], shape.n[1]);
+        const Inside k(at[2], window.n[2], shape.n[2]);
+        const Flip flip(flips, p, volumes.dims);
+        const T* patch = read<T>(grad) + (p * C + c) * window.voxels();
         for (int64_t oi = i.begin; oi < i.end; ++oi) {
           if (at[0] + oi < begin || at[0] + oi >= end) continue;
-          const int64_t pi = flip[0] ? r.size.n[0] - 1 - oi : oi;
+          const int64_t pi = flip[0] ? window.n[0] - 1 - oi : oi;
           for (int64_t oj = j.begin; oj < j.end; ++oj) {
-            const int64_t pj = flip[1] ? r.size.n[1] - 1 - oj : oj;
+            const int64_t pj = flip[1] ? window.n[1] - 1 - oj : oj;
             T* to = target + ((at[0] + oi) * shape.n[1] + at[1] + oj) * shape.n[2] + at[2];
-            const T* from = patch + (pi * r.size.n[1] + pj) * r.size.n[2];
+            const T* from = patch + (pi * window.n[1] + pj) * window.n[2];
             if (flip[2]) {
-              const T* last = from + r.size.n[2] - 1;
+              const T* last = from + window.n[2] - 1;
               for (int64_t o = k.begin; o < k.end; ++o) to[o] += times * last[-o];
             } else {
               for (int64_t o = k.begin; o < k.end; ++o) to[o] += times * from[o];
@@ -252,10 +242,7 @@ Tensor extract_patches_backward(const Tensor& grad_any, const Tensor& table_any,
       }
     });
   };
-  STD_TORCH_CHECK(
-      grad.scalar_type() == ScalarType::Float || grad.scalar_type() == ScalarType::Double,
-      "extract_patches_backward: grad must be float32 or float64");
-  grad.scalar_type() == ScalarType::Double ? run(double{}) : run(float{});
+  with_real("extract_patches_backward: grad", grad.scalar_type(), run);
   return out;
 }
 

@@ -1,7 +1,7 @@
-// A register-tiled matrix product on any strides: the same bits for every thread count.
+// A register-tiled matrix product with any strides, equal to the bit for every number of threads.
 //
-// torch's product splits its sums by the number of threads; here one tile of C is always summed by
-// one task over k in order.
+// torch.matmul may split its sums by the number of threads; here one task sums a tile of C over k,
+// in order.
 #pragma once
 
 #include <cstdint>
@@ -34,7 +34,7 @@ struct Tile {
 template <class T>
 using Vector = typename Tile<T>::Vector;
 
-// A matrix seen through its strides: element (row, column) lies at row * rs + column * cs.
+// A strided matrix: element (row, column) is at row * rs + column * cs.
 template <class T>
 struct View {
   const T* data;

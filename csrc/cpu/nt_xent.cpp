@@ -1,9 +1,10 @@
-// NT-Xent with both gradients in one sweep over row blocks of the similarity matrix.
+// NT-Xent and both gradients in one pass over blocks of rows of the similarity matrix.
 //
-// A block of anchors is compared with all candidates; while its rows are in cache they turn into
-// losses and into d loss / d similarity, from which both gradients are summed: three products, and
-// one block x M buffer instead of N x M. Within a block every number is made by one task in a fixed
-// order, and blocks follow one another, so bits do not depend on threads.
+// The similarities of a block of anchors with all candidates are computed and, while they are in
+// cache, turned into losses and into d loss / d similarity, which gives both gradients: three
+// matrix products, and a buffer of block x M instead of N x M. Within a block each number is
+// computed by one task in a fixed order, and blocks run one after the other, so the result does not
+// depend on the number of threads.
 #include <cmath>
 #include <limits>
 #include <memory>
@@ -17,17 +18,17 @@
 namespace cmrfast::cpu {
 namespace {
 
-constexpr int64_t kBlock = 72;    // anchors of a block
-constexpr int64_t kStrip = 24;    // anchors of a task of the anchors' gradient
-constexpr int64_t kColumns = 96;  // candidates of a task of the others
+constexpr int64_t kBlock = 72;    // anchors per block
+constexpr int64_t kStrip = 24;    // anchors per task, for the anchors' gradient
+constexpr int64_t kColumns = 96;  // candidates per task, for everything else
 constexpr int64_t kDepth = 256;   // candidates summed before the next tile, to stay in cache
 
-// Large work memory of its own pages: freed, it goes back to the system, so that the backward pass
-// does not find its place in the heap's gaps taken and grow the process.
+// Allocates large buffers with mmap: freed, their pages go back to the system at once. In the heap
+// they would leave gaps that small allocations fill, and each backward pass would grow the process.
 template <class T>
 struct Pages {
   using value_type = T;
-  static constexpr size_t large = 1 << 20;  // bytes; less comes from the heap
+  static constexpr size_t large = 1 << 20;  // bytes; smaller buffers come from the heap
 
   T* allocate(size_t count) {
 #if defined(__linux__)
@@ -53,28 +54,29 @@ struct Pages {
 };
 
 template <class T>
-using Work = std::vector<T, Pages<T>>;
+using Buffer = std::vector<T, Pages<T>>;
 
 int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
-// Unit rows, padded so that tiles may read past the end and rows do not share cache sets.
+// Rows normalised to length one, padded so that tiles may read past the end and rows do not share
+// cache sets.
 template <class T>
 struct UnitRows {
   int64_t count, D, stride;
-  Work<T> data;
-  std::vector<double> inverse;  // 1 / length; 0 for a zero row, which stays zero
+  Buffer<T> data;
+  std::vector<double> inverse_norm;  // 0 for a zero row, which stays zero
 
   UnitRows(int64_t count, int64_t D)
       : count(count),
         D(D),
         stride(round_up(D, Tile<T>::cols) + Tile<T>::cols),
         data(static_cast<size_t>(count * stride)),
-        inverse(static_cast<size_t>(count)) {}
+        inverse_norm(static_cast<size_t>(count)) {}
 
   T* row(int64_t i) { return data.data() + i * stride; }
 
-  // Scaled by the largest entry before squaring: rows of 1e18 and 1e-18 have lengths too.
-  void set(int64_t i, const T* from) {
+  // Divides by the largest entry before squaring, so that rows of 1e18 or 1e-18 do not overflow.
+  void normalise(int64_t i, const T* from) {
     T largest = 0;
     for (int64_t d = 0; d < D; ++d) {
       const T size = std::abs(from[d]);
@@ -86,7 +88,7 @@ struct UnitRows {
       squares += scaled * scaled;
     }
     const double length = std::sqrt(squares) * static_cast<double>(largest);
-    inverse[i] = largest == 0 ? 0.0 : 1.0 / length;
+    inverse_norm[i] = largest == 0 ? 0.0 : 1.0 / length;
     const double factor = largest == 0 ? 0.0 : 1.0 / std::sqrt(squares);
     T* to = row(i);
     for (int64_t d = 0; d < D; ++d) {
@@ -96,13 +98,13 @@ struct UnitRows {
     }
   }
 
-  // From the gradient of the unit row to that of the row it came from, in place.
-  void chain(int64_t i, T* gradient) {
+  // The gradient of a row from that of its unit row, in place.
+  void backward(int64_t i, T* gradient) {
     const T* unit = row(i);
-    double along = 0;
-    for (int64_t d = 0; d < D; ++d) along += static_cast<double>(unit[d]) * gradient[d];
+    double projection = 0;
+    for (int64_t d = 0; d < D; ++d) projection += static_cast<double>(unit[d]) * gradient[d];
     for (int64_t d = 0; d < D; ++d) {
-      gradient[d] = static_cast<T>((gradient[d] - along * unit[d]) * inverse[i]);
+      gradient[d] = static_cast<T>((gradient[d] - projection * unit[d]) * inverse_norm[i]);
     }
   }
 };
@@ -116,9 +118,9 @@ struct Sweep {
   const int64_t* targets;
   UnitRows<T> candidates;
   UnitRows<T> block;
-  Work<T> columns;     // the candidates again, tile by tile of columns
-  int64_t stride;      // of the similarity rows
-  Work<T> similarity;  // (kBlock, M), later d loss / d similarity
+  Buffer<T> columns;     // the candidates once more, in tiles of columns
+  int64_t stride;        // of the rows of `similarity`
+  Buffer<T> similarity;  // (kBlock, M), then d loss / d similarity
   std::vector<double> losses;
 
   Sweep(int64_t N, int64_t M, int64_t D, double temperature, bool gradients, const T* anchors,
@@ -138,14 +140,14 @@ struct Sweep {
         losses(static_cast<size_t>(N)) {
     for_each_task((M + kColumns - 1) / kColumns, [&](int64_t task) {
       for (int64_t j = task * kColumns; j < std::min(M, (task + 1) * kColumns); ++j) {
-        candidates.set(j, raw_candidates + j * D);
+        candidates.normalise(j, raw_candidates + j * D);
         T* to = columns.data() + j / Tile<T>::cols * Tile<T>::cols * D + j % Tile<T>::cols;
         for (int64_t d = 0; d < D; ++d) to[d * Tile<T>::cols] = candidates.row(j)[d];
       }
     });
   }
 
-  void compare(int64_t rows, int64_t begin, int64_t end) {
+  void multiply(int64_t rows, int64_t begin, int64_t end) {
     for (int64_t i = 0; i < rows; i += Tile<T>::rows) {
       for (int64_t j = begin; j < end; j += Tile<T>::cols) {
         multiply_tile<T>(std::min<int64_t>(Tile<T>::rows, rows - i), D,
@@ -155,30 +157,30 @@ struct Sweep {
     }
   }
 
-  // Row i of the block: its loss, and the row itself becomes the loss's derivative.
-  void soften(int64_t first, int64_t i) {
+  // The loss of row i of the block; the row becomes d loss / d similarity.
+  void softmax_row(int64_t first, int64_t i) {
     T* row = similarity.data() + i * stride;
     const int64_t target = targets[first + i];
-    const bool legal = target >= 0 && target < M;
-    const T own = legal ? row[target] : std::numeric_limits<T>::quiet_NaN();
-    T top = row[0];
-#pragma omp simd reduction(max : top)
-    for (int64_t j = 0; j < M; ++j) top = row[j] > top ? row[j] : top;
+    const bool valid = target >= 0 && target < M;
+    const T positive = valid ? row[target] : std::numeric_limits<T>::quiet_NaN();
+    T max = row[0];
+#pragma omp simd reduction(max : max)
+    for (int64_t j = 0; j < M; ++j) max = row[j] > max ? row[j] : max;
     const T factor = static_cast<T>(inverse_temperature);
     T sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (int64_t j = 0; j < M; ++j) {
-      const T e = simd::exp_nonpositive((row[j] - top) * factor);
+      const T e = simd::exp_nonpositive((row[j] - max) * factor);
       row[j] = e;
       sum += e;
     }
-    losses[first + i] =
-        std::log(static_cast<double>(sum)) + (static_cast<double>(top) - own) * inverse_temperature;
+    losses[first + i] = std::log(static_cast<double>(sum)) +
+                        (static_cast<double>(max) - positive) * inverse_temperature;
     if (!gradients) return;
     const T scale = static_cast<T>(inverse_temperature / static_cast<double>(N));
-    const T share = legal ? scale / sum : std::numeric_limits<T>::quiet_NaN();
-    for (int64_t j = 0; j < M; ++j) row[j] *= share;
-    if (legal) row[target] -= scale;
+    const T weight = valid ? scale / sum : std::numeric_limits<T>::quiet_NaN();
+    for (int64_t j = 0; j < M; ++j) row[j] *= weight;
+    if (valid) row[target] -= scale;
   }
 
   void gradient_of_anchors(int64_t first, int64_t begin, int64_t end, T* grad) {
@@ -192,21 +194,21 @@ struct Sweep {
         }
       }
     }
-    for (int64_t i = begin; i < end; ++i) block.chain(i, grad + (first + i) * D);
+    for (int64_t i = begin; i < end; ++i) block.backward(i, grad + (first + i) * D);
   }
 
   void gradient_of_candidates(int64_t rows, int64_t begin, int64_t end, bool accumulate, T* grad) {
-    // Walking down columns of the similarity touches a memory page a row: copy the columns first.
+    // A column of the similarity matrix touches one memory page per row: copy the columns first.
     const int64_t width = end - begin;
-    T slope[kBlock * kColumns];
+    T block_grad[kBlock * kColumns];
     for (int64_t i = 0; i < rows; ++i) {
       const T* from = similarity.data() + i * stride + begin;
-      std::copy(from, from + width, slope + i * kColumns);
+      std::copy(from, from + width, block_grad + i * kColumns);
     }
     for (int64_t d = 0; d < D; d += Tile<T>::cols) {
       for (int64_t j = 0; j < width; j += Tile<T>::rows) {
         multiply_tile<T>(std::min<int64_t>(Tile<T>::rows, width - j), rows,
-                         {slope + j, 1, kColumns}, block.row(0) + d, block.stride,
+                         {block_grad + j, 1, kColumns}, block.row(0) + d, block.stride,
                          grad + (begin + j) * D + d, D, std::min<int64_t>(Tile<T>::cols, D - d),
                          accumulate);
       }
@@ -217,11 +219,11 @@ struct Sweep {
     const int64_t column_tasks = (M + kColumns - 1) / kColumns;
     for (int64_t first = 0; first < N; first += kBlock) {
       const int64_t rows = std::min(kBlock, N - first);
-      for (int64_t i = 0; i < rows; ++i) block.set(i, anchors + (first + i) * D);
+      for (int64_t i = 0; i < rows; ++i) block.normalise(i, anchors + (first + i) * D);
       for_each_task(column_tasks, [&](int64_t task) {
-        compare(rows, task * kColumns, std::min(M, (task + 1) * kColumns));
+        multiply(rows, task * kColumns, std::min(M, (task + 1) * kColumns));
       });
-      for_each_task(rows, [&](int64_t i) { soften(first, i); });
+      for_each_task(rows, [&](int64_t i) { softmax_row(first, i); });
       if (!gradients) continue;
       const int64_t strips = (rows + kStrip - 1) / kStrip;
       for_each_task(strips + column_tasks, [&](int64_t task) {
@@ -238,7 +240,7 @@ struct Sweep {
     if (gradients) {
       for_each_task(column_tasks, [&](int64_t task) {
         for (int64_t j = task * kColumns; j < std::min(M, (task + 1) * kColumns); ++j) {
-          candidates.chain(j, grad_candidates + j * D);
+          candidates.backward(j, grad_candidates + j * D);
         }
       });
     }
@@ -263,16 +265,13 @@ std::tuple<Tensor, Tensor, Tensor> nt_xent(const Tensor& anchors_any, const Tens
   Tensor loss = fresh(anchors, {}, dtype);
   Tensor grad_anchors = fresh(anchors, {gradients ? N : 0, D}, dtype);
   Tensor grad_candidates = fresh(anchors, {gradients ? M : 0, D}, dtype);
-  const auto run = [&](auto zero) {
+  with_real("nt_xent: anchors", dtype, [&](auto zero) {
     using T = decltype(zero);
     if (N == 0 && gradients) std::fill_n(write<T>(grad_candidates), M * D, T{0});
     Sweep<T> sweep(N, M, D, temperature, gradients, read<T>(anchors), read<T>(candidates),
                    read<int64_t>(targets));
     *write<T>(loss) = static_cast<T>(sweep.run(write<T>(grad_anchors), write<T>(grad_candidates)));
-  };
-  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double,
-                  "nt_xent: anchors must be float32 or float64");
-  dtype == ScalarType::Double ? run(double{}) : run(float{});
+  });
   return {loss, grad_anchors, grad_candidates};
 }
 

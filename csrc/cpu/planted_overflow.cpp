@@ -1,4 +1,4 @@
-// A write past the end on purpose, in the sanitizer build alone: the test that it would tell.
+// Writes past the end of a tensor on purpose, to test that the sanitizer build reports it.
 #ifdef CMRFAST_SANITIZE
 
 #include "common.h"

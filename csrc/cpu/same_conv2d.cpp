@@ -1,10 +1,10 @@
-// Convolutions that keep the image's size, forward and in the weights, after Winograd (Lavin and
-// Gray, 2016): a tile of 6 x 6 pixels gives 4 x 4 sums of 3 x 3 taps, or 2 x 2 of 5 x 5, with 36
-// products a pair of channels where a plain sum takes 144 or 100.
+// Convolution with the padding that keeps the image's size, and the gradient of its weight, after
+// Winograd (Lavin and Gray, 2016): a tile of 6 x 6 pixels gives 4 x 4 outputs of a 3 x 3 kernel, or
+// 2 x 2 of a 5 x 5 kernel, with 36 products per pair of channels instead of 144 or 100.
 //
-// Each product is a matrix product over channels. Tiles of a few rows of the image stay in a core's
-// cache from one transform to the other. What a task sums and the order of tasks depend on shapes
-// alone, so bits do not depend on threads.
+// Each product is a matrix product over channels. The tiles of a few rows of the image stay in a
+// core's cache from one transform to the next. What a task sums and the order of tasks depend on
+// shapes only, so the result does not depend on the number of threads.
 #include <array>
 #include <vector>
 
@@ -15,8 +15,8 @@ namespace {
 
 constexpr int kSide = 6, kProducts = kSide * kSide;
 
-// Polynomials are multiplied at 0, +-A, +-B and infinity. These points double the rounding error of
-// a plain sum; the usual 1 and 2 make it four times as large.
+// Polynomials are evaluated at 0, +-A, +-B and infinity. With these points the rounding error is
+// twice that of direct summation; with the usual 1 and 2 it is four times as large.
 constexpr double kA = 0.75, kB = 1.5, kA2 = kA * kA, kB2 = kB * kB;
 
 // In place on six vectors `step` apart.
@@ -35,7 +35,7 @@ __attribute__((always_inline)) inline void input_transform(Vector<T>* d, int ste
   d[5 * step] = product * d1 - sum * d3 + d5;
 }
 
-// Six products to OUT sums.
+// Six products to OUT outputs.
 template <int OUT, class T>
 __attribute__((always_inline)) inline void output_transform(Vector<T>* m, int step) {
   constexpr T a = kA, b = kB, a2 = kA2, b2 = kB2, a3 = kA * kA2, b3 = kB * kB2;
@@ -52,7 +52,7 @@ __attribute__((always_inline)) inline void output_transform(Vector<T>* m, int st
   }
 }
 
-// The transpose of the output's: OUT gradients to six.
+// The transpose of the output transform: OUT gradients to six.
 template <int OUT, class T>
 __attribute__((always_inline)) inline void grad_transform(Vector<T>* g, int step) {
   constexpr T a = kA, b = kB, a2 = kA2, b2 = kB2, a3 = kA * kA2, b3 = kB * kB2;
@@ -71,19 +71,19 @@ __attribute__((always_inline)) inline void grad_transform(Vector<T>* g, int step
   g[5 * step] = last;
 }
 
-// kShares<TAPS>[p][i]: what product p takes of tap i.
+// kWeightTransform<TAPS>[p][i]: the coefficient of product p for tap i.
 template <int TAPS>
-constexpr auto kShares = [] {
+constexpr auto kWeightTransform = [] {
   constexpr double points[5] = {0, kA, -kA, kB, -kB};
   constexpr double of_a = 0.5 / (kA2 * (kA2 - kB2)), of_b = 0.5 / (kB2 * (kB2 - kA2));
   constexpr double scales[5] = {1 / (kA2 * kB2), of_a, of_a, of_b, of_b};
-  std::array<std::array<double, TAPS>, kSide> shares{};
+  std::array<std::array<double, TAPS>, kSide> matrix{};
   for (int p = 0; p < 5; ++p) {
     double power = scales[p];
-    for (int i = 0; i < TAPS; ++i, power *= points[p]) shares[p][i] = power;
+    for (int i = 0; i < TAPS; ++i, power *= points[p]) matrix[p][i] = power;
   }
-  shares[5][TAPS - 1] = 1;
-  return shares;
+  matrix[5][TAPS - 1] = 1;
+  return matrix;
 }();
 
 template <class T>
@@ -91,8 +91,8 @@ constexpr int64_t padded(int64_t channels) {
   return (channels + Tile<T>::cols - 1) / Tile<T>::cols * Tile<T>::cols;
 }
 
-// Tiles of some rows after one another: (kProducts, tiles, channels up to a whole number of
-// columns), products a little further apart, lest all of them fall into one set of the cache.
+// The transformed tiles of some rows: (kProducts, tiles, channels padded to whole columns), with a
+// gap between products, which would otherwise all fall into one cache set.
 template <class T>
 struct Products {
   int64_t channels, stride;
@@ -107,8 +107,8 @@ struct Products {
   T* at(int64_t product, int64_t tile) const { return data + product * stride + tile * channels; }
 };
 
-// A row of tiles of (C, H, W), transformed, to `to` from its tile `first` on. FROM is the side
-// of the strip: that of input, or of gradients.
+// Transforms a row of tiles of (C, H, W) and writes it to `to`, from tile `first` on. FROM is the
+// side of the tiles: that of the input or of the gradient.
 template <int FROM, class T, class Transform>
 void to_products(const TileGrid& grid, const TileLine& line, const T* image, int64_t C,
                  Strip<T>& strip, int64_t first, const Products<T>& to,
@@ -134,8 +134,8 @@ void to_products(const TileGrid& grid, const TileLine& line, const T* image, int
   }
 }
 
-// A row of tiles of products, from its tile `first` on, to pixels of `sums`: one vector of
-// channels, `channel` of the products.
+// Transforms a row of tiles of products, from tile `first` on, to pixels of `sums`, for the vector
+// of channels that begins at `channel`.
 template <int OUT, class T>
 void from_products(const Products<T>& from, int64_t first, int64_t channel, int64_t tiles,
                    Vector<T> bias, Strip<T>& sums) {
@@ -158,8 +158,8 @@ void from_products(const Products<T>& from, int64_t first, int64_t channel, int6
   }
 }
 
-// Weights as the product reads them: (kProducts, columns of O, C, of a column). Mirrored, they are
-// those of the gradient in the input: (C, O, taps) from the last tap to the first.
+// The transformed weights as the product reads them: (kProducts, columns of O, C, O in a column).
+// Mirrored weights, for the gradient of the input, are (C, O, taps) with the taps reversed.
 template <int TAPS, class T>
 Tensor packed(const Tensor& weight, int64_t O, int64_t C, bool mirrored) {
   constexpr int64_t lanes = Tile<T>::lanes, cols = Tile<T>::cols, all = TAPS * TAPS;
@@ -177,15 +177,16 @@ Tensor packed(const Tensor& weight, int64_t O, int64_t C, bool mirrored) {
       Vector<T> half[kSide][TAPS]{};
       for (int p = 0; p < kSide; ++p) {
         for (int i = 0; i < TAPS; ++i) {
-          const T share = kShares<TAPS>[p][i];
-          for (int j = 0; j < TAPS; ++j) half[p][j] += share * Tile<T>::load(taps[i * TAPS + j]);
+          const T coefficient = kWeightTransform<TAPS>[p][i];
+          for (int j = 0; j < TAPS; ++j)
+            half[p][j] += coefficient * Tile<T>::load(taps[i * TAPS + j]);
         }
       }
       for (int p = 0; p < kSide; ++p) {
         for (int q = 0; q < kSide; ++q) {
           Vector<T> value{};
           for (int j = 0; j < TAPS; ++j) {
-            value += static_cast<T>(kShares<TAPS>[q][j]) * half[p][j];
+            value += static_cast<T>(kWeightTransform<TAPS>[q][j]) * half[p][j];
           }
           std::memcpy(column + (p * kSide + q) * padded<T>(O) * C + c * cols, &value,
                       sizeof(value));
@@ -203,15 +204,15 @@ void forward(const Tensor& x, const Tensor& weights, const Tensor& bias, int64_t
   constexpr int64_t lanes = Tile<T>::lanes, cols = Tile<T>::cols, rows = Tile<T>::rows;
   const int64_t C = x.size(1), O = out.size(1), image = x.size(2) * x.size(3);
   const TileGrid grid(x, dilation, OUT);
-  // Tiles enough to use weights often, few enough to stay in cache, and tasks for many cores.
+  // Enough tiles to reuse the weights, few enough to stay in cache and to give every core a task.
   const int64_t fit = (int64_t{512} << 10) / (kProducts * padded<T>(C) * int64_t{sizeof(T)});
   const int64_t wanted = std::clamp<int64_t>(fit, 48, 192), lines = grid.lines();
   const int64_t shared = std::max<int64_t>(1, std::max((lines + 15) / 16, 24 / grid.per_row));
   const int64_t block = std::clamp<int64_t>(wanted / grid.per_row, 1, shared);
-  const int64_t at_once = 2 * cols;  // output channels whose products stay in cache
+  const int64_t group = 2 * cols;  // output channels whose products stay in cache
   torch::stable::parallel_for(0, (lines + block - 1) / block, 1, [&](int64_t begin, int64_t end) {
     Strip<T> strip(grid, kSide, TAPS / 2), sums(grid, OUT, 0);
-    Products<T> input(x, block * grid.per_row, C), output(x, block * grid.per_row, at_once);
+    Products<T> input(x, block * grid.per_row, C), output(x, block * grid.per_row, group);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t first = task * block, last = std::min(lines, first + block);
       const int64_t tiles = (last - first) * grid.per_row;
@@ -221,8 +222,8 @@ void forward(const Tensor& x, const Tensor& weights, const Tensor& bias, int64_t
                            (n - first) * grid.per_row, input,
                            [](auto* d, int step) { input_transform<T>(d, step); });
       }
-      for (int64_t o = 0; o < O; o += at_once) {
-        const int64_t columns = std::min(at_once, padded<T>(O) - o);
+      for (int64_t o = 0; o < O; o += group) {
+        const int64_t columns = std::min(group, padded<T>(O) - o);
         for (int f = 0; f < kProducts; ++f) {
           for (int64_t col = 0; col < columns; col += cols) {
             const T* w = read<T>(weights) + (f * padded<T>(O) + o + col) * C;
@@ -294,7 +295,7 @@ void backward(const Tensor& x, const Tensor& grad, int64_t dilation, Tensor& wei
         for (int q = 0; q < kSide; ++q) {
           const T* from = totals + ((p * kSide + q) * O + o) * width + c;
           for (int i = 0; i < TAPS; ++i) {
-            half[i][q] += static_cast<T>(kShares<TAPS>[p][i]) * Tile<T>::load(from);
+            half[i][q] += static_cast<T>(kWeightTransform<TAPS>[p][i]) * Tile<T>::load(from);
           }
         }
       }
@@ -302,7 +303,7 @@ void backward(const Tensor& x, const Tensor& grad, int64_t dilation, Tensor& wei
         for (int j = 0; j < TAPS; ++j) {
           Vector<T> value{};
           for (int q = 0; q < kSide; ++q) {
-            value += static_cast<T>(kShares<TAPS>[q][j]) * half[i][q];
+            value += static_cast<T>(kWeightTransform<TAPS>[q][j]) * half[i][q];
           }
           for (int64_t l = 0; l < std::min(lanes, C - c); ++l) {
             write<T>(weights)[((o * C + c + l) * TAPS + i) * TAPS + j] = value[l];
@@ -316,16 +317,13 @@ void backward(const Tensor& x, const Tensor& grad, int64_t dilation, Tensor& wei
 // Calls body(zero of the type, number of taps).
 template <class Body>
 void with_kind(const Tensor& x, int64_t taps, const Body& body) {
-  const auto of_type = [&](auto zero) {
+  with_real("same_conv2d: x", x.scalar_type(), [&](auto zero) {
     taps == 3 ? body(zero, std::integral_constant<int, 3>{})
               : body(zero, std::integral_constant<int, 5>{});
-  };
-  x.scalar_type() == ScalarType::Double ? of_type(double{}) : of_type(float{});
+  });
 }
 
-void check(const char* name, const Tensor& x, int64_t taps, int64_t dilation) {
-  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double,
-                  name, ": x must be float32 or float64");
+void check(const char* name, int64_t taps, int64_t dilation) {
   STD_TORCH_CHECK((taps == 3 || taps == 5) && dilation >= 1, name,
                   ": kernels are 3 x 3 or 5 x 5, dilations positive");
 }
@@ -341,7 +339,7 @@ Tensor same_conv2d(const Tensor& x_any, const Tensor& weight_any, const Tensor& 
                       weight.scalar_type() == x.scalar_type() &&
                       bias.scalar_type() == x.scalar_type(),
                   "same_conv2d: arguments do not fit one another");
-  check("same_conv2d", x, weight.size(2), dilation);
+  check("same_conv2d", weight.size(2), dilation);
   const int64_t O = bias.numel(), C = x.size(1);
   Tensor out = fresh(x, std::vector<int64_t>{x.size(0), O, x.size(2), x.size(3)}, x.scalar_type());
   if (out.numel() == 0) return out;
@@ -360,7 +358,7 @@ Tensor same_conv2d_backward(const Tensor& grad_any, const Tensor& x_any, int64_t
                       grad.size(0) == x.size(0) && grad.size(2) == x.size(2) &&
                       grad.size(3) == x.size(3),
                   "same_conv2d_backward: arguments do not fit one another");
-  check("same_conv2d_backward", x, taps, dilation);
+  check("same_conv2d_backward", taps, dilation);
   Tensor weights =
       fresh(x, std::vector<int64_t>{grad.size(1), x.size(1), taps, taps}, x.scalar_type());
   with_kind(x, taps, [&](auto zero, auto of) {

@@ -1,4 +1,4 @@
-// Linear resampling by an axis-aligned matrix, one axis after the other.
+// Linear resampling with an axis-aligned matrix, one axis after the other.
 #pragma once
 
 #include <utility>
@@ -8,7 +8,7 @@
 
 namespace cmrfast::cpu {
 
-// One axis on its own: cell and fraction of each output position, -1 where it is outside.
+// One axis: the voxel below each output position and the fraction beyond it; -1 outside.
 template <class T>
 struct Axis {
   std::vector<int32_t> cell;
@@ -17,38 +17,39 @@ struct Axis {
     const double last = static_cast<double>(n - 1);
     for (int64_t k = 0; k < count; ++k) {
       const double x = base + step * static_cast<double>(k);
-      const double held = std::clamp(x, 0.0, last);
-      const double whole = std::floor(held);
+      const double clamped = std::clamp(x, 0.0, last);
+      const double whole = std::floor(clamped);
       cell[k] = x >= -0.5 && x < last + 0.5 ? static_cast<int32_t>(whole) : -1;
-      fraction[k] = static_cast<T>(held - whole);
+      fraction[k] = static_cast<T>(clamped - whole);
     }
   }
 };
 
-// Two planes become one, two of its rows become one, and only along the last axis are there taps.
-// False where the matrix is not axis-aligned or the border is another.
+// Blends two planes into one, two rows of it into one, and interpolates only along the last axis.
+// Returns false if the matrix is not axis-aligned or another mode or border was asked for.
 template <class T>
 bool separable(const Tensor& images, const double* matrix, const Call<3>& call, Tensor& out) {
-  if (call.mode != kLinear || call.border != kHalf || call.B != 1 || images.numel() == 0)
+  if (call.mode != Mode::kLinear || call.border != Border::kClampHalf || call.B != 1 ||
+      images.numel() == 0)
     return false;
-  int64_t source[3];  // which input axis each output axis walks
+  int64_t source[3];  // the input axis that each output axis runs along
   bool used[3] = {};
   for (int a = 0; a < 3; ++a) {
-    int found = -1;
+    int only = -1;  // the column of the row's only nonzero entry
     for (int d = 0; d < 3; ++d) {
       if (matrix[a * 4 + d] == 0) continue;
-      if (found >= 0 || used[d]) return false;
-      found = d;
+      if (only >= 0 || used[d]) return false;
+      only = d;
     }
-    if (found < 0 || !std::isfinite(matrix[a * 4 + found]) || !std::isfinite(matrix[a * 4 + 3])) {
+    if (only < 0 || !std::isfinite(matrix[a * 4 + only]) || !std::isfinite(matrix[a * 4 + 3])) {
       return false;
     }
-    used[found] = true;
-    source[found] = a;
+    used[only] = true;
+    source[only] = a;
   }
   Tensor image = images;
   int64_t order[3] = {0, 1, 2};
-  for (int d = 0; d < 2; ++d) {  // bring input axis source[d] to place d
+  for (int d = 0; d < 2; ++d) {  // move input axis source[d] to position d
     int at = d;
     while (order[at] != source[d]) ++at;
     if (at == d) continue;
@@ -62,7 +63,7 @@ bool separable(const Tensor& images, const double* matrix, const Call<3>& call, 
     return Axis<T>(m[3], m[d], call.size[d], n);
   };
   const Axis<T> ai = axis(0, I), aj = axis(1, J), ak = axis(2, K);
-  int64_t first = 0, last = call.size[2];  // where the row is inside: one stretch, steps are even
+  int64_t first = 0, last = call.size[2];  // the part of a row that is inside
   while (first < last && ak.cell[first] < 0) ++first;
   while (last > first && ak.cell[last - 1] < 0) --last;
   const T fill = static_cast<T>(call.fill);

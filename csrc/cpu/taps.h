@@ -1,5 +1,5 @@
-// Blocks of a row whose taps all exist: first offsets and fractions once for all channels, then
-// blending, slopes and scattering without a check, four voxels at a time.
+// Blocks of a row whose taps are all inside: indices and fractions once for all channels, then
+// interpolation and both gradients without bounds checks, four voxels at a time.
 #pragma once
 
 #include <cstring>
@@ -9,13 +9,13 @@
 
 namespace cmrfast::cpu {
 
-constexpr int64_t kTaps = 64;  // voxels of a block: their float offsets stay exact enough
+constexpr int64_t kBlock = 64;  // voxels, few enough for float offsets from the block's base
 
 template <class T, class Index, int DIMS>
 struct Taps {
-  int64_t count;            // voxels; the arrays go on, within the image, to a multiple of eight
-  Index index[kTaps];       // of the first tap
-  T fraction[DIMS][kTaps];  // along each axis
+  int64_t count;             // voxels; the arrays are filled to a multiple of eight
+  Index index[kBlock];       // of the first tap
+  T fraction[DIMS][kBlock];  // along each axis
 
   Taps(const Row<DIMS>& row, int64_t k0, int64_t count) : count(count) {
     const int64_t padded = (count + 7) / 8 * 8;
@@ -34,7 +34,7 @@ struct Taps {
       for (int64_t k = 0; k < padded; ++k) {
         const T t = rest + static_cast<T>(static_cast<int32_t>(k)) * step;
         int32_t at = static_cast<int32_t>(std::floor(t));
-        at = at < low ? low : at;  // rounding may step over the border, memory never
+        at = at < low ? low : at;  // rounding may cross the border, memory accesses must not
         at = at > high ? high : at;
         along[k] = t - static_cast<T>(at);
         index[k] += (first + at) * stride;
@@ -59,7 +59,7 @@ V load(const T* from) {
   return vector;
 }
 
-// The left and right neighbours along the last axis of four voxels: one load of two each.
+// The two neighbours along the last axis of four positions: one load of two values each.
 template <class T>
 struct Sides {
   Four<T> left, right;
@@ -82,12 +82,12 @@ struct Sides {
 };
 
 template <class V>
-V blend(V a, V b, V share) {
-  return a + share * (b - a);
+V blend(V a, V b, V fraction) {
+  return a + fraction * (b - a);
 }
 
-// Calls body(k, n) for every four voxels of a block, of which the last may have fewer. Asks for
-// the memory that later rows will need: along a turned row the hardware does not see it coming.
+// Calls body(k, n) for groups of four voxels of a block; the last group may have fewer. Prefetches
+// what later rows read, since hardware prefetchers do not follow a rotated row.
 template <class T, class Index, int DIMS, class Body>
 void for_each_four(const T* image, const Row<DIMS>& row, const Taps<T, Index, DIMS>& taps,
                    const Body& body) {
@@ -103,25 +103,25 @@ void for_each_four(const T* image, const Row<DIMS>& row, const Taps<T, Index, DI
 template <class T, class Index, int DIMS>
 void blend_block(const T* image, const Row<DIMS>& row, const Taps<T, Index, DIMS>& taps, T* out) {
   for_each_four(image, row, taps, [&](int64_t k, auto n) {
-    const auto share = [&](int axis) { return load<Four<T>>(taps.fraction[axis] + k); };
+    const auto fraction_of = [&](int axis) { return load<Four<T>>(taps.fraction[axis] + k); };
     const auto plane = [&](const T* at) {
       const Sides<T> top(at, taps.index + k), low(at + row.stride[DIMS - 2], taps.index + k);
-      const Four<T> down = share(DIMS - 2);
+      const Four<T> down = fraction_of(DIMS - 2);
       return blend(blend(top.left, low.left, down), blend(top.right, low.right, down),
-                   share(DIMS - 1));
+                   fraction_of(DIMS - 1));
     };
     Four<T> value = plane(image);
-    if constexpr (DIMS == 3) value = blend(value, plane(image + row.stride[0]), share(0));
+    if constexpr (DIMS == 3) value = blend(value, plane(image + row.stride[0]), fraction_of(0));
     std::memcpy(out + k, &value, sizeof(T) * static_cast<size_t>(n));
   });
 }
 
-// What pulls at the coordinates of a block's voxels: sums over channels of g * d value / d axis.
+// Gradients of a block's coordinates: sums over channels of g * d value / d coordinate.
 template <class T, int DIMS>
-struct Pull {
-  T along[DIMS][kTaps] = {};
+struct CoordinateGrads {
+  T along[DIMS][kBlock] = {};
 
-  // Adds the block's sum and its sum times k along each axis.
+  // Adds the sums over the block of the gradients and of the gradients times k.
   void sums(int64_t k0, int64_t count, double* sum, double* moment) const {
     for (int a = 0; a < DIMS; ++a) {
       double plain = 0, weighted = 0;
@@ -137,18 +137,18 @@ struct Pull {
 };
 
 template <class T, class Index, int DIMS>
-void slopes_block(const T* image, const Row<DIMS>& row, const Taps<T, Index, DIMS>& taps,
-                  const T* grad, Pull<T, DIMS>& pull) {
+void coordinate_grads_block(const T* image, const Row<DIMS>& row, const Taps<T, Index, DIMS>& taps,
+                            const T* grad, CoordinateGrads<T, DIMS>& coordinate_grads) {
   for_each_four(image, row, taps, [&](int64_t k, auto n) {
     Four<T> g = {};
     std::memcpy(&g, grad + k, sizeof(T) * static_cast<size_t>(n));
-    const auto share = [&](int axis) { return load<Four<T>>(taps.fraction[axis] + k); };
+    const auto fraction_of = [&](int axis) { return load<Four<T>>(taps.fraction[axis] + k); };
     const auto add = [&](int axis, Four<T> value) {
-      T* to = pull.along[axis] + k;
+      T* to = coordinate_grads.along[axis] + k;
       value = load<Four<T>>(to) + g * value;
       std::memcpy(to, &value, sizeof(value));
     };
-    const Four<T> down = share(DIMS - 2), right = share(DIMS - 1);
+    const Four<T> down = fraction_of(DIMS - 2), right = fraction_of(DIMS - 1);
     const Sides<T> top(image, taps.index + k), low(image + row.stride[DIMS - 2], taps.index + k);
     Four<T> left_side = blend(top.left, low.left, down);
     Four<T> right_side = blend(top.right, low.right, down);
@@ -156,7 +156,7 @@ void slopes_block(const T* image, const Row<DIMS>& row, const Taps<T, Index, DIM
     if constexpr (DIMS == 3) {
       const T* back = image + row.stride[0];
       const Sides<T> back_top(back, taps.index + k), back_low(back + row.stride[1], taps.index + k);
-      const Four<T> through = share(0);
+      const Four<T> through = fraction_of(0);
       const Four<T> back_left = blend(back_top.left, back_low.left, down);
       const Four<T> back_right = blend(back_top.right, back_low.right, down);
       add(0, blend(back_left - left_side, back_right - right_side, right));
@@ -171,8 +171,8 @@ void slopes_block(const T* image, const Row<DIMS>& row, const Taps<T, Index, DIM
   });
 }
 
-// Adds a block's gradient to the voxels it was blended from. Neighbours add to the same voxel, and
-// each has to wait for the one before it: four stretches of the block in turn hide that.
+// Adds a block's gradient to the voxels it was interpolated from. Neighbours add to the same voxel
+// and would wait for one another, so the four quarters of the block take turns.
 template <class T, class Index, int DIMS>
 void scatter_block(const T* grad, const Row<DIMS>& row, const Taps<T, Index, DIMS>& taps,
                    T* image) {

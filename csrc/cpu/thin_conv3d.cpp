@@ -1,8 +1,9 @@
-// Convolutions of 3 x 3 x 3 voxels between few channels, forward and in the weights.
+// 3 x 3 x 3 convolution between few channels, and the gradient of its weight.
 //
-// A task brings a band of its input onto lines in cache (winograd.h) and convolves, or correlates,
-// these with a block of sums in registers. What a task sums and the order of tasks depend on
-// shapes alone, so bits do not depend on threads. Least bytes: the input once, the output once.
+// A task transforms a band of the input into lines that stay in cache (winograd.h) and convolves
+// or correlates them with a block of sums in registers. What a task sums and the order of tasks
+// depend on shapes only, so the result does not depend on the number of threads. Minimum traffic:
+// input and output once.
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -27,9 +28,9 @@ void for_each_group(int64_t C, const Body& body) {
   }
 }
 
-// The vector in a register; the compiler would read it from memory again for every use.
+// Keeps a vector in a register; the compiler would load it again for every use.
 template <class V>
-V held(V value) {
+V in_register(V value) {
 #if defined(__x86_64__)
   __asm__("" : "+v"(value));
 #endif
@@ -51,7 +52,7 @@ void convolve(const T* lines, int64_t stride, int64_t C, const T* weights, int64
 #pragma GCC unroll 8
         for (int v = 0; v < width; ++v) {
           x[v] = Tile<T>::load(from + tap + v * lanes);
-          if (N > 1) x[v] = held(x[v]);
+          if (N > 1) x[v] = in_register(x[v]);
         }
 #pragma GCC unroll 5
         for (int o = 0; o < N; ++o) {
@@ -71,7 +72,7 @@ void convolve(const T* lines, int64_t stride, int64_t C, const T* weights, int64
   }
 }
 
-// Weights (O, C, 27) as the kernel reads them: group, product, C, tap, channel of the group.
+// Weights (O, C, 27) in the order that the kernel reads: group, product, C, tap, channel in group.
 template <class T>
 std::vector<T> packed(const T* weights, int64_t O, int64_t C) {
   std::vector<T> to(static_cast<size_t>(O * C * 3 * kLines));
@@ -82,7 +83,8 @@ std::vector<T> packed(const T* weights, int64_t O, int64_t C) {
         for (int64_t o = first; o < first + group; ++o) {
           const T* w = weights + (o * C + tap / 3) * 27 + tap % 3;
           double sum = 0;
-          for (int k = 0; k < 9; ++k) sum += kTaps[f / 4][k / 3] * kTaps[f % 4][k % 3] * w[3 * k];
+          for (int k = 0; k < 9; ++k)
+            sum += kWeightTransform[f / 4][k / 3] * kWeightTransform[f % 4][k % 3] * w[3 * k];
           *at++ = static_cast<T>(sum);
         }
       }
@@ -153,10 +155,10 @@ void correlate(const T* x, const T* grad, int64_t stride, int64_t n, T* sums) {
   }
 }
 
-// In double: by product, group, C, channel of the group and tap; then the sums of grad by channel.
+// Sums in double, by product, group, C, channel in group and tap; then the sums of grad by channel.
 template <class T>
 std::vector<double> gradients(const Tensor& x, const Tensor& grad) {
-  constexpr int64_t lanes = Tile<T>::lanes, run = 8;  // bands that are summed as they come
+  constexpr int64_t lanes = Tile<T>::lanes, run = 8;  // bands summed in T before double
   const int64_t C = x.size(1), O = grad.size(1), size = kLines * O * C * 3 + O;
   const Bands b(x, C + O);
   const int64_t line = b.line(), per_task = std::max(run, (b.count + 63) / 64);
@@ -187,7 +189,7 @@ std::vector<double> gradients(const Tensor& x, const Tensor& grad) {
           }
         });
       }
-      for (int64_t o = 0; o < O; ++o, to += lanes) {  // product 5 sees each gradient once
+      for (int64_t o = 0; o < O; ++o, to += lanes) {  // product 5 contains each gradient once
         const T* from = grads.data() + (5 * O + o) * line;
         for (int64_t q = 0; q < n; q += lanes) {
           const Vector<T> total = Tile<T>::load(to) + Tile<T>::load(from + q);
@@ -222,21 +224,14 @@ void backward(const Tensor& x, const Tensor& grad, Tensor& weights, Tensor& bias
         for (int64_t i = 0; i < group * 3; ++i, ++from) {
           double* to = sums.data() + ((first + i / 3) * C + c) * 27 + i % 3;
           for (int k = 0; k < 9; ++k)
-            to[3 * k] += kTaps[f / 4][k / 3] * kTaps[f % 4][k % 3] * *from;
+            to[3 * k] += kWeightTransform[f / 4][k / 3] * kWeightTransform[f % 4][k % 3] * *from;
         }
       }
     });
   }
-  const auto narrow = [](double value) { return static_cast<T>(value); };
-  std::transform(sums.begin(), sums.end(), write<T>(weights), narrow);
-  std::transform(from, from + O, write<T>(bias), narrow);
-}
-
-template <class Body>
-void with_type(const Tensor& x, const Body& body) {
-  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double,
-                  "thin_conv3d: x must be float32 or float64");
-  x.scalar_type() == ScalarType::Double ? body(double{}) : body(float{});
+  const auto cast = [](double value) { return static_cast<T>(value); };
+  std::transform(sums.begin(), sums.end(), write<T>(weights), cast);
+  std::transform(from, from + O, write<T>(bias), cast);
 }
 
 Tensor thin_conv3d(const Tensor& x_any, const Tensor& weight_any, const Tensor& bias_any,
@@ -253,7 +248,7 @@ Tensor thin_conv3d(const Tensor& x_any, const Tensor& weight_any, const Tensor& 
   Tensor out =
       fresh(x, std::vector<int64_t>{x.size(0), weight.size(0), x.size(2), x.size(3), x.size(4)},
             x.scalar_type());
-  with_type(x,
+  with_real("thin_conv3d: x", x.scalar_type(),
             [&](auto zero) { forward(x, weight, bias, static_cast<decltype(zero)>(slope), out); });
   return out;
 }
@@ -268,7 +263,8 @@ std::tuple<Tensor, Tensor> thin_conv3d_backward(const Tensor& grad_any, const Te
   Tensor weights =
       fresh(x, std::vector<int64_t>{grad.size(1), x.size(1), 3, 3, 3}, x.scalar_type());
   Tensor bias = fresh(x, std::vector<int64_t>{grad.size(1)}, x.scalar_type());
-  with_type(x, [&](auto zero) { backward<decltype(zero)>(x, grad, weights, bias); });
+  with_real("thin_conv3d: x", x.scalar_type(),
+            [&](auto zero) { backward<decltype(zero)>(x, grad, weights, bias); });
   return {weights, bias};
 }
 

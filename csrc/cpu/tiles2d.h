@@ -1,5 +1,5 @@
-// Images as overlapping tiles, their channels side by side: what a vector holds is one pixel of
-// as many channels as it has lanes.
+// Images as overlapping tiles, channels last: a vector holds one pixel of as many channels as it
+// has lanes.
 #pragma once
 
 #include <cstring>
@@ -11,7 +11,7 @@
 
 namespace cmrfast::cpu {
 
-// The values of two vectors in turn: those of their first halves, or of their last.
+// Interleaves the first halves of two vectors, or the last.
 template <bool LAST, class V, int... I>
 V interleave(V a, V b, std::integer_sequence<int, I...>) {
   constexpr int lanes = sizeof...(I), from = LAST ? lanes / 2 : 0;
@@ -23,7 +23,7 @@ V interleave(V a, V b, std::integer_sequence<int, I...>) {
 #endif
 }
 
-// As many vectors as one has lanes, rows and columns exchanged; inlined, they stay in registers.
+// Transposes as many vectors as one has lanes. Inlined, so that they stay in registers.
 template <class T>
 __attribute__((always_inline)) inline void transpose(Vector<T>* v) {
   constexpr int lanes = Tile<T>::lanes;
@@ -40,8 +40,8 @@ __attribute__((always_inline)) inline void transpose(Vector<T>* v) {
   }
 }
 
-// Images (B, C, H, W) cut into tiles whose sums are out x out pixels, `dilation` pixels apart. Rows
-// of tiles are counted through all images and, within one, through the grids of such pixels.
+// Images (B, C, H, W) as tiles of out x out output pixels, `dilation` pixels apart. Rows of tiles
+// are numbered across images and, within an image, across the interleaved grids of such pixels.
 struct TileGrid {
   int64_t B, H, W, dilation, out, rows, per_row;
 
@@ -54,7 +54,7 @@ struct TileGrid {
   int64_t lines() const { return H && W ? B * dilation * dilation * rows : 0; }
 };
 
-// A row of tiles: of which image, and its first pixel.
+// A row of tiles: its image and its first pixel.
 struct TileLine {
   int64_t sample, y, x, columns;
   TileLine(const TileGrid& g, int64_t line)
@@ -64,8 +64,8 @@ struct TileLine {
         columns(std::max<int64_t>(0, (g.W - x + g.dilation - 1) / g.dilation)) {}
 };
 
-// The pixels under a row of tiles of some side, `before` of them ahead of the first sum:
-// (side, pitch, lanes), for one vector of channels after another.
+// The pixels under a row of tiles of `side`, `before` of them before the first output pixel:
+// (side, pitch, lanes), one vector of channels at a time.
 template <class T>
 class Strip {
  public:
@@ -79,7 +79,7 @@ class Strip {
         pixels_(static_cast<size_t>(side * pitch_ * lanes)),
         zeros_(static_cast<size_t>(grid.W)) {}
 
-  // Pixels of channels first, first + 1, ... of (channels, H, W); zeros beyond any of its borders.
+  // Reads channels first, first + 1, ... of (channels, H, W), with zeros outside.
   void read(const T* image, int64_t first, int64_t channels, const TileLine& line) {
     for (int64_t i = 0; i < side_; ++i) {
       const int64_t y = line.y + (i - before_) * grid_.dilation;
@@ -90,8 +90,8 @@ class Strip {
       }
       const T* from[lanes];
       for (int64_t l = 0; l < lanes; ++l) {
-        const bool there = first + l < channels;
-        from[l] = there ? image + ((first + l) * grid_.H + y) * grid_.W + line.x : zeros_.data();
+        const bool exists = first + l < channels;
+        from[l] = exists ? image + ((first + l) * grid_.H + y) * grid_.W + line.x : zeros_.data();
       }
       for (int64_t j = 0; j < pitch_ - before_; j += lanes, to += lanes * lanes) {
         const int64_t count = std::clamp<int64_t>(line.columns - j, 0, lanes);
@@ -112,7 +112,7 @@ class Strip {
     }
   }
 
-  // Pixels, but for those beyond a border, to channels first, first + 1, ... of (channels, H, W).
+  // Writes the pixels that are inside to channels first, first + 1, ... of (channels, H, W).
   void write(T* image, int64_t first, int64_t channels, const TileLine& line) {
     const int64_t last = std::min(channels - first, lanes);
     for (int64_t i = 0; i < side_; ++i) {

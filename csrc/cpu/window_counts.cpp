@@ -1,23 +1,23 @@
 // Nonzero voxels of windows from a summed-area table: eight look-ups, whatever the window's size.
 //
-// Tables are made volume by volume, only where a window asks for one: first each plane on its own,
-// then plane upon plane.
+// Tables are made volume by volume, only for volumes that have windows: first each plane on its
+// own, then cumulatively over planes.
 #include <vector>
 
-#include "windows.h"
+#include "common.h"
 
 namespace cmrfast::cpu {
 namespace {
 
-// Sums over all voxels below (i, j, k), with a border of zeros in front.
-struct Table {
+// Entry (i, j, k) sums all voxels before (i, j, k) on every axis; those with a zero index are 0.
+struct SummedArea {
   Box shape;
   std::vector<int64_t> sums;
 
   int64_t stride_j() const { return shape.n[2] + 1; }
   int64_t stride_i() const { return (shape.n[1] + 1) * stride_j(); }
 
-  Table(const uint8_t* mask, Box box) : shape(box) {
+  SummedArea(const uint8_t* mask, Box box) : shape(box) {
     const int64_t row = stride_j(), plane = stride_i();
     sums.resize(static_cast<size_t>((shape.n[0] + 1) * plane));
     for_each_task(shape.n[0], [&](int64_t i) {
@@ -58,23 +58,24 @@ Tensor window_counts(const Tensor& mask_any, const Tensor& table_any, const Tens
   const Tensor table = torch::stable::contiguous(table_any);
   const Tensor start = torch::stable::contiguous(start_any);
   const Tensor index = torch::stable::contiguous(index_any);
-  const int64_t V = table.size(0), dims = table.size(1) - 1, P = start.size(0);
+  const int64_t dims = table.size(1) - 1, P = start.size(0);
+  const Volumes volumes = volumes_of(table, 1, mask.numel());
   STD_TORCH_CHECK(mask.element_size() == 1 && start.size(1) == dims && index.numel() == P,
                   "window_counts: arguments do not fit one another");
   const Box window = box_of(size.data(), dims);
   Tensor out = torch::stable::new_zeros(start, {P});
-  std::vector<std::vector<int64_t>> asking(static_cast<size_t>(V));
+  std::vector<std::vector<int64_t>> windows_of(static_cast<size_t>(volumes.V));
   for (int64_t p = 0; p < P; ++p) {
     const int64_t v = read<int64_t>(index)[p];
-    if (v >= 0 && v < V) asking[v].push_back(p);
+    if (v >= 0 && v < volumes.V) windows_of[v].push_back(p);
   }
-  for (int64_t v = 0; v < V; ++v) {
-    const int64_t* entry = read<int64_t>(table) + v * (dims + 1);
-    const Box shape = box_of(entry + 1, dims);
-    const bool legal = entry[0] >= 0 && entry[0] + shape.volume() <= mask.numel();
-    if (asking[v].empty() || !legal) continue;
-    const Table sums(static_cast<const uint8_t*>(mask.const_data_ptr()) + entry[0], shape);
-    for (const int64_t p : asking[v]) {
+  for (int64_t v = 0; v < volumes.V; ++v) {
+    const Volume volume(volumes, v);
+    if (windows_of[v].empty() || !volume.valid) continue;
+    const Box shape = volume.shape;
+    const SummedArea sums(static_cast<const uint8_t*>(mask.const_data_ptr()) + volume.offset,
+                          shape);
+    for (const int64_t p : windows_of[v]) {
       int64_t at[3];
       window_start(read<int64_t>(start), p, dims, at);
       write<int64_t>(out)[p] =

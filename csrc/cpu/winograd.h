@@ -1,8 +1,9 @@
 // Winograd's F(2, 3) in depth and height (Lavin and Gray, 2016): 2 x 2 rows of output from 4 x 4 of
 // input with 16 products a tap along the width, where a plain sum takes 36.
 //
-// The width is left as it is. Rows of a band lie behind one another on a flat line, a zero between
-// them, so that a tap is a shift of the line and no border needs care; sums at the zeros are void.
+// The width is not transformed. The rows of a band follow one another on a flat line, separated by
+// a zero, so that a tap is a shift of the line and borders need no check; sums at the zeros are
+// never used.
 #pragma once
 
 #include <cstring>
@@ -13,13 +14,13 @@
 
 namespace cmrfast::cpu {
 
-constexpr int kLines = 16;  // of a channel: one for each product
+constexpr int kLines = 16;  // per channel, one for each product
 
-// A volume (B, C, D, H, W) cut into tasks: two planes of some pairs of rows.
+// A volume (B, C, D, H, W) as tasks: two planes of some pairs of rows each.
 struct Bands {
   int64_t B, C, D, H, W, pairs, per_plane, count;
 
-  // So many pairs of rows that the lines of all channels stay in a core's share of cache.
+  // As many pairs of rows as leave the lines of all channels in a core's share of the cache.
   Bands(const Tensor& x, int64_t channels)
       : B(x.size(0)), C(x.size(1)), D(x.size(2)), H(x.size(3)), W(x.size(4)) {
     constexpr int64_t cache = int64_t{1} << 20;
@@ -31,7 +32,7 @@ struct Bands {
     count = x.numel() ? B * ((D + 1) / 2) * per_plane : 0;
   }
   int64_t pitch() const { return W + 1; }
-  // A zero, the rows, and what the widest step of a kernel reads and writes behind them.
+  // A zero, the rows, and what the widest step of a kernel reads and writes past their end.
   int64_t line() const { return 1 + pairs * pitch() + 192; }
   int64_t size() const { return D * H * W; }
 };
@@ -45,7 +46,7 @@ struct Band {
         pairs(std::clamp<int64_t>((b.H - y + 1) / 2, 0, b.pairs)) {}
 };
 
-// Reads n values, zeros behind them.
+// Loads n values, followed by zeros.
 template <class T>
 Vector<T> load_some(const T* from, int64_t n) {
   Vector<T> value{};
@@ -61,7 +62,7 @@ inline constexpr auto input_transform = [](auto* d, int step) {
   d[3 * step] = d1 - d3;
 };
 
-// The transpose of the output's.
+// The transpose of the output transform.
 inline constexpr auto grad_transform = [](auto* d, int step) {
   const auto g0 = d[0], g1 = d[step];
   d[step] = g0 + g1;
@@ -109,7 +110,7 @@ void to_lines(const Bands& b, const Band& band, const T* channel, int before, co
   }
 }
 
-// Rows of one channel of the output from its 16 lines; `finish` makes values of sums.
+// Rows of one channel of the output from its 16 lines; `finish` maps sums to values.
 template <class T, class Finish>
 void from_lines(const Bands& b, const Band& band, const T* from, int64_t stride, T* channel,
                 const Finish& finish) {
@@ -141,7 +142,7 @@ void from_lines(const Bands& b, const Band& band, const T* from, int64_t stride,
   }
 }
 
-// Row k of the kernel's transform: what product k takes of its three taps.
-constexpr double kTaps[4][3] = {{1, 0, 0}, {0.5, 0.5, 0.5}, {0.5, -0.5, 0.5}, {0, 0, 1}};
+// Row k of the transform of the weights: the coefficients of product k for the three taps.
+constexpr double kWeightTransform[4][3] = {{1, 0, 0}, {0.5, 0.5, 0.5}, {0.5, -0.5, 0.5}, {0, 0, 1}};
 
 }  // namespace cmrfast::cpu

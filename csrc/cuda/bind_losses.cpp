@@ -32,17 +32,17 @@ Pixels pixels_of(const char* op, const Tensor& logits, const Tensor& target, int
 Tensor dice_ce_sums(const Tensor& logits_any, const Tensor& target_any, int64_t activation,
                     int64_t ignore_index, double eps, bool entropy) {
   constexpr auto op = "dice_ce_sums";
-  const Here here(logits_any);
+  const OnDevice device(logits_any);
   const Tensor logits = contiguous(logits_any), target = contiguous(target_any);
   const Pixels s = pixels_of(op, logits, target, activation, ignore_index, eps);
-  const int64_t stretches = (s.N + kPixelStretch - 1) / kPixelStretch;
-  const bool prepared = s.activation == Activation::kSoftmax && s.K > class_group(s.dtype);
-  Tensor softmax = new_empty(logits, {prepared ? s.B * s.N * 2 : 0}, sum_dtype(logits));
-  Tensor partial = new_empty(logits, {s.B * stretches * s.K * 4}, ScalarType::Double);
+  const int64_t chunks = (s.N + kPixelChunk - 1) / kPixelChunk;
+  const bool two_pass = s.activation == Activation::kSoftmax && s.K > class_group(s.dtype);
+  Tensor softmax = new_empty(logits, {two_pass ? s.B * s.N * 2 : 0}, sum_dtype(logits));
+  Tensor partial = new_empty(logits, {s.B * chunks * s.K * 4}, ScalarType::Double);
   Tensor out = new_empty(logits, {s.B, s.K, 4}, sum_dtype(logits));
-  here.run(op, cmrfast_dice_ce_sums,
-           DiceCeSums{s, entropy, prepared ? softmax.mutable_data_ptr() : nullptr,
-                      write<double>(partial), out.mutable_data_ptr()});
+  device.launch(op, cmrfast_dice_ce_sums,
+                DiceCeSums{s, entropy, two_pass ? softmax.mutable_data_ptr() : nullptr,
+                           write<double>(partial), out.mutable_data_ptr()});
   return out;
 }
 
@@ -50,26 +50,26 @@ Tensor dice_ce_sums_backward(const Tensor& grad_any, const Tensor& logits_any,
                              const Tensor& target_any, int64_t activation, int64_t ignore_index,
                              double eps) {
   constexpr auto op = "dice_ce_sums_backward";
-  const Here here(logits_any);
+  const OnDevice device(logits_any);
   const Tensor logits = contiguous(logits_any), target = contiguous(target_any);
   const Tensor grad = contiguous(grad_any);
   const Pixels s = pixels_of(op, logits, target, activation, ignore_index, eps);
   STD_TORCH_CHECK(grad.numel() == s.B * s.K * 4 && grad.scalar_type() == sum_dtype(logits),
                   "dice_ce_sums_backward: grad does not fit the logits");
   Tensor out = new_empty(logits, {s.B, s.K, s.N});
-  here.run(op, cmrfast_dice_ce_sums_backward,
-           DiceCeSumsBackward{s, grad.const_data_ptr(), out.mutable_data_ptr()});
+  device.launch(op, cmrfast_dice_ce_sums_backward,
+                DiceCeSumsBackward{s, grad.const_data_ptr(), out.mutable_data_ptr()});
   return out;
 }
 
 Tensor label_faults(const Tensor& target_any, int64_t classes, int64_t ignore_index) {
   constexpr auto op = "label_faults";
-  const Here here(target_any);
+  const OnDevice device(target_any);
   const Tensor target = contiguous(target_any);
   Tensor out = new_zeros(target, {}, ScalarType::Long);
-  here.run(op, cmrfast_label_faults,
-           LabelFaults{target.const_data_ptr(), dtype_of(op, target.scalar_type()), target.numel(),
-                       classes, ignore_index, write<int64_t>(out)});
+  device.launch(op, cmrfast_label_faults,
+                LabelFaults{target.const_data_ptr(), dtype_of(op, target.scalar_type()),
+                            target.numel(), classes, ignore_index, write<int64_t>(out)});
   return out;
 }
 
@@ -77,19 +77,19 @@ std::tuple<Tensor, Tensor, Tensor> nt_xent(const Tensor& anchors_any, const Tens
                                            const Tensor& targets_any, double temperature,
                                            bool gradients) {
   constexpr auto op = "nt_xent";
-  const Here here(anchors_any);
+  const OnDevice device(anchors_any);
   const Tensor anchors = contiguous(anchors_any), candidates = contiguous(candidates_any);
   const Tensor targets = contiguous(targets_any);
   const int64_t N = anchors.size(0), M = candidates.size(0), D = anchors.size(1);
-  constexpr int64_t widest = 65535 * 32;  // columns that one launch has blocks for
+  constexpr int64_t max_columns = 65535 * 32;  // limit of the grid's y axis
   STD_TORCH_CHECK(candidates.size(1) == D && targets.numel() == N && M > 0 && D > 0 &&
-                      D <= widest && candidates.scalar_type() == anchors.scalar_type() &&
+                      D <= max_columns && candidates.scalar_type() == anchors.scalar_type() &&
                       targets.scalar_type() == ScalarType::Long,
                   "nt_xent: anchors, candidates and targets do not fit one another");
   const auto of_sums = [&](Sizes shape) { return new_empty(anchors, shape, sum_dtype(anchors)); };
   Tensor unit_anchors = of_sums({N, D}), unit_candidates = of_sums({M, D});
-  Tensor anchor_inverse = of_sums({N}), candidate_inverse = of_sums({M});
-  Tensor top = of_sums({N}), sum = of_sums({N});
+  Tensor anchor_inverse_norm = of_sums({N}), candidate_inverse_norm = of_sums({M});
+  Tensor row_max = of_sums({N}), row_sum = of_sums({N});
   Tensor losses = new_empty(anchors, {N}, ScalarType::Double);
   Tensor loss = of_sums({});
   Tensor grad_anchors = of_sums({gradients ? N : 0, D});
@@ -105,17 +105,17 @@ std::tuple<Tensor, Tensor, Tensor> nt_xent(const Tensor& anchors_any, const Tens
   call.temperature = temperature;
   call.unit_anchors = unit_anchors.mutable_data_ptr();
   call.unit_candidates = unit_candidates.mutable_data_ptr();
-  call.anchor_inverse = anchor_inverse.mutable_data_ptr();
-  call.candidate_inverse = candidate_inverse.mutable_data_ptr();
-  call.top = top.mutable_data_ptr();
-  call.sum = sum.mutable_data_ptr();
+  call.anchor_inverse_norm = anchor_inverse_norm.mutable_data_ptr();
+  call.candidate_inverse_norm = candidate_inverse_norm.mutable_data_ptr();
+  call.row_max = row_max.mutable_data_ptr();
+  call.row_sum = row_sum.mutable_data_ptr();
   call.losses = write<double>(losses);
   call.loss = loss.mutable_data_ptr();
   if (gradients) {
     call.grad_anchors = grad_anchors.mutable_data_ptr();
     call.grad_candidates = grad_candidates.mutable_data_ptr();
   }
-  here.run(op, cmrfast_nt_xent, call);
+  device.launch(op, cmrfast_nt_xent, call);
   return {loss, grad_anchors, grad_candidates};
 }
 

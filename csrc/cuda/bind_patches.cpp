@@ -6,15 +6,6 @@
 namespace cmrfast::cuda {
 namespace {
 
-void set_box(int64_t* box, const int64_t* sizes, int64_t dims) {
-  box[0] = box[1] = box[2] = 1;
-  for (int64_t a = 0; a < dims; ++a) box[3 - dims + a] = sizes[a];
-}
-
-Volumes volumes_of(const Tensor& table, int64_t channels, int64_t numel) {
-  return {read<int64_t>(table), table.size(0), channels, table.size(1) - 1, numel};
-}
-
 Windows windows_of(const char* op, const Tensor& start, const Tensor* index, const Tensor* flips,
                    const int64_t* size) {
   const int64_t P = start.size(0), dims = start.size(1);
@@ -27,7 +18,7 @@ Windows windows_of(const char* op, const Tensor& start, const Tensor* index, con
   if (flips != nullptr && flips->numel() > 0) windows.flips = read<bool>(*flips);
   windows.P = P;
   windows.dims = dims;
-  set_box(windows.size, size, dims);
+  windows.size = box_of(size, dims);
   return windows;
 }
 
@@ -36,7 +27,7 @@ Tensor extract_patches(const Tensor& buffer_any, const Tensor& table_any, const 
                        const Tensor& scale_any, int64_t channels, Sizes size, double fill,
                        ScalarType dtype) {
   constexpr auto op = "extract_patches";
-  const Here here(buffer_any);
+  const OnDevice device(buffer_any);
   const Tensor buffer = contiguous(buffer_any), table = contiguous(table_any);
   const Tensor start = contiguous(start_any), index = contiguous(index_any);
   const Tensor flips = contiguous(flips_any);
@@ -47,12 +38,12 @@ Tensor extract_patches(const Tensor& buffer_any, const Tensor& table_any, const 
   STD_TORCH_CHECK(start.size(1) == volumes.dims && shift.numel() == volumes.V * channels &&
                       scale.numel() == shift.numel(),
                   "extract_patches: arguments do not fit one another");
-  Tensor out = new_empty(buffer, shape_of(start.size(0), channels, size), dtype);
-  here.run(op, cmrfast_extract_patches,
-           ExtractPatches{volumes, windows_of(op, start, &index, &flips, size.data()),
-                          buffer.const_data_ptr(), dtype_of(op, buffer.scalar_type()),
-                          dtype_of(op, dtype), read<double>(shift), read<double>(scale), fill,
-                          out.mutable_data_ptr()});
+  Tensor out = new_empty(buffer, joined({start.size(0), channels}, size), dtype);
+  device.launch(op, cmrfast_extract_patches,
+                ExtractPatches{volumes, windows_of(op, start, &index, &flips, size.data()),
+                               buffer.const_data_ptr(), dtype_of(op, buffer.scalar_type()),
+                               dtype_of(op, dtype), read<double>(shift), read<double>(scale), fill,
+                               out.mutable_data_ptr()});
   return out;
 }
 
@@ -60,7 +51,7 @@ Tensor extract_patches_backward(const Tensor& grad_any, const Tensor& table_any,
                                 const Tensor& start_any, const Tensor& index_any,
                                 const Tensor& flips_any, const Tensor& scale_any, int64_t numel) {
   constexpr auto op = "extract_patches_backward";
-  const Here here(grad_any);
+  const OnDevice device(grad_any);
   const Tensor grad = contiguous(grad_any), table = contiguous(table_any);
   const Tensor start = contiguous(start_any), index = contiguous(index_any);
   const Tensor flips = contiguous(flips_any), scale = contiguous(scale_any);
@@ -71,11 +62,11 @@ Tensor extract_patches_backward(const Tensor& grad_any, const Tensor& table_any,
                       grad.size(0) == start.size(0) && scale.numel() == volumes.V * volumes.C,
                   "extract_patches_backward: arguments do not fit one another");
   Tensor out = new_zeros(grad, {numel});
-  here.run(op, cmrfast_extract_patches_backward,
-           ExtractPatchesBackward{volumes,
-                                  windows_of(op, start, &index, &flips, grad.sizes().data() + 2),
-                                  grad.const_data_ptr(), computing_dtype(op, grad),
-                                  read<double>(scale), out.mutable_data_ptr()});
+  device.launch(op, cmrfast_extract_patches_backward,
+                ExtractPatchesBackward{
+                    volumes, windows_of(op, start, &index, &flips, grad.sizes().data() + 2),
+                    grad.const_data_ptr(), computing_dtype(op, grad), read<double>(scale),
+                    out.mutable_data_ptr()});
   return out;
 }
 
@@ -88,46 +79,39 @@ MergePatches merge_call(const char* op, const Tensor& patches, const Tensor& sta
   MergePatches call{};
   call.windows = windows_of(op, start, nullptr, nullptr, patches.sizes().data() + 2);
   call.C = patches.size(1);
-  set_box(call.shape, shape, dims);
+  call.shape = box_of(shape, dims);
   call.patches = patches.const_data_ptr();
   call.dtype = computing_dtype(op, patches);
   if (weight) {
-    const int64_t* size = call.windows.size;
     STD_TORCH_CHECK(weight->scalar_type() == patches.scalar_type() &&
-                        weight->numel() == size[0] * size[1] * size[2],
+                        weight->numel() == call.windows.size.voxels(),
                     op, ": weight does not fit the patches");
     call.weight = weight->const_data_ptr();
   }
   return call;
 }
 
-std::optional<Tensor> contiguous_if_any(const std::optional<Tensor>& tensor) {
-  return tensor ? std::optional(contiguous(*tensor)) : std::nullopt;
-}
-
 Tensor merge_patches(const Tensor& patches_any, const Tensor& start_any,
                      const std::optional<Tensor>& weight_any, Sizes shape, double fill) {
   constexpr auto op = "merge_patches";
-  const Here here(patches_any);
+  const OnDevice device(patches_any);
   const Tensor patches = contiguous(patches_any), start = contiguous(start_any);
-  const std::optional<Tensor> weight = contiguous_if_any(weight_any);
+  const std::optional<Tensor> weight = cmrfast::contiguous(weight_any);
   MergePatches call = merge_call(op, patches, start, weight, shape.data());
-  std::vector<int64_t> sizes{call.C};
-  sizes.insert(sizes.end(), shape.begin(), shape.end());
-  Tensor out = new_empty(patches, sizes);
+  Tensor out = new_empty(patches, joined({call.C}, shape));
   call.mean = true;
   call.fill = fill;
   call.out = out.mutable_data_ptr();
-  here.run(op, cmrfast_merge_patches, call);
+  device.launch(op, cmrfast_merge_patches, call);
   return out;
 }
 
 void merge_add(Tensor& sums, Tensor& totals, const Tensor& patches_any, const Tensor& start_any,
                const std::optional<Tensor>& weight_any) {
   constexpr auto op = "merge_add";
-  const Here here(sums);
+  const OnDevice device(sums);
   const Tensor patches = contiguous(patches_any), start = contiguous(start_any);
-  const std::optional<Tensor> weight = contiguous_if_any(weight_any);
+  const std::optional<Tensor> weight = cmrfast::contiguous(weight_any);
   MergePatches call = merge_call(op, patches, start, weight, totals.sizes().data());
   STD_TORCH_CHECK(sums.is_contiguous() && totals.is_contiguous() &&
                       sums.scalar_type() == patches.scalar_type() &&
@@ -136,26 +120,26 @@ void merge_add(Tensor& sums, Tensor& totals, const Tensor& patches_any, const Te
                   "merge_add: sums and totals do not fit the patches");
   call.out = sums.mutable_data_ptr();
   call.totals = totals.mutable_data_ptr();
-  here.run(op, cmrfast_merge_patches, call);
+  device.launch(op, cmrfast_merge_patches, call);
 }
 
 Tensor window_counts(const Tensor& mask_any, const Tensor& table_any, const Tensor& start_any,
                      const Tensor& index_any, Sizes size) {
   constexpr auto op = "window_counts";
-  const Here here(mask_any);
+  const OnDevice device(mask_any);
   const Tensor mask = contiguous(mask_any), table = contiguous(table_any);
   const Tensor start = contiguous(start_any), index = contiguous(index_any);
   require_all_long(op, table, start, index);
   const Volumes volumes = volumes_of(table, 1, mask.numel());
   STD_TORCH_CHECK(mask.element_size() == 1 && start.size(1) == volumes.dims,
                   "window_counts: arguments do not fit one another");
-  const auto wide = mask.numel() >> 31 ? ScalarType::Long : ScalarType::Int;
-  Tensor sums = new_empty(mask, {mask.numel()}, wide);
+  const auto sum_dtype = mask.numel() >> 31 ? ScalarType::Long : ScalarType::Int;
+  Tensor sums = new_empty(mask, {mask.numel()}, sum_dtype);
   Tensor out = new_empty(start, {start.size(0)});
-  here.run(op, cmrfast_window_counts,
-           WindowCounts{volumes, windows_of(op, start, &index, nullptr, size.data()),
-                        static_cast<const uint8_t*>(mask.const_data_ptr()), sums.mutable_data_ptr(),
-                        write<int64_t>(out)});
+  device.launch(op, cmrfast_window_counts,
+                WindowCounts{volumes, windows_of(op, start, &index, nullptr, size.data()),
+                             static_cast<const uint8_t*>(mask.const_data_ptr()),
+                             sums.mutable_data_ptr(), write<int64_t>(out)});
   return out;
 }
 

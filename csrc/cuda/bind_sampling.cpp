@@ -8,18 +8,18 @@ namespace {
 
 Tensor contract_axis(const Tensor& values_any, const Tensor& weights_any) {
   constexpr auto op = "contract_axis";
-  const Here here(values_any);
+  const OnDevice device(values_any);
   const Tensor values = contiguous(values_any), weights = contiguous(weights_any);
   STD_TORCH_CHECK(values.dim() == 3 && weights.dim() == 2 && weights.size(1) == values.size(1),
                   "contract_axis: values must be (O, n, I), weights (M, n)");
   require_all_double(op, weights, weights);
   const int64_t O = values.size(0), n = values.size(1), I = values.size(2), M = weights.size(0);
-  Tensor reach = new_empty(values, {M, 2}, ScalarType::Long);
+  Tensor nonzero = new_empty(values, {M, 2}, ScalarType::Long);
   Tensor out = new_empty(values, {O, M, I});
-  here.run(
+  device.launch(
       op, cmrfast_contract_axis,
       ContractAxis{O, n, I, M, values.const_data_ptr(), read<double>(weights),
-                   computing_dtype(op, values), write<int64_t>(reach), out.mutable_data_ptr()});
+                   computing_dtype(op, values), write<int64_t>(nonzero), out.mutable_data_ptr()});
   return out;
 }
 
@@ -48,12 +48,12 @@ Sampling sampling_of(const char* op, const Tensor& images, const Tensor& matrix,
 Tensor affine_sample(const Tensor& images_any, const Tensor& matrix_any, Sizes size, int64_t mode,
                      int64_t border, double fill) {
   constexpr auto op = "affine_sample";
-  const Here here(images_any);
+  const OnDevice device(images_any);
   const Tensor images = contiguous(images_any), matrix = contiguous(matrix_any);
-  Tensor out = new_empty(images, shape_of(images.size(0), images.size(1), size));
-  here.run(op, cmrfast_affine_sample,
-           AffineSample{sampling_of(op, images, matrix, size.data(), mode, border),
-                        images.const_data_ptr(), fill, out.mutable_data_ptr()});
+  Tensor out = new_empty(images, joined({images.size(0), images.size(1)}, size));
+  device.launch(op, cmrfast_affine_sample,
+                AffineSample{sampling_of(op, images, matrix, size.data(), mode, border),
+                             images.const_data_ptr(), fill, out.mutable_data_ptr()});
   return out;
 }
 
@@ -62,7 +62,7 @@ std::tuple<Tensor, Tensor> affine_sample_backward(const Tensor& grad_any, const 
                                                   int64_t border, bool for_images,
                                                   bool for_matrix) {
   constexpr auto op = "affine_sample_backward";
-  const Here here(grad_any);
+  const OnDevice device(grad_any);
   const Tensor grad = contiguous(grad_any), images = contiguous(images_any);
   const Tensor matrix = contiguous(matrix_any);
   const int64_t B = images.size(0), C = images.size(1), dims = images.dim() - 2;
@@ -72,19 +72,20 @@ std::tuple<Tensor, Tensor> affine_sample_backward(const Tensor& grad_any, const 
   const Sampling s = sampling_of(op, images, matrix, grad.sizes().data() + 2, mode, border);
   floating_dtype(op, images);
   const int64_t voxels = B > 0 && C > 0 ? grad.numel() / (B * C) : 0;
-  const int64_t stretches = B * ((voxels + kMatrixStretch - 1) / kMatrixStretch);
-  Tensor to_images = for_images ? new_zeros(images, images.sizes()) : new_empty(images, {0});
-  Tensor to_matrix = new_zeros(matrix, matrix.sizes());
+  const int64_t chunks = B * ((voxels + kMatrixChunk - 1) / kMatrixChunk);
+  Tensor grad_images = for_images ? new_zeros(images, images.sizes()) : new_empty(images, {0});
+  Tensor grad_matrix = new_zeros(matrix, matrix.sizes());
   Tensor sums = new_zeros(matrix, {for_images ? images.numel() : 0}, ScalarType::Long);
   Tensor largest = new_zeros(matrix, {for_images ? B * C : 0}, ScalarType::Long);
-  const bool pull = for_matrix && s.mode == Mode::kLinear;
-  Tensor partial = new_empty(matrix, {pull ? stretches * dims * (dims + 1) : 0});
-  here.run(op, cmrfast_affine_sample_backward,
-           AffineSampleBackward{s, grad.const_data_ptr(), images.const_data_ptr(),
-                                for_images ? to_images.mutable_data_ptr() : nullptr,
-                                write<int64_t>(sums), write<int64_t>(largest),
-                                pull ? write<double>(to_matrix) : nullptr, write<double>(partial)});
-  return {to_images, to_matrix};
+  const bool linear = for_matrix && s.mode == Mode::kLinear;
+  Tensor partial = new_empty(matrix, {linear ? chunks * dims * (dims + 1) : 0});
+  device.launch(
+      op, cmrfast_affine_sample_backward,
+      AffineSampleBackward{s, grad.const_data_ptr(), images.const_data_ptr(),
+                           for_images ? grad_images.mutable_data_ptr() : nullptr,
+                           write<int64_t>(sums), write<int64_t>(largest),
+                           linear ? write<double>(grad_matrix) : nullptr, write<double>(partial)});
+  return {grad_images, grad_matrix};
 }
 
 }  // namespace

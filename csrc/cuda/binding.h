@@ -1,8 +1,8 @@
-// What binding the CUDA kernels as operators takes: the stream, dtypes, checks.
+// What the operators of the CUDA kernels share: the stream, dtypes, checks.
 //
-// Outputs and scratch come from torch's allocator, sizes from shapes alone, and nothing waits for
-// the device, so every op can be captured in a CUDA graph. Tests compile the bindings for the CPU
-// too, with the kernels on fibers.
+// Outputs and scratch come from torch's allocator, their sizes depend on shapes only, and nothing
+// synchronises, so every op can be captured in a CUDA graph. Tests also compile the bindings for
+// the CPU, with the kernels on fibers.
 #pragma once
 
 #ifndef CMRFAST_ON_HOST
@@ -29,10 +29,10 @@ using torch::stable::contiguous;
 using torch::stable::new_empty;
 using torch::stable::new_zeros;
 
-// The device of a tensor and its current stream, for the time of one op.
-class Here {
+// Makes the device of a tensor current for the duration of an op, which runs on its current stream.
+class OnDevice {
  public:
-  explicit Here([[maybe_unused]] const Tensor& tensor)
+  explicit OnDevice([[maybe_unused]] const Tensor& tensor)
 #ifndef CMRFAST_ON_HOST
       : guard_(tensor.get_device_index()) {
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream_));
@@ -43,7 +43,7 @@ class Here {
 #endif
 
   template <class Call>
-  void run(const char* op, const char* (*launcher)(const Call&, void*), const Call& call) const {
+  void launch(const char* op, const char* (*launcher)(const Call&, void*), const Call& call) const {
     const char* error = launcher(call, stream_);
     STD_TORCH_CHECK(error == nullptr, op, ": ", error == nullptr ? "" : error);
   }
@@ -82,7 +82,7 @@ inline Dtype dtype_of(const char* op, ScalarType dtype) {
   }
 }
 
-// float32 or float64, the dtypes that every op computes in.
+// float32 or float64, which ops compute in.
 inline Dtype computing_dtype(const char* op, const Tensor& tensor) {
   const Dtype dtype = dtype_of(op, tensor.scalar_type());
   STD_TORCH_CHECK(dtype == Dtype::kFloat32 || dtype == Dtype::kFloat64, op,
@@ -90,14 +90,14 @@ inline Dtype computing_dtype(const char* op, const Tensor& tensor) {
   return dtype;
 }
 
-// One of these, or a half dtype that the kernel widens as it reads.
+// Any floating dtype; kernels upcast half precision as they read.
 inline Dtype floating_dtype(const char* op, const Tensor& tensor) {
   const Dtype dtype = dtype_of(op, tensor.scalar_type());
   STD_TORCH_CHECK(dtype >= Dtype::kFloat16, op, ": values must be floating");
   return dtype;
 }
 
-// Of sums over such values: their own dtype, or float32 for halves.
+// The dtype of sums: the tensor's own, or float32 for half precision.
 inline ScalarType sum_dtype(const Tensor& tensor) {
   return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
@@ -111,12 +111,6 @@ inline void require_all_long(const char* op, const Tensor& a, const Tensor& b, c
 inline void require_all_double(const char* op, const Tensor& a, const Tensor& b) {
   STD_TORCH_CHECK(a.scalar_type() == ScalarType::Double && b.scalar_type() == ScalarType::Double,
                   op, ": per-volume numbers and matrices must be float64");
-}
-
-inline std::vector<int64_t> shape_of(int64_t a, int64_t b, Sizes size) {
-  std::vector<int64_t> shape{a, b};
-  shape.insert(shape.end(), size.begin(), size.end());
-  return shape;
 }
 
 }  // namespace cmrfast::cuda

@@ -1,6 +1,6 @@
-// What every CUDA kernel needs around its loops: launch, grid, cheap division, ordered sums.
+// What CUDA kernels share: launches, grids, fast division, sums in a fixed order.
 //
-// No torch header comes in here: nvcc compiles kernels and launchers on raw pointers, and the same
+// Includes no torch header: nvcc compiles kernels and launchers on raw pointers, and the same
 // source runs on the CPU through on_host.h.
 #pragma once
 
@@ -26,7 +26,7 @@ namespace cmrfast::cuda {
 constexpr unsigned kWholeWarp = 0xffffffffu;
 constexpr int kThreads = 256;
 
-// After the last launch of a launcher: what went wrong, or nullptr. Never waits for the device.
+// The error of the last launch, or nullptr. Does not synchronise.
 inline const char* launch_error() {
 #ifdef __CUDACC__
   const cudaError_t error = cudaGetLastError();
@@ -36,21 +36,24 @@ inline const char* launch_error() {
 #endif
 }
 
-// As many blocks as there is work for; what is beyond the hardware's limit is reached by striding.
+// One block per item, up to the hardware's limit; kernels stride over the rest.
 inline dim3 blocks_for(int64_t count) {
-  constexpr int64_t most = 0x7fffffff;
-  return dim3(static_cast<unsigned>(count < most ? count : most));
+  constexpr int64_t max = 0x7fffffff;
+  return dim3(static_cast<unsigned>(count < max ? count : max));
 }
 
 __host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 __host__ __device__ inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-__host__ __device__ inline int64_t clamped(int64_t x, int64_t low, int64_t high) {
-  return x < low ? low : x > high ? high : x;
-}
+__device__ inline float exp_of(float x) { return expf(x); }
+__device__ inline double exp_of(double x) { return exp(x); }
+__device__ inline float log_of(float x) { return logf(x); }
+__device__ inline double log_of(double x) { return log(x); }
+__device__ inline float log1p_of(float x) { return log1pf(x); }
+__device__ inline double log1p_of(double x) { return log1p(x); }
 
-// Division by a number known at launch, at most 2^62: a multiplication and a shift, always exact.
+// Exact division by a number known at launch, at most 2^62, as a multiplication and a shift.
 struct Divisor {
   int64_t value;
   uint64_t magic;
@@ -68,13 +71,13 @@ struct Divisor {
   }
 };
 
-// Items of `count` elements each, dealt out to blocks in stretches of one item: what depends on the
-// item alone is then looked up once a block. Stretches are numbered across items.
-struct Stretches {
+// Items of `count` elements each, split into chunks that never span two items, so that a block
+// loads what depends on the item only once. Chunks are numbered across items.
+struct Chunks {
   int64_t count, length, total;
   Divisor each;
 
-  Stretches(int64_t items, int64_t count, int64_t length)
+  Chunks(int64_t items, int64_t count, int64_t length)
       : count(count),
         length(length),
         total(items * ceil_div(count, length)),
@@ -82,17 +85,17 @@ struct Stretches {
 };
 
 // One of them: elements [begin, end) of an item.
-struct Stretch {
+struct Chunk {
   int64_t item, number, begin, end;
 
-  __device__ Stretch(const Stretches& all, int64_t at)
+  __device__ Chunk(const Chunks& all, int64_t at)
       : item(all.each.divide(at)),
         number(at - item * all.each.value),
         begin(number * all.length),
         end(smaller(all.count, begin + all.length)) {}
 };
 
-// Aligned values in one store.
+// Writes aligned values with one store.
 template <int N, class T>
 __device__ void store(const T (&values)[N], T* to) {
   using Packed = std::conditional_t<N * sizeof(T) == 16, uint4, uint2>;
@@ -104,7 +107,7 @@ __device__ void store(const T (&values)[N], T* to) {
 
 __device__ inline int lane_of_warp() { return static_cast<int>(threadIdx.x & 31); }
 
-// The sum over a warp, the same in every lane, always added in the same order.
+// The sum over a warp, in every lane, in a fixed order.
 template <class T>
 __device__ T warp_sum(T value) {
 #pragma unroll
@@ -112,17 +115,17 @@ __device__ T warp_sum(T value) {
   return value;
 }
 
-// N sums over a warp at once; lane l returns the sum of values[l % N]. Each step halves what a lane
-// still carries, so N values cost N shuffles and not 5 N.
+// N sums over a warp; lane l returns the sum of values[l % N]. Each step halves the values that a
+// lane holds, so N sums take N shuffles rather than 5 N.
 template <int HALF, int N, class T>
 __device__ void fold_halves(T (&values)[N]) {
   if constexpr (HALF > 0) {
     const bool upper = lane_of_warp() & HALF;
 #pragma unroll
     for (int i = 0; i < HALF; ++i) {
-      const T give = upper ? values[i] : values[i + HALF];
-      const T keep = upper ? values[i + HALF] : values[i];
-      values[i] = keep + __shfl_xor_sync(kWholeWarp, give, HALF);
+      const T sent = upper ? values[i] : values[i + HALF];
+      const T kept = upper ? values[i + HALF] : values[i];
+      values[i] = kept + __shfl_xor_sync(kWholeWarp, sent, HALF);
     }
     fold_halves<HALF / 2>(values);
   }
@@ -139,15 +142,15 @@ __device__ T warp_sums(T (&values)[N]) {
   return values[0];
 }
 
-// N sums over a block of kThreads threads in double, warp after warp; thread t < N returns that of
-// values[t], the others nothing of use. Every thread of the block must come here.
+// N sums over a block of kThreads threads, warps in order and in double; thread t < N returns the
+// sum of values[t]. All threads of the block must call it.
 template <int N, class T>
 __device__ double block_sums(T (&values)[N]) {
   constexpr int warps = kThreads / 32;
   __shared__ double part[warps][N];
-  const T own = warp_sums(values);
+  const T sum_of_warp = warp_sums(values);
   __syncthreads();  // the sums of an earlier call may still be read
-  if (lane_of_warp() < N) part[threadIdx.x / 32][lane_of_warp()] = static_cast<double>(own);
+  if (lane_of_warp() < N) part[threadIdx.x / 32][lane_of_warp()] = static_cast<double>(sum_of_warp);
   __syncthreads();
   double sum = 0;
   if (threadIdx.x < N) {
@@ -156,18 +159,18 @@ __device__ double block_sums(T (&values)[N]) {
   return sum;
 }
 
-// The second stage: out[item, w] = scale * sum over s of partial[item, s, w]. A warp a number,
-// lanes in steps of 32 and then in a tree: the same order in every run.
+// The second stage: out[item, w] = scale * sum over s of partial[item, s, w]. One warp per
+// number, lanes in steps of 32 and then as a tree: a fixed order.
 template <class T>
-__global__ void sum_partials(const double* partial, int64_t items, int64_t stretches, int width,
+__global__ void sum_partials(const double* partial, int64_t items, int64_t chunks, int width,
                              double scale, T* out) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * (kThreads / 32);
   for (int64_t o = blockIdx.x * static_cast<int64_t>(kThreads / 32) + threadIdx.x / 32;
        o < items * width; o += step) {
     const int64_t item = o / width, w = o % width;
     double sum = 0;
-    for (int64_t s = lane_of_warp(); s < stretches; s += 32) {
-      sum += partial[(item * stretches + s) * width + w];
+    for (int64_t s = lane_of_warp(); s < chunks; s += 32) {
+      sum += partial[(item * chunks + s) * width + w];
     }
     sum = warp_sum(sum);
     if (lane_of_warp() == 0) out[o] = static_cast<T>(scale * sum);
@@ -175,10 +178,10 @@ __global__ void sum_partials(const double* partial, int64_t items, int64_t stret
 }
 
 template <class T>
-void launch_sum_partials(const double* partial, int64_t items, int64_t stretches, int width,
+void launch_sum_partials(const double* partial, int64_t items, int64_t chunks, int width,
                          double scale, T* out, void* stream) {
   CMRFAST_LAUNCH(sum_partials<T>, blocks_for(ceil_div(items * width, kThreads / 32)),
-                 dim3(kThreads), stream, partial, items, stretches, width, scale, out);
+                 dim3(kThreads), stream, partial, items, chunks, width, scale, out);
 }
 
 }  // namespace cmrfast::cuda

@@ -1,15 +1,15 @@
-// One axis of a volume times a banded matrix: what smooths a volume before it shrinks.
+// One axis of a volume times a banded matrix: smoothing before a volume is downsampled.
 //
-// A thread makes one number from the stretch of a line that its weights reach, in order. Threads
-// side by side make numbers side by side in memory. Least bytes: the values once, the output once;
-// the rest of a band comes from the caches.
+// A thread computes one output from the part of a line with nonzero weights, in order; neighbouring
+// threads write neighbouring outputs. Minimum traffic: values and output once; the overlap of the
+// bands comes from the caches.
 #include "common.cuh"
 
 namespace cmrfast::cuda {
 namespace {
 
-// The weights of each row between the zeros at either end; a warp a row.
-__global__ void __launch_bounds__(kThreads) find_reach(ContractAxis call) {
+// The range of nonzero weights of each row, one warp per row.
+__global__ void __launch_bounds__(kThreads) find_nonzero(ContractAxis call) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * (kThreads / 32);
   for (int64_t x = blockIdx.x * static_cast<int64_t>(kThreads / 32) + threadIdx.x / 32; x < call.M;
        x += step) {
@@ -27,8 +27,8 @@ __global__ void __launch_bounds__(kThreads) find_reach(ContractAxis call) {
       end = other > end ? other : end;
     }
     if (lane_of_warp() == 0) {
-      call.reach[2 * x] = begin;
-      call.reach[2 * x + 1] = end;
+      call.nonzero[2 * x] = begin;
+      call.nonzero[2 * x + 1] = end;
     }
   }
 }
@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kThreads)
        e += step) {
     const int64_t line = inner.divide(e), i = e - line * call.I;
     const int64_t o = rows.divide(line), x = line - o * call.M;
-    const int64_t begin = call.reach[2 * x], end = call.reach[2 * x + 1];
+    const int64_t begin = call.nonzero[2 * x], end = call.nonzero[2 * x + 1];
     const double* weight = call.weights + x * call.n;
     const T* from = values + (o * call.n + begin) * call.I + i;
     T sum = 0;
@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class T>
 void launch(const ContractAxis& call, void* stream) {
-  CMRFAST_LAUNCH(find_reach, blocks_for(ceil_div(call.M, kThreads / 32)), dim3(kThreads), stream,
+  CMRFAST_LAUNCH(find_nonzero, blocks_for(ceil_div(call.M, kThreads / 32)), dim3(kThreads), stream,
                  call);
   CMRFAST_LAUNCH(contract_axis<T>, blocks_for(ceil_div(call.O * call.M * call.I, kThreads)),
                  dim3(kThreads), stream, call, Divisor(call.I), Divisor(call.M));

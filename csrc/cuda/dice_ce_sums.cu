@@ -1,29 +1,22 @@
-// Four sums a class in one pass over the logits, and their gradient in one more.
+// Four sums per class in one pass over the logits, and their gradient in another.
 //
-// A block takes a stretch of pixels of one image through a group of classes, which a thread keeps
-// in registers; sums of a block, then of blocks, in order. With more classes than one group softmax
-// first stores its largest logit and its sum for each pixel. Least bytes: logits and target once,
-// forward; both once and the gradient, backward.
+// A block takes a chunk of pixels of one image and a group of classes, which a thread keeps in
+// registers; sums are taken over the block, then over blocks in order. With more classes than a
+// group, softmax first stores the largest logit and the sum of exponentials of each pixel. Minimum
+// traffic: logits and target once, forward; both and the gradient once, backward.
 #include "dtypes.cuh"
 
 namespace cmrfast::cuda {
 namespace {
 
-__device__ inline float exp_of(float x) { return expf(x); }
-__device__ inline double exp_of(double x) { return exp(x); }
-__device__ inline float log_of(float x) { return logf(x); }
-__device__ inline double log_of(double x) { return log(x); }
-__device__ inline float log1p_of(float x) { return log1pf(x); }
-__device__ inline double log1p_of(double x) { return log1p(x); }
-
-// What a pixel's target says of one class: its mask, and whether the pixel counts at all.
+// The target of a pixel for one class, and whether the pixel counts.
 template <class T>
-struct Goal {
+struct ClassTarget {
   T t;
   bool valid;
 };
 
-// The target of one pixel: its label, read once for all classes, or a mask for each.
+// The target of a pixel: its label, read once for all classes, or a mask per class.
 template <class T>
 struct Target {
   const Pixels& s;
@@ -32,43 +25,31 @@ struct Target {
   __device__ Target(const Pixels& s, int64_t b, int64_t pixel) : s(s), b(b), pixel(pixel) {
     if (!s.labels) return;
     int64_t value = -1;
-    with_integer([&](auto zero) {
+    with_integer(s.target_dtype, [&](auto zero) {
       value = static_cast<int64_t>(static_cast<const decltype(zero)*>(s.target)[b * s.N + pixel]);
     });
     if (value >= 0 && value < s.K && value != s.ignore_index) label = value;
   }
 
-  __device__ Goal<T> of(int64_t k) const {
+  __device__ ClassTarget<T> of(int64_t k) const {
     if (s.labels) return {static_cast<T>(label == k), label >= 0};
     const int64_t at = (b * s.K + k) * s.N + pixel;
     if (s.target_dtype == Dtype::kFloat32) return mask(static_cast<const float*>(s.target)[at]);
     if (s.target_dtype == Dtype::kFloat64) return mask(static_cast<const double*>(s.target)[at]);
-    Goal<T> goal{};
-    with_integer([&](auto zero) { goal = mask(static_cast<const decltype(zero)*>(s.target)[at]); });
-    return goal;
+    ClassTarget<T> target{};
+    with_integer(s.target_dtype, [&](auto zero) {
+      target = mask(static_cast<const decltype(zero)*>(s.target)[at]);
+    });
+    return target;
   }
 
  private:
-  // A dtype that cannot hold ignore_index has no pixel of that value.
+  // No pixel is ignored if the dtype cannot represent ignore_index.
   template <class From>
-  __device__ Goal<T> mask(From value) const {
+  __device__ ClassTarget<T> mask(From value) const {
     const From ignored = static_cast<From>(s.ignore_index);
     const bool valid = value != ignored || static_cast<int64_t>(ignored) != s.ignore_index;
     return {valid ? static_cast<T>(value) : T{0}, valid};
-  }
-
-  template <class Body>
-  __device__ void with_integer(const Body& body) const {
-    switch (s.target_dtype) {
-      case Dtype::kInt16:
-        return body(int16_t{});
-      case Dtype::kInt32:
-        return body(int32_t{});
-      case Dtype::kInt64:
-        return body(int64_t{});
-      default:
-        return body(uint8_t{});  // bool is stored as one
-    }
   }
 };
 
@@ -81,14 +62,14 @@ struct Sigmoid {
   __device__ T softplus() const { return (x < 0 ? T{0} : x) + log1p_of(e); }  // log(1 + exp(x))
 };
 
-// The logits of G classes of one pixel from `begin` on, in registers; all of them where G = 0, and
-// then read again whenever they are asked for.
+// The logits of G classes of a pixel from class `begin` on, in registers; for G = 0 of all classes,
+// loaded again at every use.
 template <class In, int G>
 struct Logits {
-  using T = Wide<In>;
+  using T = Acc<In>;
   const In* at;
   int64_t count, N;
-  T kept[G > 0 ? G : 1];
+  T values[G > 0 ? G : 1];
 
   __device__ Logits(const Pixels& s, int64_t b, int64_t pixel, int64_t begin = 0)
       : at(static_cast<const In*>(s.logits) + (b * s.K + begin) * s.N + pixel),
@@ -96,7 +77,7 @@ struct Logits {
         N(s.N) {
     if constexpr (G > 0) {
 #pragma unroll
-      for (int k = 0; k < G; ++k) kept[k] = k < count ? to_real<T>(at[k * N]) : T{0};
+      for (int k = 0; k < G; ++k) values[k] = k < count ? to_real<T>(at[k * N]) : T{0};
     }
   }
 
@@ -106,7 +87,7 @@ struct Logits {
     if constexpr (G > 0) {
 #pragma unroll
       for (int k = 0; k < G; ++k) {
-        if (k < count) body(k, kept[k]);
+        if (k < count) body(k, values[k]);
       }
     } else {
       for (int64_t k = 0; k < count; ++k) body(k, to_real<T>(at[k * N]));
@@ -114,51 +95,51 @@ struct Logits {
   }
 };
 
-// What turns the logits of a pixel into probabilities.
+// The softmax of a pixel: its largest logit and the sum of exponentials.
 template <class T>
 struct Softmax {
-  T top = 0, sum = 1;
+  T max = 0, sum = 1;
 
   Softmax() = default;
   template <class In, int G>
   __device__ explicit Softmax(const Logits<In, G>& logits) : sum(0) {
-    top = to_real<T>(logits.at[0]);
-    logits.each([&](int64_t, T x) { top = x > top ? x : top; });
-    logits.each([&](int64_t, T x) { sum += exp_of(x - top); });
+    max = to_real<T>(logits.at[0]);
+    logits.each([&](int64_t, T x) { max = x > max ? x : max; });
+    logits.each([&](int64_t, T x) { sum += exp_of(x - max); });
   }
-  __device__ T exponential(T x) const { return exp_of(x - top); }  // sum times the probability
-  __device__ T minus_log(T x) const { return (top - x) + log_of(sum); }
+  __device__ T exponential(T x) const { return exp_of(x - max); }  // sum times the probability
+  __device__ T minus_log(T x) const { return (max - x) + log_of(sum); }
 };
 
 template <class In>
 __global__ void __launch_bounds__(kThreads)
-    prepare_softmax(Pixels s, Stretches stretches, Softmax<Wide<In>>* out) {
-  for (int64_t n = blockIdx.x; n < stretches.total; n += gridDim.x) {
-    const Stretch stretch(stretches, n);
-    for (int64_t i = stretch.begin + threadIdx.x; i < stretch.end; i += kThreads) {
-      out[stretch.item * s.N + i] = Softmax<Wide<In>>(Logits<In, 0>(s, stretch.item, i));
+    prepare_softmax(Pixels s, Chunks chunks, Softmax<Acc<In>>* out) {
+  for (int64_t n = blockIdx.x; n < chunks.total; n += gridDim.x) {
+    const Chunk chunk(chunks, n);
+    for (int64_t i = chunk.begin + threadIdx.x; i < chunk.end; i += kThreads) {
+      out[chunk.item * s.N + i] = Softmax<Acc<In>>(Logits<In, 0>(s, chunk.item, i));
     }
   }
 }
 
-// Groups of G classes, from blockIdx.y on: sums of p t, p, t and cross entropy.
+// Sums of p t, p, t and cross entropy for groups of G classes, from group blockIdx.y on.
 template <class In, Activation activation, int G>
-__global__ void __launch_bounds__(kThreads) sum_classes(DiceCeSums call, Stretches stretches) {
-  using T = Wide<In>;
+__global__ void __launch_bounds__(kThreads) sum_classes(DiceCeSums call, Chunks chunks) {
+  using T = Acc<In>;
   const Pixels& s = call.pixels;
-  const T eps = static_cast<T>(s.eps), shrink = 1 / (1 + static_cast<T>(s.K) * eps);
-  for (int64_t n = blockIdx.x; n < stretches.total; n += gridDim.x) {
-    const Stretch stretch(stretches, n);
+  const T eps = static_cast<T>(s.eps), scale = 1 / (1 + static_cast<T>(s.K) * eps);
+  for (int64_t n = blockIdx.x; n < chunks.total; n += gridDim.x) {
+    const Chunk chunk(chunks, n);
     for (int64_t begin = blockIdx.y * int64_t{G}; begin < s.K; begin += gridDim.y * int64_t{G}) {
       T sums[4 * G] = {};
-      for (int64_t i = stretch.begin + threadIdx.x; i < stretch.end; i += kThreads) {
-        const Target<T> target(s, stretch.item, i);
-        const Logits<In, G> logits(s, stretch.item, i, begin);
+      for (int64_t i = chunk.begin + threadIdx.x; i < chunk.end; i += kThreads) {
+        const Target<T> target(s, chunk.item, i);
+        const Logits<In, G> logits(s, chunk.item, i, begin);
         Softmax<T> softmax;
         if constexpr (activation == Activation::kSoftmax) {
           softmax = call.softmax == nullptr
                         ? Softmax<T>(logits)
-                        : static_cast<const Softmax<T>*>(call.softmax)[stretch.item * s.N + i];
+                        : static_cast<const Softmax<T>*>(call.softmax)[chunk.item * s.N + i];
         }
         const T inverse = 1 / softmax.sum;
         logits.each([&](int64_t k, T x) {
@@ -173,7 +154,7 @@ __global__ void __launch_bounds__(kThreads) sum_classes(DiceCeSums call, Stretch
             p = value.p;
             if (call.entropy) entropy = value.softplus() - x * t;
           } else if (t != 0) {
-            entropy = -t * log_of((x + eps) * shrink);
+            entropy = -t * log_of((x + eps) * scale);
           }
           sums[4 * k] += p * t;
           sums[4 * k + 1] += p;
@@ -190,21 +171,20 @@ __global__ void __launch_bounds__(kThreads) sum_classes(DiceCeSums call, Stretch
 }
 
 template <class In, Activation activation, int G>
-__global__ void __launch_bounds__(kThreads)
-    gradients(DiceCeSumsBackward call, Stretches stretches) {
-  using T = Wide<In>;
+__global__ void __launch_bounds__(kThreads) gradients(DiceCeSumsBackward call, Chunks chunks) {
+  using T = Acc<In>;
   const Pixels& s = call.pixels;
-  for (int64_t n = blockIdx.x; n < stretches.total; n += gridDim.x) {
-    const Stretch stretch(stretches, n);
-    const T* grad = static_cast<const T*>(call.grad) + stretch.item * s.K * 4;
-    for (int64_t i = stretch.begin + threadIdx.x; i < stretch.end; i += kThreads) {
-      const Target<T> target(s, stretch.item, i);
-      const Logits<In, G> logits(s, stretch.item, i);
-      In* out = static_cast<In*>(call.out) + stretch.item * s.K * s.N + i;
-      const auto put = [&](int64_t k, T value) { out[k * s.N] = from_real<In>(value); };
-      // What the sums of p pull at p with.
-      const auto pull = [&](int64_t k, Goal<T> goal) {
-        return goal.valid ? grad[4 * k] * goal.t + grad[4 * k + 1] : T{0};
+  for (int64_t n = blockIdx.x; n < chunks.total; n += gridDim.x) {
+    const Chunk chunk(chunks, n);
+    const T* grad = static_cast<const T*>(call.grad) + chunk.item * s.K * 4;
+    for (int64_t i = chunk.begin + threadIdx.x; i < chunk.end; i += kThreads) {
+      const Target<T> target(s, chunk.item, i);
+      const Logits<In, G> logits(s, chunk.item, i);
+      In* out = static_cast<In*>(call.out) + chunk.item * s.K * s.N + i;
+      const auto write = [&](int64_t k, T value) { out[k * s.N] = from_real<In>(value); };
+      // The gradient of p from the sums of p t and p.
+      const auto grad_p = [&](int64_t k, ClassTarget<T> of) {
+        return of.valid ? grad[4 * k] * of.t + grad[4 * k + 1] : T{0};
       };
       Softmax<T> softmax;
       T mean = 0, weight = 0, inverse = 0;
@@ -212,30 +192,30 @@ __global__ void __launch_bounds__(kThreads)
         softmax = Softmax<T>(logits);
         inverse = 1 / softmax.sum;
         logits.each([&](int64_t k, T x) {
-          const Goal<T> goal = target.of(k);
-          mean += softmax.exponential(x) * inverse * pull(k, goal);
-          weight += grad[4 * k + 3] * goal.t;
+          const ClassTarget<T> of = target.of(k);
+          mean += softmax.exponential(x) * inverse * grad_p(k, of);
+          weight += grad[4 * k + 3] * of.t;
         });
       }
       logits.each([&](int64_t k, T x) {
-        const Goal<T> goal = target.of(k);
-        const T inner = pull(k, goal), entropy = grad[4 * k + 3];
+        const ClassTarget<T> of = target.of(k);
+        const T inner = grad_p(k, of), entropy = grad[4 * k + 3];
         if constexpr (activation == Activation::kSoftmax) {
           const T p = softmax.exponential(x) * inverse;
-          put(k, p * (inner - mean + weight) - entropy * goal.t);
+          write(k, p * (inner - mean + weight) - entropy * of.t);
         } else if constexpr (activation == Activation::kSigmoid) {
           const T p = Sigmoid<T>(x).p;
-          put(k, inner * p * (1 - p) + (goal.valid ? entropy * (p - goal.t) : T{0}));
+          write(k, inner * p * (1 - p) + (of.valid ? entropy * (p - of.t) : T{0}));
         } else {
-          const T slope = goal.t != 0 ? entropy * goal.t / (x + static_cast<T>(s.eps)) : T{0};
-          put(k, inner - slope);
+          const T slope = of.t != 0 ? entropy * of.t / (x + static_cast<T>(s.eps)) : T{0};
+          write(k, inner - slope);
         }
       });
     }
   }
 }
 
-// Whole numbers: atomics add them to the same sum in any order.
+// Atomic sums of integers are equal in any order.
 __global__ void __launch_bounds__(kThreads) count_faults(LabelFaults call) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
   unsigned long long faults = 0;
@@ -258,42 +238,42 @@ constexpr int kGroup = class_group(std::is_same_v<In, double> ? Dtype::kFloat64 
 
 template <class In, Activation activation>
 void launch_sums(const DiceCeSums& call, void* stream) {
-  using T = Wide<In>;
+  using T = Acc<In>;
   const Pixels& s = call.pixels;
-  const Stretches stretches(s.B, s.N, kPixelStretch);
+  const Chunks chunks(s.B, s.N, kPixelChunk);
   const dim3 threads(kThreads);
-  dim3 blocks = blocks_for(stretches.total);
-  if (stretches.total > 0) {
+  dim3 blocks = blocks_for(chunks.total);
+  if (chunks.total > 0) {
     if (call.softmax != nullptr) {
-      CMRFAST_LAUNCH(prepare_softmax<In>, blocks, threads, stream, s, stretches,
+      CMRFAST_LAUNCH(prepare_softmax<In>, blocks, threads, stream, s, chunks,
                      static_cast<Softmax<T>*>(call.softmax));
     }
-    // Only softmax needs all classes of a pixel at once.
-    constexpr int most = activation == Activation::kSoftmax ? kGroup<In> : 4;
-    blocks.y = static_cast<unsigned>(smaller(ceil_div(s.K, most), 65535));
+    // Only softmax needs all classes of a pixel together.
+    constexpr int group = activation == Activation::kSoftmax ? kGroup<In> : 4;
+    blocks.y = static_cast<unsigned>(smaller(ceil_div(s.K, group), 65535));
     if (s.K <= 4) {
-      CMRFAST_LAUNCH((sum_classes<In, activation, 4>), blocks, threads, stream, call, stretches);
+      CMRFAST_LAUNCH((sum_classes<In, activation, 4>), blocks, threads, stream, call, chunks);
     } else {
-      CMRFAST_LAUNCH((sum_classes<In, activation, most>), blocks, threads, stream, call, stretches);
+      CMRFAST_LAUNCH((sum_classes<In, activation, group>), blocks, threads, stream, call, chunks);
     }
   }
-  launch_sum_partials(call.partial, s.B, stretches.each.value * (s.N > 0),
-                      static_cast<int>(4 * s.K), 1.0, static_cast<T*>(call.out), stream);
+  launch_sum_partials(call.partial, s.B, chunks.each.value * (s.N > 0), static_cast<int>(4 * s.K),
+                      1.0, static_cast<T*>(call.out), stream);
 }
 
 template <class In, Activation activation>
 void launch_gradients(const DiceCeSumsBackward& call, void* stream) {
   const Pixels& s = call.pixels;
-  const Stretches stretches(s.B, s.N, kPixelStretch);
-  const dim3 blocks = blocks_for(stretches.total), threads(kThreads);
+  const Chunks chunks(s.B, s.N, kPixelChunk);
+  const dim3 blocks = blocks_for(chunks.total), threads(kThreads);
   if (activation != Activation::kSoftmax || s.K > kGroup<In>) {
-    CMRFAST_LAUNCH((gradients<In, activation, 0>), blocks, threads, stream, call, stretches);
+    CMRFAST_LAUNCH((gradients<In, activation, 0>), blocks, threads, stream, call, chunks);
   } else if constexpr (activation == Activation::kSoftmax) {
     if (s.K <= 4) {
-      CMRFAST_LAUNCH((gradients<In, activation, 4>), blocks, threads, stream, call, stretches);
+      CMRFAST_LAUNCH((gradients<In, activation, 4>), blocks, threads, stream, call, chunks);
     } else {
       CMRFAST_LAUNCH((gradients<In, activation, kGroup<In>>), blocks, threads, stream, call,
-                     stretches);
+                     chunks);
     }
   }
 }
@@ -316,14 +296,13 @@ using namespace cmrfast::cuda;
 
 const char* cmrfast_dice_ce_sums(const DiceCeSums& call, void* stream) {
   if (call.pixels.B * call.pixels.K == 0) return nullptr;
-  dispatch(call.pixels, [&]<class In, Activation kind>() { launch_sums<In, kind>(call, stream); });
+  dispatch(call.pixels, [&]<class In, auto kind>() { launch_sums<In, kind>(call, stream); });
   return launch_error();
 }
 
 const char* cmrfast_dice_ce_sums_backward(const DiceCeSumsBackward& call, void* stream) {
   if (call.pixels.B * call.pixels.K * call.pixels.N == 0) return nullptr;
-  dispatch(call.pixels,
-           [&]<class In, Activation kind>() { launch_gradients<In, kind>(call, stream); });
+  dispatch(call.pixels, [&]<class In, auto kind>() { launch_gradients<In, kind>(call, stream); });
   return launch_error();
 }
 

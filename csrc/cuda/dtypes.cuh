@@ -1,4 +1,4 @@
-// Voxels of any real dtype: read as a number, written back rounded and saturated.
+// Voxels of any real dtype: read as a number, written rounded and saturated.
 #pragma once
 
 #include <limits>
@@ -13,16 +13,16 @@ struct Bool {
 };
 
 template <class T>
-constexpr bool is_real = std::is_same_v<T, float> || std::is_same_v<T, double> ||
-                         std::is_same_v<T, __half> || std::is_same_v<T, __nv_bfloat16>;
+constexpr bool is_floating = std::is_same_v<T, float> || std::is_same_v<T, double> ||
+                             std::is_same_v<T, __half> || std::is_same_v<T, __nv_bfloat16>;
 
-// What values are computed and summed in: halves in float.
+// The dtype that values are computed and accumulated in: float for half precision.
 template <class T>
-using Wide = std::conditional_t<std::is_same_v<T, double>, double, float>;
+using Acc = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-// Integers of 32 bits and more, and doubles, keep their values only in double.
+// Integers of 32 bits or more, and doubles, are exact only in double.
 template <class T>
-constexpr bool is_wide = std::is_same_v<T, double> || (!is_real<T> && sizeof(T) > 2);
+constexpr bool needs_double = std::is_same_v<T, double> || (!is_floating<T> && sizeof(T) > 2);
 
 template <class Real, class T>
 __device__ Real to_real(T value) {
@@ -37,7 +37,8 @@ __device__ Real to_real(T value) {
   }
 }
 
-// Integers round half to even and saturate, NaN becomes 0; bool is what rounds to 1 or more.
+// Integers round half to even and saturate, NaN becomes 0; a bool is whether
+// the rounded value is at least 1.
 template <class To, class Real>
 __host__ __device__ To from_real(Real value) {
   if constexpr (std::is_same_v<To, __half>) {
@@ -46,59 +47,68 @@ __host__ __device__ To from_real(Real value) {
     return __float2bfloat16_rn(static_cast<float>(value));
   } else if constexpr (std::is_same_v<To, Bool>) {
     return {static_cast<uint8_t>(value > static_cast<Real>(0.5))};
-  } else if constexpr (is_real<To>) {
+  } else if constexpr (is_floating<To>) {
     return static_cast<To>(value);
   } else {
-    constexpr To least = std::numeric_limits<To>::min(), most = std::numeric_limits<To>::max();
+    constexpr To min = std::numeric_limits<To>::min(), max = std::numeric_limits<To>::max();
     const Real rounded = nearbyint(value);
-    if (!(rounded >= static_cast<Real>(least))) return rounded < 0 ? least : To{0};
-    return rounded >= static_cast<Real>(most) ? most : static_cast<To>(rounded);
+    if (!(rounded >= static_cast<Real>(min))) return rounded < 0 ? min : To{0};
+    return rounded >= static_cast<Real>(max) ? max : static_cast<To>(rounded);
   }
 }
 
-// Calls body(T{}) with the type of a dtype: a launcher chooses its kernel so, a kernel its source.
+template <class T>
+constexpr Dtype kDtypeOf = [] {
+  if constexpr (std::is_same_v<T, Bool>) return Dtype::kBool;
+  if constexpr (std::is_same_v<T, uint8_t>) return Dtype::kUint8;
+  if constexpr (std::is_same_v<T, int8_t>) return Dtype::kInt8;
+  if constexpr (std::is_same_v<T, int16_t>) return Dtype::kInt16;
+  if constexpr (std::is_same_v<T, int32_t>) return Dtype::kInt32;
+  if constexpr (std::is_same_v<T, int64_t>) return Dtype::kInt64;
+  if constexpr (std::is_same_v<T, __half>) return Dtype::kFloat16;
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) return Dtype::kBFloat16;
+  if constexpr (std::is_same_v<T, float>) return Dtype::kFloat32;
+  if constexpr (std::is_same_v<T, double>) return Dtype::kFloat64;
+}();
+
+// Calls body(T{}) with the type of a dtype, the first of the types if it is none of them. Launchers
+// choose a kernel with it, kernels how to read a tensor.
+#ifdef __CUDACC__
+#pragma nv_exec_check_disable
+#endif
+template <class First, class... Others, class Body>
+__host__ __device__ void with_one_of(Dtype dtype, const Body& body) {
+  const bool other = (... || (dtype == kDtypeOf<Others> && (body(Others{}), true)));
+  if (!other) body(First{});
+}
+
 #ifdef __CUDACC__
 #pragma nv_exec_check_disable
 #endif
 template <class Body>
 __host__ __device__ void with_dtype(Dtype dtype, const Body& body) {
-  switch (dtype) {
-    case Dtype::kBool:
-      return body(Bool{});
-    case Dtype::kUint8:
-      return body(uint8_t{});
-    case Dtype::kInt8:
-      return body(int8_t{});
-    case Dtype::kInt16:
-      return body(int16_t{});
-    case Dtype::kInt32:
-      return body(int32_t{});
-    case Dtype::kInt64:
-      return body(int64_t{});
-    case Dtype::kFloat16:
-      return body(__half{});
-    case Dtype::kBFloat16:
-      return body(__nv_bfloat16{});
-    case Dtype::kFloat32:
-      return body(float{});
-    case Dtype::kFloat64:
-      return body(double{});
-  }
+  with_one_of<Bool, uint8_t, int8_t, int16_t, int32_t, int64_t, __half, __nv_bfloat16, float,
+              double>(dtype, body);
 }
 
-// The same for the four dtypes that ops compute with, for launchers alone.
+// Integers of a target; bool is stored as uint8.
+#ifdef __CUDACC__
+#pragma nv_exec_check_disable
+#endif
+template <class Body>
+__host__ __device__ void with_integer(Dtype dtype, const Body& body) {
+  with_one_of<uint8_t, int16_t, int32_t, int64_t>(dtype, body);
+}
+
 template <class Body>
 void with_floating(Dtype dtype, const Body& body) {
-  switch (dtype) {
-    case Dtype::kFloat16:
-      return body(__half{});
-    case Dtype::kBFloat16:
-      return body(__nv_bfloat16{});
-    case Dtype::kFloat64:
-      return body(double{});
-    default:
-      return body(float{});
-  }
+  with_one_of<float, __half, __nv_bfloat16, double>(dtype, body);
+}
+
+// float32 or float64, what ops compute in.
+template <class Body>
+void with_real(Dtype dtype, const Body& body) {
+  with_one_of<float, double>(dtype, body);
 }
 
 }  // namespace cmrfast::cuda

@@ -1,10 +1,10 @@
 // Patches out of packed volumes, and the gradient of that.
 //
-// Forward: a block makes a stretch of one channel of one patch, each thread 16 aligned bytes of
-// it at a time, whatever rows they span; the dtype of the source is a switch per 16 bytes.
-// Backward: a block owns a tile of one volume and adds, in order of the patches, what was cut from
-// there, so that no two threads write one voxel. Least bytes: each patch's voxels once in and once
-// out.
+// Forward: a block writes a chunk of one channel of one patch, each thread 16 aligned bytes at a
+// time, across rows; the dtype of the source is a switch per 16 bytes. Backward: a block owns a
+// tile of one volume and adds the gradients of the patches cut from it, in order, so that no two
+// threads write one voxel. Minimum traffic: each voxel of the patches is read once and written
+// once.
 #include "dtypes.cuh"
 #include "windows.cuh"
 
@@ -13,7 +13,7 @@ namespace {
 
 constexpr int64_t kCellsPerThread = 8;
 
-// Voxels that a thread makes at a time: 16 bytes of them, at most 8 for the registers' sake.
+// Voxels that a thread writes at a time: 16 bytes, and at most 8 so that they fit in registers.
 template <class To>
 constexpr int kVoxels = sizeof(To) == 1 ? 8 : 16 / sizeof(To);
 
@@ -21,10 +21,10 @@ struct PatchShape {
   Divisor channels, rows, row;  // channels, rows of a plane, voxels of a row
 
   explicit PatchShape(const ExtractPatches& call)
-      : channels(call.volumes.C), rows(call.windows.size[1]), row(call.windows.size[2]) {}
+      : channels(call.volumes.C), rows(call.windows.size.n[1]), row(call.windows.size.n[2]) {}
 };
 
-// Where 16 bytes of the output come from: an index into the buffer per voxel, -1 outside.
+// The source of 16 bytes of the output: an index into the buffer per voxel, -1 outside.
 template <int N>
 struct Cell {
   int64_t source[N];
@@ -33,10 +33,10 @@ struct Cell {
 template <class From, class To, int N>
 __device__ void convert(const void* buffer, const Cell<N>& cell, double shift, double scale,
                         To fill, To* values) {
-  using Real = std::conditional_t<is_wide<From> || is_wide<To>, double, float>;
+  using Real = std::conditional_t<needs_double<From> || needs_double<To>, double, float>;
   const From* from = static_cast<const From*>(buffer);
   const Real minus = static_cast<Real>(shift), times = static_cast<Real>(scale);
-  const bool plain = std::is_same_v<From, To> && minus == 0 && times == 1;
+  const bool unchanged = std::is_same_v<From, To> && minus == 0 && times == 1;
 #pragma unroll
   for (int x = 0; x < N; ++x) {
     values[x] = fill;
@@ -44,7 +44,7 @@ __device__ void convert(const void* buffer, const Cell<N>& cell, double shift, d
     const From voxel = from[cell.source[x]];
     if constexpr (std::is_same_v<From, To>) {
       values[x] = voxel;
-      if (plain) continue;
+      if (unchanged) continue;
     }
     values[x] = from_real<To>((to_real<Real>(voxel) - minus) * times);
   }
@@ -52,26 +52,28 @@ __device__ void convert(const void* buffer, const Cell<N>& cell, double shift, d
 
 template <class To>
 __global__ void __launch_bounds__(kThreads)
-    extract_patches(ExtractPatches call, PatchShape shape, Stretches stretches, To fill) {
+    extract_patches(ExtractPatches call, PatchShape shape, Chunks chunks, To fill) {
   constexpr int N = kVoxels<To>;
-  const int64_t* size = call.windows.size;
-  for (int64_t s = blockIdx.x; s < stretches.total; s += gridDim.x) {
-    const Stretch stretch(stretches, s);
-    const int64_t p = shape.channels.divide(stretch.item);
-    const int64_t c = stretch.item - p * call.volumes.C;
+  const int64_t* size = call.windows.size.n;
+  for (int64_t s = blockIdx.x; s < chunks.total; s += gridDim.x) {
+    const Chunk chunk(chunks, s);
+    const int64_t p = shape.channels.divide(chunk.item);
+    const int64_t c = chunk.item - p * call.volumes.C;
     const int64_t v = call.windows.index[p];
     const Volume volume(call.volumes, v);
     const Window window(call.windows, p);
-    const Inside inside[3] = {{window.start[0], size[0], volume.n[0]},
-                              {window.start[1], size[1], volume.n[1]},
-                              {window.start[2], size[2], volume.n[2]}};
-    const int64_t base = volume.offset + c * volume.voxels();
-    const double minus = volume.legal ? call.shift[v * call.volumes.C + c] : 0;
-    const double times = volume.legal ? call.scale[v * call.volumes.C + c] : 0;
-    // Stretches are cut at whole patches, 16 bytes at multiples of 16: those at either end of a
-    // stretch may be shared with the block next to it, which then writes its own voxels alone.
-    const int64_t origin = stretch.item * stretches.count;
-    const int64_t first = origin + stretch.begin, last = origin + stretch.end;
+    const int64_t* n = volume.shape.n;
+    const Inside inside[3] = {{window.start[0], size[0], n[0]},
+                              {window.start[1], size[1], n[1]},
+                              {window.start[2], size[2], n[2]}};
+    const int64_t base = volume.offset + c * volume.shape.voxels();
+    const double minus = volume.valid ? call.shift[v * call.volumes.C + c] : 0;
+    const double times = volume.valid ? call.scale[v * call.volumes.C + c] : 0;
+    // Chunks begin and end at patches, stores at multiples of 16 bytes: the 16 bytes at either end
+    // of a chunk may be shared with the neighbouring block, and each then writes only its own
+    // voxels.
+    const int64_t origin = chunk.item * chunks.count;
+    const int64_t first = origin + chunk.begin, last = origin + chunk.end;
     for (int64_t at = (first / N + threadIdx.x) * N; at < last; at += kThreads * N) {
       const int64_t begin = at < first ? first : at;
       const int64_t within = begin - origin;
@@ -85,9 +87,9 @@ __global__ void __launch_bounds__(kThreads)
       const auto enter_row = [&] {
         const int64_t oi = window.flip[0] ? size[0] - 1 - i : i;
         const int64_t oj = window.flip[1] ? size[1] - 1 - j : j;
-        row_inside = volume.legal && inside[0].has(oi) && inside[1].has(oj);
+        row_inside = volume.valid && inside[0].has(oi) && inside[1].has(oj);
         if (!row_inside) return;
-        row = base + ((window.start[0] + oi) * volume.n[1] + window.start[1] + oj) * volume.n[2];
+        row = base + ((window.start[0] + oi) * n[1] + window.start[1] + oj) * n[2];
       };
       enter_row();
 #pragma unroll
@@ -125,12 +127,13 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) extract_patches_backward(ExtractPatchesBackward call) {
-  const int64_t* size = call.windows.size;
-  const int64_t C = call.volumes.C, patch_voxels = size[0] * size[1] * size[2];
+  const int64_t* size = call.windows.size.n;
+  const int64_t C = call.volumes.C, patch_voxels = call.windows.size.voxels();
   for (int64_t v = blockIdx.y; v < call.volumes.V; v += gridDim.y) {
     const Volume volume(call.volumes, v);
-    if (!volume.legal) continue;
-    const Tiles tiles(volume.n[0], volume.n[1], volume.n[2]);
+    if (!volume.valid) continue;
+    const int64_t* n = volume.shape.n;
+    const Tiles tiles(volume.shape);
     for (int64_t item = blockIdx.x; item < tiles.total() * C; item += gridDim.x) {
       const int64_t c = item / tiles.total();
       const TilePlace place(tiles, item % tiles.total());
@@ -149,13 +152,13 @@ __global__ void __launch_bounds__(kThreads) extract_patches_backward(ExtractPatc
           if (ok >= 0 && ok < size[2]) sum[x] += row[window.flip[2] ? size[2] - 1 - ok : ok];
         }
       };
-      const auto wanted = [&](int64_t p) { return call.windows.index[p] == v; };
-      for_each_window_over(place, call.windows, wanted, add);
-      if (place.i >= volume.n[0] || place.j >= volume.n[1]) continue;
+      const auto from_volume = [&](int64_t p) { return call.windows.index[p] == v; };
+      for_each_window_over(place, call.windows, from_volume, add);
+      if (place.i >= n[0] || place.j >= n[1]) continue;
       const T times = static_cast<T>(call.scale[v * C + c]);
-      T* to = static_cast<T*>(call.out) + volume.offset + c * volume.voxels() +
-              (place.i * volume.n[1] + place.j) * volume.n[2] + place.k;
-      for (int x = 0; x < kTileVoxels && place.k + x < volume.n[2]; ++x) to[x] = times * sum[x];
+      T* to = static_cast<T*>(call.out) + volume.offset + c * volume.shape.voxels() +
+              (place.i * n[1] + place.j) * n[2] + place.k;
+      for (int x = 0; x < kTileVoxels && place.k + x < n[2]; ++x) to[x] = times * sum[x];
     }
   }
 }
@@ -166,30 +169,27 @@ __global__ void __launch_bounds__(kThreads) extract_patches_backward(ExtractPatc
 using namespace cmrfast::cuda;
 
 const char* cmrfast_extract_patches(const ExtractPatches& call, void* stream) {
-  const int64_t* size = call.windows.size;
-  const int64_t voxels = size[0] * size[1] * size[2];
+  const int64_t voxels = call.windows.size.voxels();
   if (call.windows.P * call.volumes.C * voxels == 0) return nullptr;
   with_dtype(call.to, [&](auto zero) {
     using To = decltype(zero);
     const int64_t cells = kThreads * kCellsPerThread;
-    const Stretches stretches(call.windows.P * call.volumes.C, voxels, cells * kVoxels<To>);
-    CMRFAST_LAUNCH((extract_patches<To>), blocks_for(stretches.total), dim3(kThreads), stream, call,
-                   PatchShape(call), stretches, from_real<To>(call.fill));
+    const Chunks chunks(call.windows.P * call.volumes.C, voxels, cells * kVoxels<To>);
+    CMRFAST_LAUNCH((extract_patches<To>), blocks_for(chunks.total), dim3(kThreads), stream, call,
+                   PatchShape(call), chunks, from_real<To>(call.fill));
   });
   return launch_error();
 }
 
 const char* cmrfast_extract_patches_backward(const ExtractPatchesBackward& call, void* stream) {
-  const Volumes& volumes = call.volumes;
+  const auto& volumes = call.volumes;
   if (volumes.V * volumes.C * volumes.numel == 0) return nullptr;
-  // The shapes lie on the device; blocks stride, so their mean is all that is needed here.
+  // The shapes are in device memory; blocks stride, so the grid needs only their mean.
   const int64_t tile = kThreads * kTileVoxels;
   dim3 grid = blocks_for(ceil_div(volumes.numel, tile * volumes.V));
   grid.y = static_cast<unsigned>(smaller(volumes.V, 65535));
-  if (call.dtype == Dtype::kFloat64) {
-    CMRFAST_LAUNCH(extract_patches_backward<double>, grid, dim3(kThreads), stream, call);
-  } else {
-    CMRFAST_LAUNCH(extract_patches_backward<float>, grid, dim3(kThreads), stream, call);
-  }
+  with_real(call.dtype, [&](auto zero) {
+    CMRFAST_LAUNCH(extract_patches_backward<decltype(zero)>, grid, dim3(kThreads), stream, call);
+  });
   return launch_error();
 }

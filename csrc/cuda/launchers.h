@@ -1,9 +1,13 @@
-// What the bindings hand to the CUDA kernels: raw pointers, sizes and a stream, nothing of torch.
+// The arguments of the CUDA kernels: raw pointers, sizes and a stream, no torch header.
 //
-// Every launcher returns what went wrong, or nullptr. Two axes count as three, the first of size 1.
+// Every launcher returns an error message or nullptr. Two space axes are three, the first of
+// size 1.
 #pragma once
 
 #include <cstdint>
+
+#include "../enums.h"
+#include "../windows.h"
 
 namespace cmrfast::cuda {
 
@@ -20,18 +24,13 @@ enum class Dtype : int32_t {
   kFloat64,
 };
 
-// Volumes of different shapes in one buffer: row v of the table (V, 1 + dims) is offset and shape.
-struct Volumes {
-  const int64_t* table;
-  int64_t V, C, dims, numel;
-};
-
-// Windows of one size on volumes; `index` and `flips` may be null: all on volume 0, none mirrored.
+// Windows of one size on volumes. A null `index` means volume 0 for all, null `flips` no flips.
 struct Windows {
   const int64_t* start;  // (P, dims)
   const int64_t* index;  // (P,)
   const bool* flips;     // (P, dims)
-  int64_t P, dims, size[3];
+  int64_t P, dims;
+  Box size;
 };
 
 struct ExtractPatches {
@@ -53,15 +52,17 @@ struct ExtractPatchesBackward {
   void* out;  // (numel,), zeros
 };
 
-// Sums over the patches that cover a voxel: their mean, or added to the sums there are.
+// Weighted sums over the patches that cover a voxel, divided into a mean or added to `out`,
+// `totals`.
 struct MergePatches {
   Windows windows;
-  int64_t C, shape[3];
+  int64_t C;
+  Box shape;
   const void *patches, *weight;  // (P, C, *size); (*size), null for ones
   Dtype dtype;
   bool mean;
   double fill;
-  void *out, *totals;  // (C, *shape), and where sums are added to (*shape)
+  void *out, *totals;  // (C, *shape); (*shape), null for a mean
 };
 
 struct WindowCounts {
@@ -78,16 +79,12 @@ struct ContractAxis {
   const void* values;
   const double* weights;
   Dtype dtype;
-  int64_t* reach;  // scratch (M, 2)
+  int64_t* nonzero;  // scratch (M, 2): begin and end of the nonzero weights
   void* out;
 };
 
-enum class Mode : int32_t { kLinear = 0, kNearestEven = 1, kNearestUp = 2 };
-// Outside: zeros | the nearest border | held for half a voxel, then fill.
-enum class Border : int32_t { kZeros = 0, kHold = 1, kHalf = 2 };
-
-// Images (B, C, *n) at the positions matrix (B, dims, dims + 1) @ (output voxel, 1); only here do
-// two axes count as two: n and size hold `dims` entries.
+// Images (B, C, *n) at the positions matrix (B, dims, dims + 1) @ (output voxel, 1). Here two axes
+// are two: n and size have `dims` entries.
 struct Sampling {
   int64_t B, C, dims, n[3], size[3];
   const double* matrix;
@@ -106,16 +103,14 @@ struct AffineSample {
 struct AffineSampleBackward {
   Sampling sampling;
   const void *grad, *images;
-  void* to_images;          // null where not wanted, else zeros
+  void* grad_images;        // zeros; null if not needed
   int64_t *sums, *largest;  // zeros: (B, C, *n) and (B, C)
-  double* to_matrix;        // null where not wanted
-  double* partial;          // scratch (B, stretches of kMatrixStretch, dims * (dims + 1))
+  double* grad_matrix;      // null if not needed
+  double* partial;          // scratch (B, chunks of kMatrixChunk, dims * (dims + 1))
 };
 
-// Voxels of the output that one block sums for the gradient in the matrix.
-constexpr int64_t kMatrixStretch = 4096;
-
-enum class Activation : int32_t { kSoftmax = 0, kSigmoid = 1, kNone = 2 };
+// Output voxels that a block sums for the gradient of the matrix.
+constexpr int64_t kMatrixChunk = 4096;
 
 // Logits (B, K, N) and their target: labels (B, N), or masks (B, K, N).
 struct Pixels {
@@ -127,15 +122,15 @@ struct Pixels {
   double eps;
 };
 
-// Pixels of a block, and classes that it sums at once: as many as registers hold.
-constexpr int64_t kPixelStretch = 4096;
+// Pixels of a block, and classes that it sums together: as many as fit in registers.
+constexpr int64_t kPixelChunk = 4096;
 constexpr int class_group(Dtype dtype) { return dtype == Dtype::kFloat64 ? 4 : 8; }
 
 struct DiceCeSums {
   Pixels pixels;
   bool entropy;
-  void* softmax;    // scratch (B, N, 2) where softmax has more classes than a group, else null
-  double* partial;  // scratch (B, stretches of kPixelStretch, K, 4)
+  void* softmax;    // scratch (B, N, 2) if softmax has more classes than a group, else null
+  double* partial;  // scratch (B, chunks of kPixelChunk, K, 4)
   void* out;        // (B, K, 4)
 };
 
@@ -149,7 +144,7 @@ struct LabelFaults {
   const void* target;
   Dtype dtype;
   int64_t count, classes, ignore_index;
-  int64_t* out;  // one number, zero
+  int64_t* out;  // one number, initialised to zero
 };
 
 struct NtXent {
@@ -158,11 +153,11 @@ struct NtXent {
   const int64_t* targets;            // (N,)
   Dtype dtype;
   double temperature;
-  void *unit_anchors, *unit_candidates;         // scratch, as large as both
-  void *anchor_inverse, *candidate_inverse;     // scratch (N,), (M,): 1 / length, 0 for zero rows
-  void *top, *sum;                              // scratch (N,)
-  double* losses;                               // scratch (N,)
-  void *loss, *grad_anchors, *grad_candidates;  // gradients null where not wanted
+  void *unit_anchors, *unit_candidates;                // scratch (N, D), (M, D)
+  void *anchor_inverse_norm, *candidate_inverse_norm;  // scratch (N,), (M,); 0 for zero rows
+  void *row_max, *row_sum;                             // scratch (N,), of the softmax
+  double* losses;                                      // scratch (N,)
+  void *loss, *grad_anchors, *grad_candidates;         // gradients null if not needed
 };
 
 }  // namespace cmrfast::cuda

@@ -1,13 +1,14 @@
-// Overlapping patches back into a volume, gathered: each voxel adds the patches that cover it.
+// Overlapping patches into a volume, as a gather: each voxel adds the patches that cover it.
 //
-// A block makes a tile of one channel and adds patches in their order, so that nothing is written
-// twice and bits are the same in every run. Least bytes: every patch once, the volume once.
+// A block owns a tile of one channel and adds the patches in order, so that every voxel is written
+// once and the result is the same in every run. Minimum traffic: every patch once, the volume once.
+#include "dtypes.cuh"
 #include "windows.cuh"
 
 namespace cmrfast::cuda {
 namespace {
 
-// Four voxels of a row at once where the row lets them, else one by one as far as it goes.
+// Stores four voxels of a row at once if they are aligned and inside, else one by one.
 template <class T>
 __device__ void store_row(const T (&values)[kTileVoxels], int64_t left, T* to) {
   if constexpr (sizeof(T) * kTileVoxels == 16) {
@@ -21,10 +22,10 @@ __device__ void store_row(const T (&values)[kTileVoxels], int64_t left, T* to) {
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) merge_patches(MergePatches call, Tiles tiles) {
-  const int64_t* size = call.windows.size;
-  const int64_t* shape = call.shape;
-  const int64_t patch_voxels = size[0] * size[1] * size[2];
-  // Where sums are added to, the totals are one channel more.
+  const int64_t* size = call.windows.size.n;
+  const int64_t* shape = call.shape.n;
+  const int64_t patch_voxels = call.windows.size.voxels();
+  // Without `mean`, the totals count as one more channel.
   const int64_t channels = call.mean ? call.C : call.C + 1;
   for (int64_t item = blockIdx.x; item < tiles.total() * channels; item += gridDim.x) {
     const int64_t c = item / tiles.total();
@@ -32,9 +33,9 @@ __global__ void __launch_bounds__(kThreads) merge_patches(MergePatches call, Til
     const T* patches = c < call.C ? static_cast<const T*>(call.patches) : nullptr;
     const T* weight = static_cast<const T*>(call.weight);
     T sum[kTileVoxels] = {}, total[kTileVoxels] = {};
-    bool touched = false;
+    bool covered = false;
     const auto add = [&](int64_t p, const int64_t* start) {
-      touched = true;
+      covered = true;
       const int64_t oi = place.i - start[0], oj = place.j - start[1];
       if (oi < 0 || oi >= size[0] || oj < 0 || oj >= size[1]) return;
       const int64_t row = (oi * size[1] + oj) * size[2];
@@ -43,9 +44,9 @@ __global__ void __launch_bounds__(kThreads) merge_patches(MergePatches call, Til
       for (int x = 0; x < kTileVoxels; ++x) {
         const int64_t ok = place.k + x - start[2];
         if (ok < 0 || ok >= size[2]) continue;
-        const T share = weight == nullptr ? T{1} : weight[row + ok];
-        total[x] += share;
-        if (patches != nullptr) sum[x] += share * patches[patch + ok];
+        const T w = weight == nullptr ? T{1} : weight[row + ok];
+        total[x] += w;
+        if (patches != nullptr) sum[x] += w * patches[patch + ok];
       }
     };
     for_each_window_over(place, call.windows, [](int64_t) { return true; }, add);
@@ -58,10 +59,10 @@ __global__ void __launch_bounds__(kThreads) merge_patches(MergePatches call, Til
         const T mean = sum[x] / total[x];
         sum[x] = total[x] > 0 ? mean : static_cast<T>(call.fill);
       }
-      store_row(sum, left, static_cast<T*>(call.out) + c * shape[0] * shape[1] * shape[2] + at);
-    } else if (touched) {
+      store_row(sum, left, static_cast<T*>(call.out) + c * call.shape.voxels() + at);
+    } else if (covered) {
       const bool sums = c < call.C;
-      T* to = sums ? static_cast<T*>(call.out) + c * shape[0] * shape[1] * shape[2] + at
+      T* to = sums ? static_cast<T*>(call.out) + c * call.shape.voxels() + at
                    : static_cast<T*>(call.totals) + at;
 #pragma unroll
       for (int x = 0; x < kTileVoxels; ++x) {
@@ -79,13 +80,12 @@ __global__ void __launch_bounds__(kThreads) merge_patches(MergePatches call, Til
 using namespace cmrfast::cuda;
 
 const char* cmrfast_merge_patches(const MergePatches& call, void* stream) {
-  const Tiles tiles(call.shape[0], call.shape[1], call.shape[2]);
+  const Tiles tiles(call.shape);
   const int64_t items = tiles.total() * (call.mean ? call.C : call.C + 1);
   if (items == 0) return nullptr;
-  if (call.dtype == Dtype::kFloat64) {
-    CMRFAST_LAUNCH(merge_patches<double>, blocks_for(items), dim3(kThreads), stream, call, tiles);
-  } else {
-    CMRFAST_LAUNCH(merge_patches<float>, blocks_for(items), dim3(kThreads), stream, call, tiles);
-  }
+  with_real(call.dtype, [&](auto zero) {
+    CMRFAST_LAUNCH(merge_patches<decltype(zero)>, blocks_for(items), dim3(kThreads), stream, call,
+                   tiles);
+  });
   return launch_error();
 }

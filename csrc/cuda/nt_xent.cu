@@ -1,9 +1,10 @@
-// NT-Xent and both its gradients without the similarity matrix in memory.
+// NT-Xent and both gradients without the similarity matrix in memory.
 //
-// Forward: a block compares a tile of anchors with all candidates, tile after tile, each thread
-// keeping a running maximum and sum of exponentials of its rows. Gradients: a block owns a tile of
-// rows and of columns of one gradient and goes along the other side once more. All sums are in a
-// fixed order. Work: three products forward and backward, one more for each 64 columns beyond 64.
+// Forward: a block multiplies a tile of anchors with all candidates, tile after tile, and each
+// thread keeps a running maximum and sum of exponentials of its rows. Gradients: a block owns a
+// tile of rows and columns of one gradient and recomputes the similarities along the other
+// side. All sums are in a fixed order. Work: three matrix products, and one more per 64 columns
+// beyond the first 64.
 #include <limits>
 
 #include "dtypes.cuh"
@@ -12,23 +13,20 @@ namespace cmrfast::cuda {
 namespace {
 
 constexpr int kSide = 16;   // threads along each side of a tile
-constexpr int kDepth = 16;  // columns of both sides that are in shared memory at a time
+constexpr int kDepth = 16;  // columns of both sides in shared memory at a time
 static_assert(kSide * kSide == kThreads);
 
-// Rows of a tile; each thread makes kSpan x kSpan numbers of it.
+// Each thread computes kSpan x kSpan entries of a tile of kTile x kTile.
 template <class T>
 constexpr int kSpan = sizeof(T) == 8 ? 2 : 4;
 template <class T>
 constexpr int kTile = kSide * kSpan<T>;
 
-__device__ inline float exp_of(float x) { return expf(x); }
-__device__ inline double exp_of(double x) { return exp(x); }
-
-// Rows of length one and one over their length; a warp a row, scaled by its largest entry before
-// squaring, so that rows of 1e18 and 1e-18 have lengths too. Zero rows stay zero.
+// Unit rows and inverse norms, one warp per row. Rows are divided by their largest entry
+// before squaring, so that rows of 1e18 or 1e-18 do not overflow. Zero rows stay zero.
 template <class In, class T>
 __global__ void __launch_bounds__(kThreads)
-    normalise(const In* rows, int64_t count, int64_t D, T* unit, T* inverse) {
+    normalise(const In* rows, int64_t count, int64_t D, T* unit, T* inverse_norm) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * (kThreads / 32);
   for (int64_t i = blockIdx.x * static_cast<int64_t>(kThreads / 32) + threadIdx.x / 32; i < count;
        i += step) {
@@ -54,14 +52,14 @@ __global__ void __launch_bounds__(kThreads)
       unit[i * D + d] = largest == 0 ? T{0} : static_cast<T>(scaled / length);
     }
     if (lane_of_warp() == 0) {
-      inverse[i] =
+      inverse_norm[i] =
           largest == 0 ? T{0} : static_cast<T>(1 / (length * static_cast<double>(largest)));
     }
   }
 }
 
-// A tile of rows . columns^T, kSpan x kSpan numbers a thread: rows kSpan * (t / 16) + r, columns
-// kSpan * (t % 16) + c. Rows beyond the end count as zero.
+// A tile of rows . columns^T, kSpan x kSpan entries per thread: rows kSpan * (t / 16) + r, columns
+// kSpan * (t % 16) + c. Rows beyond the end are zero.
 template <class T>
 struct Product {
   static constexpr int span = kSpan<T>, tile = kTile<T>;
@@ -77,7 +75,7 @@ struct Product {
       for (int c = 0; c < span; ++c) value[r][c] = 0;
     }
     for (int64_t depth = 0; depth < D; depth += kDepth) {
-      __syncthreads();  // what is there may still be read
+      __syncthreads();  // the tiles of the last iteration may still be read
 #pragma unroll
       for (int x = 0; x < span; ++x) {
         const int at = t / kDepth + x * kSide, d = t % kDepth;
@@ -89,16 +87,16 @@ struct Product {
       __syncthreads();
 #pragma unroll
       for (int d = 0; d < kDepth; ++d) {
-        T left[span], top[span];
+        T left[span], right_values[span];
 #pragma unroll
         for (int x = 0; x < span; ++x) {
           left[x] = a[d][down * span + x];
-          top[x] = b[d][right * span + x];
+          right_values[x] = b[d][right * span + x];
         }
 #pragma unroll
         for (int r = 0; r < span; ++r) {
 #pragma unroll
-          for (int c = 0; c < span; ++c) value[r][c] += left[r] * top[c];
+          for (int c = 0; c < span; ++c) value[r][c] += left[r] * right_values[c];
         }
       }
     }
@@ -108,21 +106,21 @@ struct Product {
 // The running maximum and sum of exp(x - maximum) of one row.
 template <class T>
 struct Exponentials {
-  T top = -std::numeric_limits<T>::infinity(), sum = 0;
+  T max = -std::numeric_limits<T>::infinity(), sum = 0;
 
   __device__ void add(T x) {
-    if (!(x <= top)) {  // larger, or no number
-      sum = sum * exp_of(top - x) + 1;
-      top = x;
+    if (!(x <= max)) {  // larger, or NaN
+      sum = sum * exp_of(max - x) + 1;
+      max = x;
     } else {
-      sum += exp_of(x - top);
+      sum += exp_of(x - max);
     }
   }
-  __device__ void add(T other_top, T other_sum) {
+  __device__ void add(T other_max, T other_sum) {
     if (other_sum == 0) return;
-    const T most = other_top > top || other_top != other_top ? other_top : top;
-    sum = (sum == 0 ? T{0} : sum * exp_of(top - most)) + other_sum * exp_of(other_top - most);
-    top = most;
+    const T larger = other_max > max || other_max != other_max ? other_max : max;
+    sum = (sum == 0 ? T{0} : sum * exp_of(max - larger)) + other_sum * exp_of(other_max - larger);
+    max = larger;
   }
 };
 
@@ -133,13 +131,13 @@ __global__ void __launch_bounds__(kThreads) losses(NtXent call) {
   const int down = static_cast<int>(threadIdx.x) / kSide, right = threadIdx.x % kSide;
   for (int64_t row = blockIdx.x * int64_t{tile}; row < call.N; row += gridDim.x * int64_t{tile}) {
     Exponentials<T> rows[span];
-    T own[span];
+    T positive[span];
     int64_t target[span];
 #pragma unroll
     for (int r = 0; r < span; ++r) {
       const int64_t i = row + down * span + r;
       target[r] = i < call.N ? call.targets[i] : -1;
-      own[r] = 0;
+      positive[r] = 0;
     }
     for (int64_t column = 0; column < call.M; column += tile) {
       Product<T> product;
@@ -153,49 +151,51 @@ __global__ void __launch_bounds__(kThreads) losses(NtXent call) {
           if (j >= call.M) continue;
           const T x = product.value[r][c] * factor;
           rows[r].add(x);
-          if (j == target[r]) own[r] = x;
+          if (j == target[r]) positive[r] = x;
         }
       }
     }
 #pragma unroll
     for (int r = 0; r < span; ++r) {
-      // The sixteen threads of a row are neighbours in a warp; the first of them has the last say.
+      // The sixteen threads of a row are neighbours in a warp; the first of them stores the result.
 #pragma unroll
       for (int lanes = kSide / 2; lanes > 0; lanes >>= 1) {
-        const T top = __shfl_xor_sync(kWholeWarp, rows[r].top, lanes);
+        const T max = __shfl_xor_sync(kWholeWarp, rows[r].max, lanes);
         const T sum = __shfl_xor_sync(kWholeWarp, rows[r].sum, lanes);
-        rows[r].add(top, sum);
-        own[r] += __shfl_xor_sync(kWholeWarp, own[r], lanes);
+        rows[r].add(max, sum);
+        positive[r] += __shfl_xor_sync(kWholeWarp, positive[r], lanes);
       }
       const int64_t i = row + down * span + r;
       if (right != 0 || i >= call.N) continue;
-      const bool legal = target[r] >= 0 && target[r] < call.M;
-      static_cast<T*>(call.top)[i] = rows[r].top;
-      static_cast<T*>(call.sum)[i] = rows[r].sum;
-      call.losses[i] = legal ? log(static_cast<double>(rows[r].sum)) +
-                                   (static_cast<double>(rows[r].top) - static_cast<double>(own[r]))
-                             : static_cast<double>(NAN);
+      const bool valid = target[r] >= 0 && target[r] < call.M;
+      static_cast<T*>(call.row_max)[i] = rows[r].max;
+      static_cast<T*>(call.row_sum)[i] = rows[r].sum;
+      call.losses[i] =
+          valid ? log(static_cast<double>(rows[r].sum)) +
+                      (static_cast<double>(rows[r].max) - static_cast<double>(positive[r]))
+                : static_cast<double>(NAN);
     }
   }
 }
 
-// The gradient in the unit rows: slope (or slope^T for the candidates) times the other side, where
-// slope[i, j] = (p[i, j] - [j is i's target]) / (temperature N).
+// The gradient of the unit rows: G (or G^T for the candidates) times the other side, where
+// G[i, j] = d loss / d similarity[i, j] = (p[i, j] - [j is i's target]) / (temperature N).
 template <class T, bool ANCHORS>
 __global__ void __launch_bounds__(kThreads) gradients(NtXent call, T* out) {
   constexpr int span = kSpan<T>, tile = kTile<T>;
-  __shared__ T slope[tile][tile + 1], other[kDepth][tile + 1];
+  __shared__ T tile_grad[tile][tile + 1], other[kDepth][tile + 1];
   const T* rows = static_cast<const T*>(ANCHORS ? call.unit_anchors : call.unit_candidates);
   const T* columns = static_cast<const T*>(ANCHORS ? call.unit_candidates : call.unit_anchors);
   const int64_t row_count = ANCHORS ? call.N : call.M, column_count = ANCHORS ? call.M : call.N;
   const T factor = static_cast<T>(1 / call.temperature);
   const T scale = static_cast<T>(1 / (call.temperature * static_cast<double>(call.N)));
   const int t = static_cast<int>(threadIdx.x), down = t / kSide, right = t % kSide;
-  const auto slope_of = [&](T x, int64_t i, int64_t j) {
+  const auto similarity_grad = [&](T x, int64_t i, int64_t j) {
     const int64_t target = call.targets[i];
     if (target < 0 || target >= call.M) return static_cast<T>(NAN);
-    const T top = static_cast<const T*>(call.top)[i], sum = static_cast<const T*>(call.sum)[i];
-    return scale * (exp_of(x * factor - top) / sum - static_cast<T>(j == target));
+    const T max = static_cast<const T*>(call.row_max)[i],
+            sum = static_cast<const T*>(call.row_sum)[i];
+    return scale * (exp_of(x * factor - max) / sum - static_cast<T>(j == target));
   };
   const int64_t first = blockIdx.y * int64_t{tile};  // columns of the gradient
   for (int64_t row = blockIdx.x * int64_t{tile}; row < row_count;
@@ -211,10 +211,10 @@ __global__ void __launch_bounds__(kThreads) gradients(NtXent call, T* out) {
           const int64_t i = row + down * span + r, j = column + right * span + c;
           T value = 0;
           if (i < row_count && j < column_count) {
-            value =
-                ANCHORS ? slope_of(product.value[r][c], i, j) : slope_of(product.value[r][c], j, i);
+            value = ANCHORS ? similarity_grad(product.value[r][c], i, j)
+                            : similarity_grad(product.value[r][c], j, i);
           }
-          slope[down * span + r][right * span + c] = value;
+          tile_grad[down * span + r][right * span + c] = value;
         }
       }
       for (int depth = 0; depth < tile; depth += kDepth) {
@@ -231,7 +231,7 @@ __global__ void __launch_bounds__(kThreads) gradients(NtXent call, T* out) {
           for (int r = 0; r < span; ++r) {
 #pragma unroll
             for (int c = 0; c < span; ++c) {
-              sum[r][c] += slope[down * span + r][depth + k] * other[k][right * span + c];
+              sum[r][c] += tile_grad[down * span + r][depth + k] * other[k][right * span + c];
             }
           }
         }
@@ -248,42 +248,46 @@ __global__ void __launch_bounds__(kThreads) gradients(NtXent call, T* out) {
   }
 }
 
-// From the gradient of a unit row to that of the row it came from, in place; a warp a row.
+// The gradient of a row from that of its unit row, in place; one warp per row.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    chain(const T* unit, const T* inverse, int64_t count, int64_t D, T* gradient) {
+    normalise_backward(const T* unit, const T* inverse_norm, int64_t count, int64_t D,
+                       T* gradient) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * (kThreads / 32);
   for (int64_t i = blockIdx.x * static_cast<int64_t>(kThreads / 32) + threadIdx.x / 32; i < count;
        i += step) {
-    double along = 0;
+    double projection = 0;
     for (int64_t d = lane_of_warp(); d < D; d += 32) {
-      along += static_cast<double>(unit[i * D + d]) * static_cast<double>(gradient[i * D + d]);
+      projection += static_cast<double>(unit[i * D + d]) * static_cast<double>(gradient[i * D + d]);
     }
-    along = warp_sum(along);
+    projection = warp_sum(projection);
     for (int64_t d = lane_of_warp(); d < D; d += 32) {
       T* to = gradient + i * D + d;
-      *to =
-          static_cast<T>((static_cast<double>(*to) - along * static_cast<double>(unit[i * D + d])) *
-                         static_cast<double>(inverse[i]));
+      *to = static_cast<T>(
+          (static_cast<double>(*to) - projection * static_cast<double>(unit[i * D + d])) *
+          static_cast<double>(inverse_norm[i]));
     }
   }
 }
 
 template <class In>
 void launch(const NtXent& call, void* stream) {
-  using T = Wide<In>;
+  using T = Acc<In>;
   const dim3 threads(kThreads);
   const auto warps = [](int64_t rows) { return blocks_for(ceil_div(rows, kThreads / 32)); };
   const auto tiles = [](int64_t rows) { return ceil_div(rows, kTile<T>); };
   T* units[2] = {static_cast<T*>(call.unit_anchors), static_cast<T*>(call.unit_candidates)};
-  T* inverses[2] = {static_cast<T*>(call.anchor_inverse), static_cast<T*>(call.candidate_inverse)};
+  T* inverse_norms[2] = {static_cast<T*>(call.anchor_inverse_norm),
+                         static_cast<T*>(call.candidate_inverse_norm)};
   T* grads[2] = {static_cast<T*>(call.grad_anchors), static_cast<T*>(call.grad_candidates)};
   const int64_t counts[2] = {call.N, call.M};
   CMRFAST_LAUNCH((normalise<In, T>), warps(call.M), threads, stream,
-                 static_cast<const In*>(call.candidates), call.M, call.D, units[1], inverses[1]);
+                 static_cast<const In*>(call.candidates), call.M, call.D, units[1],
+                 inverse_norms[1]);
   if (call.N > 0) {
     CMRFAST_LAUNCH((normalise<In, T>), warps(call.N), threads, stream,
-                   static_cast<const In*>(call.anchors), call.N, call.D, units[0], inverses[0]);
+                   static_cast<const In*>(call.anchors), call.N, call.D, units[0],
+                   inverse_norms[0]);
     CMRFAST_LAUNCH(losses<T>, blocks_for(tiles(call.N)), threads, stream, call);
   }
   launch_sum_partials(call.losses, 1, call.N, 1, 1 / static_cast<double>(call.N),
@@ -297,8 +301,8 @@ void launch(const NtXent& call, void* stream) {
     } else {
       CMRFAST_LAUNCH((gradients<T, false>), blocks, threads, stream, call, grads[side]);
     }
-    CMRFAST_LAUNCH(chain<T>, warps(counts[side]), threads, stream, units[side], inverses[side],
-                   counts[side], call.D, grads[side]);
+    CMRFAST_LAUNCH(normalise_backward<T>, warps(counts[side]), threads, stream, units[side],
+                   inverse_norms[side], counts[side], call.D, grads[side]);
   }
 }
 

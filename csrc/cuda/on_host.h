@@ -1,8 +1,8 @@
-// Runs CUDA kernel source on the CPU, for tests alone: each thread of a block is a fiber where it
-// has to wait for others, blocks run one after another.
+// Runs CUDA kernel source on the CPU, for tests only: the threads of a block are fibers that switch
+// at barriers, and blocks run one after the other.
 //
-// Shows wrong indices, diverging barriers, results that depend on the order of blocks, and under
-// AddressSanitizer every access out of bounds. Cannot show the memory model, or speed.
+// Detects wrong indices, diverging barriers, results that depend on the order of blocks and, with
+// AddressSanitizer, accesses out of bounds. Does not model memory ordering or speed.
 #pragma once
 
 #include <setjmp.h>
@@ -48,9 +48,9 @@ struct __nv_bfloat16 {
   uint16_t bits;
 };
 inline float __bfloat162float(__nv_bfloat16 value) {
-  const uint32_t wide = static_cast<uint32_t>(value.bits) << 16;
+  const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
   float result;
-  std::memcpy(&result, &wide, sizeof(result));
+  std::memcpy(&result, &bits, sizeof(result));
   return result;
 }
 inline __nv_bfloat16 __float2bfloat16_rn(float value) {
@@ -62,8 +62,8 @@ inline __nv_bfloat16 __float2bfloat16_rn(float value) {
 
 namespace cmrfast::on_host {
 
-// Where a stack stands. Jumping there costs far less than swapcontext, which asks the kernel for
-// the signal mask; but AddressSanitizer follows only the latter.
+// A suspended stack. Jumping to it is much cheaper than swapcontext, which makes a system call for
+// the signal mask; but AddressSanitizer follows only swapcontext.
 struct Context {
   ucontext_t full;
   jmp_buf jump;
@@ -87,7 +87,7 @@ struct Context {
 enum class State { kFresh, kRunning, kAtWarp, kAtBlock, kDone };
 
 struct Fiber {
-  static constexpr size_t stack_bytes = 48 << 10;  // small: ASan forgets all of it at each move
+  static constexpr size_t stack_bytes = 48 << 10;  // small: ASan unpoisons all of it at each switch
   Context context;
   std::unique_ptr<char[]> stack{new char[stack_bytes]};
 };
@@ -96,7 +96,7 @@ struct Thread {
   State state = State::kFresh;
   dim3 index;
   Fiber* fiber = nullptr;
-  uint64_t slot = 0;  // what it hands to the others of its warp
+  uint64_t slot = 0;  // the value that it passes to its warp
 };
 
 // One block at a time. A fiber takes thread after thread until one has to wait; only then is

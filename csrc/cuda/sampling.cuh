@@ -1,4 +1,4 @@
-// Where a sample falls: the position of an output voxel in the image, and the taps around it.
+// Where samples are taken: the position of an output voxel in the image, and its taps.
 #pragma once
 
 #include <utility>
@@ -8,13 +8,12 @@
 namespace cmrfast::cuda {
 
 #ifdef __CUDACC__
-// Not fused into one rounding: positions are those of the reference to the bit, so are nearest
-// ties.
-__device__ inline double plus_product(double sum, double a, double b) {
+// Not fused into one rounding: positions then equal the reference's to the bit, and so do ties.
+__device__ inline double multiply_add(double sum, double a, double b) {
   return __dadd_rn(sum, __dmul_rn(a, b));
 }
 #else
-inline double plus_product(double sum, double a, double b) { return sum + a * b; }
+inline double multiply_add(double sum, double a, double b) { return sum + a * b; }
 #endif
 
 template <int DIMS>
@@ -52,17 +51,17 @@ struct Position {
       const double* m = matrix + a * (DIMS + 1);
       x[a] = m[DIMS];
 #pragma unroll
-      for (int d = 0; d < DIMS; ++d) x[a] = plus_product(x[a], m[d], out[d]);
+      for (int d = 0; d < DIMS; ++d) x[a] = multiply_add(x[a], m[d], out[d]);
     }
   }
 };
 
-// Held at the border; a position that is no number counts as 0.
-__device__ inline double held(double x, double last) {
+// Clamped to the image; a NaN counts as 0.
+__device__ inline double clamp_to_image(double x, double last) {
   return x > 0 && x - x == 0 ? (x < last ? x : last) : 0;
 }
 
-// The index of the nearest voxel, -1 outside.
+// The index of the nearest voxel, or -1 outside.
 template <int DIMS>
 __device__ int64_t nearest(const Grid<DIMS>& grid, const Position<DIMS>& at, Mode mode,
                            Border border) {
@@ -71,8 +70,8 @@ __device__ int64_t nearest(const Grid<DIMS>& grid, const Position<DIMS>& at, Mod
   for (int a = 0; a < DIMS; ++a) {
     double x = at.x[a];
     const double last = static_cast<double>(grid.n[a] - 1);
-    if (border == Border::kHalf && !(x >= -0.5 && x < last + 0.5)) return -1;
-    if (border != Border::kZeros) x = held(x, last);
+    if (border == Border::kClampHalf && !(x >= -0.5 && x < last + 0.5)) return -1;
+    if (border != Border::kZeros) x = clamp_to_image(x, last);
     const double cell = mode == Mode::kNearestEven ? rint(x) : floor(x + 0.5);
     if (!(cell >= 0 && cell <= last)) return -1;
     index = index * grid.n[a] + static_cast<int64_t>(cell);
@@ -80,15 +79,15 @@ __device__ int64_t nearest(const Grid<DIMS>& grid, const Position<DIMS>& at, Mod
   return index;
 }
 
-// The 2^DIMS voxels that a linear sample blends. Corner t is one up along axis a where bit a of t
-// is set; its tap counts only inside the image.
+// The 2^DIMS voxels that a linear sample interpolates. Corner t is one up along axis a if bit a of
+// t is set; its tap counts only if it is inside the image.
 template <class T, int DIMS>
 struct Taps {
   static constexpr int count = 1 << DIMS;
   T fraction[DIMS];
-  int64_t first, step[DIMS];  // index of corner 0, and how far on the next is along each axis
-  unsigned counts = 0;        // a bit for each corner
-  bool moves[DIMS];           // whether the value changes with the position, along each axis
+  int64_t first, step[DIMS];  // index of corner 0, and the distance to the next along each axis
+  unsigned counts = 0;        // one bit per corner
+  bool differentiable[DIMS];  // false along an axis where the position was clamped
   bool outside = false;
 
   __device__ Taps(const Grid<DIMS>& grid, const Position<DIMS>& at, Border border) : first(0) {
@@ -99,9 +98,9 @@ struct Taps {
       double x = at.x[a];
       const double last = static_cast<double>(grid.n[a] - 1);
       if (border == Border::kZeros && !(x > -1 && x < last + 1)) outside = true;
-      if (border == Border::kHalf && !(x >= -0.5 && x < last + 0.5)) outside = true;
-      moves[a] = border == Border::kZeros || (x > 0 && x < last);
-      if (border != Border::kZeros) x = held(x, last);
+      if (border == Border::kClampHalf && !(x >= -0.5 && x < last + 0.5)) outside = true;
+      differentiable[a] = border == Border::kZeros || (x > 0 && x < last);
+      if (border != Border::kZeros) x = clamp_to_image(x, last);
       const double whole = outside ? 0 : floor(x);
       const auto cell = static_cast<int64_t>(whole);
       fraction[a] = static_cast<T>(x - whole);
@@ -127,11 +126,11 @@ struct Taps {
     for (int a = 0; a < DIMS; ++a) at += (t >> a & 1) ? step[a] : 0;
     return at;
   }
-  __device__ T share(int t, int a) const { return (t >> a & 1) ? fraction[a] : 1 - fraction[a]; }
+  __device__ T factor(int t, int a) const { return (t >> a & 1) ? fraction[a] : 1 - fraction[a]; }
   __device__ T weight(int t) const {
-    T product = share(t, 0);
+    T product = factor(t, 0);
 #pragma unroll
-    for (int a = 1; a < DIMS; ++a) product *= share(t, a);
+    for (int a = 1; a < DIMS; ++a) product *= factor(t, a);
     return product;
   }
   template <class In>

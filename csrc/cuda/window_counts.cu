@@ -1,14 +1,15 @@
 // Nonzero voxels of windows from a summed-area table: eight look-ups, whatever the window's size.
 //
-// The table has the mask's shape: sums up to and including a voxel, made one axis after the other,
-// the last by a warp a row, the others by a thread a line with its neighbours beside it. Least
-// bytes: the mask once; the table is written once and passed over twice (in two axes once) more.
+// The table has the mask's shape and sums up to and including each voxel. It is made one axis after
+// the other: the last with one warp per row, the others with one thread per line, neighbouring
+// lines side by side. Minimum traffic: the mask once; the table is written once, then read and
+// written twice more (in 2-D, once more).
 #include "windows.cuh"
 
 namespace cmrfast::cuda {
 namespace {
 
-// Sums along the rows: a warp takes 32 voxels at a time and carries the sum on.
+// Running sums along rows: a warp takes 32 voxels at a time and carries the sum over.
 template <class Sum>
 __global__ void __launch_bounds__(kThreads)
     sum_rows(Volumes volumes, const uint8_t* mask, Sum* sums) {
@@ -16,10 +17,10 @@ __global__ void __launch_bounds__(kThreads)
   const int lane = lane_of_warp();
   for (int64_t v = blockIdx.y; v < volumes.V; v += gridDim.y) {
     const Volume volume(volumes, v);
-    if (!volume.legal) continue;
-    const int64_t n = volume.n[2];
+    if (!volume.valid) continue;
+    const int64_t n = volume.shape.n[2];
     for (int64_t row = blockIdx.x * static_cast<int64_t>(kThreads / 32) + threadIdx.x / 32;
-         row < volume.n[0] * volume.n[1]; row += warps) {
+         row < volume.shape.n[0] * volume.shape.n[1]; row += warps) {
       const int64_t base = volume.offset + row * n;
       Sum carried = 0;
       for (int64_t first = 0; first < n; first += 32) {
@@ -27,8 +28,8 @@ __global__ void __launch_bounds__(kThreads)
         Sum sum = k < n && mask[base + k] != 0;
 #pragma unroll
         for (int step = 1; step < 32; step <<= 1) {
-          const Sum before = __shfl_up_sync(kWholeWarp, sum, step);
-          if (lane >= step) sum += before;
+          const Sum lower = __shfl_up_sync(kWholeWarp, sum, step);
+          if (lane >= step) sum += lower;
         }
         if (k < n) sums[base + k] = carried + sum;
         carried += static_cast<Sum>(__shfl_sync(kWholeWarp, sum, 31));
@@ -37,15 +38,16 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Sums on along axis 1 or 0, in place: a thread a line, neighbouring lines side by side in memory.
+// Running sums along axis 1 or 0, in place: one thread per line, neighbours side by side in memory.
 template <class Sum>
 __global__ void __launch_bounds__(kThreads) sum_lines(Volumes volumes, int axis, Sum* sums) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t v = blockIdx.y; v < volumes.V; v += gridDim.y) {
     const Volume volume(volumes, v);
-    if (!volume.legal) continue;
-    const int64_t inner = axis == 1 ? volume.n[2] : volume.n[1] * volume.n[2];
-    const int64_t outer = axis == 1 ? volume.n[0] : 1, n = axis == 1 ? volume.n[1] : volume.n[0];
+    if (!volume.valid) continue;
+    const int64_t inner = axis == 1 ? volume.shape.n[2] : volume.shape.n[1] * volume.shape.n[2];
+    const int64_t outer = axis == 1 ? volume.shape.n[0] : 1,
+                  n = axis == 1 ? volume.shape.n[1] : volume.shape.n[0];
     for (int64_t line = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
          line < outer * inner; line += step) {
       Sum* at = sums + volume.offset + line / inner * n * inner + line % inner;
@@ -57,21 +59,22 @@ __global__ void __launch_bounds__(kThreads) sum_lines(Volumes volumes, int axis,
 
 template <class Sum>
 __global__ void __launch_bounds__(kThreads) count_windows(WindowCounts call) {
+  const int64_t* size = call.windows.size.n;
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t p = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x; p < call.windows.P;
        p += step) {
     const Volume volume(call.volumes, call.windows.index[p]);
     const Window window(call.windows, p);
-    const int64_t* n = volume.n;
-    const Inside i(window.start[0], call.windows.size[0], n[0]);
-    const Inside j(window.start[1], call.windows.size[1], n[1]);
-    const Inside k(window.start[2], call.windows.size[2], n[2]);
-    if (!volume.legal || i.begin == i.end || j.begin == j.end || k.begin == k.end) {
+    const int64_t* n = volume.shape.n;
+    const Inside i(window.start[0], size[0], n[0]);
+    const Inside j(window.start[1], size[1], n[1]);
+    const Inside k(window.start[2], size[2], n[2]);
+    if (!volume.valid || i.begin == i.end || j.begin == j.end || k.begin == k.end) {
       call.out[p] = 0;
       continue;
     }
     const Sum* sums = static_cast<const Sum*>(call.sums) + volume.offset;
-    // The sum of all voxels before (a, b, c), which are offsets of the window.
+    // The sum of all voxels before (a, b, c), offsets in the window.
     const auto below = [&](int64_t a, int64_t b, int64_t c) -> int64_t {
       a += window.start[0] - 1;
       b += window.start[1] - 1;
@@ -88,10 +91,10 @@ __global__ void __launch_bounds__(kThreads) count_windows(WindowCounts call) {
 
 template <class Sum>
 void launch(const WindowCounts& call, void* stream) {
-  const Volumes& volumes = call.volumes;
+  const auto& volumes = call.volumes;
   Sum* sums = static_cast<Sum*>(call.sums);
   if (volumes.V * volumes.numel > 0) {
-    // The shapes lie on the device; blocks stride, so a fair number of them is all there is to say.
+    // The shapes are in device memory; blocks stride, so the grid needs only their mean.
     dim3 grid = blocks_for(ceil_div(volumes.numel, volumes.V * 4 * kThreads));
     grid.y = static_cast<unsigned>(smaller(volumes.V, 65535));
     CMRFAST_LAUNCH(sum_rows<Sum>, grid, dim3(kThreads), stream, volumes, call.mask, sums);

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import cmrfast
-from cmrfast.ops import _native
+from cmrfast.ops._backend import STATUS
 from cmrfast.ops._op import OPS
 from tests.support.paths import ROOT
 
@@ -22,7 +22,8 @@ WITH_CUDA = """
 import torch, warnings
 warnings.simplefilter("error")
 torch.version.cuda = "13.0"
-from cmrfast.ops import _native, _triton, backends
+from cmrfast.ops import backends
+from cmrfast.ops._backend import STATUS, kernel_of
 from cmrfast.ops._op import OPS
 """
 built = pytest.mark.skipif(not LIBRARY, reason="built without CUDA kernels")
@@ -55,7 +56,7 @@ def beside_cuda(tmp_path_factory):
 
 @built
 def test_every_op_is_bound_for_cuda(beside_cuda):
-    code = "print(*sorted(n for n in OPS if _native.kernel_of(n, 'CUDA') == 'native'))"
+    code = "print(*sorted(n for n in OPS if kernel_of(n, 'CUDA') == 'native'))"
     wanted = sorted(name for name, op in OPS.items() if not op.cpu_only)
     assert beside_cuda(code, CMRFAST_BACKEND="native").split() == wanted
 
@@ -68,7 +69,7 @@ found = {name: row["cuda"] for name, row in backends().items()}
 first = "triton" if importlib.util.find_spec("triton") else "native"
 assert found.pop("nt_xent") == first, found
 assert set(found.values()) == {"native"}, found
-print(_native.cuda_reason)
+print(STATUS.cuda)
 """
     assert beside_cuda(code) == "native kernels"
 
@@ -90,8 +91,8 @@ def test_build_info_names_the_architectures():
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="torch has CUDA")
 def test_torch_without_cuda_is_the_reason_for_no_cuda_kernels():
-    if _native.BACKEND == "auto":
-        assert _native.cuda_reason == f"torch {torch.__version__} has no CUDA"
+    if STATUS.backend == "auto":
+        assert STATUS.cuda == f"torch {torch.__version__} has no CUDA"
 
 
 @pytest.fixture

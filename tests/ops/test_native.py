@@ -10,10 +10,10 @@ import pytest
 
 import cmrfast
 from cmrfast import ops
-from cmrfast.ops import _native
+from cmrfast.ops._backend import STATUS
 
 PACKAGE = Path(cmrfast.__file__).parent
-native = pytest.mark.skipif(_native.cpu_level is None, reason="native kernels are not in use")
+native = pytest.mark.skipif(STATUS.cpu_level is None, reason="native kernels are not in use")
 
 
 def run_python(code, package=None, **environment):
@@ -101,7 +101,7 @@ def test_library_that_does_not_load_names_torch_and_the_way_out(copied_package):
 @native
 @pytest.mark.parametrize("level", ["baseline", "avx2"])
 def test_every_cpu_level_passes_the_contract(level):
-    if level == "avx2" and _native.cpu_level == "baseline":
+    if level == "avx2" and STATUS.cpu_level == "baseline":
         pytest.skip("this processor has no AVX2")
     contract = str(Path(__file__).parent / "test_contract.py")
     command = [sys.executable, "-m", "pytest", "-q", "-x", contract, "-k", "matches or gradients"]

@@ -9,20 +9,20 @@ import pytest
 import torch
 
 from cmrfast import ops
-from cmrfast.ops import _triton
+from cmrfast.ops._backend import STATUS
 from cmrfast.ops._op import OPS
 from tests.ops import test_contract
 from tests.support import op_calls
 
 pytest.importorskip("triton")
 interpreted = pytest.mark.skipif(
-    not _triton.served["CPU"], reason="needs TRITON_INTERPRET=1 CMRFAST_BACKEND=triton"
+    not STATUS.triton_ops["CPU"], reason="needs TRITON_INTERPRET=1 CMRFAST_BACKEND=triton"
 )
 WITH_CUDA = "import torch; torch.version.cuda = '13.0'; "
 WITHOUT_TRITON = "import importlib.util as u; find = u.find_spec; " + (
     "u.find_spec = lambda name, *a: None if name == 'triton' else find(name, *a); "
 )
-NAMED = "from cmrfast.ops import _triton, backends; print(_triton.reason); "
+NAMED = "from cmrfast.ops import _backend, backends; print(_backend.STATUS.triton); "
 
 
 def run_python(code, **environment):
@@ -81,7 +81,7 @@ def _has_native():
 
 @interpreted
 def test_interpreted_kernels_serve_cpu_tensors():
-    assert _triton.served["CPU"] == {name for name, op in OPS.items() if not op.cpu_only}
+    assert STATUS.triton_ops["CPU"] == {name for name, op in OPS.items() if not op.cpu_only}
     assert {row["cpu"] for row in ops.backends().values()} == {"triton"}
 
 

@@ -51,8 +51,8 @@ def table_row(monkeypatch):
             return rows[index if name == op else 0]["blocks"]
 
         for module in vars(__import__("cmrfast.ops.triton", fromlist=["triton"])).values():
-            if hasattr(module, "blocks"):
-                monkeypatch.setattr(module, "blocks", row)
+            if hasattr(module, "block_sizes"):
+                monkeypatch.setattr(module, "block_sizes", row)
 
     return choose
 
@@ -74,21 +74,25 @@ def _as_compiled(kernel, args, kwargs):
     given |= {k: v for k, v in kwargs.items() if k in kernel.arg_names}
     options = {k: v for k, v in kwargs.items() if k not in kernel.arg_names}
     signature, constants, attributes = {}, {}, {}
+
+    def specialise(value, path, annotation):
+        if isinstance(value, tuple):
+            return tuple(specialise(v, (*path, i), "") for i, v in enumerate(value))
+        plain_integer = isinstance(value, int) and not annotation
+        if value is None or (plain_integer and value == 1):
+            constants[path] = value
+            return "constexpr"
+        if isinstance(value, torch.Tensor) or (plain_integer and value % 16 == 0):
+            attributes[path] = [["tt.divisibility", 16]]
+        return annotation or mangle_type(value)
+
     for position, parameter in enumerate(kernel.params):
         value = given[parameter.name]
-        if parameter.is_constexpr or (_plain_integer(parameter, value) and value == 1):
+        if parameter.is_constexpr:
             signature[parameter.name], constants[(position,)] = "constexpr", value
-            continue
-        signature[parameter.name] = parameter.annotation_type or mangle_type(value)
-        if isinstance(value, torch.Tensor) or (
-            _plain_integer(parameter, value) and value % 16 == 0
-        ):
-            attributes[(position,)] = [["tt.divisibility", 16]]
+        else:
+            signature[parameter.name] = specialise(value, (position,), parameter.annotation_type)
     return kernel, signature, constants, attributes, options
-
-
-def _plain_integer(parameter, value):
-    return isinstance(value, int) and not parameter.annotation_type
 
 
 def compile_all(launches, architecture):

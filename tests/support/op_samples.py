@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 
+import cmrfast.models.kernels
+import cmrfast.ops  # noqa: F401  (declares all others)
+
 Arguments = tuple[Any, ...]
 Samples = Callable[[str, torch.dtype], Iterator[Arguments]]
 

@@ -1,4 +1,4 @@
-"""What all Triton kernels share: the table they are listed in, and their block sizes."""
+"""What the Triton kernels share: their registration, and the table of block sizes."""
 
 import functools
 import json
@@ -12,47 +12,65 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-#: The launching function of each op that has Triton kernels.
+#: The launcher of each op that has Triton kernels.
 KERNELS: dict[str, Callable[..., Any]] = {}
-#: The interpreter multiplies bfloat16 wrongly in ``tl.dot``; kernels cast to float32 for it.
+#: The interpreter's ``tl.dot`` is wrong for bfloat16, so kernels upcast it there.
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
-#: Products and sums may be one rounding; said aloud because Triton is changing its mind on it.
-FUSED = {"enable_fp_fusion": True}
+#: Allow fused multiply-adds. Explicit because the default differs between versions of Triton.
+FMA = {"enable_fp_fusion": True}
 TABLE = Path(__file__).parent / "configs.json"
-_ACCUMULATE = {torch.float64: tl.float64}
 Launcher = TypeVar("Launcher", bound=Callable[..., Any])
 
 
-def launches(name: str) -> Callable[[Launcher], Launcher]:
-    """Enter the function below as the Triton implementation of the op of that name."""
+def register(name: str) -> Callable[[Launcher], Launcher]:
+    """Make the decorated function the Triton implementation of the op ``name``."""
 
-    def enter(launcher: Launcher) -> Launcher:
+    def decorate(launcher: Launcher) -> Launcher:
         @functools.wraps(launcher)
-        def guarded(*args: Any) -> Any:  # Triton launches on the current device
+        def on_device(*args: Any) -> Any:  # Triton launches on the current device
             with torch.cuda.device_of(next(a for a in args if isinstance(a, Tensor))):
                 return launcher(*args)
 
-        KERNELS[name] = guarded
+        KERNELS[name] = on_device
         return launcher
 
-    return enter
+    return decorate
 
 
-def accumulator(dtype: torch.dtype) -> Any:
-    """Triton's type for sums of such values: double for double, else float."""
-    return _ACCUMULATE.get(dtype, tl.float32)
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """Torch's name of the same type."""
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of sums of such values: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def blocks(op: str, values: Tensor, **sizes: int) -> dict[str, Any]:
-    """The first entry of the committed table that fits the op, the device, dtype and sizes."""
-    found: dict[str, Any] = _blocks(op, values.device, str(values.dtype)[6:], tuple(sizes.items()))
-    return found
+def accumulator(dtype: torch.dtype) -> Any:
+    """``sum_dtype`` as a Triton type."""
+    return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def as_bytes(x: Tensor) -> Tensor:
+    """The tensor, contiguous and with bool as uint8, as Triton has no pointer to bool."""
+    return x.contiguous().view(torch.uint8) if x.dtype == torch.bool else x.contiguous()
+
+
+def three_axes(sizes: Any) -> list[int]:
+    """The sizes of two or three axes as three, the first 1."""
+    return [1] * (3 - len(sizes)) + list(sizes)
+
+
+def block_sizes(op: str, values: Tensor, **sizes: int) -> dict[str, Any]:
+    """The first row of the committed table that fits the op, device, dtype and sizes."""
+    row: dict[str, Any] = _blocks(op, values.device, str(values.dtype)[6:], tuple(sizes.items()))
+    return row
+
+
+def line_tiles(op: str, values: Tensor, lines: int, length: int) -> tuple[dict[str, Any], int]:
+    """Block sizes for tiles of BL lines x BK voxels, and the number of tiles."""
+    chosen = dict(block_sizes(op, values))
+    tile = chosen.pop("tile")
+    chosen["BK"] = min(triton.next_power_of_2(length), tile)
+    chosen["BL"] = tile // chosen["BK"]
+    return chosen, triton.cdiv(lines, chosen["BL"]) * triton.cdiv(length, chosen["BK"])
 
 
 @functools.lru_cache(maxsize=4096)
@@ -61,58 +79,59 @@ def _blocks(op: str, device: torch.device, dtype: str, sizes: tuple[tuple[str, i
     for row in table()[op]:
         fits = row.get("device", names[0]) in names and row.get("dtype", dtype) == dtype
         if fits and all(size <= row.get("up_to", {}).get(axis, size) for axis, size in sizes):
-            return FUSED | row["blocks"]
+            return FMA | row["blocks"]
     raise LookupError(f"{TABLE.name}: no entry for {op} on {names[0]}, {dtype}, {dict(sizes)}")
 
 
 @functools.cache
 def table() -> dict[str, list[dict[str, Any]]]:
-    """The committed table: per op, rows of device, dtype, up_to and blocks; the first that fits."""
+    """The committed table: rows of device, dtype, up_to and blocks per op; the first that fits."""
     rows: dict[str, list[dict[str, Any]]] = json.loads(TABLE.read_text())
     return rows
 
 
 @functools.cache
 def device_names(device: torch.device) -> tuple[str, ...]:
-    """What a table row may call a device: its product name or its architecture."""
-    if device.type != "cuda":
+    """The names of a device in the table: its product name or its architecture."""
+    if device.type != "cuda":  # the interpreter runs on CPU tensors
         return (device.type,)
     major, minor = torch.cuda.get_device_capability(device)
     return torch.cuda.get_device_name(device), f"sm_{major}{minor}"
 
 
 @functools.cache
-def processors(device: torch.device) -> int:
-    """How many multiprocessors the device has (the interpreter: few, so that shapes split)."""
+def multiprocessors(device: torch.device) -> int:
+    """The number of multiprocessors; the interpreter gets a few, so that kernels split work."""
     if device.type != "cuda":
         return 4
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def row_sums(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Sums of the rows of (R, n), in fixed order in double."""
+    """Sums of the rows of (R, n), in a fixed order and in float64."""
     rows, count = values.shape
     sums = torch.empty(rows, dtype=dtype, device=values.device)
     if rows:
-        tile = {"BR": 16, "BN": 128, **FUSED}
+        tile = {"BR": 16, "BN": 128, **FMA}
         _row_sums[(triton.cdiv(rows, tile["BR"]),)](values, sums, rows, count, **tile)
     return sums
 
 
 @triton.jit
-def narrowed(x, dtype: tl.constexpr):
-    """Doubles in another dtype; in a half by way of float, for the interpreter knows no other."""
+def cast_from_double(x, dtype: tl.constexpr):
+    """Cast float64; to half precision by way of float32, as the interpreter has no direct cast."""
     if dtype == tl.float16 or dtype == tl.bfloat16:
         return x.to(tl.float32).to(dtype)
     return x.to(dtype)
 
 
 @triton.jit
-def _row_sums(VALUES, SUMS, rows, count, BR: tl.constexpr, BN: tl.constexpr):
+def _row_sums(x_ptr, sums_ptr, rows, count, BR: tl.constexpr, BN: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)
     total = tl.full((BR, BN), 0, tl.float64)
     for first in range(0, count, BN):
-        at = first + tl.arange(0, BN)[None, :]
-        there = (row[:, None] < rows) & (at < count)
-        total += tl.load(VALUES + row[:, None] * count + at, mask=there, other=0).to(tl.float64)
-    tl.store(SUMS + row, tl.sum(total, 1).to(SUMS.dtype.element_ty), mask=row < rows)
+        column = first + tl.arange(0, BN)[None, :]
+        mask = (row[:, None] < rows) & (column < count)
+        offsets = row[:, None] * count + column
+        total += tl.load(x_ptr + offsets, mask=mask, other=0).to(tl.float64)
+    tl.store(sums_ptr + row, tl.sum(total, 1).to(sums_ptr.dtype.element_ty), mask=row < rows)

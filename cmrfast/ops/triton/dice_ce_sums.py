@@ -1,4 +1,4 @@
-"""Dice and cross-entropy sums: one pass over the logits, and one for their gradient."""
+"""Dice and cross-entropy sums in one pass over the logits, and their gradient in another."""
 
 from typing import Any
 
@@ -7,33 +7,42 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cmrfast.ops.triton._launch import FUSED, accumulator, blocks, launches, row_sums, wide
+from cmrfast.ops.dice_ce_sums import SIGMOID, SOFTMAX
+from cmrfast.ops.triton._launch import (
+    FMA,
+    accumulator,
+    as_bytes,
+    block_sizes,
+    register,
+    row_sums,
+    sum_dtype,
+)
 
-SOFTMAX, SIGMOID = tl.constexpr(0), tl.constexpr(1)
-_PROGRAMS = 4096  # enough to fill a GPU; beyond, a program takes several tiles
+_SOFTMAX, _SIGMOID = tl.constexpr(SOFTMAX), tl.constexpr(SIGMOID)
+_PROGRAMS = 4096  # enough to fill a GPU; with more tiles, each program takes several
 
 
 @triton.jit
-def _tile(
-    LOGITS, TARGET, image, k, n, K, N, ignore,
+def _load_tile(
+    logits_ptr, target_ptr, image, k, n, K, N, ignore_index,
     ACTIVATION: tl.constexpr, LABELS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Logits, targets, which of them count, and where they lie: all (BK, BN)."""
-    there = (k < K) & (n < N)
-    at = (image * K + k) * N + n
-    x = tl.load(LOGITS + at, mask=there, other=0).to(ACC)
+    """Logits, targets, which pixels count, and the mask and offsets of the tile: all (BK, BN)."""
+    mask = (k < K) & (n < N)
+    offsets = (image * K + k) * N + n
+    x = tl.load(logits_ptr + offsets, mask=mask, other=0).to(ACC)
     if LABELS:
-        label = tl.load(TARGET + image * N + n, mask=n < N, other=0).to(tl.int64)
-        counts = there & (label >= 0) & (label < K) & (label != ignore)
-        t = (counts & (label == k)).to(ACC)
+        label = tl.load(target_ptr + image * N + n, mask=n < N, other=0).to(tl.int64)
+        valid = mask & (label >= 0) & (label < K) & (label != ignore_index)
+        t = (valid & (label == k)).to(ACC)
     else:
-        mask = tl.load(TARGET + at, mask=there, other=0)
-        mask = mask.to(ACC) if mask.dtype.is_floating() else mask.to(tl.int64)
-        counts = there & (mask != ignore)
-        t = tl.where(counts, mask.to(ACC), 0)
-    if ACTIVATION == SOFTMAX:
+        target = tl.load(target_ptr + offsets, mask=mask, other=0)
+        target = target.to(ACC) if target.dtype.is_floating() else target.to(tl.int64)
+        valid = mask & (target != ignore_index)
+        t = tl.where(valid, target.to(ACC), 0)
+    if ACTIVATION == _SOFTMAX:
         x = tl.where(k < K, x, float("-inf"))
-    return x, t, counts, there, at
+    return x, t, valid, mask, offsets
 
 
 @triton.jit
@@ -47,16 +56,19 @@ def _softmax(x):
 
 @triton.jit
 def _sigmoid(x):
-    """1 / (1 + exp(-x)) and log(1 + exp(-|x|)), exact where exp(-|x|) is tiny too."""
+    """1 / (1 + exp(-x)) and log(1 + exp(-|x|)), accurate where exp(-|x|) is tiny too."""
     e = tl.exp(-tl.abs(x))
-    up = 1 + e
-    log_up = tl.where(up == 1, e, tl.log(up) * (e / tl.where(up == 1, 1, up - 1)))
-    return tl.where(x >= 0, 1, e) / up, log_up
+    one_plus_e = 1 + e
+    log1p = tl.where(
+        one_plus_e == 1, e, tl.log(one_plus_e) * (e / tl.where(one_plus_e == 1, 1, one_plus_e - 1))
+    )
+    return tl.where(x >= 0, 1, e) / one_plus_e, log1p
 
 
 @triton.jit
 def _sums(
-    LOGITS, TARGET, PARTS, K, N, ignore: tl.int64, eps: tl.float64, chunks, steps,
+    logits_ptr, target_ptr, partial_ptr, K, N, ignore_index: tl.int64, eps: tl.float64,
+    chunks, steps,
     ACTIVATION: tl.constexpr, LABELS: tl.constexpr, ENTROPY: tl.constexpr, ACC: tl.constexpr,
     BK: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
@@ -67,117 +79,114 @@ def _sums(
     chunk = program // class_blocks % chunks
     image = program // class_blocks // chunks
     eps = tl.full((1, 1), eps, ACC)
-    overlap = tl.full((BK, BN), 0, ACC)
+    pt_sum = tl.full((BK, BN), 0, ACC)
     p_sum = tl.full((BK, BN), 0, ACC)
     t_sum = tl.full((BK, BN), 0, ACC)
     ce_sum = tl.full((BK, BN), 0, ACC)
     for step in range(steps):
         n = (chunk * steps + step) * BN + tl.arange(0, BN)[None, :]
-        x, t, counts, _, _ = _tile(
-            LOGITS, TARGET, image, k, n, K, N, ignore, ACTIVATION, LABELS, ACC
+        x, t, valid, _, _ = _load_tile(
+            logits_ptr, target_ptr, image, k, n, K, N, ignore_index, ACTIVATION, LABELS, ACC
         )
-        if ACTIVATION == SOFTMAX:
+        if ACTIVATION == _SOFTMAX:
             p, log_p = _softmax(x)
             ce = tl.where(t != 0, -t * log_p, 0)
-        elif ACTIVATION == SIGMOID:
-            p, log_up = _sigmoid(x)
+        elif ACTIVATION == _SIGMOID:
+            p, log1p = _sigmoid(x)
             ce = tl.full((BK, BN), 0, ACC)
             if ENTROPY:
-                ce = tl.maximum(x, 0) - x * t + log_up
+                ce = tl.maximum(x, 0) - x * t + log1p
         else:
             p = x
             ce = tl.where(t != 0, -t * tl.log((p + eps) / (1 + K * eps)), 0)
-        overlap += tl.where(counts, p * t, 0)
-        p_sum += tl.where(counts, p, 0)
+        pt_sum += tl.where(valid, p * t, 0)
+        p_sum += tl.where(valid, p, 0)
         t_sum += t
-        ce_sum += tl.where(counts, ce, 0)
-    at = (image * K + k) * 4 * chunks + chunk
-    tl.store(PARTS + at, tl.sum(overlap, 1)[:, None], mask=k < K)
-    tl.store(PARTS + at + chunks, tl.sum(p_sum, 1)[:, None], mask=k < K)
-    tl.store(PARTS + at + 2 * chunks, tl.sum(t_sum, 1)[:, None], mask=k < K)
-    tl.store(PARTS + at + 3 * chunks, tl.sum(ce_sum, 1)[:, None], mask=k < K)
+        ce_sum += tl.where(valid, ce, 0)
+    out_ptr = partial_ptr + (image * K + k) * 4 * chunks + chunk
+    tl.store(out_ptr, tl.sum(pt_sum, 1)[:, None], mask=k < K)
+    tl.store(out_ptr + chunks, tl.sum(p_sum, 1)[:, None], mask=k < K)
+    tl.store(out_ptr + 2 * chunks, tl.sum(t_sum, 1)[:, None], mask=k < K)
+    tl.store(out_ptr + 3 * chunks, tl.sum(ce_sum, 1)[:, None], mask=k < K)
 
 
 @triton.jit
 def _gradient(
-    GRAD, LOGITS, TARGET, OUT, K, N, ignore: tl.int64, eps: tl.float64, chunks,
+    grad_ptr, logits_ptr, target_ptr, out_ptr, K, N, ignore_index: tl.int64, eps: tl.float64,
+    chunks,
     ACTIVATION: tl.constexpr, LABELS: tl.constexpr, ACC: tl.constexpr,
     BK: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """A program makes one tile of the gradient: reads logits and targets, stores no p."""
+    """A program computes one tile of the gradient; probabilities are recomputed, not loaded."""
     class_blocks = (K + BK - 1) // BK
     program = tl.program_id(0).to(tl.int64)
     k = program % class_blocks * BK + tl.arange(0, BK)[:, None]
     n = program // class_blocks % chunks * BN + tl.arange(0, BN)[None, :]
     image = program // class_blocks // chunks
-    x, t, counts, there, at = _tile(
-        LOGITS, TARGET, image, k, n, K, N, ignore, ACTIVATION, LABELS, ACC
+    x, t, valid, mask, offsets = _load_tile(
+        logits_ptr, target_ptr, image, k, n, K, N, ignore_index, ACTIVATION, LABELS, ACC
     )
     eps = tl.full((1, 1), eps, ACC)
-    g = GRAD + (image * K + k) * 4
-    g_overlap = tl.load(g, mask=k < K, other=0).to(ACC)
-    g_p = tl.load(g + 1, mask=k < K, other=0).to(ACC)
-    g_ce = tl.load(g + 3, mask=k < K, other=0).to(ACC)
-    inner = tl.where(counts, g_overlap * t + g_p, 0)
-    if ACTIVATION == SOFTMAX:
+    grad_ptr = grad_ptr + (image * K + k) * 4
+    grad_pt = tl.load(grad_ptr, mask=k < K, other=0).to(ACC)
+    grad_p = tl.load(grad_ptr + 1, mask=k < K, other=0).to(ACC)
+    grad_ce = tl.load(grad_ptr + 3, mask=k < K, other=0).to(ACC)
+    inner = tl.where(valid, grad_pt * t + grad_p, 0)
+    if ACTIVATION == _SOFTMAX:
         p, _ = _softmax(x)
         mean = tl.sum(p * inner, 0)[None, :]
-        weight = tl.sum(g_ce * t, 0)[None, :]
-        gradient = p * (inner - mean + weight) - g_ce * t
-    elif ACTIVATION == SIGMOID:
+        weight = tl.sum(grad_ce * t, 0)[None, :]
+        grad = p * (inner - mean + weight) - grad_ce * t
+    elif ACTIVATION == _SIGMOID:
         p, _ = _sigmoid(x)
-        gradient = inner * p * (1 - p) + tl.where(counts, g_ce * (p - t), 0)
+        grad = inner * p * (1 - p) + tl.where(valid, grad_ce * (p - t), 0)
     else:
-        gradient = inner - tl.where(t != 0, g_ce * t / (x + eps), 0)
-    tl.store(OUT + at, gradient.to(OUT.dtype.element_ty), mask=there)
+        grad = inner - tl.where(t != 0, grad_ce * t / (x + eps), 0)
+    tl.store(out_ptr + offsets, grad.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-def _tiles(op: str, logits: Tensor, activation: int) -> dict[str, Any]:
-    """Block sizes: softmax needs all classes of a pixel in one tile, the others none."""
-    chosen = dict(blocks(op, logits, classes=logits.shape[1]))
+def _tile_sizes(op: str, logits: Tensor, activation: int) -> dict[str, Any]:
+    """Block sizes; only softmax needs all classes of a pixel in one tile."""
+    chosen = dict(block_sizes(op, logits, classes=logits.shape[1]))
     tile = chosen.pop("tile")
-    classes = triton.next_power_of_2(logits.shape[1]) if activation == 0 else 1
+    classes = triton.next_power_of_2(logits.shape[1]) if activation == SOFTMAX else 1
     return {"BK": classes, "BN": max(1, tile // classes), **chosen}
 
 
-def _bytes(target: Tensor) -> Tensor:
-    return target.contiguous().view(torch.uint8) if target.dtype == torch.bool else target
-
-
-@launches("dice_ce_sums")
+@register("dice_ce_sums")
 def dice_ce_sums(
     logits: Tensor, target: Tensor, activation: int, ignore_index: int, eps: float, entropy: bool
 ) -> Tensor:
-    """See the op; the parts of a chunk of pixels are summed by a second kernel in double."""
-    logits, target = logits.contiguous(), _bytes(target).contiguous()
+    """See the op; partial sums over chunks of pixels are added in float64 by a second kernel."""
+    logits, target = logits.contiguous(), as_bytes(target)
     batch, classes, pixels = logits.shape
-    dtype = wide(logits.dtype)
-    chosen = _tiles("dice_ce_sums", logits, activation)
+    dtype = sum_dtype(logits.dtype)
+    chosen = _tile_sizes("dice_ce_sums", logits, activation)
     rows = batch * triton.cdiv(classes, chosen["BK"])
     tiles = triton.cdiv(pixels, chosen["BN"])
     steps = min(max(rows * tiles // _PROGRAMS, 1), 32)
     chunks = triton.cdiv(tiles, steps)
-    parts = torch.empty(batch * classes * 4, chunks, dtype=dtype, device=logits.device)
-    if parts.numel():
+    partial = torch.empty(batch * classes * 4, chunks, dtype=dtype, device=logits.device)
+    if partial.numel():
         _sums[(rows * chunks,)](
-            logits, target, parts, classes, pixels, ignore_index, eps, chunks, steps,
+            logits, target, partial, classes, pixels, ignore_index, eps, chunks, steps,
             ACTIVATION=activation, LABELS=target.dim() == 2, ENTROPY=entropy,
             ACC=accumulator(logits.dtype), **chosen,
         )  # fmt: skip
-    return row_sums(parts, dtype).view(batch, classes, 4)
+    return row_sums(partial, dtype).view(batch, classes, 4)
 
 
-@launches("dice_ce_sums_backward")
+@register("dice_ce_sums_backward")
 def dice_ce_sums_backward(
     grad: Tensor, logits: Tensor, target: Tensor, activation: int, ignore_index: int, eps: float
 ) -> Tensor:
-    """See the op; every tile of the gradient stands alone."""
-    grad, logits, target = grad.contiguous(), logits.contiguous(), _bytes(target).contiguous()
+    """See the op; the tiles of the gradient are independent."""
+    grad, logits, target = grad.contiguous(), logits.contiguous(), as_bytes(target)
     batch, classes, pixels = logits.shape
     out = torch.empty_like(logits)
     if not out.numel():
         return out
-    chosen = _tiles("dice_ce_sums_backward", logits, activation)
+    chosen = _tile_sizes("dice_ce_sums_backward", logits, activation)
     chunks = triton.cdiv(pixels, chosen["BN"])
     _gradient[(batch * triton.cdiv(classes, chosen["BK"]) * chunks,)](
         grad, logits, target, out, classes, pixels, ignore_index, eps, chunks,
@@ -187,27 +196,30 @@ def dice_ce_sums_backward(
 
 
 @triton.jit
-def _faults(TARGET, PARTS, numel, classes, ignore: tl.int64, steps, BLOCK: tl.constexpr):
+def _faults(
+    target_ptr, partial_ptr, numel, classes, ignore_index: tl.int64, steps, BLOCK: tl.constexpr
+):
     program = tl.program_id(0).to(tl.int64)
     count = tl.full((BLOCK,), 0, tl.int64)
     for step in range(steps):
-        at = (program * steps + step) * BLOCK + tl.arange(0, BLOCK)
-        label = tl.load(TARGET + at, mask=at < numel, other=0).to(tl.int64)
-        bad = ((label < 0) | (label >= classes)) & (label != ignore) & (at < numel)
-        count += bad.to(tl.int64)
-    tl.store(PARTS + program, tl.sum(count, 0))
+        offsets = (program * steps + step) * BLOCK + tl.arange(0, BLOCK)
+        mask = offsets < numel
+        label = tl.load(target_ptr + offsets, mask=mask, other=0).to(tl.int64)
+        fault = ((label < 0) | (label >= classes)) & (label != ignore_index) & mask
+        count += fault.to(tl.int64)
+    tl.store(partial_ptr + program, tl.sum(count, 0))
 
 
-@launches("label_faults")
+@register("label_faults")
 def label_faults(target: Tensor, classes: int, ignore_index: int) -> Tensor:
-    """See the op; integers, so any order of summing gives the same."""
+    """See the op; sums of integers are equal in any order."""
     target = target.contiguous()
     block = 1024
     tiles = triton.cdiv(target.numel(), block)
     steps = max(tiles // _PROGRAMS, 1)
-    parts = torch.empty(triton.cdiv(tiles, steps), dtype=torch.int64, device=target.device)
-    if parts.numel():
-        _faults[(len(parts),)](
-            target, parts, target.numel(), classes, ignore_index, steps, BLOCK=block, **FUSED
+    partial = torch.empty(triton.cdiv(tiles, steps), dtype=torch.int64, device=target.device)
+    if partial.numel():
+        _faults[(len(partial),)](
+            target, partial, target.numel(), classes, ignore_index, steps, BLOCK=block, **FMA
         )
-    return parts.sum()
+    return partial.sum()

@@ -1,8 +1,8 @@
 """Measures block sizes on this machine's GPU: ``python -m cmrfast.ops.triton.tune``.
 
-Tries every candidate of an op on the workloads below, drops those that do not fit the device or
-miss the reference, and puts the fastest at the head of the op's rows in the table, for this device
-alone. The table is then committed: nothing is ever timed while a user's program runs.
+Tries all candidates of an op on the workloads below, drops those that do not fit the device or
+differ from the reference, and writes the fastest into the table, in a row for this device. The
+table is committed: nothing is timed while a user's program runs.
 """
 
 import argparse
@@ -23,14 +23,14 @@ from cmrfast.ops._op import OPS
 from cmrfast.ops.triton import KERNELS, _launch
 
 FLOAT, HALF = "float32", "bfloat16"
-#: Largest error of a result over its largest entry.
+#: Largest error of a result, relative to its largest entry.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 3e-3}
 Blocks = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Case:
-    """Rows of the table that one workload decides: their op, the arguments to time and to check."""
+    """A workload: the rows of the table that it decides, its op, and the arguments of the calls."""
 
     rows: str
     op: str
@@ -52,26 +52,33 @@ def normal(*shape: int, dtype: str = FLOAT) -> Tensor:
 
 
 def cases() -> Iterator[Case]:
-    """Every case, the products of ``nt_xent`` first."""
+    """All cases, those of ``nt_xent`` first."""
     for dtype, length, few in itertools.product(
         (HALF, "float16", FLOAT), (128, 256), (True, False)
     ):
         for rows in ("nt_xent", "nt_xent_candidates"):
-            yield _pairs(rows, dtype, length, 1024 if few else 16384, few)
+            yield _nt_xent_case(rows, dtype, length, 1024 if few else 16384, few)
     streams = {"tile": (512, 1024, 2048, 4096), "num_warps": (4, 8)}
     for rows in ("dice_ce_sums", "dice_ce_sums_backward"):
-        yield Case(rows, rows, FLOAT, partial(_dice, rows, 640), partial(_dice, rows, 2), streams)
+        yield Case(
+            rows, rows, FLOAT, partial(_dice_args, rows, 640), partial(_dice_args, rows, 2), streams
+        )
     yield Case(
-        "extract_patches", "extract_patches", FLOAT, partial(_cut, 640), partial(_cut, 2), streams
+        "extract_patches",
+        "extract_patches",
+        FLOAT,
+        partial(_extract_args, 640),
+        partial(_extract_args, 2),
+        streams,
     )
     yield Case(
-        "merge_patches", "merge_patches", FLOAT, partial(_merged, 16), partial(_merged, 3),
+        "merge_patches", "merge_patches", FLOAT, partial(_merge_args, 16), partial(_merge_args, 3),
         streams | {"BP": (16, 32, 64)},
     )  # fmt: skip
     samples = {"BLOCK": (128, 256, 512, 1024), "num_warps": (2, 4, 8)}
     for rows in ("affine_sample", "affine_sample_backward"):
         yield Case(
-            rows, rows, FLOAT, partial(_warped, rows, 182), partial(_warped, rows, 20),
+            rows, rows, FLOAT, partial(_affine_args, rows, 182), partial(_affine_args, rows, 20),
             samples,
         )  # fmt: skip
     yield Case(
@@ -82,7 +89,7 @@ def cases() -> Iterator[Case]:
     )  # fmt: skip
 
 
-def _pairs(rows: str, dtype: str, length: int, count: int, few: bool) -> Case:
+def _nt_xent_case(rows: str, dtype: str, length: int, count: int, few: bool) -> Case:
     def args(n: int) -> tuple[Any, ...]:
         pairs = normal(2, n, length, dtype=dtype)
         return pairs[0], pairs[1], torch.arange(n, device="cuda"), 0.07, True
@@ -99,14 +106,14 @@ def _pairs(rows: str, dtype: str, length: int, count: int, few: bool) -> Case:
     return Case(rows, "nt_xent", dtype, partial(args, count), partial(args, 777), candidates, up_to)
 
 
-def _dice(op: str, batch: int) -> tuple[Any, ...]:
+def _dice_args(op: str, batch: int) -> tuple[Any, ...]:
     logits, labels = normal(batch, 4, 224 * 224), torch.randint(4, (batch, 224 * 224)).cuda()
     grad = (normal(batch, 4, 4),) if op.endswith("backward") else ()
     entropy = () if grad else (True,)
     return *grad, logits, labels, 0, -100, 1e-4, *entropy
 
 
-def _cut(patches: int) -> tuple[Any, ...]:
+def _extract_args(patches: int) -> tuple[Any, ...]:
     table = torch.tensor([[0, 225, 270, 225]]).cuda()
     start = torch.stack([torch.randint(-8, n - 48, (patches,)) for n in (225, 270, 225)], 1).cuda()
     index, ones = torch.zeros(patches, dtype=torch.int64).cuda(), torch.ones(1, 2).double().cuda()
@@ -115,13 +122,13 @@ def _cut(patches: int) -> tuple[Any, ...]:
     return buffer, table, start, index, flips, 0 * ones, ones, 2, size, 0.0, torch.float32
 
 
-def _merged(steps: int) -> tuple[Any, ...]:
+def _merge_args(steps: int) -> tuple[Any, ...]:
     start = torch.cartesian_prod(*[torch.arange(steps) * 14] * 3).cuda()
     weight = torch.rand(28, 28, 28).cuda()
     return normal(len(start), 2, 28, 28, 28), start, weight, (14 * steps + 14,) * 3, 0.0
 
 
-def _warped(op: str, n: int) -> tuple[Any, ...]:
+def _affine_args(op: str, n: int) -> tuple[Any, ...]:
     images, size = normal(1, 2, n, n, n), (n + 7, n, n - 5)
     matrix = torch.eye(3, 4, dtype=torch.float64, device="cuda")[None]
     matrix = matrix + 0.05 * torch.randn(1, 3, 4, dtype=torch.float64, device="cuda")
@@ -132,7 +139,7 @@ def _warped(op: str, n: int) -> tuple[Any, ...]:
 
 @contextlib.contextmanager
 def row_in_front(rows: str, blocks: Blocks) -> Iterator[None]:
-    """Let these block sizes serve everything, for a while."""
+    """Use these block sizes for everything in the context."""
     _launch.table()[rows].insert(0, {"blocks": blocks})
     _launch._blocks.cache_clear()
     try:
@@ -143,10 +150,10 @@ def row_in_front(rows: str, blocks: Blocks) -> Iterator[None]:
 
 
 def best(case: Case) -> tuple[Blocks, float] | None:
-    """The fastest of the candidates that fit and are right, and its time in ms."""
+    """The fastest candidate that fits and is correct, and its time in ms."""
     torch.manual_seed(0)
     checked, timed = case.checked(), case.timed()
-    expected = _results(OPS[case.op].reference, _doubled(checked))
+    expected = _results(OPS[case.op].reference, _to_double(checked))
     winner: tuple[Blocks, float] | None = None
     for blocks in case.options():
         with row_in_front(case.rows, blocks):
@@ -170,7 +177,7 @@ def _results(call: Callable[..., Any], args: tuple[Any, ...]) -> list[Tensor]:
     return [output] if isinstance(output, Tensor) else list(output)
 
 
-def _doubled(args: tuple[Any, ...]) -> tuple[Any, ...]:
+def _to_double(args: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
 
 
@@ -184,16 +191,16 @@ def _error(results: list[Tensor], expected: list[Tensor]) -> float:
 
 
 def put(table: dict[str, list[Blocks]], case: Case, device: str, blocks: Blocks) -> None:
-    """Put a row in front of the op's others, in place of an older one for the same."""
+    """Insert a row before the less specific ones of the op, replacing one for the same sizes."""
     row = {"device": device, "dtype": case.dtype, "up_to": case.up_to, "blocks": blocks}
     same = [{**row, "blocks": old["blocks"]} == old for old in table[case.rows]]
     rows = [old for old, known in zip(table[case.rows], same, strict=True) if not known]
-    place = max((i + 1 for i, old in enumerate(rows) if _tighter(old, row)), default=0)
+    place = max((i + 1 for i, old in enumerate(rows) if _more_specific(old, row)), default=0)
     table[case.rows] = [*rows[:place], row, *rows[place:]]
 
 
-def _tighter(old: Blocks, new: Blocks) -> bool:
-    """Whether an older row of the same device must stay ahead, as it serves fewer sizes."""
+def _more_specific(old: Blocks, new: Blocks) -> bool:
+    """Whether an older row of the same device must stay first, as it matches fewer sizes."""
     if old.get("device") != new["device"] or old.get("dtype") != new["dtype"]:
         return False
     far = float("inf")
@@ -204,7 +211,7 @@ def _tighter(old: Blocks, new: Blocks) -> bool:
 
 
 def write(table: dict[str, list[Blocks]], path: Path) -> None:
-    """The table, one row a line."""
+    """Write the table with one row per line."""
     ops = []
     for op, rows in table.items():
         lines = ",\n".join(f"    {json.dumps(row)}" for row in rows)

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from cmrfast.ops import same_conv2d
+from cmrfast.models.kernels import same_conv2d
+from cmrfast.models.kernels.same_conv2d import same_conv2d_op
 from cmrfast.ops._op import OPS
-from cmrfast.ops.same_conv2d import same_conv2d_op
 from tests.support.convolutions import assert_refused, both, close, exported
 
 

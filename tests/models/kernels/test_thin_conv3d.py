@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from cmrfast.ops import thin_conv3d
+from cmrfast.models.kernels import thin_conv3d
 from cmrfast.ops._op import OPS
 from tests.support.convolutions import assert_refused, both, close, exported
 

@@ -1,4 +1,4 @@
-"""Convolutions of 3 x 3 x 3 voxels between few channels, with a leaky ReLU behind."""
+"""3 x 3 x 3 convolution between few channels, followed by a leaky ReLU."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,24 +8,26 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.grad import conv3d_weight
 
-from cmrfast.ops._check import cpu_kernel_serves, require_floating, require_one_device
+from cmrfast.models.kernels._dispatch import use_cpu_kernel
+from cmrfast.ops._check import require_floating, require_one_device
 from cmrfast.ops._op import define
 
 
 def thin_conv3d(x: Tensor, weight: Tensor, bias: Tensor, *, slope: float = 1.0) -> Tensor:
-    """Convolution with zeros beyond the border, then a leaky ReLU.
+    """Convolution with zero padding, then a leaky ReLU.
 
-    For up to some 50 channels on a CPU, where torch's own convolution reaches a fraction of what
-    the processor can do. Halves, other devices, autocast and export get torch's.
+    For up to about 50 channels on the CPU, where PyTorch's convolution reaches only a fraction of
+    the processor's peak. Half precision, other devices, autocast and export run
+    ``torch.nn.functional.conv3d``.
 
     Args:
         x: (B, C, D, H, W).
         weight: (O, C, 3, 3, 3).
         bias: (O,).
-        slope: of the leaky ReLU below 0, positive; 1 leaves it out.
+        slope: negative slope of the leaky ReLU, > 0; 1 for none.
 
     Returns:
-        (B, O, D, H, W). An infinite voxel makes NaN of sums that it is close to.
+        (B, O, D, H, W). An infinite voxel gives NaN in nearby outputs too: the transforms subtract.
 
     Example:
         >>> ones = torch.ones(1, 1, 3, 3, 3)
@@ -45,11 +47,11 @@ def thin_conv3d(x: Tensor, weight: Tensor, bias: Tensor, *, slope: float = 1.0) 
         raise ValueError(f"thin_conv3d: bias must be ({weight.shape[0]},); got {tuple(bias.shape)}")
     if not slope > 0:
         raise ValueError(f"thin_conv3d: slope must be positive; got {slope}")
-    if not cpu_kernel_serves(x, weight, bias):
+    if not use_cpu_kernel(x, weight, bias):
         out = F.conv3d(x, weight, bias, padding=1)
         return out if slope == 1 else F.leaky_relu(out, slope)
-    found: Tensor = thin_conv3d_op(x, weight, bias, slope)
-    return found
+    output: Tensor = thin_conv3d_op(x, weight, bias, slope)
+    return output
 
 
 def _reference(x: Tensor, weight: Tensor, bias: Tensor, slope: float) -> Tensor:
@@ -57,18 +59,21 @@ def _reference(x: Tensor, weight: Tensor, bias: Tensor, slope: float) -> Tensor:
 
 
 def _backward(
-    inputs: Sequence[Any], outputs: tuple[Tensor, ...], grad: Tensor, needed: Sequence[bool]
+    inputs: Sequence[Any],
+    outputs: tuple[Tensor, ...],
+    grad: Tensor,
+    needs_input_grad: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
     x, weight, bias, slope = inputs
-    if slope != 1:  # the output has the sign of what went into the leaky ReLU
+    if slope != 1:  # a leaky ReLU keeps the sign, so the output tells where its input was positive
         grad = torch.where(outputs[0] > 0, grad, slope * grad)
-    to_x = to_weight = to_bias = None
-    if needed[0]:
+    grad_x = grad_weight = grad_bias = None
+    if needs_input_grad[0]:
         mirrored = weight.flip(2, 3, 4).transpose(0, 1)
-        to_x = thin_conv3d_op(grad, mirrored, bias.new_zeros(x.shape[1]), 1.0)
-    if needed[1] or needed[2]:
-        to_weight, to_bias = thin_conv3d_backward_op(grad, x)
-    return to_x, to_weight, to_bias, None
+        grad_x = thin_conv3d_op(grad, mirrored, bias.new_zeros(x.shape[1]), 1.0)
+    if needs_input_grad[1] or needs_input_grad[2]:
+        grad_weight, grad_bias = thin_conv3d_backward_op(grad, x)
+    return grad_x, grad_weight, grad_bias, None
 
 
 def _backward_reference(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,6 +91,7 @@ thin_conv3d_op = define(
     backward=_backward,
     gradients=(0, 1, 2),
     saves_output=True,
+    of=(),
     cpu_only=True,
 )
 
@@ -96,6 +102,6 @@ thin_conv3d_backward_op = define(
         x.new_empty(grad.shape[1], x.shape[1], 3, 3, 3),
         x.new_empty(grad.shape[1]),
     ),
-    serves="thin_conv3d",
+    of=(),
     cpu_only=True,
 )

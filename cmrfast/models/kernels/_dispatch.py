@@ -1,0 +1,19 @@
+"""When a convolution runs a kernel of ours instead of PyTorch's."""
+
+import torch
+from torch import Tensor
+
+
+def use_cpu_kernel(*tensors: Tensor) -> bool:
+    """Whether all tensors are on the CPU, of one of the dtypes that the kernels compute in.
+
+    The one check of a device beside the dispatcher: elsewhere, and under autocast or export, the
+    caller uses PyTorch's convolution itself, whose own gradient, memory formats and fusion a custom
+    op would hide.
+    """
+    if torch.compiler.is_exporting() or torch.is_autocast_enabled("cpu"):
+        return False
+    dtype = tensors[0].dtype
+    if dtype not in (torch.float32, torch.float64):
+        return False
+    return all(t.device.type == "cpu" and t.dtype == dtype for t in tensors)

@@ -1,0 +1,19 @@
+// The options of the ops as their schemas number them, for CPU and CUDA kernels. No torch header:
+// nvcc includes this.
+#pragma once
+
+#include <cstdint>
+
+namespace cmrfast {
+
+// How a sample is taken; ties go to the even voxel, or half up.
+enum class Mode : int32_t { kLinear = 0, kNearestEven = 1, kNearestUp = 2 };
+
+// What is outside the image: zeros, the nearest voxel, or the nearest voxel up to half a voxel
+// beyond the outer centres and then the fill value.
+enum class Border : int32_t { kZeros = 0, kClamp = 1, kClampHalf = 2 };
+
+// What turns logits into probabilities.
+enum class Activation : int32_t { kSoftmax = 0, kSigmoid = 1, kNone = 2 };
+
+}  // namespace cmrfast

@@ -1,0 +1,111 @@
+"""Every op has all that an op needs: samples, GPU kernels, a block size, a page, a benchmark."""
+
+import ast
+import json
+from dataclasses import replace
+
+import pytest
+
+from cmrfast.ops._op import OPS, Op
+from tests.support.op_samples import SAMPLES
+from tests.support.paths import ROOT
+
+TRITON = ROOT / "cmrfast/ops/triton"
+#: Ops whose kernels have no block size to tune.
+FIXED_BLOCKS = {"label_faults"}
+#: Ops that share the rows of another.
+SHARED_ROWS = {"merge_add": "merge_patches"}
+
+
+def registered_kernels() -> set[str]:
+    """Names that the Triton sources register, read without importing Triton."""
+    names = set()
+    for source in TRITON.glob("[a-z]*.py"):
+        for node in ast.walk(ast.parse(source.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                names |= {
+                    ast.literal_eval(call.args[0])
+                    for call in node.decorator_list
+                    if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "register"
+                }
+    return names
+
+
+def bound_kernels() -> set[str]:
+    """Names that the CUDA bindings implement."""
+    sources = "".join(f.read_text() for f in (ROOT / "csrc/cuda").glob("bind_*.cpp"))
+    return {line.split('"')[1] for line in sources.splitlines() if "m.impl(" in line}
+
+
+def workloads() -> dict[str, str]:
+    """Public op to builder, read without importing the benchmarks' peers."""
+    tree = ast.parse((ROOT / "benchmarks/workloads/__init__.py").read_text())
+    table = next(
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") == "MEASURES"
+    )
+    return {ast.literal_eval(k): v.id for k, v in zip(table.keys, table.values, strict=True)}
+
+
+def builders() -> str:
+    """The source of the tables that the benchmarks run."""
+    text = (ROOT / "benchmarks/workloads/__init__.py").read_text()
+    return (
+        text.partition("WORKLOADS: ")[2].partition("MEASURES: ")[0]
+        + (text.partition("LOADING: ")[2])
+    )
+
+
+def gaps(op: Op) -> list[str]:
+    """What an op lacks."""
+    rows = json.loads((TRITON / "configs.json").read_text())
+    docs = (ROOT / "docs/api/ops.md").read_text().split()
+    measured = workloads()
+    missing = []
+    if op.name not in SAMPLES:
+        missing.append("samples in tests/support/op_samples.py")
+    if not op.cpu_only:
+        if op.name not in bound_kernels():
+            missing.append("a CUDA kernel, registered in csrc/cuda/bind_*.cpp")
+        if op.name not in registered_kernels():
+            missing.append("a Triton kernel in cmrfast/ops/triton")
+        if op.name not in FIXED_BLOCKS and SHARED_ROWS.get(op.name, op.name) not in rows:
+            missing.append("rows in cmrfast/ops/triton/configs.json")
+    for public in op.of:
+        if f"cmrfast.ops.{public}.{public}" not in docs:
+            missing.append(f"{public} in docs/api/ops.md")
+        if public not in measured or measured[public] not in builders():
+            missing.append(f"{public} in benchmarks/workloads")
+    return missing
+
+
+@pytest.mark.parametrize("op", OPS.values(), ids=lambda op: op.name)
+def test_an_op_has_all_that_it_needs(op):
+    assert gaps(op) == []
+
+
+def test_nothing_is_left_of_an_op_that_is_gone():
+    expected = {name for name, op in OPS.items() if not op.cpu_only}
+    assert set(SAMPLES) == set(OPS)
+    assert registered_kernels() == bound_kernels() == expected
+    assert set(workloads()) == {name for op in OPS.values() for name in op.of}
+
+
+def test_a_made_up_op_lacks_everything():
+    made_up = replace(OPS["nt_xent"], name="shear_fields", of=("shear_fields",))
+    assert [gap.split()[0] for gap in gaps(made_up)] == [
+        *("samples", "a", "a", "rows"),
+        *("shear_fields", "shear_fields"),
+    ]
+
+
+def test_a_made_up_private_op_lacks_only_samples():
+    made_up = replace(OPS["same_conv2d"], name="shear_kernel")
+    assert gaps(made_up) == ["samples in tests/support/op_samples.py"]
+
+
+@pytest.mark.parametrize("place", ["benchmarks/workloads", "docs/api/ops.md"])
+def test_a_public_function_without_an_entry_is_seen(place):
+    extended = replace(OPS["nt_xent"], of=("nt_xent", "shear_fields"))
+    assert f"shear_fields in {place}" in gaps(extended)

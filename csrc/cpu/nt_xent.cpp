@@ -167,20 +167,24 @@ struct Sweep {
 #pragma omp simd reduction(max : max)
     for (int64_t j = 0; j < M; ++j) max = row[j] > max ? row[j] : max;
     const T factor = static_cast<T>(inverse_temperature);
-    T sum = 0;
-#pragma omp simd reduction(+ : sum)
+    // The terms at the maximum are exactly 1. Counted apart, they do not round off the others,
+    // which are all that remains of the loss of a well separated pair.
+    T at_max = 0, others = 0;
+#pragma omp simd reduction(+ : at_max, others)
     for (int64_t j = 0; j < M; ++j) {
-      const T e = simd::exp_nonpositive((row[j] - max) * factor);
+      const T below = row[j] - max;
+      const T e = simd::exp_nonpositive(below * factor);
       row[j] = e;
-      sum += e;
+      at_max += below == 0 ? T{1} : T{0};
+      others += below == 0 ? T{0} : e;
     }
-    losses[first + i] = std::log(static_cast<double>(sum)) +
-                        (static_cast<double>(max) - positive) * inverse_temperature;
+    const double sum = static_cast<double>(at_max) + others;
+    losses[first + i] = std::log(sum) + (static_cast<double>(max) - positive) * inverse_temperature;
     if (!gradients) return;
-    const T scale = static_cast<T>(inverse_temperature / static_cast<double>(N));
-    const T weight = valid ? scale / sum : std::numeric_limits<T>::quiet_NaN();
+    const double scale = inverse_temperature / static_cast<double>(N);
+    const T weight = valid ? static_cast<T>(scale / sum) : std::numeric_limits<T>::quiet_NaN();
     for (int64_t j = 0; j < M; ++j) row[j] *= weight;
-    if (valid) row[target] -= scale;
+    if (valid) row[target] -= static_cast<T>(scale);
   }
 
   void gradient_of_anchors(int64_t first, int64_t begin, int64_t end, T* grad) {

@@ -22,7 +22,7 @@ from cmrfast import methods
 from cmrfast.data.datasets import open_dataset
 from cmrfast.data.phantom import write_phantoms
 from cmrfast.infer import sliding_window
-from cmrfast.methods import Feed, Method, Task
+from cmrfast.methods import AnyMethod, AnyTask, Feed
 from cmrfast.models import MODELS
 from cmrfast.models.new_lesions import fold
 from cmrfast.train.network import Network
@@ -48,11 +48,11 @@ class Job:
     recipe: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def method(self) -> Method[Any, Any, Any]:
+    def method(self) -> AnyMethod:
         """The method's record."""
         return methods.get(self.name)
 
-    def task(self) -> tuple[Task[Any, Any, Any], Feed]:
+    def task(self) -> tuple[AnyTask, Feed]:
         """The method's task and its feed."""
         method = self.method
         config, recipe = method.configure({**self.config, **self.recipe})
@@ -159,9 +159,7 @@ def slice_inference(job: Job) -> Case:
     return Case(ways, flops=counter.get_total_flops(), tolerance=1e-3)
 
 
-def _steps(
-    job: Job, task: Task[Any, Any, Any], model: nn.Module, other: nn.Module
-) -> tuple[plain.Step, ...]:
+def _steps(job: Job, task: AnyTask, model: nn.Module, other: nn.Module) -> tuple[plain.Step, ...]:
     ranks = Ranks()
     network = Network(model, model, job.method.inputs, ranks.device)
     update = Update(job.method, task.config, task.recipe, network, ranks)
@@ -173,7 +171,7 @@ def _steps(
     return ours, plain.training_step(job.name, other, task.recipe, inputs)
 
 
-def _first_epoch(task: Task[Any, Any, Any]) -> int:
+def _first_epoch(task: AnyTask) -> int:
     """From which on all parts of a method learn: its adversary joins late."""
     return int(getattr(task.recipe, "pretrain_epochs", 0))
 

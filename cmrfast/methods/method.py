@@ -143,6 +143,11 @@ class Method(Generic[ModelT, ConfigT, RecipeT]):
         return override_fields(config, changes), override_fields(recipe, changes)
 
 
+#: A method, or a task, whatever its network, Config and Recipe are.
+AnyMethod = Method[Any, Any, Any]
+AnyTask = Task[Any, Any, Any]
+
+
 def override_fields(values: Dataclass, changes: Mapping[str, Any]) -> Dataclass:
     """A dataclass with those of the changes that are fields of it."""
     own = {item.name for item in fields(values)}

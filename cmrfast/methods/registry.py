@@ -1,13 +1,12 @@
 """Methods by name; a method's modules are imported when it is asked for."""
 
 from importlib import import_module
-from typing import Any
 
-from cmrfast.methods.method import Method
+from cmrfast.methods.method import AnyMethod
 from cmrfast.models import MODELS
 
 
-def get(name: str) -> Method[Any, Any, Any]:
+def get(name: str) -> AnyMethod:
     """The record of a method.
 
     Args:
@@ -15,5 +14,5 @@ def get(name: str) -> Method[Any, Any, Any]:
     """
     if name not in MODELS:
         raise ValueError(f"method must be one of {', '.join(MODELS)}; got {name!r}")
-    method: Method[Any, Any, Any] = import_module(f"cmrfast.methods.{name}").METHOD
+    method: AnyMethod = import_module(f"cmrfast.methods.{name}").METHOD
     return method

@@ -15,7 +15,7 @@ from cmrfast.data.datasets import open_dataset
 from cmrfast.data.datasets.case import Case
 from cmrfast.data.nifti import write_nifti
 from cmrfast.errors import FileError
-from cmrfast.methods import Prediction, Task
+from cmrfast.methods import AnyTask, Prediction
 from cmrfast.train.ranks import process_group
 from cmrfast.train.run import Run
 
@@ -131,7 +131,7 @@ def find_cases(
             yield case
 
 
-def _with_less_memory(task: Task[Any, Any, Any], model: nn.Module, case: Case) -> Prediction:
+def _with_less_memory(task: AnyTask, model: nn.Module, case: Case) -> Prediction:
     while True:
         try:
             with torch.inference_mode():

@@ -2,16 +2,19 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from cmrfast.methods import Batch, Method
+from cmrfast.methods import AnyMethod, Batch
 from cmrfast.train.norm import sync_batch_norms
 from cmrfast.train.plan import TrainOptions
 from cmrfast.train.ranks import Ranks
 from cmrfast.train.shard import shard
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 _HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -52,7 +55,7 @@ class Network:
 
 
 def build_network(
-    method: Method[Any, Any, Any], config: Any, options: TrainOptions, ranks: Ranks
+    method: AnyMethod, config: "DataclassInstance", options: TrainOptions, ranks: Ranks
 ) -> Network:
     """The method's network with weights drawn from the seed."""
     precision = options.precision or _default_precision(ranks.device)

@@ -4,13 +4,16 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from cmrfast.data.cache import Cache
 from cmrfast.data.datasets import Split, open_dataset, split_by_patient
 from cmrfast.errors import FileError
-from cmrfast.methods import Method
+from cmrfast.methods import AnyMethod
 from cmrfast.models.recipe import Recipe
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Compiled = Literal["no", "default", "graphs"]
 
@@ -101,7 +104,7 @@ class Plan:
 
 
 def choose_split(
-    method: Method[Any, Any, Any],
+    method: AnyMethod,
     data: str | os.PathLike[str],
     recipe: Recipe,
     seed: int,
@@ -129,7 +132,7 @@ def choose_split(
     raise FileError("; ".join(refused))
 
 
-def fields_as_json(values: Any) -> dict[str, Any]:
+def fields_as_json(values: "DataclassInstance") -> dict[str, Any]:
     """The fields of a Config or Recipe as they come back from JSON, tuples as lists."""
     stored: dict[str, Any] = json.loads(json.dumps(asdict(values)))
     return stored

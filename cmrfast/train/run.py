@@ -2,10 +2,10 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -16,9 +16,13 @@ from cmrfast.data.cache import Cache
 from cmrfast.data.datasets import Split, open_dataset
 from cmrfast.data.datasets.case import Case
 from cmrfast.errors import CheckpointError, FileError
-from cmrfast.methods import Method, Task
+from cmrfast.methods import AnyMethod, AnyTask
+from cmrfast.models.recipe import Recipe
 from cmrfast.train.checkpoint import Checkpoint, CheckpointFolder, load_checkpoint
 from cmrfast.train.plan import Plan
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 _FILE = "run.json"
 
@@ -28,7 +32,7 @@ class Run:
 
     ::
 
-        run.json       the plan, where the data lay, what was fitted, versions
+        run.json       the plan, where the data is, what was fitted, versions
         log.jsonl      one line per optimiser step
         checkpoints/   the newest two and the best
     """
@@ -72,23 +76,23 @@ class Run:
             raise FileError(f"save_run: {self.path}: {error.strerror or error}") from error
 
     @property
-    def method(self) -> Method[Any, Any, Any]:
+    def method(self) -> AnyMethod:
         """The method's record."""
         return methods.get(self.plan.method)
 
     @property
-    def config(self) -> Any:
+    def config(self) -> "DataclassInstance":
         """The network's ``Config``."""
-        return _from_json(self.method.config, self.plan.config)
+        config: DataclassInstance = _from_json(self.method.config, self.plan.config)
+        return config
 
     @property
-    def recipe(self) -> Any:
+    def recipe(self) -> Recipe:
         """The training's ``Recipe``."""
-        return _from_json(self.method.recipe, self.plan.recipe)
+        recipe: Recipe = _from_json(self.method.recipe, self.plan.recipe)
+        return recipe
 
-    def task(
-        self, *, device: torch.device | str = "cpu", cache: Cache | None = None
-    ) -> Task[Any, Any, Any]:
+    def task(self, *, device: torch.device | str = "cpu", cache: Cache | None = None) -> AnyTask:
         """The method's task, with what training fitted."""
         return self.method.task(self.config, self.recipe, self.fitted, device=device, cache=cache)
 
@@ -97,7 +101,7 @@ class Run:
 
         Args:
             part: train, validate, test or all.
-            data: root of the data set; default where it lay in training.
+            data: root of the data set; default where it was in training.
         """
         dataset = open_dataset(self.plan.layout, data or self.data)
         if part == "all":
@@ -136,6 +140,6 @@ def versions() -> dict[str, str]:
     }
 
 
-def _from_json(kind: Any, values: Mapping[str, Any]) -> Any:
+def _from_json(kind: Callable[..., Any], values: Mapping[str, Any]) -> Any:
     """A dataclass from JSON, whose lists were tuples."""
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

@@ -14,7 +14,7 @@ from cmrfast.data.datasets import open_dataset
 from cmrfast.data.loading import Prefetch
 from cmrfast.data.random import uniforms
 from cmrfast.errors import CheckpointError, NotFiniteError
-from cmrfast.methods import Batch, Method, Row, Task
+from cmrfast.methods import AnyMethod, AnyTask, Batch, Row
 from cmrfast.train.checkpoint import Checkpoint
 from cmrfast.train.guard import Stop, all_finite, catch_signals, first_not_finite
 from cmrfast.train.log import Log, Pace
@@ -73,7 +73,7 @@ class Trainer:
 
     def __init__(
         self,
-        method: Method[Any, Any, Any],
+        method: AnyMethod,
         data: str | os.PathLike[str],
         out: str | os.PathLike[str],
         changes: Mapping[str, Any],
@@ -90,7 +90,7 @@ class Trainer:
         )
         cases = list(open_dataset(layout, data).subset(split.train))
 
-        def task(fitted: Mapping[str, Any] | None) -> Task[Any, Any, Any]:
+        def task(fitted: Mapping[str, Any] | None) -> AnyTask:
             return method.task(
                 config, self.recipe, fitted, device=ranks.device, cache=options.cache
             )

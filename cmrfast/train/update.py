@@ -1,16 +1,20 @@
 """One optimiser step: gradients of a batch, averaged over ranks, applied."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from cmrfast.methods import Batch, Method
+from cmrfast.methods import AnyMethod, Batch
+from cmrfast.models.recipe import Recipe
 from cmrfast.train.micro_batch import Backward
 from cmrfast.train.network import Network
 from cmrfast.train.ranks import Ranks
 from cmrfast.train.shard import load_whole_state, whole_state
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 class Update:
@@ -26,9 +30,9 @@ class Update:
 
     def __init__(
         self,
-        method: Method[Any, Any, Any],
-        config: Any,
-        recipe: Any,
+        method: AnyMethod,
+        config: "DataclassInstance",
+        recipe: Recipe,
         network: Network,
         ranks: Ranks,
     ) -> None:

@@ -1,4 +1,4 @@
-"""The five methods as a user would write them: plain torch layers, losses of torch and MONAI."""
+"""The five methods as a user would write them: layers of PyTorch, losses of PyTorch and MONAI."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -15,39 +15,39 @@ Step = Callable[[Batch], dict[str, Tensor]]
 
 
 def network(model: nn.Module) -> nn.Module:
-    """A copy with the same weights, every layer as the papers' code or torch has it."""
+    """Copy a model with the same weights, its layers replaced by those of PyTorch."""
     plain = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
     for parent in list(plain.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, siamese_lesion.ResponseNorm):
                 setattr(parent, name, nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=2.0))
-        if type(parent) in _LAYERS:  # the same parameters, another forward
+        if type(parent) in _LAYERS:  # keeps the parameters, replaces forward
             parent.__class__ = _LAYERS[type(parent)]
     return plain
 
 
-class _Pair(adversarial_transfer.Pair):
+class _DoubleConv(adversarial_transfer.DoubleConv):
     def forward(self, x: Tensor, coarse: Tensor | None = None) -> Tensor:
-        return F.relu(self.second(F.relu(self.first(_joined(x, coarse)))))
+        return F.relu(self.second(F.relu(self.first(_upsample_and_concat(x, coarse)))))
 
 
 class _Residual(adversarial_transfer.Residual):
     def forward(self, x: Tensor, coarse: Tensor | None = None) -> Tensor:
-        x = _joined(x, coarse)
+        x = _upsample_and_concat(x, coarse)
         return F.relu(self.second(F.relu(self.first(x)))) + F.relu(self.skip(x))
 
 
-def _joined(x: Tensor, coarse: Tensor | None) -> Tensor:
+def _upsample_and_concat(x: Tensor, coarse: Tensor | None) -> Tensor:
     return x if coarse is None else torch.cat((F.interpolate(coarse, scale_factor=2), x), 1)
 
 
 class _StdConv(transunet.StdConv):
-    def standardised(self) -> Tensor:
+    def standardised_weight(self) -> Tensor:
         variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), keepdim=True, unbiased=False)
         return (self.weight - mean) / torch.sqrt(variance + 1e-5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.standardised(), None, self.stride, self.padding)
+        return F.conv2d(x, self.standardised_weight(), None, self.stride, self.padding)
 
 
 class _ResNet(transunet.ResNet):
@@ -56,7 +56,7 @@ class _ResNet(transunet.ResNet):
 
 
 _LAYERS: dict[type, type] = {
-    adversarial_transfer.Pair: _Pair,
+    adversarial_transfer.DoubleConv: _DoubleConv,
     adversarial_transfer.Residual: _Residual,
     blocks.SameConv2d: nn.Conv2d,
     new_lesions.Conv: nn.Conv3d,
@@ -66,7 +66,7 @@ _LAYERS: dict[type, type] = {
 
 
 def siamese_lesion_loss(outputs: Batch, batch: Batch, config: Any) -> Tensor:
-    """Cross entropy of the classes, and of the pairs by cosine."""
+    """Cross entropy of the classes, plus that of the pairs by cosine similarity."""
     a, c = F.normalize(outputs["t1"]), F.normalize(outputs["lge"])
     pairing = F.cross_entropy(a @ c.T / config.temperature, torch.arange(len(a)))
     return F.cross_entropy(outputs["logits"], batch["labels"]) + pairing
@@ -86,7 +86,7 @@ def joint_scar_loss(outputs: Batch, batch: Batch, config: Any) -> Tensor:
 
 
 def joint_registration_loss(outputs: Batch, batch: Batch, config: Any) -> Tensor:
-    """MONAI's Dice + cross entropy of both segmentations, and of masks that grid_sample warped."""
+    """MONAI's Dice + cross entropy of both segmentations and of masks warped by grid_sample."""
     from monai.losses import DiceCELoss, DiceLoss
 
     options = {"include_background": False, "batch": True, "smooth_nr": 1e-5, "smooth_dr": 1e-5}
@@ -103,7 +103,7 @@ def joint_registration_loss(outputs: Batch, batch: Batch, config: Any) -> Tensor
 
 
 def new_lesions_loss(outputs: Batch, batch: Batch, config: Any) -> Tensor:
-    """MONAI's Dice with classes as space, for one ratio over all of them, negative."""
+    """MONAI's Dice, negative; classes are flattened into space for a single ratio."""
     from monai.losses import DiceLoss
 
     loss = DiceLoss(sigmoid=True, batch=True, smooth_nr=2e-5, smooth_dr=1e-5)
@@ -112,7 +112,7 @@ def new_lesions_loss(outputs: Batch, batch: Batch, config: Any) -> Tensor:
 
 
 def adversarial_transfer_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """0.9 cross entropy + 0.1 Dice of batch and classes together."""
+    """0.9 · cross entropy + 0.1 · Dice loss over batch and classes together."""
     labels = labels.long()
     masks = F.one_hot(labels, logits.shape[1]).movedim(-1, 1)
     p = logits.softmax(1)
@@ -129,13 +129,13 @@ _LOSSES = {
 
 
 def training_step(name: str, model: nn.Module, recipe: Any, inputs: tuple[str, ...]) -> Step:
-    """Forward, loss, backward and Adam, as a loop of one's own has them.
+    """Return a training step as in a hand-written loop: forward, loss, backward, Adam.
 
     Args:
-        name: of the method.
+        name: name of the method.
         model: from ``network``, in training mode.
-        recipe: its learning rate and weight decay are used.
-        inputs: keys of a batch that the network takes.
+        recipe: provides the learning rate and the weight decay.
+        inputs: keys of a batch that the network takes as arguments.
     """
     if name == "adversarial_transfer":
         return _adversarial_step(model, recipe)
@@ -152,7 +152,7 @@ def training_step(name: str, model: nn.Module, recipe: Any, inputs: tuple[str, .
 
 
 def _adversarial_step(model: Any, recipe: Any) -> Step:
-    """Algorithm 1; the discriminator's predictions serve the generator too, as is usual."""
+    """The paper's Algorithm 1; one generator pass serves both networks, as is usual."""
     config, generator, discriminator = model.config, model.generator, model.discriminator
     adam = [
         torch.optim.Adam(part.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
@@ -160,7 +160,7 @@ def _adversarial_step(model: Any, recipe: Any) -> Step:
     ]
     kernels = [m.weight for m in discriminator.modules() if isinstance(m, nn.Conv2d)]
 
-    def scored(masks: Tensor, images: Tensor, true: bool) -> Tensor:
+    def bce(masks: Tensor, images: Tensor, true: bool) -> Tensor:
         scores = discriminator(masks, images)
         return F.binary_cross_entropy_with_logits(scores, torch.full_like(scores, float(true)))
 
@@ -168,23 +168,23 @@ def _adversarial_step(model: Any, recipe: Any) -> Step:
         images = torch.cat((batch["images"], batch["pseudo_images"]))
         labels = torch.cat((batch["labels"], batch["pseudo_labels"])).long()
         logits = generator(images)
-        told = 0
+        disc_loss = 0
         true = F.one_hot(labels, config.classes).movedim(-1, 1).float()
         for masks, target in ((true, True), (logits.detach().softmax(1), False)):
             adam[1].zero_grad()
-            part = scored(masks, images, target)
+            part = bce(masks, images, target)
             decay = sum(kernel.square().sum() for kernel in kernels)
             (part + config.disc_l2 * decay).backward()
             adam[1].step()
-            told = told + part.detach()
+            disc_loss = disc_loss + part.detach()
         adam[0].zero_grad()
-        deceived = scored(logits.softmax(1), images, True)
+        adversarial_loss = bce(logits.softmax(1), images, True)
         count, w = len(batch["images"]), config.individual_weight
-        own = adversarial_transfer_loss(logits[:count], labels[:count])
-        borrowed = adversarial_transfer_loss(logits[count:], labels[count:])
-        loss = w * own + (1 - w) * borrowed + config.adversarial_weight * deceived
+        own_loss = adversarial_transfer_loss(logits[:count], labels[:count])
+        pseudo_loss = adversarial_transfer_loss(logits[count:], labels[count:])
+        loss = w * own_loss + (1 - w) * pseudo_loss + config.adversarial_weight * adversarial_loss
         loss.backward()
         adam[0].step()
-        return {"loss": loss.detach(), "discriminator": told}
+        return {"loss": loss.detach(), "discriminator": disc_loss}
 
     return step

@@ -1,4 +1,4 @@
-"""The networks of five published methods, by name; a module is imported when it is asked for."""
+"""The networks of five published methods by name; a module is imported on first use."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MODELS", "build"]
 
-#: The only list of methods: name → class of the network in ``cmrfast.models.<name>``.
+#: The only list of methods: name → network class in ``cmrfast.models.<name>``.
 _CLASSES = {
     "siamese_lesion": "SiameseLesion",
     "joint_scar": "JointScar",
@@ -31,23 +31,23 @@ class _Models(Mapping[str, "type[nn.Module]"]):
     def __len__(self) -> int:
         return len(_CLASSES)
 
-    def __contains__(self, name: object) -> bool:  # the inherited one would import the module
+    def __contains__(self, name: object) -> bool:  # Mapping's own would import the module
         return name in _CLASSES
 
 
-#: The main class of every method by the method's name; reading the names imports no torch.
+#: The network class of each method by name; reading the names does not import torch.
 MODELS: "Mapping[str, type[nn.Module]]" = _Models()
 
 
 def build(name: str, **changes: Any) -> "nn.Module":
-    """A method's network as published, or with some fields of its ``Config`` changed.
+    """Build a method's network as published, or with some fields of its ``Config`` changed.
 
     Args:
         name: a key of ``MODELS``.
-        changes: fields of the method's ``Config``.
+        changes: new values of fields of the method's ``Config``.
 
     Returns:
-        The network, its parameters drawn from torch's global random state.
+        The network, initialised from torch's global random state.
 
     Example:
         >>> model = build("siamese_lesion", variant="siamese")

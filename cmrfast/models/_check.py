@@ -1,4 +1,4 @@
-"""What the models ask of their arguments, in one wording."""
+"""Argument checks that the models share, so that all report an error in the same words."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,7 +10,7 @@ from cmrfast.ops._check import kind, require_floating, require_one_device, value
 
 
 def require_option(model: str, field: str, value: object, options: Sequence[object]) -> None:
-    """Raise unless a field of a Config has one of the values it may have."""
+    """Raise unless a field of a Config has one of the allowed values."""
     if value not in options:
         names = ", ".join(map(str, options))
         raise ValueError(f"{model}: {field} must be one of {names}; got {value!r}")
@@ -24,14 +24,14 @@ def require_images(
     multiple: int = 1,
     size: int | None = None,
 ) -> None:
-    """Raise unless all images are finite, floating, alike and of a shape that the model takes.
+    """Raise unless the images are finite floating tensors of one shape, which the model accepts.
 
     Args:
-        model: who asks.
-        images: (B, 1, *S) each, by the name of the argument.
+        model: name of the model, for the message.
+        images: (B, 1, *S) each, by argument name.
         axes: number of space axes.
-        multiple: what every space axis must be divisible by.
-        size: length of every space axis, where only one will do.
+        multiple: every space axis must be divisible by it.
+        size: required length of every space axis; None for any.
     """
     space = ", ".join(["S" if size is None else str(size)] * axes)
     first, *others = images
@@ -56,15 +56,15 @@ def require_images(
 
 
 def require_finite(model: str, name: str, image: Tensor) -> None:
-    """Raise if values can be read and one of them is not a finite number."""
-    # A sum is finite only if all its terms are; the terms are counted to name the fault.
+    """Raise if the values can be read and one of them is NaN or infinite."""
+    # The sum is finite only if all its terms are: one pass unless there is an error to report.
     if values_readable(image) and not torch.isfinite(image.detach().sum(dtype=torch.float64)):
-        wrong = int((~image.isfinite()).sum())
-        raise NotFiniteError(f"{model}: {name} must be finite; got {wrong} NaN or infinite values")
+        count = int((~image.isfinite()).sum())
+        raise NotFiniteError(f"{model}: {name} must be finite; got {count} NaN or infinite values")
 
 
 def require_batch(model: str, batch: Mapping[str, Tensor], *names: str) -> None:
-    """Raise unless the batch holds what the loss needs."""
+    """Raise unless the batch has the entries that the loss needs."""
     missing = [name for name in names if name not in batch]
     if missing:
         got = ", ".join(sorted(batch)) or "nothing"
@@ -72,7 +72,7 @@ def require_batch(model: str, batch: Mapping[str, Tensor], *names: str) -> None:
 
 
 def require_labels(model: str, name: str, labels: Tensor, shape: Sequence[int], k: int) -> None:
-    """Raise unless labels are integers 0 to k - 1 of the given shape."""
+    """Raise unless labels are integers from 0 to k - 1 and have the given shape."""
     if labels.is_floating_point() or labels.is_complex():
         raise TypeError(f"{model}: {name} must be integers; got {kind(labels)}")
     if tuple(labels.shape) != tuple(shape):

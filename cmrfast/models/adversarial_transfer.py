@@ -1,31 +1,34 @@
-"""Segmentation of LGE images against an adversary, with masks borrowed from other sequences.
+"""Adversarial segmentation of LGE images, with pseudo masks from other sequences.
 
 Chen, Li, Zhang, Menze: Adversarial Convolutional Networks with Weak Domain-Transfer for
 Multi-sequence Cardiac MR Images Segmentation (2020), doi:10.1007/978-3-030-39074-7_34.
 
-In: a slice of any sequence. Out: four-class logits (background, LV, myocardium, RV). In training
-also LGE slices without annotation, each with the mask of a bSSFP or T2 slice of its place.
+Input: a slice of any sequence. Output: four-class logits (background, LV, myocardium, RV).
+Training also uses LGE slices without annotation, each with a pseudo mask: the mask of a bSSFP or T2
+slice at the same position.
 
 Where the paper is silent or differs from its authors' code:
 
-- The shapes of both networks are the code's; the residual blocks that the paper gives the
-  discriminator are not in the code (``disc="residual"``: two convolutions and a skip a level).
-- Weak transfer is the paper's: pseudo masks enter by a loss of their own of weight 0.1. The code
-  only adds them to the data.
-- The generator's adversarial term is the code's, which does not saturate; ``gan="minmax"`` is the
+- Both architectures are those of the code. It lacks the residual blocks that the paper describes in
+  the discriminator; ``disc="residual"`` has two convolutions and a skip per level.
+- Weak transfer is the paper's: pseudo masks have a loss term of their own, of weight 0.1. The code
+  only adds them to the training data.
+- The generator's adversarial loss is the code's, which does not saturate; ``gan="minmax"`` is the
   paper's equation 6.
-- One step of the generator follows each of the discriminator, as in algorithm 1; the code makes
-  two (``g_steps=2``). As in the code, the latter is two updates: true masks, then predictions.
-- While the generator learns, the discriminator's batch norms use the batch and remember nothing.
+- One generator step follows each discriminator step, as in algorithm 1; the code makes two
+  (``g_steps=2``). As in the code, a discriminator step is two updates: one on true masks, then one
+  on predictions.
+- During generator steps the discriminator's batch norms use batch statistics and do not update
+  their running statistics.
 - Variant ``u`` keeps the cross entropy: its "Dice loss" is the paper's mixture (equation 2).
 - Without pseudo masks the generator's loss is the individual-domain loss, at full weight.
-- Slices are normalised one by one (the code: a volume at once), keep their own spacing (the code:
-  480 pixels), and are cropped about what is annotated.
-- Changed copies of the crops are drawn anew in every epoch.
-- No patient who trains is tested on. The paper also learns from borrowed masks on LGE images of
-  the patients whose LGE masks it is then tested on.
-- As in the code, only the middle of a slice is segmented: further out, where no crop of an LGE
-  slice ever reached, the network takes other bright or dark parts for the heart.
+- Slices are normalised one by one (the code: per volume), keep their own spacing (the code: resized
+  to 480 pixels), and are cropped around the annotated region.
+- Augmented copies of the crops are drawn again in every epoch.
+- No training patient is tested on. The paper also trains on LGE images, with pseudo masks, of the
+  patients on whose LGE masks it is then tested.
+- As in the code, only the centre of a slice is segmented: farther out, which no training crop of an
+  LGE slice covers, the network mistakes other bright or dark structures for the heart.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -59,15 +62,15 @@ class Config:
     variant: Variant = "u_a_t"  # P 3.1: U+A+D+T, U+A+D, U+D
     gan: Gan = "nonsaturating"  # C
     disc: Disc = "plain"  # C
-    size: int = 224  # P 2: side of the discriminator's images; the generator takes any
+    size: int = 224  # P 2: side of the discriminator's images; any side for the generator
     width: int = 32  # C: channels of the generator
-    dilations: tuple[int, int, int] = (2, 4, 8)  # C: at 1/2, 1/4, 1/8 of the size; even
-    disc_widths: tuple[int, ...] = (16, 32, 64, 128)  # C
-    disc_l2: float = 0.01  # C: weight of the sum of squares of the discriminator's kernels
+    dilations: tuple[int, int, int] = (2, 4, 8)  # C: at 1/2, 1/4, 1/8 of the image size; even
+    disc_widths: tuple[int, ...] = (16, 32, 64, 128)  # C: channels of the discriminator
+    disc_l2: float = 0.01  # C: weight of the L2 penalty on the discriminator's kernels
     classes: int = 4  # P 2: background, LV, myocardium, RV
-    individual_weight: float = 0.9  # P 2: lambda of equation 4; the rest is transfer
+    individual_weight: float = 0.9  # P 2: lambda of equation 4; 1 - lambda for transfer
     adversarial_weight: float = 1.0  # P 2: equation 6
-    g_steps: int = 1  # P, algorithm 1
+    g_steps: int = 1  # P, algorithm 1: generator steps per discriminator step
 
     def __post_init__(self) -> None:
         require_option("adversarial_transfer", "variant", self.variant, get_args(Variant))
@@ -79,10 +82,10 @@ class Config:
             raise ValueError(
                 f"adversarial_transfer: g_steps must be at least 1; got {self.g_steps}"
             )
-        halved = 2 ** len(self.disc_widths)
-        if self.size < halved or self.size % halved:
+        multiple = 2 ** len(self.disc_widths)
+        if self.size < multiple or self.size % multiple:
             raise ValueError(
-                f"adversarial_transfer: size must be a multiple of {halved}; got {self.size}"
+                f"adversarial_transfer: size must be a multiple of {multiple}; got {self.size}"
             )
 
 
@@ -91,29 +94,29 @@ class Recipe(recipe.Recipe):
     """P: the paper, with its section; C: the authors' code; D: our decision.
 
     Args:
-        optimizer_g: of the generator: adam, or rmsprop with gradients clipped at 1.
-        lr_decay: the rate at optimiser step t is lr / (1 + lr_decay · t).
-        pretrain_epochs: of the epochs, the first ones, in which the generator learns alone.
-        lge_masks: training patients whose LGE masks are learned from, where all of the split's
-            train; of fewer patients in proportion, one at least.
-        slice_map: onto which LGE slice a mask is carried, see ``transfer_slices``.
-        crop_shift_px: how far four of the five crops of a slice lie off the fifth, at most.
-        copies: changed samples besides each crop as it is.
-        rotate_deg: largest angle of a copy, either way.
-        shear_rad: largest shear angle, either way.
-        zoom: smallest and largest factor of a copy's field of view, each axis its own.
-        view_px: side of the square about the middle of a slice that is segmented; 0 for all.
+        optimizer_g: the generator's optimiser: adam, or rmsprop with gradients clipped at 1.
+        lr_decay: the learning rate at optimiser step t is lr / (1 + lr_decay · t).
+        pretrain_epochs: initial epochs, in which only the generator is trained.
+        lge_masks: training patients whose LGE masks are used, if there are as many training
+            patients as in ``split``; in proportion with fewer patients, at least one.
+        slice_map: how the LGE slice of a transferred mask is chosen, see ``transfer_slices``.
+        crop_shift_px: largest shift of four of the five crops of a slice from the fifth.
+        copies: augmented samples in addition to each unchanged crop.
+        rotate_deg: largest rotation of a copy in either direction.
+        shear_rad: largest shear angle in either direction.
+        zoom: smallest and largest factor of a copy's field of view, drawn for each axis.
+        view_px: side of the central square of a slice that is segmented; 0 for the whole slice.
     """
 
     lr: float = 2e-4  # P 3
-    batch: int = 16  # P 3: of annotated slices, and as many with borrowed masks
+    batch: int = 16  # P 3: annotated slices, and as many with pseudo masks
     epochs: int = 50  # C: 30 + 20
-    optimizer_g: OptimizerG = "adam"  # P 3; the code has rmsprop in the adversarial phase
+    optimizer_g: OptimizerG = "adam"  # P 3; the code: rmsprop in the adversarial phase
     lr_decay: float = 1e-8  # P 3
     pretrain_epochs: int = 30  # C
-    split: tuple[float, float, float] = (33, 2, 10)  # P 3: patients 1-35 but 4 and 5, these, 36-45
+    split: tuple[float, float, float] = (33, 2, 10)  # P 3: patients 1-35 except 4, 5; 4, 5; 36-45
     lge_masks: int = 5  # P 3
-    slice_map: SliceMap = "paper"  # P 2; the code rounds, and is one slice further
+    slice_map: SliceMap = "paper"  # P 2; the code rounds and is one slice later
     crop_shift_px: int = 16  # D; P 3: five crops at different positions
     copies: int = 1  # D
     rotate_deg: float = 15.0  # C
@@ -124,8 +127,8 @@ class Recipe(recipe.Recipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_option("adversarial_transfer", "slice_map", self.slice_map, get_args(SliceMap))
-        known = get_args(OptimizerG)
-        require_option("adversarial_transfer", "optimizer_g", self.optimizer_g, known)
+        options = get_args(OptimizerG)
+        require_option("adversarial_transfer", "optimizer_g", self.optimizer_g, options)
         for name in ("pretrain_epochs", "lge_masks", "crop_shift_px", "copies", "view_px"):
             if getattr(self, name) < 0:
                 raise ValueError(
@@ -135,7 +138,7 @@ class Recipe(recipe.Recipe):
             raise ValueError(f"adversarial_transfer: zoom must be 0 < low <= high; got {self.zoom}")
 
     def optimiser(self, network: str, weights: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """As in every recipe, except for the generator."""
+        """Adam, except for the generator if ``optimizer_g`` is rmsprop."""
         if self.optimizer_g == "adam" or network != "generator":
             return super().optimiser(network, weights)
         weights = list(weights)
@@ -144,19 +147,19 @@ class Recipe(recipe.Recipe):
         return rmsprop
 
     def step_options(self, epoch: int) -> dict[str, Any]:
-        """The generator learns alone in the first epochs."""
+        """Train the generator alone in the first ``pretrain_epochs``."""
         return {"adversarial": epoch >= self.pretrain_epochs}
 
     def lr_at(self, epoch: int, step: int) -> float:
-        """The learning rate of an optimiser step: both count from 0, the step over all epochs."""
+        """Learning rate of a step; epochs and steps count from 0, steps across all epochs."""
         return super().lr_at(epoch, step) / (1 + self.lr_decay * step)
 
 
 RECIPE = Recipe()
 
 
-class Pair(nn.Module):
-    """Two convolutions, each with its ReLU."""
+class DoubleConv(nn.Module):
+    """Two convolutions, each followed by ReLU."""
 
     def __init__(self, channels_in: int, channels_out: int, dilation: int = 1) -> None:
         super().__init__()
@@ -164,67 +167,68 @@ class Pair(nn.Module):
         self.second = SameConv2d(channels_out, channels_out, 3, dilation=dilation)
 
     def forward(self, x: Tensor, coarse: Tensor | None = None) -> Tensor:
-        """Features of x, or of coarse features and x.
+        """Convolve x, or the concatenation of coarse features and x.
 
         Args:
             x: (B, C, H, W).
-            coarse: (B, channels_in - C, H / 2, W / 2), read as if repeated to H x W before x.
+            coarse: (B, channels_in - C, H / 2, W / 2), upsampled by repetition and put before x.
 
         Returns:
             (B, channels_out, H, W).
         """
-        x = F.relu(_conv_joined(self.first, x, coarse), inplace=True)
+        x = F.relu(_conv_concatenated(self.first, x, coarse), inplace=True)
         return F.relu(self.second(x), inplace=True)
 
 
-class Residual(Pair):
-    """Two dilated convolutions beside one of a single pixel, each with its ReLU; their sum."""
+class Residual(DoubleConv):
+    """Two dilated convolutions plus a 1x1 skip convolution, each followed by ReLU."""
 
     def __init__(self, channels_in: int, channels_out: int, dilation: int) -> None:
         super().__init__(channels_in, channels_out, dilation)
         self.skip = SameConv2d(channels_in, channels_out, 1)
 
     def forward(self, x: Tensor, coarse: Tensor | None = None) -> Tensor:
-        """As of ``Pair``."""
-        skip = F.relu(_conv_joined(self.skip, x, coarse), inplace=True)
+        """Same arguments and result shape as ``DoubleConv``."""
+        skip = F.relu(_conv_concatenated(self.skip, x, coarse), inplace=True)
         return super().forward(x, coarse) + skip
 
 
-def _conv_joined(conv: SameConv2d, x: Tensor, coarse: Tensor | None) -> Tensor:
-    """The convolution of [coarse, each pixel repeated to 2 x 2, and x], not joined.
+def _conv_concatenated(conv: SameConv2d, x: Tensor, coarse: Tensor | None) -> Tensor:
+    """Convolve the concatenation of upsampled coarse features and x, without storing it.
 
-    Convolution is linear, so each part has its own; where taps fall on whole coarse pixels, that of
-    the repeated ones needs only the coarse, which is a quarter of the work.
+    Convolution is linear, so each input is convolved with its part of the kernel. An even dilation,
+    or a kernel of one pixel, keeps all taps on whole coarse pixels: coarse features are then
+    convolved before they are upsampled, which is a quarter of the work.
     """
     if coarse is None:
-        found: Tensor = conv(x)
-        return found
+        out: Tensor = conv(x)
+        return out
     channels, d = coarse.shape[1], conv.dilation[0]
-    of_coarse, of_x = conv.weight[:, :channels], conv.weight[:, channels:]
+    weight_coarse, weight_x = conv.weight[:, :channels], conv.weight[:, channels:]
     if d % 2 == 0 or conv.kernel_size == (1, 1):
-        part = _doubled(same_conv2d(coarse, of_coarse, dilation=max(d // 2, 1)))
+        out_coarse = _upsample(same_conv2d(coarse, weight_coarse, dilation=max(d // 2, 1)))
     else:
-        part = same_conv2d(_doubled(coarse), of_coarse)
-    return same_conv2d(x, of_x, conv.bias, dilation=d).add_(part)
+        out_coarse = same_conv2d(_upsample(coarse), weight_coarse)
+    return same_conv2d(x, weight_x, conv.bias, dilation=d).add_(out_coarse)
 
 
-def _doubled(x: Tensor) -> Tensor:
+def _upsample(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2, mode="nearest")
 
 
 class Generator(nn.Module):
-    """The dilated residual U-Net that segments."""
+    """Dilated residual U-Net that segments slices."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         w, (d2, d3, d4) = config.width, config.dilations
-        self.first = Pair(1, w)
+        self.first = DoubleConv(1, w)
         self.down2 = Residual(w, w, d2)
         self.down3 = Residual(w, w, d3)
         self.bottom = Residual(w, w, d4)
         self.up3 = Residual(2 * w, w, d3)
         self.up2 = Residual(2 * w, w, d2)
-        self.last = Pair(2 * w, w)
+        self.last = DoubleConv(2 * w, w)
         self.head = nn.Conv2d(w, config.classes, 1)
         init_glorot(self)
 
@@ -243,7 +247,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Whether a mask is an expert's for its image; it sees both."""
+    """Classifies a mask as true or generated, given the mask and its image."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -251,7 +255,7 @@ class Discriminator(nn.Module):
         levels: list[nn.Module] = []
         for a, b in pairwise((config.classes + 1, *config.disc_widths)):
             norm = nn.BatchNorm2d(b, eps=1e-3, momentum=0.01) if levels else nn.Identity()
-            conv = _Skipped(a, b) if config.disc == "residual" else SameConv2d(a, b, 5)
+            conv = _ResidualConv(a, b) if config.disc == "residual" else SameConv2d(a, b, 5)
             levels.append(
                 nn.Sequential(conv, nn.MaxPool2d(2), norm, nn.LeakyReLU(0.3, inplace=True))
             )
@@ -263,23 +267,23 @@ class Discriminator(nn.Module):
     def forward(self, masks: Tensor, images: Tensor) -> Tensor:
         """Masks or probabilities (B, classes, H, W) and images (B, 1, H, W) to logits (B,)."""
         require_images("adversarial_transfer", {"images": images}, size=self.size)
-        wanted = (images.shape[0], self.classes, *images.shape[2:])
-        if tuple(masks.shape) != wanted:
+        expected = (images.shape[0], self.classes, *images.shape[2:])
+        if tuple(masks.shape) != expected:
             raise ValueError(
-                f"adversarial_transfer: masks must be {wanted}; got {tuple(masks.shape)}"
+                f"adversarial_transfer: masks must be {expected}; got {tuple(masks.shape)}"
             )
         x = self.levels(torch.cat((masks, images), 1))  # (B, width, H / 16, W / 16)
         logits: Tensor = self.head(x.flatten(1)).squeeze(1)
         return logits
 
-    def kernels_squared(self) -> Tensor:
-        """The sum of squares of all convolution kernels."""
+    def l2_penalty(self) -> Tensor:
+        """Sum of squares of all convolution kernels."""
         kernels = [m.weight for m in self.modules() if isinstance(m, nn.Conv2d)]
         return torch.stack([k.square().sum() for k in kernels]).sum()
 
 
-class _Skipped(nn.Module):
-    """A level's convolution of the residual discriminator."""
+class _ResidualConv(nn.Module):
+    """One level of the residual discriminator: two convolutions plus a 1x1 skip convolution."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
@@ -291,12 +295,12 @@ class _Skipped(nn.Module):
         self.skip = SameConv2d(channels_in, channels_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        total: Tensor = self.main(x) + self.skip(x)
-        return total
+        out: Tensor = self.main(x) + self.skip(x)
+        return out
 
 
 class AdversarialTransfer(nn.Module):
-    """The generator and, but for variant ``u``, the discriminator.
+    """The generator and, except for variant ``u``, the discriminator.
 
     Example:
         >>> model = AdversarialTransfer(Config(size=32)).eval()
@@ -316,10 +320,10 @@ class AdversarialTransfer(nn.Module):
 
         Args:
             images: (B, 1, H, W), H and W multiples of 8.
-            pseudo_images: (N, 1, H, W), LGE slices whose masks are borrowed.
+            pseudo_images: (N, 1, H, W), LGE slices with pseudo masks.
 
         Returns:
-            ``logits`` (B, 4, H, W) and, of pseudo images, ``pseudo_logits`` (N, 4, H, W).
+            ``logits`` (B, 4, H, W) and, with pseudo images, ``pseudo_logits`` (N, 4, H, W).
         """
         outputs = {"logits": self.generator(images)}
         if pseudo_images is not None:
@@ -334,13 +338,13 @@ def loss(
     *,
     group: Any = None,
 ) -> dict[str, Tensor]:
-    """The generator's segmentation loss (equations 2 to 4), without an adversary.
+    """The generator's segmentation loss (equations 2 to 4), without the adversarial term.
 
     Args:
-        outputs: of the model.
+        outputs: the model's outputs.
         batch: ``labels`` (B, H, W) and, with ``pseudo_logits``, ``pseudo_labels`` (N, H, W).
-        config: of the model; default as published.
-        group: process group whose batches count as one.
+        config: the model's config; default: as published.
+        group: process group whose batches are treated as one.
 
     Returns:
         ``loss``, ``individual`` and, with pseudo images, ``transfer``.
@@ -367,20 +371,20 @@ def step(
     group: Any = None,
     average: Callable[[Iterable[Tensor]], None] | None = None,
 ) -> dict[str, Tensor]:
-    """One iteration of algorithm 1: the generator alone, or the discriminator, then the generator.
+    """One iteration of algorithm 1: update the discriminator, if adversarial, then the generator.
 
     Args:
         model: in training mode.
-        batch: ``images`` (B, 1, H, W) and ``labels`` (B, H, W); in adversarial steps of variant
-            ``u_a_t`` also ``pseudo_images`` (N, 1, H, W) and ``pseudo_labels`` (N, H, W).
+        batch: ``images`` (B, 1, H, W) and ``labels`` (B, H, W); adversarial steps of variant
+            ``u_a_t`` also need ``pseudo_images`` (N, 1, H, W) and ``pseudo_labels`` (N, H, W).
         optimisers: ``generator`` and, for adversarial steps, ``discriminator``.
-        adversarial: False in the first phase of the algorithm. Variant ``u`` has no other.
-        group: process group whose batches count as one in the segmentation loss.
-        average: replaces gradients by their means over the processes of that group.
+        adversarial: False in the first phase of the algorithm, the only one of variant ``u``.
+        group: process group whose batches are treated as one in the segmentation loss.
+        average: replaces gradients, in place, by their means over the ranks of that group.
 
     Returns:
-        The losses before their updates, detached: those of ``loss``, ``loss`` being the
-        generator's total, and of adversarial steps ``adversarial`` and ``discriminator``.
+        The losses before the updates, detached: those of ``loss``, where ``loss`` is the
+        generator's total, and in adversarial steps ``adversarial`` and ``discriminator``.
     """
     config, generator = model.config, model.generator
     require_batch("adversarial_transfer", batch, "images", "labels")
@@ -397,45 +401,45 @@ def step(
     shape = (images.shape[0], *images.shape[2:])
     require_labels("adversarial_transfer", "labels", labels, shape, config.classes)
 
-    # The discriminator's update needs the generator's predictions and leaves the generator as it
-    # is: the same forward pass serves the generator's first update.
+    # The discriminator's update needs the generator's predictions but does not change the
+    # generator, so the same forward pass serves the generator's first update.
     logits = generator(images)
-    discriminator = _learn_to_tell(
+    discriminator = _update_discriminator(
         model, optimisers["discriminator"], images, labels, logits, average
     )
     for repeat in range(config.g_steps):
         if repeat:
             logits = generator(images)
-        with _frozen(model.discriminator):
+        with _freeze(model.discriminator):
             scores = model.discriminator(logits.softmax(1), images)
         count = batch["images"].shape[0]
         outputs = {"logits": logits[:count]}
         if config.variant == "u_a_t":
             outputs["pseudo_logits"] = logits[count:]
         parts = loss(outputs, batch, config, group=group)
-        parts["adversarial"] = deceive(scores, config.gan)
+        parts["adversarial"] = adversarial_loss(scores, config.gan)
         parts["loss"] = parts["loss"] + config.adversarial_weight * parts["adversarial"]
         _update(optimisers["generator"], parts["loss"], average)
     parts["discriminator"] = discriminator
     return {name: part.detach() for name, part in parts.items()}
 
 
-def tell_apart(true: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
-    """The discriminator's two losses, of its logits for true and for generated masks (equation 5).
+def discriminator_losses(true: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
+    """The discriminator's losses for its logits of true and of generated masks (equation 5).
 
-    The equation is the negative of their sum; it is to be maximised.
+    The equation, which is maximised, is the negative of their sum.
     """
     return F.softplus(-true).mean(), F.softplus(generated).mean()
 
 
-def deceive(generated: Tensor, gan: Gan = "nonsaturating") -> Tensor:
-    """The generator's adversarial loss, of the discriminator's logits for generated masks."""
+def adversarial_loss(generated: Tensor, gan: Gan = "nonsaturating") -> Tensor:
+    """The generator's adversarial loss for the discriminator's logits of generated masks."""
     if gan == "minmax":
         return -F.softplus(generated).mean()
     return F.softplus(-generated).mean()
 
 
-def _learn_to_tell(
+def _update_discriminator(
     model: AdversarialTransfer,
     optimiser: torch.optim.Optimizer,
     images: Tensor,
@@ -443,25 +447,25 @@ def _learn_to_tell(
     logits: Tensor,
     average: Callable[[Iterable[Tensor]], None] | None,
 ) -> Tensor:
-    """Two updates of the discriminator: on true masks, then on predictions. Their losses' sum."""
+    """Update the discriminator on true masks, then on predictions; return the sum of the losses."""
     config, discriminator = model.config, model.discriminator
     true = F.one_hot(labels.long(), config.classes).movedim(-1, 1).to(logits.dtype)
-    total = []
-    for masks, target in ((true, True), (logits.detach().softmax(1), False)):
+    losses = []
+    for index, masks in enumerate((true, logits.detach().softmax(1))):
         scores = discriminator(masks, images)
-        part = tell_apart(scores, scores)[0 if target else 1]
-        _update(optimiser, part + config.disc_l2 * discriminator.kernels_squared(), average)
-        total.append(part.detach())
-    return total[0] + total[1]
+        part = discriminator_losses(scores, scores)[index]
+        _update(optimiser, part + config.disc_l2 * discriminator.l2_penalty(), average)
+        losses.append(part.detach())
+    return losses[0] + losses[1]
 
 
 def _update(
     optimiser: torch.optim.Optimizer,
-    objective: Tensor,
+    total: Tensor,
     average: Callable[[Iterable[Tensor]], None] | None,
 ) -> None:
     optimiser.zero_grad(set_to_none=True)
-    objective.backward()
+    total.backward()
     if average is not None:
         parameters = (p for group in optimiser.param_groups for p in group["params"])
         average(p.grad for p in parameters if p.grad is not None)
@@ -469,15 +473,15 @@ def _update(
 
 
 @contextmanager
-def _frozen(network: nn.Module) -> Iterator[None]:
-    """Let gradients pass through a network, but none into it, and no statistics either."""
+def _freeze(network: nn.Module) -> Iterator[None]:
+    """Keep a network's parameters and running statistics fixed; gradients pass through it."""
     parameters = [p for p in network.parameters() if p.requires_grad]
     norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.training]
     try:
         for p in parameters:
             p.requires_grad_(False)
         for norm in norms:
-            norm.track_running_stats = False  # then it normalises by the batch and stores nothing
+            norm.track_running_stats = False  # normalise by the batch, store nothing
         yield
     finally:
         for p in parameters:

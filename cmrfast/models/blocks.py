@@ -1,4 +1,4 @@
-"""Blocks that two or more of the papers share with identical maths."""
+"""Blocks that two or more of the papers share, with identical maths."""
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +11,11 @@ class SameConv2d(nn.Conv2d):
     """Convolution that keeps the image size.
 
     Args:
-        channels_in: of the input.
-        channels_out: of the output.
-        kernel: odd side of the kernel.
-        dilation: pixels from one tap to the next.
-        bias: whether there is one.
+        channels_in: number of input channels.
+        channels_out: number of output channels.
+        kernel: side of the kernel, odd.
+        dilation: distance between neighbouring kernel taps in pixels.
+        bias: add a learnable bias.
     """
 
     def __init__(
@@ -41,9 +41,9 @@ class ConvNormReLU(nn.Module):
     """Convolution without bias, batch norm, ReLU; keeps the image size.
 
     Args:
-        channels_in: of the input.
-        channels_out: of the output.
-        kernel: odd side of the kernel.
+        channels_in: number of input channels.
+        channels_out: number of output channels.
+        kernel: side of the kernel, odd.
     """
 
     def __init__(self, channels_in: int, channels_out: int, kernel: int = 3) -> None:
@@ -58,7 +58,7 @@ class ConvNormReLU(nn.Module):
 
 @torch.no_grad()
 def init_glorot(module: nn.Module) -> None:
-    """Glorot-uniform weights and zero biases in every convolution and linear layer within."""
+    """Set all convolutions and linear layers to Glorot-uniform weights and zero biases."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.xavier_uniform_(layer.weight)

@@ -1,23 +1,23 @@
-"""Late-enhancement images aligned with cine images, and both segmented, by one network.
+"""Registration of LGE to cine images and segmentation of both, by one network.
 
 Upendra, Simon, Linte: Joint Deep Learning Framework for Image Registration and Segmentation of
 Late Gadolinium Enhanced MRI and Cine Cardiac MRI (2021), doi:10.1117/12.2581386.
 
-In: a cine and an LGE slice of one place. Out: the affine matrix that samples the LGE slice where
-the cine slice is, and four-class logits (background, LV, myocardium, RV) of both slices.
+Input: a cine and an LGE slice at the same position. Output: the affine matrix that resamples the
+LGE slice onto the cine slice, and four-class logits (background, LV, myocardium, RV) of both.
 
 Where the paper is silent or contradicts itself:
 
-- No width is given; all are ours.
-- The text feeds the localisation network the concatenated pair of images (``fusion="image"``). The
-  default runs one encoder on each image and joins the features of all scales (``"feature"``), as
-  the works do from which the paper takes its coupling of the tasks.
-- Both images pass the encoder as one batch: its batch norms then see in training the mixture of
-  contrasts that their running statistics describe in evaluation.
-- The weights of the three losses and of the two terms of each are equal.
-- What comes from outside the LGE image is background.
-- The LGE slices stay where they are, 5 mm apart in the published data; only the cine stack is
-  interpolated between slices. Bringing images to 224 pixels crops or pads, as the spacing counts.
+- No channel widths are given; all are ours.
+- In the text the localisation network takes the concatenated pair of images (``fusion="image"``).
+  The default runs one encoder on each image and concatenates the features of all scales
+  (``"feature"``), as in the works from which the paper takes the coupling of the two tasks.
+- Both images pass through the encoder as one batch, so that batch norm sees in training the mixture
+  of contrasts that its running statistics describe in evaluation.
+- The three losses have equal weights, and so have the two terms of each.
+- Samples from outside the LGE image are background.
+- LGE slices keep their positions, 5 mm apart in the published data; only the cine stack is
+  interpolated between slices. Images are cropped or padded to 224 pixels, which keeps the spacing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -46,13 +46,13 @@ class Config:
     """P: the paper, with its section; D: our decision."""
 
     variant: Variant = "joint"  # P 2.3; stn: the stand-alone registration of section 2.2
-    fusion: Fusion = "feature"  # D; of variant joint (stn always takes the pair as one image)
+    fusion: Fusion = "feature"  # D; for variant joint (stn always concatenates the images)
     widths: tuple[int, ...] = (32, 64, 128, 256, 512)  # D: channels of the encoder's levels
-    head_width: int = 32  # D: channels kept of each level by the head of theta
-    head_grid: int = 7  # D: to which side each level is averaged there
-    hidden: int = 64  # D: of the head's last convolution and of its hidden linear layer
+    head_width: int = 32  # D: channels to which the theta head reduces each level
+    head_grid: int = 7  # D: side of the grid to which it pools each level
+    hidden: int = 64  # D: width of the head's last convolution and of its hidden layer
     classes: int = 4  # P 2.1: background, LV, myocardium, RV
-    alpha: float = 0.5  # D: equation 2
+    alpha: float = 0.5  # D: weight of the cross entropy in equation 2
     registration_weight: float = 1.0  # D: lambda 1 of equation 3
     cine_weight: float = 1.0  # D: lambda 2
     lge_weight: float = 1.0  # D: lambda 3
@@ -71,15 +71,15 @@ class Recipe(recipe.Recipe):
     """P: the paper, with its section; D: our decision.
 
     Args:
-        spacing_mm: of the network's images, in plane.
-        side: of the network's images, in pixels.
-        pairing: a cine slice lies where the scanner's coordinates say (``position``) or, for
-            headers without them, at the same share of its stack (``index``).
-        clip_percent: percentiles of a slice that become 0 and 1.
-        rotate_deg, shift_px: largest change of a pair, both images alike.
-        lge_rotate_deg, lge_shift_px: largest further change of the LGE image alone.
-        gamma: smallest and largest exponent, of each image its own.
-        unit: what a row of an evaluation stands for: a pair of slices, or a patient's mean.
+        spacing_mm: in-plane spacing of the network's images.
+        side: side of the network's images in pixels.
+        pairing: cine slices are located by scanner coordinates (``position``) or, for headers
+            without them, by their relative position in the stack (``index``).
+        clip_percent: percentiles of a slice that are mapped to 0 and 1.
+        rotate_deg, shift_px: largest rotation and shift of a pair, the same for both images.
+        lge_rotate_deg, lge_shift_px: largest additional rotation and shift of the LGE image.
+        gamma: smallest and largest exponent, drawn for each image.
+        unit: what a row of an evaluation is: a pair of slices, or the mean of a patient.
     """
 
     lr: float = 1e-4  # P 2.4
@@ -87,8 +87,8 @@ class Recipe(recipe.Recipe):
     epochs: int = 100  # P 2.4
     lr_factor: float = 0.99  # P 2.4
     lr_every: int = 2  # P 2.4
-    keep: recipe.Keep = "best"  # D: the lowest registration loss of the validation patients
-    split: tuple[float, float, float] = (35, 5, 5)  # P 2.3; its other one is 25, 15, 5
+    keep: recipe.Keep = "best"  # D: lowest registration loss on the validation patients
+    split: tuple[float, float, float] = (35, 5, 5)  # P 2.3; its other split is 25, 15, 5
     spacing_mm: float = 0.75  # P 2.1
     side: int = 224  # P 2.1
     pairing: Pairing = "position"  # D
@@ -113,21 +113,24 @@ class Recipe(recipe.Recipe):
 
 
 RECIPE = Recipe()
-_SLOPE = 0.1  # of the head's hidden units below 0
+_NEGATIVE_SLOPE = 0.1  # of the leaky ReLU in the theta head
+
+
+def _double_conv(channels_in: int, channels_out: int) -> nn.Sequential:
+    return nn.Sequential(
+        ConvNormReLU(channels_in, channels_out), ConvNormReLU(channels_out, channels_out)
+    )
 
 
 class Encoder(nn.Module):
-    """Two convolutions a level, each level at half the size of the one above."""
+    """Two convolutions per level, each level at half the size of the one before."""
 
     def __init__(self, channels: int, widths: Sequence[int]) -> None:
         super().__init__()
-        self.levels = nn.ModuleList(
-            nn.Sequential(ConvNormReLU(a, b), ConvNormReLU(b, b))
-            for a, b in pairwise((channels, *widths))
-        )
+        self.levels = nn.ModuleList(_double_conv(a, b) for a, b in pairwise((channels, *widths)))
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """(B, channels, H, W) to one (B, width, H / 2^level, W / 2^level) a level, finest first."""
+        """(B, channels, H, W) to (B, width, H / 2^level, W / 2^level) per level, finest first."""
         features = []
         for i, level in enumerate(self.levels):
             x = level(F.max_pool2d(x, 2) if i else x)
@@ -136,15 +139,13 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """From the coarsest level up, each joined by the encoder's features; then the class logits."""
+    """Upsampling from the coarsest level, with the encoder's features as skips, to class logits."""
 
     def __init__(self, widths: Sequence[int], classes: int) -> None:
         super().__init__()
-        steps = list(pairwise(reversed(widths)))  # (coarse, fine)
-        self.up = nn.ModuleList(nn.ConvTranspose2d(a, b, 2, stride=2) for a, b in steps)
-        self.levels = nn.ModuleList(
-            nn.Sequential(ConvNormReLU(2 * b, b), ConvNormReLU(b, b)) for _, b in steps
-        )
+        pairs = list(pairwise(reversed(widths)))  # (coarse, fine)
+        self.up = nn.ModuleList(nn.ConvTranspose2d(a, b, 2, stride=2) for a, b in pairs)
+        self.levels = nn.ModuleList(_double_conv(2 * b, b) for _, b in pairs)
         self.head = nn.Conv2d(widths[0], classes, 1)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
@@ -157,7 +158,7 @@ class Decoder(nn.Module):
 
 
 class ThetaHead(nn.Module):
-    """The affine matrix from the features of all levels; the identity before training."""
+    """Predicts the affine matrix from the features of all levels; initially the identity."""
 
     def __init__(self, channels: Sequence[int], config: Config) -> None:
         super().__init__()
@@ -178,16 +179,16 @@ class ThetaHead(nn.Module):
             for reduce, x in zip(self.reduce, features, strict=True)
         ]
         x = self.mix(torch.cat(pooled, 1))  # (B, hidden, grid, grid)
-        # Leaky: while theta is about right, its gradient changes sign from batch to batch and moves
-        # all units alike, which soon leaves none of plain ReLUs on.
-        x = F.leaky_relu(self.hidden(x.flatten(1)), _SLOPE)
-        # Under autocast the product has eight bits, which are enough for a difference from the
-        # identity and far too few for a sum with it (half a pixel of 112).
+        # Leaky, because plain ReLUs die here: once theta is about right, its gradient changes sign
+        # from batch to batch and moves all units together, until none of them is active.
+        x = F.leaky_relu(self.hidden(x.flatten(1)), _NEGATIVE_SLOPE)
+        # Under autocast the product has eight bits: enough for a difference from the identity, but
+        # far too few for the sum with it (half a pixel of 112), so the bias is added afterwards.
         return (F.linear(x, self.theta.weight) + self.theta.bias).view(-1, 2, 3)
 
 
 class JointRegistration(nn.Module):
-    """The encoder, two decoders and the head of theta; as ``stn`` without the decoders.
+    """The encoder, two decoders and the theta head; variant ``stn`` has no decoders.
 
     Example:
         >>> model = JointRegistration(Config(widths=(4, 8))).eval()
@@ -199,10 +200,10 @@ class JointRegistration(nn.Module):
     def __init__(self, config: Config | None = None) -> None:
         super().__init__()
         self.config = config = config or Config()
-        self._each = config.variant == "joint" and config.fusion == "feature"
+        self._encodes_each = config.variant == "joint" and config.fusion == "feature"
         widths = config.widths
-        self.encoder = Encoder(1 if self._each else 2, widths)
-        self.head = ThetaHead([2 * w for w in widths] if self._each else widths, config)
+        self.encoder = Encoder(1 if self._encodes_each else 2, widths)
+        self.head = ThetaHead([2 * w for w in widths] if self._encodes_each else widths, config)
         if config.variant == "joint":
             self.cine = Decoder(widths, config.classes)
             self.lge = Decoder(widths, config.classes)
@@ -212,37 +213,37 @@ class JointRegistration(nn.Module):
 
         Args:
             cine: (B, 1, H, W), H and W multiples of 16; the fixed image.
-            lge: the same; the moving image.
+            lge: same shape; the moving image.
 
         Returns:
-            ``theta`` (B, 2, 3), for which ``affine_sample(lge, theta)`` overlays on cine, and of
-            variant ``joint`` ``cine`` and ``lge`` (B, 4, H, W).
+            ``theta`` (B, 2, 3), such that ``affine_sample(lge, theta)`` overlays on cine, and for
+            variant ``joint`` the logits ``cine`` and ``lge``, (B, 4, H, W) each.
         """
         multiple = 2 ** (len(self.config.widths) - 1)
         require_images("joint_registration", {"cine": cine, "lge": lge}, multiple=multiple)
-        if self._each:
+        if self._encodes_each:
             levels = self.encoder(torch.cat((cine, lge)))  # (2 B, …)
-            halves = (level.unflatten(0, (2, -1)).unbind() for level in levels)
-            of_cine, of_lge = zip(*halves, strict=True)
-            joined = [torch.cat(pair, 1) for pair in zip(of_cine, of_lge, strict=True)]
+            images = (level.unflatten(0, (2, -1)).unbind() for level in levels)
+            cine_features, lge_features = zip(*images, strict=True)
+            features = [torch.cat(x, 1) for x in zip(cine_features, lge_features, strict=True)]
         else:
-            joined = of_cine = of_lge = self.encoder(torch.cat((cine, lge), 1))
-        outputs = {"theta": self.head(joined)}
+            features = cine_features = lge_features = self.encoder(torch.cat((cine, lge), 1))
+        outputs = {"theta": self.head(features)}
         if self.config.variant == "joint":
-            outputs |= {"cine": self.cine(of_cine), "lge": self.lge(of_lge)}
+            outputs |= {"cine": self.cine(cine_features), "lge": self.lge(lge_features)}
         return outputs
 
 
 def warp_masks(labels: Tensor, theta: Tensor, classes: int = 4) -> Tensor:
-    """The masks of all classes, sampled linearly; their argmax are the warped labels.
+    """Warp the masks of all classes, with linear interpolation; argmax gives the warped labels.
 
     Args:
-        labels: (B, H, W), 0 for background.
+        labels: (B, H, W), 0 is background.
         theta: (B, 2, 3).
         classes: number of labels, background included.
 
     Returns:
-        (B, classes, H, W) that sum to 1; what comes from outside the image is background.
+        (B, classes, H, W) that sum to 1; samples from outside the image are background.
     """
     require_labels(
         "joint_registration", "labels", labels, (theta.shape[0], *labels.shape[1:]), classes
@@ -261,16 +262,16 @@ def loss(
     *,
     group: Any = None,
 ) -> dict[str, Tensor]:
-    """The dual loss of the warped LGE labels and of both segmentations (equations 2 and 3).
+    """Dual loss of the warped LGE labels and of both segmentations (equations 2 and 3).
 
     Args:
-        outputs: of the model.
+        outputs: the model's outputs.
         batch: ``cine_labels``, ``lge_labels`` (B, H, W).
-        config: of the model; default as published.
-        group: process group whose batches count as one.
+        config: the model's config; default: as published.
+        group: process group whose batches are treated as one.
 
     Returns:
-        ``loss``, ``registration`` and, of variant ``joint``, ``cine`` and ``lge``.
+        ``loss``, ``registration`` and, for variant ``joint``, ``cine`` and ``lge``.
     """
     config = config or Config()
     require_batch("joint_registration", batch, "cine_labels", "lge_labels")

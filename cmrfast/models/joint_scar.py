@@ -1,21 +1,21 @@
-"""Myocardium and its scar in LGE images: two networks trained as one.
+"""Segmentation of the myocardium and its scar in LGE images: two networks trained jointly.
 
 Xing, Wang, Bilchick, Patel, Zhang: Joint Deep Learning for Improved Myocardial Scar Detection from
 Cardiac MRI (2022), arXiv:2211.06247.
 
-In: LGE slices scaled to [0, 1]. Out: logits of two classes, background and foreground, for
-the myocardium and for the scar. The scar network sees the image times the probability that the
-myocardium network gives each pixel, so its loss trains both.
+Input: LGE slices scaled to [0, 1]. Output: logits of two classes, background and foreground, for
+the myocardium and for the scar. The scar network sees the image multiplied by the myocardium
+network's foreground probability, so its loss trains both networks.
 
 Where the paper is silent or contradicts itself:
 
-- The minus before the Dice term in its loss would reward bad overlap; it is read as a plus.
-- The weight w of that term is not given: 1. Both tasks have a softmax over two classes.
-- Cross entropy is the mean over pixels, not a sum; λ and the weight decays were tuned for a loss
+- The minus sign before the Dice term of the loss would reward poor overlap; it is read as a plus.
+- The weight w of that term is not given; we use 1. Both tasks use a softmax over two classes.
+- Cross entropy is the mean over pixels, not the sum; λ and the weight decays were tuned for a loss
   whose scale is not stated.
-- L2 regularisation is left to the optimiser, as weight decay.
-- The dropout that was tuned is the transformer's; attention itself has none.
-- The ResNet as well as the transformer starts from ImageNet (``load_imagenet``).
+- L2 regularisation is the optimiser's weight decay.
+- The tuned dropout is that of the transformer; attention itself has none.
+- The ResNet, like the transformer, starts from ImageNet weights (``load_imagenet``).
 """
 
 from collections.abc import Mapping
@@ -40,7 +40,7 @@ class Config(transunet.Config):
 
     dropout: float = 0.39  # P 3.1
     variant: Variant = "jdl"  # P 3.1
-    detach_mask: bool = False  # P 2.2: the scar's loss trains the myocardium network too
+    detach_mask: bool = False  # P 2.2: the scar loss also trains the myocardium network
     myocardium_weight: float = 1.02  # P 3.1: λ
     dice_weight: float = 1.0  # D: w
 
@@ -56,26 +56,26 @@ class Recipe(recipe.Recipe):
 
     lr: float = 4.73e-4  # P 3.1, tuned for jdl; constant
     batch: int = 40  # P 3.1
-    epochs: int = 500  # P 3.1; D: the last one is used
-    weight_decay: float = 5.58e-6  # P 3.1: β of both networks
+    epochs: int = 500  # P 3.1; D: the last epoch is used
+    weight_decay: float = 5.58e-6  # P 3.1: β, the same for both networks
     split: tuple[float, float, float] = (126, 14, 28)  # P: 140 and 28; D: a tenth validates
-    # P: these four kinds of change; D: their ranges, and every slice is changed each time.
-    rotate_deg: float = 20.0  # D: either way
+    # P: these four kinds of augmentation; D: their ranges, and every slice is always augmented.
+    rotate_deg: float = 20.0  # D: in either direction
     scale: tuple[float, float] = (0.9, 1.1)  # D: one factor for both axes
-    translate_share: float = 0.1  # D: of a side, either way, each axis for itself
-    shear_deg: float = 10.0  # D: either way
-    threshold: float = 0.5  # D: a mask is where its probability is larger
+    translate_share: float = 0.1  # D: fraction of a side, in either direction, per axis
+    shear_deg: float = 10.0  # D: in either direction
+    threshold: float = 0.5  # D: foreground where the probability is larger
 
 
 RECIPE = Recipe()
 
 
 class JointScar(nn.Module):
-    """The paper's network (``jdl``) and the three it is compared with.
+    """The paper's network (``jdl``) and the three baselines it is compared with.
 
-    ``two_step``: the same two networks apart; the scar's is trained on the image inside the drawn
-    myocardium. ``direct``: the scar network alone, on the whole image. ``mtl``: one encoder with
-    a decoder for each task.
+    ``two_step``: the same two networks, trained separately; the scar network is trained on the
+    image inside the annotated myocardium. ``direct``: the scar network alone, on the whole image.
+    ``mtl``: one encoder with a decoder for each task.
 
     Example:
         >>> import torch
@@ -102,11 +102,11 @@ class JointScar(nn.Module):
 
         Args:
             images: (B, 1, H, W).
-            myocardium: (B, H, W), 0 or 1: what ``two_step`` masks its scar images with; without
-                it, its own prediction. The other variants do not look at it.
+            myocardium: (B, H, W), 0 or 1: the mask that ``two_step`` applies to the images of the
+                scar network; default: its own prediction. The other variants ignore it.
 
         Returns:
-            Logits ``myocardium`` and ``scar``, (B, 2, H, W) each; ``direct`` gives the scar alone.
+            Logits ``myocardium`` and ``scar``, (B, 2, H, W) each; for ``direct`` only ``scar``.
         """
         config = self.config
         require_images("joint_scar", {"images": images}, size=config.image)
@@ -130,13 +130,13 @@ class JointScar(nn.Module):
         return {"myocardium": logits, "scar": self.scar(images * mask)}
 
     def load_imagenet(self, path: str | Path) -> list[str]:
-        """Read ``R50+ViT-B_16.npz`` into every encoder; decoders stay as they are.
+        """Load ``R50+ViT-B_16.npz`` into every encoder; decoders are not changed.
 
         Args:
-            path: of the file; it is only read, never unpickled.
+            path: path of the file, which is never unpickled.
 
         Returns:
-            Names of the file's arrays that have no place in this network.
+            Names of the arrays in the file that this network does not use.
         """
         encoders = [m.state_dict() for m in self.modules() if isinstance(m, Encoder)]
         return load_imagenet(self.config, encoders, path)
@@ -149,18 +149,18 @@ def loss(
     *,
     group: Any = None,
 ) -> dict[str, Tensor]:
-    """λ · the myocardium's loss + the scar's (equation 1 without its weight decays).
+    """λ · myocardium loss + scar loss (equation 1 without its weight decays).
 
-    Each is ``joint_scar_loss``: cross entropy + w · (1 - Dice of each image's foreground).
+    Each loss is ``joint_scar_loss``: cross entropy + w · (1 - Dice of each image's foreground).
 
     Args:
-        outputs: of the model.
-        batch: ``myocardium`` and ``scar``, (B, H, W) each, 0 or 1; ``direct`` needs the scar alone.
-        config: of the model; default as published.
+        outputs: the model's outputs.
+        batch: ``myocardium`` and ``scar``, (B, H, W) each, 0 or 1; ``direct`` needs only ``scar``.
+        config: the model's config; default: as published.
         group: process group to sum over.
 
     Returns:
-        ``loss`` and its parts ``scar`` and, of variants but ``direct``, ``myocardium``.
+        ``loss`` and its parts ``scar`` and, except for ``direct``, ``myocardium``.
     """
     config = config or Config()
     require_batch("joint_scar", batch, *outputs)

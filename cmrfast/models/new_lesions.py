@@ -1,26 +1,26 @@
-"""New MS lesions between two FLAIR volumes: one small block on both, then a comparison of its maps.
+"""New MS lesions between two FLAIR volumes: a shared small block, then a comparison of its maps.
 
 Fenneteau, Bourdon, Helbert, Fernandez-Maloigne, Habas, Guillevin: Siamese convolutional neural
 network for new multiple sclerosis lesion segmentation (2021), MSSEG-2 challenge, hal-03359032.
 
-In: patches of the earlier and the later volume. Out: logits of five maps of new lesions, the
+Input: patches of the earlier and the later volume. Output: logits of five maps of new lesions, the
 consensus and raters 1 to 4.
 
 **A reconstruction, not the authors' network.** The paper gives 40,465 parameters, 28 convolutions
-and a description, but no layer table. Of some 18 million layouts that fit the description 14 meet
-both totals; ``preset`` a is the one that fits the text best, b the one with batch norm behind
-literally every convolution. Ours are further:
+and a description, but no layer table. Of some 18 million layouts that fit the description, 14 meet
+both totals; ``preset`` a is the one that fits the text best, b the one with batch norm after
+literally every convolution. These choices are also ours:
 
-- Leaky ReLU 0.01, dropout 0.3 of whole channels, nearest-neighbour upsampling, and the sigmoid
-  that maps go through before they are compared.
-- Both time points go through the block in one pass: in training, batch norm's statistics are
+- Leaky ReLU with slope 0.01, dropout 0.3 of whole channels, nearest-neighbour upsampling, and the
+  sigmoid applied to the maps before they are compared.
+- Both time points pass through the block as one batch: in training, batch norm's statistics are
   those of both together.
-- Only the five last maps are supervised, because the labels say nothing of one time point. With
-  ``aux_weight`` the maps of the later one are held against the new lesions as well, for the
-  paper's words on deep supervision.
-- Images are cut to the box around the brain and 0 outside it; where no brain mask is at hand, the
-  foreground stands in. Coil shading is divided out only with ``bias_field``: the paper's images
-  came without it from the challenge's own script.
+- Only the five final maps are supervised, because the labels do not describe a single time point.
+  With ``aux_weight`` the maps of the later time point are also compared with the new lesions,
+  because the paper mentions deep supervision.
+- Images are cropped to the box around the brain and set to 0 outside the brain; where no brain mask
+  is available, the foreground is used. Coil shading is corrected only with ``bias_field``: the
+  challenge's own script had removed it from the paper's images.
 """
 
 import copy
@@ -47,9 +47,9 @@ Stored = Literal["float16", "float32"]
 class Config:
     """P: the paper, with its section; D: our decision."""
 
-    preset: Preset = "a"  # D: of the layouts that meet P's totals
-    dropout: float = 0.3  # D; P 1.2 has it in every block
-    aux_weight: float = 0.0  # D: of the later time point's own maps in the loss
+    preset: Preset = "a"  # D: one of the layouts that meet the paper's totals
+    dropout: float = 0.3  # D; P 1.2: in every block
+    aux_weight: float = 0.0  # D: weight of the later time point's maps in the loss
 
     def __post_init__(self) -> None:
         require_option("new_lesions", "preset", self.preset, get_args(Preset))
@@ -63,7 +63,7 @@ class Config:
 
     @property
     def maps(self) -> int:
-        """Maps that each of the three decoders makes of one time point."""
+        """Output maps of each of the three decoders for one time point."""
         return 1 if self.preset == "a" else 5
 
     @property
@@ -77,17 +77,17 @@ class Recipe(recipe.Recipe):
     """P: the paper, with its section; D: our decision.
 
     Args:
-        spacing_mm: of the grid that the network sees, along all axes.
-        bias_field: divide the coil's shading out first (N4; takes a minute a volume).
-        histogram: bring intensities onto landmarks that are learned from the training set.
-        patch: edge of a window, a multiple of 8.
-        per_patient: patches of an epoch per patient.
-        on_lesion: probability of a patch with new lesions where a patient has some.
+        spacing_mm: voxel spacing of the network's images, along all axes.
+        bias_field: correct coil shading first (N4; takes a minute per volume).
+        histogram: map intensities to landmarks learned from the training set.
+        patch: edge of a window in voxels, a multiple of 8.
+        per_patient: patches per patient and epoch.
+        on_lesion: probability that a patch contains new lesions, for patients who have some.
         flip: probability of a flip along each axis.
-        stored: dtype in which prepared images are kept.
-        overlap: of neighbouring windows in prediction, in voxels.
-        threshold: a voxel is new lesion where the consensus' probability is above.
-        found: least share of a lesion's volume that counts as found.
+        stored: dtype in which prepared images are stored.
+        overlap: overlap of neighbouring windows in prediction, in voxels.
+        threshold: probability of the consensus above which a voxel is new lesion.
+        found: smallest overlap, as a fraction of a lesion's volume, that counts as found.
     """
 
     lr: float = 0.004  # P 1.4
@@ -95,15 +95,15 @@ class Recipe(recipe.Recipe):
     epochs: int = 40  # P 1.4
     lr_factor: float = 0.9  # P 1.4, after every epoch
     spacing_mm: float = 0.8  # P 1.1
-    bias_field: bool = False  # D: P 1.1 has it from the challenge's own script
+    bias_field: bool = False  # D; P 1.1: done by the challenge's own script
     histogram: bool = True  # P 1.1
     patch: int = 56  # P 1.3
     per_patient: int = 872  # P 1.3
     on_lesion: float = 0.8  # P 1.3
     flip: float = 0.0  # D; no augmentation is published
-    stored: Stored = "float16"  # D: of z-scores, a thousandth
-    overlap: int = 14  # P 1.5, as provisional
-    threshold: float = 0.6  # P 1.5, which finds 0.5 better
+    stored: Stored = "float16"  # D: resolves z-scores to a thousandth
+    overlap: int = 14  # P 1.5, called provisional
+    threshold: float = 0.6  # P 1.5, which calls 0.5 better
     found: float = 0.1  # D
 
     def __post_init__(self) -> None:
@@ -126,16 +126,16 @@ class Recipe(recipe.Recipe):
                 )
 
 
-#: As published.
+#: The published recipe.
 RECIPE = Recipe()
-#: Of the leaky ReLU below 0.
+#: Negative slope of the leaky ReLU.
 SLOPE = 0.01
 
 
 class Conv(nn.Conv3d):
-    """3³ convolution, with a leaky ReLU behind where ``slope`` is not 1."""
+    """3³ convolution, followed by a leaky ReLU if ``slope`` is not 1."""
 
-    slope = 1.0  # of a module that was folded: SLOPE
+    slope = 1.0  # ``fold`` sets SLOPE
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__(channels_in, channels_out, 3, padding=1)
@@ -147,7 +147,7 @@ class Conv(nn.Conv3d):
 
 
 class ConvNorm(nn.Module):
-    """3³ convolution, batch norm, and leaky ReLU where asked for."""
+    """3³ convolution, batch norm and, if ``active``, leaky ReLU."""
 
     def __init__(self, channels_in: int, channels_out: int, *, active: bool = True) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ class ConvNorm(nn.Module):
 
 
 class Node(nn.Module):
-    """Two convolutions with dropout between them: X(i, j) of the figure of U-Net++."""
+    """Two convolutions with dropout between them: X(i, j) in the figure of U-Net++."""
 
     def __init__(self, channels_in: int, channels: int, dropout: float) -> None:
         super().__init__()
@@ -171,13 +171,13 @@ class Node(nn.Module):
         self.second: nn.Module = ConvNorm(channels, channels)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, channels_in, D, H, W) to the results of both convolutions."""
+        """(B, channels_in, D, H, W) to the outputs of both convolutions."""
         x = self.first(x)
         return x, self.second(self.dropout(x))
 
 
 class Projection(nn.Module):
-    """The step up from a level: one convolution for all columns, batch norm, twice the size."""
+    """Upsampling to the next level: a convolution shared by all columns, batch norm, resizing."""
 
     def __init__(self, channels_in: int, channels: int, norms: int) -> None:
         super().__init__()
@@ -191,7 +191,7 @@ class Projection(nn.Module):
 
 
 class SegmentationBlock(nn.Module):
-    """U-Net++ of four levels and three decoders, the same for both time points."""
+    """U-Net++ of four levels and three decoders, shared by both time points."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -199,9 +199,9 @@ class SegmentationBlock(nn.Module):
         self.nodes = nn.ModuleDict()
         for j in range(last + 1):
             for i in range(last + 1 - j):
-                before = (j + 1) * widths[i] if j else ((1, *widths)[i])
-                node = Node(before, widths[i], config.dropout)
-                if i == 0 and j:  # a decoder ends here: its second convolution makes the maps
+                channels_in = (j + 1) * widths[i] if j else ((1, *widths)[i])
+                node = Node(channels_in, widths[i], config.dropout)
+                if i == 0 and j:  # the end of a decoder: its second convolution outputs the maps
                     node.second = (
                         Conv(widths[0], config.maps)
                         if config.preset == "a"
@@ -216,7 +216,7 @@ class SegmentationBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, 1, D, H, W) to the decoders' maps (B, 3 · maps, D, H, W), logits."""
         levels = len(self.projections) + 1
-        rows: list[list[Tensor]] = []  # of level i: what columns 0, 1, … hand on
+        rows: list[list[Tensor]] = []  # [i][j]: features of level i, column j for later columns
         for i in range(levels):
             x = self.nodes[f"{i}0"](F.max_pool3d(x, 2) if i else x)[1]
             rows.append([x])  # (B, widths[i], D / 2^i, H / 2^i, W / 2^i)
@@ -226,12 +226,12 @@ class SegmentationBlock(nn.Module):
                 up = self.projections[i](rows[i + 1][j - 1], j)
                 first, second = self.nodes[f"{i}{j}"](torch.cat((*rows[i], up), 1))
                 rows[i].append(second if i else first)
-            maps.append(second)  # of level 0, the last of its column
+            maps.append(second)  # of level 0, the last node of its column
         return torch.cat(maps, 1)
 
 
 class RefinementBlock(nn.Module):
-    """Compares the maps of both time points."""
+    """Compares the maps of both time points to find new lesions."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -250,7 +250,7 @@ class RefinementBlock(nn.Module):
 
 
 class NewLesions(nn.Module):
-    """The Siamese network: a segmentation block on both time points, then refinement.
+    """The Siamese network: a segmentation block on each time point, then refinement.
 
     Example:
         >>> model = NewLesions().eval()
@@ -266,39 +266,40 @@ class NewLesions(nn.Module):
         self.config = config = config or Config()
         self.segmentation = SegmentationBlock(config)
         self.refinement = RefinementBlock(config)
-        # Where torch convolves (halves, without our kernels), a CPU is near twice as fast so.
+        # Where torch convolves instead of our kernels (half precision, no build), channels last is
+        # nearly twice as fast on a CPU.
         self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
     def forward(self, earlier: Tensor, later: Tensor) -> dict[str, Tensor]:
-        """Segment what is new in the later volume.
+        """Segment new lesions in the later volume.
 
         Args:
             earlier: (B, 1, D, H, W), every axis a multiple of 8.
-            later: the same.
+            later: same shape.
 
         Returns:
             ``logits`` (B, 5, D, H, W), the consensus and raters 1 to 4; with ``aux_weight`` also
             ``maps`` (B, 3 · maps, D, H, W), the logits of the later time point's decoders.
         """
-        given = {"earlier": earlier, "later": later}
-        require_images("new_lesions", given, axes=3, multiple=8)
+        volumes = {"earlier": earlier, "later": later}
+        require_images("new_lesions", volumes, axes=3, multiple=8)
         maps = self.segmentation(torch.cat((earlier, later)))  # (2B, 3 · maps, D, H, W)
-        count = earlier.shape[0]  # in chunks, its export would be for this count only
-        first, second = maps[:count], maps[count:]
-        outputs = {"logits": self.refinement(torch.cat((first, second), 1).sigmoid())}
+        count = earlier.shape[0]  # chunk() would fix the batch size of an export
+        earlier_maps, later_maps = maps[:count], maps[count:]
+        outputs = {"logits": self.refinement(torch.cat((earlier_maps, later_maps), 1).sigmoid())}
         if self.config.aux_weight:
-            outputs["maps"] = second
+            outputs["maps"] = later_maps
         return outputs
 
 
 def fold(model: nn.Module) -> nn.Module:
-    """The same network for inference alone, batch norms folded into the convolutions before them.
+    """Fold batch norms into the convolutions before them, for inference.
 
     Args:
-        model: trained; it is left as it is.
+        model: trained network; it is not changed.
 
     Returns:
-        A copy in evaluation mode, without gradients; its results differ by rounding.
+        A copy in evaluation mode, without gradients; its outputs differ by rounding only.
     """
     folded = copy.deepcopy(model).eval().requires_grad_(False)
     for module in folded.modules():
@@ -317,17 +318,17 @@ def loss(
     *,
     group: Any = None,
 ) -> dict[str, Tensor]:
-    """Dice of the whole batch as one ratio, negative (equation 1).
+    """Negative Dice, as one ratio over the whole batch (equation 1).
 
     Args:
-        outputs: of the model.
+        outputs: the model's outputs.
         batch: ``masks`` (B, 5, D, H, W), 0 or 1: the consensus and raters 1 to 4.
-        config: of the model; default as published.
+        config: the model's config; default: as published.
         group: process group to sum over.
 
     Returns:
-        ``loss``, ``final`` and, with ``aux_weight``, ``aux``: each decoder's maps against the
-        same masks (one map: against the consensus).
+        ``loss``, ``final`` and, with ``aux_weight``, ``aux``: the loss of each decoder's maps for
+        the same masks (for a single map: for the consensus).
     """
     config = config or Config()
     require_batch("new_lesions", batch, "masks")

@@ -1,4 +1,4 @@
-"""What every method's recipe has: how its network is optimised, on which batches, for how long."""
+"""Fields that all recipes share: optimiser, learning rate, batch size, epochs and split."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,18 +14,18 @@ Keep = Literal["last", "best"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """A method's own Recipe sets the published values and adds its sampling and augmentation.
+    """Base of the methods' recipes, which set published values and add sampling and augmentation.
 
     Args:
-        lr: at the start.
-        batch: samples an optimiser step.
+        lr: initial learning rate.
+        batch: samples per optimiser step.
         epochs: passes over the training set.
         lr_factor: multiplies the learning rate after every ``lr_every`` epochs.
-        lr_every: in epochs.
-        weight_decay: coupled, as an L2 term of the loss.
-        drop_last: leave out an epoch's incomplete last batch.
-        keep: the network that is used afterwards: of the ``last`` step, or of the ``best``
-            validation score.
+        lr_every: epochs from one change of the learning rate to the next.
+        weight_decay: coupled weight decay, i.e. an L2 term of the loss.
+        drop_last: drop the last batch of an epoch if it is incomplete.
+        keep: which weights are used after training: those of the ``last`` step, or those with the
+            ``best`` validation score.
         split: patients to train, validate and test on; other cohorts are split in proportion.
     """
 
@@ -51,13 +51,13 @@ class Recipe:
             raise ValueError(f"Recipe: weight_decay must be >= 0; got {self.weight_decay}")
 
     def lr_at(self, epoch: int, step: int) -> float:
-        """The learning rate of an optimiser step: both count from 0, the step over all epochs."""
+        """Learning rate of a step; epochs and steps count from 0, steps across all epochs."""
         return self.lr * self.lr_factor ** (epoch // self.lr_every)
 
     def step_options(self, epoch: int) -> dict[str, Any]:
-        """Keyword arguments of the method's own ``step`` in an epoch, for methods that have one."""
+        """Keyword arguments for the method's own ``step`` in an epoch, if it has one."""
         return {}
 
     def optimiser(self, network: str, weights: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """Adam for one network, which methods that train several tell apart by name."""
+        """Adam for the network of this name; methods that train several may distinguish them."""
         return torch.optim.Adam(weights, self.lr, weight_decay=self.weight_decay, fused=True)

@@ -1,22 +1,22 @@
-"""Lesion in T1 maps, learnt with the help of LGE that the test no longer needs.
+"""Lesion classification in T1 maps, trained with LGE images that prediction does not need.
 
 Golub, Santiago, Baleia, Lopes, Ferreira, Nunes, Nascimento: Convolutional Siamese Networks for
-Myocardial Lesion Classification in T1 Maps (2022), and for the layers of a branch Dey and others:
-SigNet, arXiv:1707.02131.
+Myocardial Lesion Classification in T1 Maps (2022); for the layers of a branch, Dey et al.: SigNet,
+arXiv:1707.02131.
 
-In: patches of a T1 map and, in training, the same patches of the LGE image. Out: two class logits
-from T1 alone, and the features by which a T1 patch finds its LGE patch.
+Input: patches of a T1 map and, in training, the same patches of the LGE image. Output: logits of
+two classes from T1 alone, and the features that match a T1 patch with its LGE patch.
 
 Where the paper is silent or contradicts itself:
 
-- Its patch size is not given; 64 pixels of 1 mm make its share of positive patches.
-- "Half" of the layers is shared in ``partial``: the later half. Contrast, in which the two images
-  differ, is what early layers see, while the features must lie in one space.
+- The patch size is not given; 64 pixels of 1 mm give the paper's fraction of positive patches.
+- "Half" of the layers is shared in ``partial``: here the later half. The two images differ in
+  contrast, which early layers see, while the features must lie in one space.
 - The last layer of a branch is linear (SigNet's has a ReLU), so that cosines can be negative.
-- The classifier's widths are ours. It reads the feature as it is, not scaled to length one.
-- The factor y_i behind the logarithms of equations 1 and 2 is read as the index of the target.
-- Response normalisation divides alpha by the window, as PyTorch's does.
-- ``norm="batch"`` puts batch norm in the place of response normalisation, as SigNet's code does.
+- The classifier's widths are ours. Its input, the feature, is not normalised to unit length.
+- The factor y_i after the logarithms of equations 1 and 2 is read as the index of the target.
+- Response normalisation divides alpha by the window size, as PyTorch's does.
+- ``norm="batch"`` uses batch norm instead of response normalisation, as SigNet's code does.
 """
 
 from collections.abc import Mapping
@@ -45,15 +45,15 @@ class Config:
 
     variant: Variant = "decoupled"  # P 3: the best of the four
     patch: int = 64  # D: side in pixels; at least 32
-    shared_layers: tuple[int, ...] = (4, 5, 6)  # D: of 1 to 6, shared in variant partial
+    shared_layers: tuple[int, ...] = (4, 5, 6)  # D: layers, 1 to 6, that variant partial shares
     norm: Norm = "lrn"  # S
     channels: tuple[int, int, int, int] = (96, 256, 384, 256)  # S
     hidden: int = 1024  # S
     features: int = 128  # P 2.2
-    classifier: tuple[int, int] = (64, 32)  # D
+    classifier: tuple[int, int] = (64, 32)  # D: hidden units
     classes: int = 2  # P 2.2
-    dropout_conv: float = 0.3  # S
-    dropout_full: float = 0.5  # S
+    dropout_conv: float = 0.3  # S: after convolutions
+    dropout_full: float = 0.5  # S: after the fully connected layer
     temperature: float = 0.07  # P 2.2
 
     def __post_init__(self) -> None:
@@ -73,15 +73,15 @@ class Recipe(recipe.Recipe):
 
     lr: float = 1e-4  # P; D: Adam, constant
     batch: int = 32  # P
-    epochs: int = 300  # P; D: the last one is used
-    drop_last: bool = True  # D: so that a batch has always as many negatives
-    split: tuple[float, float, float] = (12, 1, 2)  # P: 13 and 2 subjects; D: one validates
-    spacing_mm: float = 1.0  # D: of both images' pixels, after alignment on the masks
+    epochs: int = 300  # P; D: the last epoch is used
+    drop_last: bool = True  # D: so that all batches have the same number of negatives
+    split: tuple[float, float, float] = (12, 1, 2)  # P: 13 and 2 subjects; D: one of 13 validates
+    spacing_mm: float = 1.0  # D: pixel spacing, after alignment by their masks
     stride: int = 6  # D: pixels between the centres of neighbouring patches
-    deviations: float = 6.0  # P: lesion is brighter than healthy muscle's mean + 6 SD
-    lesion_share: float = 0.25  # P: of a slice's lesion pixels make a patch positive
-    flip: float = 0.5  # D: share of pairs that have a mirrored copy, made once for all epochs
-    distinct_slices: bool = False  # D: True: no two patches of a slice in a batch, if possible
+    deviations: float = 6.0  # P: lesion is brighter than mean + 6 SD of healthy myocardium
+    lesion_share: float = 0.25  # P: fraction of a slice's lesion pixels that makes a patch positive
+    flip: float = 0.5  # D: fraction of pairs with a flipped copy, made once for all epochs
+    distinct_slices: bool = False  # D: if possible, no two patches of a slice in a batch
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,10 +101,10 @@ RECIPE = Recipe()
 
 
 class ResponseNorm(nn.Module):
-    """x / (2 + 1e-4 · mean of x² over five neighbouring channels) ** 0.75; outside counts as 0.
+    """x / (2 + 1e-4 · mean of x² over five neighbouring channels) ** 0.75, padded with zeros.
 
-    The numbers of ``nn.LocalResponseNorm(5, 1e-4, 0.75, 2)``, four times as fast on a CPU: powers
-    from roots, the window by shifted additions, and the gradient in closed form.
+    Equal to ``nn.LocalResponseNorm(5, 1e-4, 0.75, 2)`` and four times as fast on a CPU: powers from
+    square roots, window sums from shifted additions, and the gradient in closed form.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -116,21 +116,21 @@ class ResponseNorm(nn.Module):
 class _ResponseNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        scale = _over_neighbours(x * x).mul_(1e-4 / 5).add_(2)
+        scale = _sum_neighbours(x * x).mul_(1e-4 / 5).add_(2)
         ctx.save_for_backward(x, scale)
-        return _three_quarters(scale).mul_(x)
+        return _power_minus_075(scale).mul_(x)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         x, scale = ctx.saved_tensors
-        direct = _three_quarters(scale).mul_(grad)
-        through_scale = _over_neighbours((direct * x).div_(scale)).mul_(x)
+        direct = _power_minus_075(scale).mul_(grad)
+        through_scale = _sum_neighbours((direct * x).div_(scale)).mul_(x)
         return direct.sub_(through_scale, alpha=2 * 0.75 * 1e-4 / 5)
 
 
-def _over_neighbours(x: Tensor) -> Tensor:
-    """Sum over each channel and the two on both sides of it."""
+def _sum_neighbours(x: Tensor) -> Tensor:
+    """Sum over each channel and the two channels on either side of it."""
     out = x.clone()
     for d in (1, 2):
         out[:, d:] += x[:, :-d]
@@ -138,14 +138,14 @@ def _over_neighbours(x: Tensor) -> Tensor:
     return out
 
 
-def _three_quarters(scale: Tensor) -> Tensor:
-    """scale ** -0.75."""
+def _power_minus_075(scale: Tensor) -> Tensor:
+    """scale ** -0.75, from square roots."""
     root = scale.rsqrt()
     return root.sqrt().mul_(root)
 
 
-def _layer(number: int, config: Config) -> nn.Sequential:
-    """One of the six learnable layers of a branch, with what follows it."""
+def _make_layer(number: int, config: Config) -> nn.Sequential:
+    """One of the six learnable layers of a branch, with its activation, norm, pooling, dropout."""
     c1, c2, c3, c4 = config.channels
 
     def norm(channels: int) -> nn.Module:
@@ -177,7 +177,7 @@ def _layer(number: int, config: Config) -> nn.Sequential:
 
 
 class SiameseLesion(nn.Module):
-    """The two branches and the classifier behind the T1 branch.
+    """The two branches and the classifier on top of the T1 branch.
 
     Example:
         >>> model = SiameseLesion(Config(patch=32)).eval()
@@ -196,10 +196,10 @@ class SiameseLesion(nn.Module):
             "pure": set(range(1, 7)),
         }[config.variant]
         numbers = range(1, 7)
-        self.t1 = nn.ModuleDict({_LAYERS[n - 1]: _layer(n, config) for n in numbers})
-        #: The LGE branch's own layers; the others are T1's.
+        self.t1 = nn.ModuleDict({_LAYERS[n - 1]: _make_layer(n, config) for n in numbers})
+        #: The layers of the LGE branch that are not shared with T1.
         self.lge = nn.ModuleDict(
-            {_LAYERS[n - 1]: _layer(n, config) for n in numbers if n not in shared}
+            {_LAYERS[n - 1]: _make_layer(n, config) for n in numbers if n not in shared}
         )
         wide, narrow = config.classifier
         self.classifier = nn.Sequential(
@@ -212,19 +212,19 @@ class SiameseLesion(nn.Module):
         init_glorot(self)
 
     def forward(self, t1: Tensor, lge: Tensor | None = None) -> dict[str, Tensor]:
-        """Classify T1 patches; with LGE patches give their features as well.
+        """Classify T1 patches; with LGE patches, return their features as well.
 
         Args:
             t1: (B, 1, patch, patch).
-            lge: the same; changes no T1 result. Variant ``pure`` does not look at it.
+            lge: same shape; does not change the T1 outputs. Variant ``pure`` ignores it.
 
         Returns:
-            ``logits`` (B, 2), ``t1`` (B, 128) and, of variants but ``pure``, ``lge`` (B, 128).
+            ``logits`` (B, 2), ``t1`` (B, 128) and, with LGE, ``lge`` (B, 128), except for ``pure``.
         """
-        given = {"t1": t1} if lge is None else {"t1": t1, "lge": lge}
-        require_images("siamese_lesion", given, size=self.config.patch)
-        feature = self._encode(t1, {})  # first, so that dropout draws the same with and without LGE
-        outputs = {"logits": self.classifier(feature), "t1": feature}
+        patches = {"t1": t1} if lge is None else {"t1": t1, "lge": lge}
+        require_images("siamese_lesion", patches, size=self.config.patch)
+        features = self._encode(t1, {})  # before LGE, so that dropout is the same without it
+        outputs = {"logits": self.classifier(features), "t1": features}
         if lge is not None and self.config.variant != "pure":
             outputs["lge"] = self._encode(lge, self.lge)
         return outputs
@@ -242,13 +242,13 @@ def loss(
     *,
     group: Any = None,
 ) -> dict[str, Tensor]:
-    """Pairing of each T1 patch with its own LGE patch, plus classification (equations 1 to 3).
+    """Loss of pairing each T1 patch with its LGE patch, plus classification (equations 1 to 3).
 
     Args:
-        outputs: of the model; without ``lge`` the pairing is left out.
+        outputs: the model's outputs; without ``lge`` there is no pairing loss.
         batch: ``labels`` (B,), 1 for a lesion.
-        config: of the model; default as published.
-        group: process group whose LGE patches are further candidates.
+        config: the model's config; default: as published.
+        group: process group whose LGE patches are additional candidates.
 
     Returns:
         ``loss``, ``classification`` and, with LGE, ``pairing``.

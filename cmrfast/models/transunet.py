@@ -3,11 +3,11 @@
 Chen, Lu, Yu, Luo, Adeli, Wang, Lu, Yuille, Zhou: TransUNet: Transformers Make Strong Encoders for
 Medical Image Segmentation (2021), arXiv:2102.04306. The backbone of ``joint_scar``.
 
-In: images (B, 1, H, W), or of three channels. Out: logits (B, K, H, W).
+Input: images (B, 1, H, W), or with three channels. Output: logits (B, K, H, W).
 
-The network is that of the authors' code, to rounding. An image of one channel is not repeated to
-three: the root convolution adds up its kernel over the channels instead, which is the same sum.
-``transunet_weights`` reads the public weights.
+The network equals that of the authors' code up to rounding. An image of one channel is not repeated
+to three: instead, the root convolution sums its kernel over the channels, which is equivalent.
+``transunet_weights`` loads the public weights.
 """
 
 from pathlib import Path
@@ -25,28 +25,28 @@ from cmrfast.ops._check import require_floating
 
 
 class StdConv(nn.Conv2d):
-    """Convolution without bias whose kernels are brought to mean 0 and variance 1 at every use."""
+    """Convolution without bias, its kernels standardised to mean 0 and variance 1 on every call."""
 
     def __init__(self, channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> None:
         super().__init__(
             channels_in, channels_out, kernel, stride=stride, padding=kernel // 2, bias=False
         )
 
-    def standardised(self) -> Tensor:
-        """(channels_out, channels_in, kernel, kernel)."""
+    def standardised_weight(self) -> Tensor:
+        """The kernels, (channels_out, channels_in, kernel, kernel), standardised."""
         flat = self.weight.flatten(1)
         return F.layer_norm(flat, flat.shape[1:], eps=1e-5).view_as(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels_in, H, W) to (B, channels_out, H / stride, W / stride), rounded up."""
-        kernel = self.standardised()
+        kernel = self.standardised_weight()
         if self.stride == (1, 1):
             return same_conv2d(x, kernel)
         return F.conv2d(x, kernel, None, self.stride, self.padding)
 
 
-class Unit(nn.Module):
-    """Bottleneck: 1×1, 3×3 (which strides), 1×1, each with group norm, around a residual."""
+class Bottleneck(nn.Module):
+    """Residual block of 1×1, 3×3 (strided) and 1×1 convolutions, each with group norm."""
 
     def __init__(self, channels_in: int, middle: int, channels_out: int, stride: int) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Unit(nn.Module):
         self.project: nn.Module = nn.Identity()
         if channels_in != channels_out:
             conv = StdConv(channels_in, channels_out, 1, stride)
-            norm = nn.GroupNorm(channels_out, channels_out, eps=1e-5)  # each channel by itself
+            norm = nn.GroupNorm(channels_out, channels_out, eps=1e-5)  # one group per channel
             self.project = nn.Sequential(conv, norm)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ class Unit(nn.Module):
 
 
 class ResNet(nn.Module):
-    """The convolutions before the transformer."""
+    """The convolutional part of the encoder."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -84,19 +84,19 @@ class ResNet(nn.Module):
             block = nn.Sequential()
             for unit in range(units):
                 stride = 2 if level and not unit else 1
-                block.append(Unit(channels, middle, 4 * middle, stride))
+                block.append(Bottleneck(channels, middle, 4 * middle, stride))
                 channels = 4 * middle
             blocks.append(block)
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Images (B, 1 or 3, H, W) to (B, 1024, H / 16, W / 16) and skips A, B, C."""
-        kernel = self.conv.standardised()
+        kernel = self.conv.standardised_weight()
         if images.shape[1] == 1:
             kernel = kernel.sum(1, keepdim=True)
         x = F.conv2d(images, kernel, None, self.conv.stride, self.conv.padding)
         skip_c = F.relu(self.norm(x), inplace=True)  # (B, 64, H / 2, W / 2)
-        x = F.max_pool2d(skip_c, 3, 2)  # one row and column short: H / 4 - 1
+        x = F.max_pool2d(skip_c, 3, 2)  # no padding: H / 4 - 1 rows, W / 4 - 1 columns
         x = self.blocks[0](x)
         skip_b = F.pad(x, (0, 1, 0, 1))  # (B, 256, H / 4, W / 4), the last row and column zero
         skip_a = self.blocks[1](x)  # (B, 512, H / 8, W / 8)
@@ -104,7 +104,7 @@ class ResNet(nn.Module):
 
 
 class Layer(nn.Module):
-    """One transformer layer, its norms before attention and MLP."""
+    """Transformer layer with layer norm before attention and MLP."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -154,7 +154,7 @@ class Encoder(nn.Module):
 
 
 class Up(nn.Module):
-    """Twice the size, concatenated with the skip if there is one, then two convolutions."""
+    """Upsampling by 2, concatenation with the skip if there is one, and two convolutions."""
 
     def __init__(self, channels_in: int, skip: int, channels_out: int) -> None:
         super().__init__()
@@ -179,8 +179,10 @@ class Decoder(nn.Module):
         skips = [8 * config.root, 4 * config.root, config.root][: config.skips]
         skips += [0] * (len(others) - len(skips))
         self.ups = nn.ModuleList(
-            Up(before, skip, after)
-            for before, skip, after in zip(config.decoder[:-1], skips, others, strict=True)
+            Up(channels_in, skip, channels_out)
+            for channels_in, skip, channels_out in zip(
+                config.decoder[:-1], skips, others, strict=True
+            )
         )
         self.head = nn.Conv2d(others[-1], config.classes, 3, padding=1)
 
@@ -196,7 +198,7 @@ class Decoder(nn.Module):
 
 
 class TransUNet(nn.Module):
-    """The whole network.
+    """The encoder and the decoder.
 
     Example:
         >>> with torch.device("meta"):
@@ -212,10 +214,10 @@ class TransUNet(nn.Module):
         self.decoder = Decoder(config)
 
     def encode(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """What the decoder reads.
+        """Encode images into tokens and skips, the inputs of the decoder.
 
         Args:
-            images: (B, 1, H, W), or of three channels.
+            images: (B, 1, H, W), or with three channels.
 
         Returns:
             Tokens (B, H·W / 256, 768) and the skips A (B, 512, H / 8, W / 8),
@@ -227,28 +229,28 @@ class TransUNet(nn.Module):
         return encoded
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 1, H, W), or of three channels, to logits (B, K, H, W)."""
+        """Images (B, 1, H, W), or with three channels, to logits (B, K, H, W)."""
         logits: Tensor = self.decoder(*self.encode(images))
         return logits
 
     def load_imagenet(self, path: str | Path) -> list[str]:
-        """Read ``R50+ViT-B_16.npz`` into the encoder; the decoder stays as it is.
+        """Load ``R50+ViT-B_16.npz`` into the encoder; the decoder is not changed.
 
-        Positions are resized linearly where the image is not of 224 pixels.
+        Position embeddings are resized linearly unless the image side is 224 pixels.
 
         Args:
-            path: of the file; it is only read, never unpickled.
+            path: path of the file, which is never unpickled.
 
         Returns:
-            Names of the file's arrays that have no place in this network.
+            Names of the arrays in the file that this network does not use.
         """
         return transunet_weights.load_imagenet(self.config, [self.encoder.state_dict()], path)
 
     def load_official(self, path: str | Path) -> None:
-        """Read a state that the authors' code has saved (``.pth``) into the whole network.
+        """Load a state dict saved by the authors' code (``.pth``) into the whole network.
 
         Args:
-            path: of the file; anything in it but tensors is refused.
+            path: path of the file; it is rejected if it holds anything but tensors.
         """
         transunet_weights.load_official(self.config, self.state_dict(), path)
 

@@ -1,7 +1,7 @@
-"""Public weights of TransUNet: ImageNet's ``R50+ViT-B_16.npz``, and states of the authors' code.
+"""Loading of public TransUNet weights: ``R50+ViT-B_16.npz`` and state dicts of the authors' code.
 
-A table says of each of our tensors which array of the other file it is, of which shape that must
-be, and how to turn it. A file that does not fit is refused before anything changes.
+A table gives, for each of our tensors, the array of the file that it is loaded from, the shape that
+array must have and how to convert it. A file that does not fit is rejected before anything changes.
 """
 
 import zipfile
@@ -18,23 +18,23 @@ from torch.nn import functional as F
 from cmrfast.errors import FileError
 from cmrfast.models.transunet_config import Config
 
-_GRID = 14  # tokens along one side of the 224 pixels that the ImageNet file was made for
+_GRID = 14  # tokens along one side in the ImageNet file, which is for 224 pixels
 
 
 @dataclass(frozen=True)
-class _Part:
-    """Where one tensor of ours, or a third of its rows, comes from."""
+class _Entry:
+    """One of our tensors, or a third of its rows, and the array of the file that fills it."""
 
-    to: Tensor
+    target: Tensor
     name: str
     shape: tuple[int, ...]
-    turn: Callable[[Tensor], Tensor]
+    convert: Callable[[Tensor], Tensor]
 
 
 def load_imagenet(
     config: Config, encoders: Sequence[Mapping[str, Tensor]], path: str | Path
 ) -> list[str]:
-    """Read ``R50+ViT-B_16.npz`` into encoders' states; see ``TransUNet.load_imagenet``."""
+    """Load ``R50+ViT-B_16.npz`` into state dicts of encoders; see ``TransUNet.load_imagenet``."""
     path = Path(path)
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -45,13 +45,13 @@ def load_imagenet(
         raise FileError(
             f"load_imagenet: {path.name} must be an archive of plain arrays; got {fault}"
         ) from fault
-    parts = [part for encoder in encoders for part in _imagenet(config, encoder)]
-    _copy("load_imagenet", path, parts, arrays)
-    return sorted(set(arrays) - {part.name for part in parts})
+    entries = [entry for encoder in encoders for entry in _imagenet_entries(config, encoder)]
+    _copy("load_imagenet", path, entries, arrays)
+    return sorted(set(arrays) - {entry.name for entry in entries})
 
 
 def load_official(config: Config, network: Mapping[str, Tensor], path: str | Path) -> None:
-    """Read a state of the authors' code into a network's state; see ``TransUNet.load_official``."""
+    """Load a file of the authors' code into a state dict; see ``TransUNet.load_official``."""
     path = Path(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -61,75 +61,76 @@ def load_official(config: Config, network: Mapping[str, Tensor], path: str | Pat
         raise FileError(
             f"load_official: {path.name} must be a saved state of tensors; got something else"
         ) from fault
-    tensors = isinstance(state, Mapping) and all(isinstance(x, Tensor) for x in state.values())
-    if not tensors:
+    if not isinstance(state, Mapping) or not all(isinstance(x, Tensor) for x in state.values()):
         raise FileError(
             f"load_official: {path.name} must hold tensors by name; got {type(state).__name__}"
         )
-    arrays = {name.removeprefix("module."): x for name, x in state.items()}  # of DataParallel
-    parts = list(_official(config, network))
-    _copy("load_official", path, parts, arrays, surplus=set(arrays) - {p.name for p in parts})
+    arrays = {name.removeprefix("module."): x for name, x in state.items()}  # from DataParallel
+    entries = list(_official_entries(config, network))
+    unexpected = set(arrays) - {entry.name for entry in entries}
+    _copy("load_official", path, entries, arrays, unexpected=unexpected)
 
 
-def _imagenet(config: Config, ours: Mapping[str, Tensor]) -> Iterator[_Part]:
-    """Kernels are stored (rows, columns, in, out), those of attention by head."""
+def _imagenet_entries(config: Config, state: Mapping[str, Tensor]) -> Iterator[_Entry]:
+    """The file stores kernels as (rows, columns, in, out), those of attention by head."""
     width, heads, hidden = config.width, config.heads, config.hidden
 
-    def conv(name: str, theirs: str) -> Iterator[_Part]:
-        to = ours[f"{name}.weight"]
-        shape = (*to.shape[2:], to.shape[1], to.shape[0])
-        yield _Part(to, f"{theirs}/kernel", shape, lambda x: x.permute(3, 2, 0, 1))
+    def conv(name: str, source: str) -> Iterator[_Entry]:
+        kernel = state[f"{name}.weight"]
+        shape = (*kernel.shape[2:], kernel.shape[1], kernel.shape[0])
+        yield _Entry(kernel, f"{source}/kernel", shape, lambda x: x.permute(3, 2, 0, 1))
 
-    def norm(name: str, theirs: str, ones: int = 0) -> Iterator[_Part]:
+    def norm(name: str, source: str, ones: int = 0) -> Iterator[_Entry]:
         for kind, scale in (("weight", "scale"), ("bias", "bias")):
-            to = ours[f"{name}.{kind}"]
-            yield _Part(to, f"{theirs}/{scale}", (1,) * ones + tuple(to.shape), torch.flatten)
+            target = state[f"{name}.{kind}"]
+            shape = (1,) * ones + tuple(target.shape)
+            yield _Entry(target, f"{source}/{scale}", shape, torch.flatten)
 
     def linear(
-        weight: Tensor, bias: Tensor, theirs: str, kernel: tuple[int, ...], biases: tuple[int, ...]
-    ) -> Iterator[_Part]:
-        yield _Part(weight, f"{theirs}/kernel", kernel, lambda x: x.reshape(weight.shape[::-1]).T)
-        yield _Part(bias, f"{theirs}/bias", biases, torch.flatten)
+        weight: Tensor, bias: Tensor, source: str, kernel: tuple[int, ...], biases: tuple[int, ...]
+    ) -> Iterator[_Entry]:
+        yield _Entry(weight, f"{source}/kernel", kernel, lambda x: x.reshape(weight.shape[::-1]).T)
+        yield _Entry(bias, f"{source}/bias", biases, torch.flatten)
 
     yield from conv("resnet.conv", "conv_root")
     yield from norm("resnet.norm", "gn_root", ones=3)
-    for unit, theirs, projects in _units(config):
+    for unit, source, projects in _bottlenecks(config):
         for n in (1, 2, 3):
-            yield from conv(f"{unit}.conv{n}", f"{theirs}/conv{n}")
-            yield from norm(f"{unit}.norm{n}", f"{theirs}/gn{n}", ones=3)
+            yield from conv(f"{unit}.conv{n}", f"{source}/conv{n}")
+            yield from norm(f"{unit}.norm{n}", f"{source}/gn{n}", ones=3)
         if projects:
-            yield from conv(f"{unit}.project.0", f"{theirs}/conv_proj")
-            yield from norm(f"{unit}.project.1", f"{theirs}/gn_proj", ones=3)
+            yield from conv(f"{unit}.project.0", f"{source}/conv_proj")
+            yield from norm(f"{unit}.project.1", f"{source}/gn_proj", ones=3)
     yield from conv("embed", "embedding")
-    yield _Part(ours["embed.bias"], "embedding/bias", (width,), torch.flatten)
-    yield _Part(
-        ours["positions"],
+    yield _Entry(state["embed.bias"], "embedding/bias", (width,), torch.flatten)
+    yield _Entry(
+        state["positions"],
         "Transformer/posembed_input/pos_embedding",
         (1, 1 + _GRID**2, width),
-        lambda x: resize_positions(x[:, 1:], config.grid),  # the first is the class token's
+        lambda x: resize_positions(x[:, 1:], config.grid),  # without the class token's
     )
     by_head = (heads, width // heads)
     for number in range(config.depth):
-        layer, theirs = f"layers.{number}", f"Transformer/encoderblock_{number}"
-        attention = f"{theirs}/MultiHeadDotProductAttention_1"
-        yield from norm(f"{layer}.norm1", f"{theirs}/LayerNorm_0")
-        weights = ours[f"{layer}.query_key_value.weight"].chunk(3)
-        biases = ours[f"{layer}.query_key_value.bias"].chunk(3)
+        layer, source = f"layers.{number}", f"Transformer/encoderblock_{number}"
+        attention = f"{source}/MultiHeadDotProductAttention_1"
+        yield from norm(f"{layer}.norm1", f"{source}/LayerNorm_0")
+        weights = state[f"{layer}.query_key_value.weight"].chunk(3)
+        biases = state[f"{layer}.query_key_value.bias"].chunk(3)
         for weight, bias, name in zip(weights, biases, ("query", "key", "value"), strict=True):
             yield from linear(weight, bias, f"{attention}/{name}", (width, *by_head), by_head)
         for name, dense, kernel, out in (
             ("out", f"{attention}/out", (*by_head, width), width),
-            ("expand", f"{theirs}/MlpBlock_3/Dense_0", (width, hidden), hidden),
-            ("contract", f"{theirs}/MlpBlock_3/Dense_1", (hidden, width), width),
+            ("expand", f"{source}/MlpBlock_3/Dense_0", (width, hidden), hidden),
+            ("contract", f"{source}/MlpBlock_3/Dense_1", (hidden, width), width),
         ):
-            weight, bias = ours[f"{layer}.{name}.weight"], ours[f"{layer}.{name}.bias"]
+            weight, bias = state[f"{layer}.{name}.weight"], state[f"{layer}.{name}.bias"]
             yield from linear(weight, bias, dense, kernel, (out,))
-        yield from norm(f"{layer}.norm2", f"{theirs}/LayerNorm_2")
+        yield from norm(f"{layer}.norm2", f"{source}/LayerNorm_2")
     yield from norm("norm", "Transformer/encoder_norm")
 
 
-def _official(config: Config, ours: Mapping[str, Tensor]) -> Iterator[_Part]:
-    """Equal shapes; only names differ, and query, key and value are apart."""
+def _official_entries(config: Config, state: Mapping[str, Tensor]) -> Iterator[_Entry]:
+    """Shapes are equal; only names differ, and query, key and value are separate."""
     cnn, blocks = "transformer.embeddings.hybrid_model", "transformer.encoder.layer"
     names = {
         "encoder.resnet.conv": f"{cnn}.root.conv",
@@ -140,51 +141,51 @@ def _official(config: Config, ours: Mapping[str, Tensor]) -> Iterator[_Part]:
         "decoder.first.norm": "decoder.conv_more.1",
         "decoder.head": "segmentation_head.0",
     }
-    for unit, theirs, projects in _units(config):
-        unit, theirs = f"encoder.{unit}", f"{cnn}.body.{theirs.replace('/', '.')}"
+    for unit, source, projects in _bottlenecks(config):
+        unit, source = f"encoder.{unit}", f"{cnn}.body.{source.replace('/', '.')}"
         for n in (1, 2, 3):
-            names |= {f"{unit}.conv{n}": f"{theirs}.conv{n}", f"{unit}.norm{n}": f"{theirs}.gn{n}"}
+            names |= {f"{unit}.conv{n}": f"{source}.conv{n}", f"{unit}.norm{n}": f"{source}.gn{n}"}
         if projects:
             names |= {
-                f"{unit}.project.0": f"{theirs}.downsample",
-                f"{unit}.project.1": f"{theirs}.gn_proj",
+                f"{unit}.project.0": f"{source}.downsample",
+                f"{unit}.project.1": f"{source}.gn_proj",
             }
     for number in range(config.depth):
-        layer, theirs = f"encoder.layers.{number}", f"{blocks}.{number}"
+        layer, source = f"encoder.layers.{number}", f"{blocks}.{number}"
         names |= {
-            f"{layer}.norm1": f"{theirs}.attention_norm",
-            f"{layer}.out": f"{theirs}.attn.out",
-            f"{layer}.norm2": f"{theirs}.ffn_norm",
-            f"{layer}.expand": f"{theirs}.ffn.fc1",
-            f"{layer}.contract": f"{theirs}.ffn.fc2",
+            f"{layer}.norm1": f"{source}.attention_norm",
+            f"{layer}.out": f"{source}.attn.out",
+            f"{layer}.norm2": f"{source}.ffn_norm",
+            f"{layer}.expand": f"{source}.ffn.fc1",
+            f"{layer}.contract": f"{source}.ffn.fc2",
         }
     for number in range(len(config.decoder) - 1):
         for n in (1, 2):
-            up, theirs = f"decoder.ups.{number}.conv{n}", f"decoder.blocks.{number}.conv{n}"
-            names |= {f"{up}.conv": f"{theirs}.0", f"{up}.norm": f"{theirs}.1"}
+            up, source = f"decoder.ups.{number}.conv{n}", f"decoder.blocks.{number}.conv{n}"
+            names |= {f"{up}.conv": f"{source}.0", f"{up}.norm": f"{source}.1"}
 
-    for name, to in ours.items():
+    for name, target in state.items():
         module, _, kind = name.rpartition(".")
         if module.endswith("query_key_value"):
-            theirs = f"{blocks}.{module.split('.')[2]}.attn"
-            for third, part in zip(("query", "key", "value"), to.chunk(3), strict=True):
-                yield _Part(part, f"{theirs}.{third}.{kind}", tuple(part.shape), torch.clone)
+            source = f"{blocks}.{module.split('.')[2]}.attn"
+            for third, part in zip(("query", "key", "value"), target.chunk(3), strict=True):
+                yield _Entry(part, f"{source}.{third}.{kind}", tuple(part.shape), torch.clone)
         elif name == "encoder.positions":
-            theirs = "transformer.embeddings.position_embeddings"
-            yield _Part(to, theirs, tuple(to.shape), torch.clone)
+            source = "transformer.embeddings.position_embeddings"
+            yield _Entry(target, source, tuple(target.shape), torch.clone)
         else:
-            yield _Part(to, f"{names[module]}.{kind}", tuple(to.shape), torch.clone)
+            yield _Entry(target, f"{names[module]}.{kind}", tuple(target.shape), torch.clone)
 
 
-def _units(config: Config) -> Iterator[tuple[str, str, bool]]:
-    """Each bottleneck's name in the encoder, in the ImageNet file, and whether it projects."""
+def _bottlenecks(config: Config) -> Iterator[tuple[str, str, bool]]:
+    """Names of each bottleneck in the encoder and in the ImageNet file; whether it projects."""
     for block, units in enumerate(config.units):
         for unit in range(units):
             yield f"resnet.blocks.{block}.{unit}", f"block{block + 1}/unit{unit + 1}", unit == 0
 
 
 def resize_positions(positions: Tensor, grid: int) -> Tensor:
-    """Positions (1, M·M, width) to (1, grid·grid, width), linearly, corner tokens on corners."""
+    """Resize positions (1, M·M, width) to (1, grid·grid, width), linearly, with aligned corners."""
     side = round(positions.shape[1] ** 0.5)
     if side == grid:
         return positions
@@ -196,23 +197,23 @@ def resize_positions(positions: Tensor, grid: int) -> Tensor:
 def _copy(
     who: str,
     path: Path,
-    parts: Sequence[_Part],
+    entries: Sequence[_Entry],
     arrays: Mapping[str, Tensor],
-    surplus: Collection[str] = (),
+    unexpected: Collection[str] = (),
 ) -> None:
-    """Fill all parts once every one is known to fit."""
+    """Fill all targets, after checking that every array fits."""
     faults = {}
-    for part in parts:
-        if part.name not in arrays:
-            faults[part.name] = f"no {part.name}"
-        elif tuple(arrays[part.name].shape) != part.shape:
-            shape = tuple(arrays[part.name].shape)
-            faults[part.name] = f"{part.name} {shape} for {part.shape}"
-    faults |= {name: f"{name} too many" for name in sorted(surplus)}
+    for entry in entries:
+        if entry.name not in arrays:
+            faults[entry.name] = f"no {entry.name}"
+        elif tuple(arrays[entry.name].shape) != entry.shape:
+            shape = tuple(arrays[entry.name].shape)
+            faults[entry.name] = f"{entry.name} {shape} for {entry.shape}"
+    faults |= {name: f"unexpected {name}" for name in sorted(unexpected)}
     if faults:
         raise FileError(
             f"{who}: {path.name} must fit this network; got {len(faults)} faults: "
             f"{', '.join(faults.values())}"
         )
-    for part in parts:
-        part.to.copy_(part.turn(arrays[part.name]))
+    for entry in entries:
+        entry.target.copy_(entry.convert(arrays[entry.name]))

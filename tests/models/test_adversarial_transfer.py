@@ -12,10 +12,10 @@ from cmrfast.models.adversarial_transfer import (
     Config,
     Recipe,
     Residual,
-    deceive,
+    adversarial_loss,
+    discriminator_losses,
     loss,
     step,
-    tell_apart,
 )
 
 
@@ -127,24 +127,26 @@ def test_transfer_counts_a_tenth():
 
 def test_adversarial_anchors():
     unsure = torch.zeros(5)  # D = 1/2
-    assert sum(tell_apart(unsure, unsure)).item() == pytest.approx(2 * math.log(2))
-    assert deceive(unsure).item() == pytest.approx(math.log(2))
-    assert deceive(unsure, "minmax").item() == pytest.approx(-math.log(2))
+    assert sum(discriminator_losses(unsure, unsure)).item() == pytest.approx(2 * math.log(2))
+    assert adversarial_loss(unsure).item() == pytest.approx(math.log(2))
+    assert adversarial_loss(unsure, "minmax").item() == pytest.approx(-math.log(2))
     logits = torch.randn(50, dtype=torch.float64)
     bce = nn.functional.binary_cross_entropy
     true, false = torch.ones_like(logits), torch.zeros_like(logits)
-    torch.testing.assert_close(tell_apart(logits, logits)[0], bce(logits.sigmoid(), true))
-    torch.testing.assert_close(tell_apart(logits, logits)[1], bce(logits.sigmoid(), false))
-    torch.testing.assert_close(deceive(logits), bce(logits.sigmoid(), true))
-    torch.testing.assert_close(deceive(logits, "minmax"), -bce(logits.sigmoid(), false))
+    torch.testing.assert_close(discriminator_losses(logits, logits)[0], bce(logits.sigmoid(), true))
+    torch.testing.assert_close(
+        discriminator_losses(logits, logits)[1], bce(logits.sigmoid(), false)
+    )
+    torch.testing.assert_close(adversarial_loss(logits), bce(logits.sigmoid(), true))
+    torch.testing.assert_close(adversarial_loss(logits, "minmax"), -bce(logits.sigmoid(), false))
     sure = torch.tensor([1e4, -1e4])
-    assert all(x.isfinite() for x in (*tell_apart(sure, sure), deceive(sure)))
+    assert all(x.isfinite() for x in (*discriminator_losses(sure, sure), adversarial_loss(sure)))
 
 
 @pytest.mark.parametrize("gan", ["nonsaturating", "minmax"])
-def test_deceiving_raises_the_score(gan):
+def test_adversarial_loss_raises_the_score(gan):
     logits = torch.randn(5, requires_grad=True)
-    deceive(logits, gan).backward()
+    adversarial_loss(logits, gan).backward()
     assert (logits.grad < 0).all()
 
 

@@ -1,4 +1,4 @@
-"""Every network compiled, exported, in ONNX and in bfloat16, held against eager float32."""
+"""Every network compiled, exported, in ONNX and in bfloat16, compared with eager float32."""
 
 import copy
 

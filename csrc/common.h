@@ -40,7 +40,7 @@ inline std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
 }
 
 // Leading sizes and those of the space axes as one shape.
-inline std::vector<int64_t> joined(std::initializer_list<int64_t> leading,
+inline std::vector<int64_t> concat(std::initializer_list<int64_t> leading,
                                    torch::headeronly::IntHeaderOnlyArrayRef space) {
   std::vector<int64_t> shape(leading);
   shape.insert(shape.end(), space.begin(), space.end());

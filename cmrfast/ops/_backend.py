@@ -78,7 +78,7 @@ def _load_cpu() -> str:
     except OSError as error:
         raise ImportError(
             f"the native kernels do not load beside torch {torch.__version__}; every op runs its "
-            "reference; to mend it, in cmrfast's source folder: "
+            "reference; to fix it, in cmrfast's source folder: "
             f"pip install --force-reinstall --no-deps .  ({error})"
         ) from error
     return level

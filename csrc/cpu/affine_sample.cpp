@@ -195,7 +195,7 @@ Tensor affine_sample(const Tensor& images_any, const Tensor& matrix_any,
                      double fill) {
   const Tensor images = torch::stable::contiguous(images_any);
   const Tensor matrix = torch::stable::contiguous(matrix_any);
-  Tensor out = fresh(images, joined({images.size(0), images.size(1)}, size), images.scalar_type());
+  Tensor out = fresh(images, concat({images.size(0), images.size(1)}, size), images.scalar_type());
   with_dims(images, matrix, size.data(), mode, border, fill, [&]<int DIMS>(Call<DIMS> call) {
     const auto run = [&](auto zero) {
       using T = decltype(zero);

@@ -121,7 +121,7 @@ Tensor extract_patches(const Tensor& buffer_any, const Tensor& table_any, const 
                       (flips.numel() == 0 || flips.numel() == P * volumes.dims) &&
                       shift.numel() == volumes.V * channels && scale.numel() == shift.numel(),
                   "extract_patches: arguments do not fit one another");
-  Tensor out = fresh(buffer, joined({P, channels}, size), dtype);
+  Tensor out = fresh(buffer, concat({P, channels}, size), dtype);
   constexpr int64_t rows_ahead = 8;
   const auto run = [&]<class To>(Convert convert_run) {
     const To filling = cast<To>(fill);

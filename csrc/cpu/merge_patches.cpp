@@ -115,7 +115,7 @@ void with_patches(const Tensor& patches_any, const Tensor& start_any,
 Tensor merge_patches(const Tensor& patches, const Tensor& start,
                      const std::optional<Tensor>& weight,
                      torch::headeronly::IntHeaderOnlyArrayRef shape, double fill) {
-  Tensor out = fresh(patches, joined({patches.size(1)}, shape), patches.scalar_type());
+  Tensor out = fresh(patches, concat({patches.size(1)}, shape), patches.scalar_type());
   const Box box = box_of(shape.data(), static_cast<int64_t>(shape.size()));
   const auto run = [&](auto zero, const Patches& w, const auto* values, const auto* weights) {
     using T = decltype(zero);

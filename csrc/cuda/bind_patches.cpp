@@ -38,7 +38,7 @@ Tensor extract_patches(const Tensor& buffer_any, const Tensor& table_any, const 
   STD_TORCH_CHECK(start.size(1) == volumes.dims && shift.numel() == volumes.V * channels &&
                       scale.numel() == shift.numel(),
                   "extract_patches: arguments do not fit one another");
-  Tensor out = new_empty(buffer, joined({start.size(0), channels}, size), dtype);
+  Tensor out = new_empty(buffer, concat({start.size(0), channels}, size), dtype);
   device.launch(op, cmrfast_extract_patches,
                 ExtractPatches{volumes, windows_of(op, start, &index, &flips, size.data()),
                                buffer.const_data_ptr(), dtype_of(op, buffer.scalar_type()),
@@ -98,7 +98,7 @@ Tensor merge_patches(const Tensor& patches_any, const Tensor& start_any,
   const Tensor patches = contiguous(patches_any), start = contiguous(start_any);
   const std::optional<Tensor> weight = cmrfast::contiguous(weight_any);
   MergePatches call = merge_call(op, patches, start, weight, shape.data());
-  Tensor out = new_empty(patches, joined({call.C}, shape));
+  Tensor out = new_empty(patches, concat({call.C}, shape));
   call.mean = true;
   call.fill = fill;
   call.out = out.mutable_data_ptr();

@@ -50,7 +50,7 @@ Tensor affine_sample(const Tensor& images_any, const Tensor& matrix_any, Sizes s
   constexpr auto op = "affine_sample";
   const OnDevice device(images_any);
   const Tensor images = contiguous(images_any), matrix = contiguous(matrix_any);
-  Tensor out = new_empty(images, joined({images.size(0), images.size(1)}, size));
+  Tensor out = new_empty(images, concat({images.size(0), images.size(1)}, size));
   device.launch(op, cmrfast_affine_sample,
                 AffineSample{sampling_of(op, images, matrix, size.data(), mode, border),
                              images.const_data_ptr(), fill, out.mutable_data_ptr()});

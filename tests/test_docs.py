@@ -62,7 +62,7 @@ def test_slow_blocks_run_too(name, monkeypatch, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def with_a_sixth_method(tmp_path_factory):
+def with_added_method(tmp_path_factory):
     """A copy of the repository with the page's files in it and its diffs applied."""
     folder = tmp_path_factory.mktemp("repository")
     for name in ("cmrfast", "docs", "tests"):
@@ -91,8 +91,8 @@ def run_in(folder, *words):
 
 
 @pytest.mark.slow
-def test_the_sixth_method_runs_as_the_others_do(with_a_sixth_method):
-    folder = with_a_sixth_method
+def test_the_added_method_runs_as_the_others_do(with_added_method):
+    folder = with_added_method
     code = f"""
 import pytest
 from tests.support.markdown import blocks, run_bash
@@ -111,16 +111,16 @@ for block in blocks(ROOT / "docs" / "{METHOD}", "bash"):
 
 
 @pytest.mark.slow
-def test_the_sixth_method_keeps_the_contracts(with_a_sixth_method):
+def test_the_added_method_keeps_the_contracts(with_added_method):
     tests = ("tests/models/test_contract.py", "tests/methods/test_preparation.py")
-    run_in(with_a_sixth_method, "-m", "pytest", "-q", "-k", "thin_unet or every_m", *tests)
+    run_in(with_added_method, "-m", "pytest", "-q", "-k", "thin_unet or every_m", *tests)
 
 
 @pytest.mark.slow
-def test_the_sixth_method_is_in_the_reference(with_a_sixth_method, tmp_path):
+def test_the_added_method_is_in_the_reference(with_added_method, tmp_path):
     if find_spec("mkdocs") is None or find_spec("mkdocstrings") is None:
         pytest.skip("needs the extra docs")
-    run_in(with_a_sixth_method, "-m", "mkdocs", "build", "-q", "--strict", "-d", str(tmp_path))
+    run_in(with_added_method, "-m", "mkdocs", "build", "-q", "--strict", "-d", str(tmp_path))
     page = (tmp_path / "api" / "methods.html").read_text()
     assert 'id="cmrfast.methods.thin_unet.images.segment"' in page
 

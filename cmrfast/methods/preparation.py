@@ -151,7 +151,7 @@ def prepare_cases(
             refused.append(str(error))
             _log.warning("%s: %s is left out: %s", who, case.name, error)
     if not prepared:
-        why = "; ".join(refused[:3]) or "no case was given"
+        why = "; ".join(refused[:3]) or "there are no cases"
         more = f"; and {len(refused) - 3} more" if len(refused) > 3 else ""
         raise FileError(f"{who}: none of {len(cases)} cases can be used: {why}{more}")
     return prepared

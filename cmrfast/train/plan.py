@@ -79,7 +79,7 @@ class Plan:
         config: of the network, every field.
         recipe: of the training, every field.
         steps: optimiser steps in all.
-        seed: of everything random.
+        seed: of every random choice.
         layout: the data set, as ``open_dataset`` names it.
         split: patients by name.
         micro_batch: samples that go through the network at a time.

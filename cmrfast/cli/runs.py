@@ -17,9 +17,10 @@ def predict(
     out: Annotated[Path, typer.Option(help="Folder; each case gets one in it.")],
     device: Device = "auto",
 ) -> None:
-    """Apply a run to new patients: NIfTI files that overlay on the input.
+    """Apply a run to new patients.
 
-    Cases predicted before are skipped; a bad case does not stop the others.
+    Writes NIfTI files that overlay on the input. Cases predicted before are skipped; a bad case
+    does not stop the others.
     """
     from cmrfast.runs.predict import predict as run_prediction
     from cmrfast.train.ranks import is_first_rank
@@ -46,7 +47,10 @@ def evaluate(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate a run on reference labels: the paper's metrics and table; CSV and JSON."""
+    """Evaluate a run on reference labels.
+
+    Prints the paper's metrics and table; writes every row as CSV and JSON.
+    """
     from cmrfast.runs.evaluate import evaluate as run_evaluation
     from cmrfast.train.ranks import is_first_rank
     from cmrfast.train.run import Run
@@ -66,7 +70,7 @@ def report(
     split: Split = "test",
     device: Device = "auto",
 ) -> None:
-    """Write one HTML page about a run into its folder: curves, tables, pictures."""
+    """Write one HTML page about a run into its folder."""
     from cmrfast.runs.report import report as write_report
     from cmrfast.train.ranks import is_first_rank
     from cmrfast.train.run import Run
@@ -81,7 +85,7 @@ def report(
 def demo(
     out: Annotated[Path, typer.Option(help="A new or empty folder.")] = Path("cmrfast-demo"),
 ) -> None:
-    """Train on synthetic patients, score and report, in under two minutes."""
+    """Train on synthetic patients, in under two minutes."""
     from cmrfast.runs.demo import demo as run_demo
 
     run_demo(out, say=typer.echo)

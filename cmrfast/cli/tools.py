@@ -15,7 +15,10 @@ from cmrfast.cli.options import AsJson, known_method
 
 @app.command(epilog="Example: cmrfast info --json")
 def info(as_json: AsJson = False) -> None:
-    """Print versions, devices, and which backend each op got and why not another."""
+    """Print versions, devices and the backend of each op.
+
+    Also says why an op has no faster backend.
+    """
     from cmrfast.info import info as collect
 
     collected = collect()
@@ -39,7 +42,7 @@ def check(
         typer.Argument(metavar="FILE", help="NIfTI files, or folders of DICOM slices."),
     ],
 ) -> None:
-    """Read images, print their geometry and name every fault.
+    """Read images, print their geometry and any faults.
 
     Fails when a file cannot be read; oddities are printed but pass.
     """
@@ -74,7 +77,7 @@ def phantom(
         float, typer.Option(min=1, max=4, help="How many times larger voxels are, for speed.")
     ] = 1.0,
 ) -> None:
-    """Write a synthetic data set in the layout that a method reads, with every label.
+    """Write synthetic patients in the layout a method reads.
 
     Results on it show whether the code works, not how a method performs on patients.
     """
@@ -97,7 +100,7 @@ def compare(
     reference: Annotated[Path, typer.Argument(metavar="REF", help="Another on the same grid.")],
     as_json: AsJson = False,
 ) -> None:
-    """Print all mask metrics between two masks, for each label."""
+    """Compare two masks by every mask metric, label by label."""
     from cmrfast.runs.compare import as_table
     from cmrfast.runs.compare import compare as compare_masks
 

@@ -52,16 +52,17 @@ def train(
         bool, typer.Option("--sharded", help="Shard the weights over the ranks (FSDP).")
     ] = False,
     tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Write its events too.")
+        bool, typer.Option("--tensorboard", help="Write TensorBoard events.")
     ] = False,
     cache: Annotated[Path | None, typer.Option(help="Folder that keeps prepared images.")] = None,
     save_every: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 600.0,
     timeout: Annotated[float, typer.Option(help="Seconds a rank waits for others.")] = 600.0,
     changes: Changes = None,
 ) -> None:
-    """Train a method as published; fields of its config and recipe are options too.
+    """Train a method as published.
 
-    Under torchrun all processes train together.
+    Every field of its config and recipe is an option too. Under torchrun all processes train
+    together.
     """
     from cmrfast.data.cache import Cache
     from cmrfast.data.datasets import Split as Patients
@@ -114,7 +115,9 @@ def search(
     device: Device = "auto",
     changes: Changes = None,
 ) -> None:
-    """Find better values of a recipe by Bayesian optimisation of the validation score.
+    """Search for better values of a recipe.
+
+    Bayesian optimisation of the validation score.
 
     Started again it resumes; more workers on the same storage share the trials.
     """

@@ -1,4 +1,4 @@
-"""Studies: the whole way at a tiny size, resuming, the table and the tests that a page shows."""
+"""Studies: end to end at a tiny size, resuming, and the tables and tests of the results page."""
 
 import dataclasses
 import importlib
@@ -15,6 +15,7 @@ from cmrfast.models import MODELS
 from cmrfast.runs.evaluate import Evaluation
 from studies import design, page
 from studies.outcome import Outcome
+from tests.support.paths import ROOT
 
 
 def tiny(cases, shrink, *, steps=2, **changes):
@@ -33,6 +34,11 @@ TINY = {
     "new_lesions": tiny(4, 4, spacing_mm=4.0, patch=16, overlap=4, batch=4, per_patient=4),
     "adversarial_transfer": tiny(4, 4, width=4, size=32, view_px=32, copies=0, pretrain_epochs=0),
 }
+
+
+def test_every_study_runs_at_a_tiny_size():
+    studies = {path.stem for path in (ROOT / "studies").glob("*.py")} & set(MODELS)
+    assert studies == set(TINY)
 
 
 def outcome(evaluations, scores=("dice",), tests=()):
@@ -54,7 +60,7 @@ def evaluated(*dice):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", MODELS)
+@pytest.mark.parametrize("method", TINY)
 def test_a_study_goes_from_nothing_to_its_page_and_again(method, tmp_path, monkeypatch, capsys):
     script = importlib.import_module(f"studies.{method}")
     monkeypatch.setattr(script, "STUDY", dataclasses.replace(script.STUDY, small=TINY[method]))
@@ -113,8 +119,8 @@ def test_table_sets_published_figures_beside_ours():
     ("values", "text"),
     [([81.61, 79.0], "80.3 ± 1.8"), ([0.05], "0.0500"), ([], "-"), ([0.0], "0.00"), ([250], "250")],
 )
-def test_spread_has_three_digits(values, text):
-    assert page.spread(values) == text
+def test_mean_has_three_digits(values, text):
+    assert page.mean_sd(values) == text
 
 
 def test_page_without_marks_says_so(tmp_path):
@@ -129,8 +135,8 @@ def test_pictures_show_what_is_labelled_or_the_middle():
     from studies import figures
 
     mask = Volume(torch.zeros(1, 200, 160, 9, dtype=torch.uint8), torch.eye(4, dtype=torch.float64))
-    assert figures._where(mask, mask) == ([100, 80, 4], 160)
+    assert figures._crop_box(mask, mask) == ([100, 80, 4], 160)
     mask.data[0, 20:40, 30:35, 7] = 1
     mask.data[0, 60, 60, 2] = 2  # the highest label
     mask.data[0, 50, 60, 2] = 1
-    assert figures._where(mask, mask) == ([55, 60, 2], 70)
+    assert figures._crop_box(mask, mask) == ([55, 60, 2], 70)

@@ -1,14 +1,20 @@
-"""Preparation of cases, declared: which files and fields it reads is said, enforced, and the key.
+"""Preparation of cases: each declares the files and fields that it reads.
 
-A preparation is handed the declared files and fields alone. Reading anything else raises, so the
-cache key, which is built here from the declaration, cannot miss a dependency.
+A preparation is handed the declared files and fields alone, and reading anything else raises. The
+cache key is made here, of their contents and values and of the code that prepares, so it cannot
+miss a dependency.
 """
 
+import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
+from hashlib import blake2b
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
+import cmrfast
 from cmrfast.data.cache import Cache, Tensors
 from cmrfast.data.datasets.case import Case
 from cmrfast.errors import FileError
@@ -53,7 +59,6 @@ class Preparation(Generic[ConfigT, RecipeT]):
         images, labels: files that the case must have.
         optional_labels: files that are used where the case has them.
         config, recipe, fitted: names of the fields and fitted facts that it reads.
-        version: raise it when ``make`` gives other values for the same inputs.
     """
 
     name: str
@@ -64,7 +69,6 @@ class Preparation(Generic[ConfigT, RecipeT]):
     config: tuple[str, ...] = ()
     recipe: tuple[str, ...] = ()
     fitted: tuple[str, ...] = ()
-    version: int = 1
 
     def __call__(self, source: Source[ConfigT, RecipeT]) -> Tensors:
         """The prepared case, from the cache if it holds it.
@@ -85,7 +89,7 @@ class Preparation(Generic[ConfigT, RecipeT]):
         case = source.case
         return {
             "preparation": self.name,
-            "version": self.version,
+            "code": code_digest(Path(inspect.getfile(self.make)).parent),
             "images": [name for name in self.images if name in case.images],
             "labels": {
                 name: asdict(case.labelling[name])
@@ -111,6 +115,19 @@ class Preparation(Generic[ConfigT, RecipeT]):
             recipe=cast(RecipeT, _Declared(self.name, "recipe", source.recipe, self.recipe)),
             fitted={name: source.fitted[name] for name in self.fitted if name in source.fitted},
         )
+
+
+@cache
+def code_digest(folder: Path) -> str:
+    """Hash of the sources in a method's folder and of what prepares images in ``cmrfast.data``.
+
+    A change of the code then makes other cache entries, as a change of a field does.
+    """
+    shared = Path(cmrfast.__file__).parent / "data"
+    digest = blake2b(cmrfast.__version__.encode(), digest_size=20)
+    for source in [*sorted(folder.glob("*.py")), *sorted(shared.rglob("*.py"))]:
+        digest.update(source.read_bytes())
+    return digest.hexdigest()
 
 
 class _Declared:

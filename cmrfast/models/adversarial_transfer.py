@@ -59,7 +59,7 @@ OptimizerG = Literal["adam", "rmsprop"]
 class Config:
     """P: the paper, with its section; C: the authors' code; D: our decision."""
 
-    variant: Variant = "u_a_t"  # P 3.1: U+A+D+T, U+A+D, U+D
+    variant: Variant = "u_a_t"  # P 3.1, where they are called U+A+D+T, U+A+D and U+D
     gan: Gan = "nonsaturating"  # C
     disc: Disc = "plain"  # C
     size: int = 224  # P 2: side of the discriminator's images; any side for the generator

@@ -151,7 +151,8 @@ def loss(
 ) -> dict[str, Tensor]:
     """λ · myocardium loss + scar loss (equation 1 without its weight decays).
 
-    Each loss is ``joint_scar_loss``: cross entropy + w · (1 - Dice of each image's foreground).
+    Each loss is cross entropy + w · (1 - Dice of each image's foreground), as in
+    ``joint_scar_loss``.
 
     Args:
         outputs: the model's outputs.

@@ -30,11 +30,11 @@ def nt_xent(
 
     The negatives of an anchor are all candidates but its target, M - 1 of them, and never other
     anchors. ``NTXentLoss(temperature)(anchors, labels, ref_emb=candidates, ref_labels=labels)`` of
-    pytorch-metric-learning is equal if no label occurs twice; if one does, it has several positives
-    per anchor and leaves the others out of the denominator, while here any candidate but the target
-    is a negative. SimCLR (Chen et al. 2020) takes each of the 2N views as an anchor and the softmax
-    over the 2N - 1 others, so that negatives come from both views; here they come from one, and
-    ``symmetric`` averages the two directions without mixing them.
+    pytorch-metric-learning is equal if no label occurs twice. With repeated labels it has several
+    positives per anchor, each without the others in its denominator; here every candidate but the
+    target is a negative. SimCLR (Chen et al. 2020) takes each of the 2N views as an anchor and the
+    softmax over the 2N - 1 others, so its negatives come from both views; here they come from one,
+    and ``symmetric`` averages the two directions without mixing them.
 
     Args:
         anchors: (N, D), floating; rows of any finite magnitude, zero rows have cosine 0.

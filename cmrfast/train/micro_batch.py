@@ -15,10 +15,11 @@ Losses = dict[str, Tensor]
 class Backward:
     """Forward, loss and backward of one batch, in as many parts as memory asks for.
 
-    The result is that of the whole batch (except for batch norm, which normalises by part). Losses
-    that are means over samples are added up. For the others, in which every sample depends on all,
-    a first pass without gradients gives the outputs of the whole batch, their loss gives the
-    gradient of each output, and a second pass carries these into the network.
+    The result is that of the whole batch, except that batch norm normalises by part and dropout
+    draws other masks. Losses that are means over samples are added up. For the others, in which
+    every sample depends on all, a first pass without gradients gives the outputs of the whole
+    batch, their loss gives the gradient of each output, and a second pass carries these into the
+    network.
 
     Args:
         network: to differentiate.

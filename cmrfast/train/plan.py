@@ -29,7 +29,8 @@ class TrainOptions:
         seed: of weights, split, sampling, augmentation and dropout.
         device: auto, cpu or cuda.
         resume: continue from the newest whole checkpoint, or start where there is none.
-        micro_batch: samples that go through the network at a time; None finds what fits.
+        micro_batch: samples of all ranks that go through the network at a time; None finds what
+            fits. Methods with a step of their own take a batch whole.
         precision: float32, bfloat16 or float16; None is bfloat16 on a GPU that has it.
         compiled: run the network through ``torch.compile``; ``graphs`` captures CUDA graphs.
         channels_last: memory format of 2-D features; None uses it in half precision on a GPU.
@@ -82,7 +83,7 @@ class Plan:
         seed: of every random choice.
         layout: the data set, as ``open_dataset`` names it.
         split: patients by name.
-        micro_batch: samples that go through the network at a time.
+        micro_batch: samples of all ranks that go through the network at a time.
         precision: of the network's arithmetic: float32, bfloat16 or float16.
     """
 

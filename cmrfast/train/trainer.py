@@ -272,7 +272,7 @@ class Trainer:
 
 
 def _stored_run(out: str | os.PathLike[str], options: TrainOptions) -> Run | None:
-    """The run in the folder, which must be resumed; None if there is none."""
+    """The run to resume; None if the folder holds none."""
     if not (Path(out) / "run.json").exists():
         return None
     if not options.resume:

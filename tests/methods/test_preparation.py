@@ -13,6 +13,8 @@ from cmrfast.data.datasets import Case, open_dataset
 from cmrfast.data.phantom import write_phantoms
 from cmrfast.errors import FileError
 from cmrfast.methods import Preparation, Source
+from cmrfast.methods import preparation as preparation_module
+from cmrfast.methods.preparation import code_digest
 from cmrfast.models import MODELS
 
 PREPARATIONS = [
@@ -104,7 +106,24 @@ def test_every_declared_field_is_part_of_the_key(name, preparation, cases, cache
         assert counter.misses(changed), what
         assert not counter.misses(changed), what
     assert not counter.misses(source)
-    assert Counter(replace(preparation, version=preparation.version + 1)).misses(source)
+
+
+@every_preparation
+def test_the_code_is_part_of_the_key(name, preparation, cases, cache, monkeypatch):
+    source = source_of(name, cases[name], cache)
+    counter = Counter(preparation)
+    assert counter.misses(source)
+    monkeypatch.setattr(preparation_module, "code_digest", lambda folder: "changed")
+    assert counter.misses(source)
+
+
+def test_every_source_of_a_method_counts(tmp_path):
+    source = tmp_path / "images.py"
+    source.write_text("SIDE = 3\n")
+    before = code_digest(tmp_path)
+    source.write_text("SIDE = 4\n")
+    code_digest.cache_clear()
+    assert code_digest(tmp_path) != before
 
 
 @every_preparation

@@ -18,7 +18,7 @@ METHOD = Method(
     loss=loss,
     task=JointScarTask,
     datasets=("emidec", "myops"),
-    inputs=("images", "myocardium"),  # two_step masks with the latter
+    inputs=("images", "myocardium"),  # variant two_step masks its images with the myocardium
     objective=Objective("scar_dice", maximise=True),
     search={  # as in the paper
         "lr": LogUniform(1e-5, 1e-2),

@@ -7,9 +7,9 @@ from torch import Tensor
 def use_cpu_kernel(*tensors: Tensor) -> bool:
     """Whether all tensors are on the CPU, of one of the dtypes that the kernels compute in.
 
-    The one check of a device beside the dispatcher: elsewhere, and under autocast or export, the
-    caller uses PyTorch's convolution itself, whose own gradient, memory formats and fusion a custom
-    op would hide.
+    This is the only check of a device outside the dispatcher. Elsewhere, and under autocast or
+    export, the caller uses PyTorch's own convolution: behind a custom op, PyTorch could not choose
+    its memory format or fuse it with its neighbours.
     """
     if torch.compiler.is_exporting() or torch.is_autocast_enabled("cpu"):
         return False

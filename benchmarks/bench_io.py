@@ -1,4 +1,4 @@
-"""Loading beside other libraries: patches and augmented slices to train on, and .nii.gz files.
+"""Data loading compared with other libraries: training patches, augmented slices, .nii.gz files.
 
 pytest benchmarks/bench_io.py --benchmark-json=benchmarks/results/io.json
 """
@@ -9,5 +9,5 @@ from benchmarks.workloads import LOADING
 
 
 @pytest.mark.parametrize("name", LOADING)
-def test_loading(workload, name):
-    workload(name, *LOADING[name])
+def test_loading(run_workload, name):
+    run_workload(name, *LOADING[name])

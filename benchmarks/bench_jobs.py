@@ -1,4 +1,4 @@
-"""Whole jobs beside the same networks in plain torch, fed by MONAI.
+"""Whole jobs, compared with the same networks in plain PyTorch fed by MONAI.
 
 pytest benchmarks/bench_jobs.py --rounds 3 --benchmark-json=benchmarks/results/jobs.json
 """
@@ -9,5 +9,5 @@ from benchmarks.workloads import JOBS
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_job(workload, name):
-    workload(name, *JOBS[name])
+def test_job(run_workload, name):
+    run_workload(name, *JOBS[name])

@@ -1,4 +1,4 @@
-"""Every op beside its peers: equality first, then interleaved medians as ratios of one run.
+"""Every op compared with its peers: equal results first, then interleaved median times.
 
 pytest benchmarks/bench_ops.py --benchmark-json=results.json
 pytest benchmarks/bench_ops.py --device cuda --benchmark-json=results.json
@@ -13,24 +13,24 @@ STEPS = [(op, step) for op, (_, sizes) in GROWTH.items() for step in range(len(s
 
 
 @pytest.mark.parametrize("name", WORKLOADS)
-def test_workload(benchmark, workload, meter, device, name):
-    case = workload(name, *WORKLOADS[name])
+def test_workload(benchmark, run_workload, meter, device, name):
+    workload = run_workload(name, *WORKLOADS[name])
     if device == "cuda":
-        benchmark.extra_info["graph_ms"] = meter.replayed(case.ways["cmrfast"])
+        benchmark.extra_info["graph_ms"] = meter.graph_median_ms(workload.variants["cmrfast"])
 
 
 @pytest.mark.parametrize("name", ON_GPU)
-def test_workload_that_fills_a_gpu(workload, device, name):
+def test_workload_that_fills_a_gpu(run_workload, device, name):
     if device != "cuda":
         pytest.skip("for --device cuda")
-    workload(name, *ON_GPU[name])
+    run_workload(name, *ON_GPU[name])
 
 
 @pytest.mark.parametrize(("op", "step"), STEPS)
-def test_growth(benchmark, record, device, op, step):
+def test_growth(benchmark, measure_variants, device, op, step):
     build, sizes = GROWTH[op]
     with torch.device(device):
-        case = build(sizes[step])
-    case.ways.pop("torch.compile", None)  # shapes of its own at every size
-    record(case)
+        workload = build(sizes[step])
+    workload.variants.pop("torch.compile", None)  # would recompile for every size
+    measure_variants(workload)
     benchmark.extra_info.update(growth=op, size=sizes[step])

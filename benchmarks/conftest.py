@@ -1,4 +1,4 @@
-"""Options, how a workload is checked and measured, and the machine's record in the JSON."""
+"""Options, checking and measuring of a workload, and the description of the machine."""
 
 from collections.abc import Callable
 
@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from benchmarks import measure, measure_cuda
-from benchmarks.workloads import Case
+from benchmarks.workloads import Workload
 
 
 def pytest_addoption(parser):
-    parser.addoption("--rounds", type=int, default=measure.ROUNDS, help="timed rounds of each way")
+    parser.addoption("--rounds", type=int, default=measure.ROUNDS, help="timed rounds per variant")
     parser.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="where to measure")
-    parser.addoption("--without", action="append", default=[], help="a way to leave out")
+    parser.addoption("--without", action="append", default=[], help="a variant to leave out")
 
 
 @pytest.fixture
@@ -42,36 +42,38 @@ def measured_rates(meter):
 
 
 @pytest.fixture
-def record(benchmark, meter, rounds, measured_rates):
-    """Check a case, then measure all its ways."""
+def measure_variants(benchmark, meter, rounds, measured_rates):
+    """Check a workload, then measure all its variants."""
 
-    def run(case: Case) -> None:
-        case.check()
-        alone = {f"{name}, data": way for name, way in case.data.items()}
-        median_ms = meter.interleaved({**case.ways, **alone}, rounds)
-        benchmark.extra_info["data_ms"] = {k: median_ms.pop(f"{k}, data") for k in case.data}
+    def run(workload: Workload) -> None:
+        workload.check()
+        data = {f"{name}, data": variant for name, variant in workload.data.items()}
+        median_ms = meter.interleaved({**workload.variants, **data}, rounds)
+        benchmark.extra_info["data_ms"] = {k: median_ms.pop(f"{k}, data") for k in workload.data}
         benchmark.extra_info["median_ms"] = median_ms
-        benchmark.extra_info["floor_ms"] = case.floor_ms(measured_rates)
+        benchmark.extra_info["floor_ms"] = workload.floor_ms(measured_rates)
         benchmark.extra_info["rates"] = measured_rates
-        benchmark.pedantic(case.ways["cmrfast"], rounds=rounds)
+        benchmark.pedantic(workload.variants["cmrfast"], rounds=rounds)
 
     return run
 
 
 @pytest.fixture
-def workload(benchmark, record, meter, device, without):
-    """Build a workload on the device, measure it, and leave what the tables need."""
+def run_workload(benchmark, measure_variants, meter, device, without):
+    """Build a workload on the device, measure it, and store what the tables need."""
 
-    def run(name: str, title: str, build: Callable[[], Case]) -> Case:
+    def run(name: str, title: str, build: Callable[[], Workload]) -> Workload:
         with torch.device(device):
-            case = build()
-        for way in without:
-            case.ways.pop(way, None)
-        record(case)
+            workload = build()
+        for variant in without:
+            workload.variants.pop(variant, None)
+        measure_variants(workload)
         benchmark.extra_info.update(workload=name, title=title)
-        benchmark.extra_info["peak_mb"] = {k: meter.peak_megabytes(w) for k, w in case.ways.items()}
+        benchmark.extra_info["peak_mb"] = {
+            k: meter.peak_megabytes(w) for k, w in workload.variants.items()
+        }
         torch.compiler.reset()
-        return case
+        return workload
 
     return run
 
@@ -82,5 +84,5 @@ def _seed():
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):
-    machine_info.clear()  # the default one names the host
+    machine_info.clear()  # the default includes the host name
     machine_info.update(measure.machine())

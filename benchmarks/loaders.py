@@ -1,7 +1,7 @@
-"""The loaders of other libraries, over the same volumes in memory; nothing where one is missing.
+"""Loaders of other libraries over the same volumes in memory; empty if a library is missing.
 
-Each is set up as its documentation says, with the choices that make it faster: no metadata, no
-copy of what is cached, volumes loaded beforehand, one queue filling an epoch.
+Each is set up as its documentation says, with the options that make it fastest: no metadata, no
+copies of cached data, volumes loaded in advance, one queue for an epoch.
 """
 
 import importlib.util
@@ -14,23 +14,23 @@ import torch
 from torch import Tensor
 
 Batch = dict[str, Tensor]
-Ways = dict[str, Callable[..., list[Tensor]]]
+Variants = dict[str, Callable[..., list[Tensor]]]
 
 
 @dataclass(frozen=True)
 class Loader:
-    """One library's way to an epoch of batches.
+    """One library's loader.
 
     Args:
-        epoch: makes the iterator over the batches' tensors that is timed.
-        placed: yields what one batch holds and where it is from, to prove it.
+        epoch: returns the iterator over an epoch's batches, which is timed.
+        traced: yields batches together with the origin of their samples, for verification.
     """
 
     epoch: Callable[[], Iterable[object]]
-    placed: Callable[[], Iterator[Batch]]
+    traced: Callable[[], Iterator[Batch]]
 
     def run(self) -> list[object]:
-        """All batches of an epoch, each dropped for the next as in training."""
+        """Iterate over an epoch; each batch is freed after the next one, as in training."""
         last: object = None
         for batch in self.epoch():
             last = batch
@@ -64,7 +64,7 @@ def torchio_patches(
     def epoch() -> Iterator[dict[str, object]]:
         return iter(tio.SubjectsLoader(queue, batch_size=batch))
 
-    def placed() -> Iterator[Batch]:
+    def traced() -> Iterator[Batch]:
         for one in epoch():
             yield {
                 "image": one["image"]["data"],
@@ -73,7 +73,7 @@ def torchio_patches(
                 "start": one["location"][:, :3],
             }
 
-    return {"TorchIO Queue": Loader(epoch, placed)}
+    return {"TorchIO Queue": Loader(epoch, traced)}
 
 
 def monai_patches(
@@ -84,7 +84,7 @@ def monai_patches(
     per_patient: int,
     workers: int = 0,
 ) -> dict[str, Loader]:
-    """MONAI's CacheDataset with RandSpatialCropSamplesd; each batch is of all patients."""
+    """MONAI's CacheDataset with RandSpatialCropSamplesd; every batch covers all patients."""
     if not has("monai"):
         return {}
     from monai.data import CacheDataset, DataLoader, MetaTensor, set_track_meta
@@ -113,7 +113,7 @@ def monai_patches(
 
     plain = loader(lambda x: x, workers)
 
-    def placed() -> Iterator[Batch]:
+    def traced() -> Iterator[Batch]:
         set_track_meta(True)
         try:
             for one in loader(MetaTensor, 0):
@@ -129,7 +129,7 @@ def monai_patches(
 
     set_track_meta(False)
     name = "MONAI CacheDataset" + (f", {workers} workers" if workers else "")
-    return {name: Loader(lambda: plain, placed)}
+    return {name: Loader(lambda: plain, traced)}
 
 
 def torchio_slices(images: Tensor, labels: Tensor, batch: int) -> dict[str, Loader]:
@@ -156,7 +156,7 @@ def torchio_slices(images: Tensor, labels: Tensor, batch: int) -> dict[str, Load
     def epoch() -> Iterable[object]:
         return tio.SubjectsLoader(dataset, batch_size=batch, shuffle=True)
 
-    def placed() -> Iterator[Batch]:
+    def traced() -> Iterator[Batch]:
         for n, subject in enumerate(subjects):
             warped = warp(subject)
             drawn = warped.history[-1]
@@ -167,11 +167,11 @@ def torchio_slices(images: Tensor, labels: Tensor, batch: int) -> dict[str, Load
                 "theta": _theta_of_torchio(drawn, images.shape[-2:]),
             }
 
-    return {"TorchIO RandomAffine": Loader(epoch, placed)}
+    return {"TorchIO RandomAffine": Loader(epoch, traced)}
 
 
 def _theta_of_torchio(drawn: object, shape: Sequence[int]) -> Tensor:
-    """Its map turns about the centre, shifts, then scales; what samples is the inverse."""
+    """theta of a RandomAffine, which rotates about the centre, shifts, then scales, inverted."""
     angle = np.radians(drawn.degrees[2])
     back = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     matrix = torch.from_numpy(back / np.array(drawn.scales[:2]))
@@ -180,7 +180,7 @@ def _theta_of_torchio(drawn: object, shape: Sequence[int]) -> Tensor:
 
 
 def theta_from_centred(matrix: Tensor, offset: Tensor, shape: Sequence[int]) -> Tensor:
-    """A map of voxels about the centre, output to input, as ``affine_sample`` takes it."""
+    """Convert a map in voxels about the centre, output to input, to theta of ``affine_sample``."""
     size = torch.tensor(shape, dtype=torch.float64)
     matrix = (matrix.double() * size / size[:, None]).flip(0, 1)
     return torch.cat((matrix, (2 * offset.double() / size).flip(0)[:, None]), 1).float()
@@ -217,7 +217,7 @@ def monai_slices(images: Tensor, labels: Tensor, batch: int, workers: int = 0) -
         persistent_workers=workers > 0,
     )
 
-    def placed() -> Iterator[Batch]:
+    def traced() -> Iterator[Batch]:
         for n, item in enumerate(data):
             warped = warp(item)
             matrix = torch.as_tensor(warp.rand_affine.rand_affine_grid.get_transformation_matrix())
@@ -229,19 +229,19 @@ def monai_slices(images: Tensor, labels: Tensor, batch: int, workers: int = 0) -
             }
 
     name = "MONAI RandAffined" + (f", {workers} workers" if workers else "")
-    return {name: Loader(lambda: loader, placed)}
+    return {name: Loader(lambda: loader, traced)}
 
 
 def readers(path: Path) -> dict[str, Callable[[], list[Tensor]]]:
-    """Reading an image as a tensor (C, I, J, K) in its stored dtype."""
-    ways: dict[str, Callable[[], list[Tensor]]] = {}
+    """Read an image as a tensor (C, I, J, K) in its stored dtype, by library."""
+    variants: dict[str, Callable[[], list[Tensor]]] = {}
     if has("nibabel"):
         import nibabel
 
         def with_nibabel() -> list[Tensor]:
             return [torch.from_numpy(np.asanyarray(nibabel.load(path).dataobj))[None]]
 
-        ways["nibabel"] = with_nibabel
+        variants["nibabel"] = with_nibabel
     if has("SimpleITK"):
         import SimpleITK as sitk  # noqa: N813
 
@@ -249,5 +249,5 @@ def readers(path: Path) -> dict[str, Callable[[], list[Tensor]]]:
             array = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
             return [torch.from_numpy(array).permute(2, 1, 0)[None]]
 
-        ways["SimpleITK"] = with_itk
-    return ways
+        variants["SimpleITK"] = with_itk
+    return variants

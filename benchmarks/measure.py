@@ -1,4 +1,4 @@
-"""How things are measured: interleaved medians, peak memory, and the rates behind the floors."""
+"""Measurements: interleaved median times, peak memory, and the rates behind the floors."""
 
 import ctypes
 import importlib.metadata
@@ -21,37 +21,39 @@ PEERS = (
 _STATUS = Path("/proc/self/status")
 
 
-def interleaved(ways: dict[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, float]:
-    """Median milliseconds of each way, run in turn so that a drifting machine hits all alike.
+def interleaved(
+    variants: dict[str, Callable[[], object]], rounds: int = ROUNDS
+) -> dict[str, float]:
+    """Median time of each variant in ms, run in turn so that clock drift affects all equally.
 
-    Each turn runs a way twice and times the second: what the way before it left to the caches and
-    to the system (a virtual machine gives freed memory back) is not charged to the next. To a way
-    of over a second that makes no difference, and it runs once.
+    Each turn runs a variant twice and times the second call, so that a variant does not pay for
+    the state in which the previous one left caches and freed memory. This makes no difference to
+    variants that take over a second, so they run once.
     """
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    brief = dict.fromkeys(ways, True)
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    short = dict.fromkeys(variants, True)
     for turn in range(WARM_UPS + rounds):
-        for name, way in ways.items():
-            if brief[name]:
-                way()
+        for name, variant in variants.items():
+            if short[name]:
+                variant()
             start = time.perf_counter()
-            way()
-            took = 1e3 * (time.perf_counter() - start)
-            brief[name] = took < 1000
+            variant()
+            elapsed_ms = 1e3 * (time.perf_counter() - start)
+            short[name] = elapsed_ms < 1000
             if turn >= WARM_UPS:
-                times[name].append(took)
+                times[name].append(elapsed_ms)
     return {name: median(values) for name, values in times.items()}
 
 
-def peak_megabytes(way: Callable[[], object]) -> float | None:
-    """What one call adds to the process's resident memory at its highest; None off Linux."""
+def peak_megabytes(variant: Callable[[], object]) -> float | None:
+    """Peak resident memory that one call adds, in MB; None unless on Linux."""
     if not _STATUS.exists():
         return None
-    way()
-    ctypes.CDLL(None).malloc_trim(0)  # else freed memory would hide what the call needs
+    variant()
+    ctypes.CDLL(None).malloc_trim(0)  # otherwise the call could reuse freed memory
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     before = _status("VmRSS")
-    way()
+    variant()
     return max(0.0, (_status("VmHWM") - before) / 1024)
 
 
@@ -61,7 +63,7 @@ def _status(field: str) -> int:
 
 
 def rates() -> dict[str, float]:
-    """Copy bandwidth, first fill of huge pages (GB/s) and matrix rate (GFLOP/s) of this moment."""
+    """Measure copy bandwidth, first write to huge pages (GB/s), and matrix product (GFLOP/s)."""
     a, b = torch.ones(48 << 20), torch.empty(48 << 20)
     x = torch.randn(1536, 1536)
 
@@ -70,16 +72,16 @@ def rates() -> dict[str, float]:
         fresh.madvise(mmap.MADV_HUGEPAGE)
         torch.frombuffer(fresh, dtype=torch.float32).fill_(1.0)
 
-    took = interleaved({"copy": lambda: b.copy_(a), "fill": fill, "matmul": lambda: x @ x})
+    elapsed_ms = interleaved({"copy": lambda: b.copy_(a), "fill": fill, "matmul": lambda: x @ x})
     return {
-        "copy_gb_s": 2 * a.nbytes / took["copy"] / 1e6,
-        "fresh_gb_s": (192 << 20) / took["fill"] / 1e6,
-        "matmul_gflop_s": 2 * 1536**3 / took["matmul"] / 1e6,
+        "copy_gb_s": 2 * a.nbytes / elapsed_ms["copy"] / 1e6,
+        "fresh_gb_s": (192 << 20) / elapsed_ms["fill"] / 1e6,
+        "matmul_gflop_s": 2 * 1536**3 / elapsed_ms["matmul"] / 1e6,
     }
 
 
 def machine() -> dict[str, object]:
-    """What a reader needs to place the figures."""
+    """Hardware, versions and commit, to interpret the results."""
     from cmrfast.ops._backend import STATUS, backends
 
     cpu = platform.processor()

@@ -1,4 +1,4 @@
-"""What a user could pick instead, by library; each function gives no way where it is missing."""
+"""Alternatives from other libraries; a function returns an empty dict if its library is missing."""
 
 import importlib.util
 import warnings
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Ways = dict[str, Callable[..., object]]
+Variants = dict[str, Callable[..., object]]
 
 
 def _has(module: str) -> bool:
@@ -18,31 +18,31 @@ def _has(module: str) -> bool:
 def torch_windows(
     volumes: Tensor, start: Tensor, s: int, flips: Tensor, index: Tensor | None = None
 ) -> Tensor:
-    """Windows of side s by one index into an unfolded view, then one flip an axis."""
+    """Cut windows of side s with one index into an unfolded view, then flip axis by axis."""
     axes = volumes.dim() - 2
     view = volumes.movedim(1, -1)
     for a in range(axes):
         view = view.unfold(1 + a, s, 1)
-    picked = view[start.new_zeros(len(start)) if index is None else index, *start.T]
+    windows = view[start.new_zeros(len(start)) if index is None else index, *start.T]
     for a in range(axes):
-        turned = flips[:, a]
-        picked[turned] = picked[turned].flip(2 + a)
-    return picked
+        flipped = flips[:, a]
+        windows[flipped] = windows[flipped].flip(2 + a)
+    return windows
 
 
-def metric_learning(count: int) -> Ways:
-    """NT-Xent of pytorch-metric-learning; above 512 rows it needs gigabytes."""
+def metric_learning(count: int) -> Variants:
+    """NT-Xent of pytorch-metric-learning, up to 512 rows: above, it needs gigabytes."""
     if not _has("pytorch_metric_learning") or count > 512:
         return {}
     from pytorch_metric_learning.losses import NTXentLoss
 
-    # The same labels object for both would be read as one set compared with itself.
+    # With the same labels object for both, the library would compare one set with itself.
     loss, own, other = NTXentLoss(temperature=0.07), torch.arange(count), torch.arange(count)
     return {"pytorch-metric-learning": lambda a, c: loss(a, own, ref_emb=c, ref_labels=other)}
 
 
-def monai_batch_dice(target: Tensor) -> Ways:
-    """MONAI's Dice over batch, with sigmoid; classes as space, for one ratio over all of them."""
+def monai_batch_dice(target: Tensor) -> Variants:
+    """MONAI's batch Dice with sigmoid; classes are flattened into space for a single ratio."""
     if not _has("monai"):
         return {}
     from monai.losses import DiceLoss
@@ -52,8 +52,8 @@ def monai_batch_dice(target: Tensor) -> Ways:
     return {"MONAI DiceLoss": lambda logits: loss(logits.flatten(1)[:, None], flat)}
 
 
-def monai_dice_ce(labels: Tensor) -> Ways:
-    """MONAI's Dice + cross entropy, per image, without background."""
+def monai_dice_ce(labels: Tensor) -> Variants:
+    """MONAI's Dice + cross entropy per image, excluding the background."""
     if not _has("monai"):
         return {}
     from monai.losses import DiceCELoss
@@ -64,8 +64,8 @@ def monai_dice_ce(labels: Tensor) -> Ways:
     return {"MONAI DiceCELoss": lambda logits: loss(logits, labels[:, None])}
 
 
-def kornia_affine() -> Ways:
-    """kornia's homogeneous warp by the same normalised matrix."""
+def kornia_affine() -> Variants:
+    """kornia's homography warp with the same normalised matrix."""
     if not _has("kornia"):
         return {}
     from kornia.geometry.transform import homography_warp
@@ -81,7 +81,7 @@ def kornia_affine() -> Ways:
     return {"kornia": warp}
 
 
-def itk_resample(volume: Tensor, to_world_from_vox: Tensor, to_shape: Sequence[int]) -> Ways:
+def itk_resample(volume: Tensor, to_world_from_vox: Tensor, to_shape: Sequence[int]) -> Variants:
     """SimpleITK's linear resampling from a grid of 1 mm."""
     if not _has("SimpleITK") or volume.is_cuda:
         return {}
@@ -97,20 +97,20 @@ def itk_resample(volume: Tensor, to_world_from_vox: Tensor, to_shape: Sequence[i
     filter_.SetOutputOrigin(to_world_from_vox[:3, 3].tolist())
     filter_.SetInterpolator(sitk.sitkLinear)
 
-    kept = []  # the array below is a view of the last image
+    kept = []  # keeps the last image alive: the array below is a view of it
 
     def run() -> list[Tensor]:
         kept[:] = [filter_.Execute(image)]
         array = sitk.GetArrayViewFromImage(kept[0])
-        with warnings.catch_warnings():  # the view is read-only, and is only read
+        with warnings.catch_warnings():  # torch warns of a read-only array, which is fine here
             warnings.simplefilter("ignore")
             return [torch.from_numpy(array).permute(2, 1, 0)[None]]
 
     return {"SimpleITK": run}
 
 
-def scipy_resample(volume: Tensor, to_world_from_vox: Tensor, to_shape: Sequence[int]) -> Ways:
-    """scipy's affine_transform from a grid of 1 mm, its edge cut to half a voxel as ITK's is."""
+def scipy_resample(volume: Tensor, to_world_from_vox: Tensor, to_shape: Sequence[int]) -> Variants:
+    """scipy's affine_transform from a grid of 1 mm, cut off half a voxel outside as in ITK."""
     if not _has("scipy") or volume.is_cuda:
         return {}
     from scipy.ndimage import affine_transform
@@ -126,8 +126,8 @@ def scipy_resample(volume: Tensor, to_world_from_vox: Tensor, to_shape: Sequence
     return {"scipy": run}
 
 
-def torch_resample(volume: Tensor, to_world_from_vox: Tensor, to_shape: Sequence[int]) -> Ways:
-    """grid_sample by the matrix that maps normalised to normalised positions."""
+def torch_resample(volume: Tensor, to_world_from_vox: Tensor, to_shape: Sequence[int]) -> Variants:
+    """torch's grid_sample, with the matrix in normalised coordinates."""
     n = torch.tensor([float(s) for s in volume.shape[1:]], dtype=torch.float64)
     m = torch.tensor([float(s) for s in to_shape], dtype=torch.float64)
     linear = to_world_from_vox[:3, :3] * m / n[:, None]
@@ -137,14 +137,14 @@ def torch_resample(volume: Tensor, to_world_from_vox: Tensor, to_shape: Sequence
     def run(volume: Tensor) -> list[Tensor]:
         grid = F.affine_grid(theta, [1, 1, *to_shape], align_corners=False)
         sampled = F.grid_sample(volume[None], grid, align_corners=False, padding_mode="border")
-        inside = (grid.abs() < 1).all(-1)  # the same border rule as resampling's
+        inside = (grid.abs() < 1).all(-1)  # the border rule of resample
         return [sampled[0] * inside]
 
     compiled = torch.compile(run)
     return {"torch": lambda: run(volume), "torch.compile": lambda: compiled(volume)}
 
 
-def torchio_aggregate(patches: Tensor, start: Tensor, shape: Sequence[int]) -> Ways:
+def torchio_aggregate(patches: Tensor, start: Tensor, shape: Sequence[int]) -> Variants:
     """TorchIO's GridAggregator, averaging overlaps."""
     if not _has("torchio") or patches.is_cuda:
         return {}
@@ -163,8 +163,8 @@ def torchio_aggregate(patches: Tensor, start: Tensor, shape: Sequence[int]) -> W
     return {"TorchIO": run}
 
 
-def monai_sliding_window(patches: Tensor, shape: Sequence[int]) -> Ways:
-    """MONAI's sliding window over a network that hands out the patches, four at a time."""
+def monai_sliding_window(patches: Tensor, shape: Sequence[int]) -> Variants:
+    """MONAI's sliding window over a network that returns the given patches, four at a time."""
     if not _has("monai"):
         return {}
     from monai.inferers import sliding_window_inference

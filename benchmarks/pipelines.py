@@ -1,7 +1,7 @@
-"""What feeds each method when MONAI does it: the prepared images in memory, changed at random.
+"""MONAI pipelines for each method: random augmentation of the prepared images in memory.
 
-They hold what ours hold, so that only sampling and augmentation are compared; ranges are those of
-the recipes. Draws differ from ours, and so does what a batch shows.
+They start from the same prepared images as our feeds, so that only sampling and augmentation are
+compared. The ranges are those of the recipes; the random draws, and so the batches, differ.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,13 +19,13 @@ Make = Callable[[], dict[str, Tensor]]
 
 
 def pipeline(name: str, feed: Any, config: Any, recipe: Any, batch: int) -> Make:
-    """Batches of a method, with the keys of its feed's.
+    """Return a function that makes batches with the same keys as those of the method's feed.
 
     Args:
-        name: of the method.
-        feed: of its task, whose images are taken.
-        config, recipe: of the method.
-        batch: samples of each.
+        name: name of the method.
+        feed: feed of its task; provides the images.
+        config, recipe: config and recipe of the method.
+        batch: samples per batch.
     """
     from monai.data import set_track_meta
 
@@ -37,7 +37,7 @@ def _siamese_lesion(feed: Any, config: Any, recipe: Any, batch: int) -> Make:
     from monai.transforms import Compose, RandFlipd, RandSpatialCropd
 
     items = [{"pair": pair} for pair in _volumes(feed.patches.store)]
-    change = Compose(
+    transform = Compose(
         [
             RandSpatialCropd("pair", (config.patch,) * 2, random_size=False),
             RandFlipd("pair", prob=0.5, spatial_axis=0),
@@ -46,7 +46,7 @@ def _siamese_lesion(feed: Any, config: Any, recipe: Any, batch: int) -> Make:
     )
 
     def make() -> dict[str, Tensor]:
-        pairs = _drawn(items, change, batch)["pair"]
+        pairs = _draw_batch(items, transform, batch)["pair"]
         return {
             "t1": pairs[:, :1],
             "lge": pairs[:, 1:],
@@ -61,7 +61,7 @@ def _joint_scar(feed: Any, config: Any, recipe: Any, batch: int) -> Make:
 
     items = [{"image": i, "label": m} for i, m in zip(feed.images, feed.labels, strict=True)]
     shift = recipe.translate_share * config.image
-    change = RandAffined(
+    transform = RandAffined(
         ["image", "label"],
         prob=1.0,
         rotate_range=np.radians(recipe.rotate_deg),
@@ -75,9 +75,9 @@ def _joint_scar(feed: Any, config: Any, recipe: Any, batch: int) -> Make:
     )
 
     def make() -> dict[str, Tensor]:
-        drawn = _drawn(items, change, batch)
-        myocardium, scar = drawn["label"].unbind(1)
-        return {"images": drawn["image"], "myocardium": myocardium, "scar": scar}
+        samples = _draw_batch(items, transform, batch)
+        myocardium, scar = samples["label"].unbind(1)
+        return {"images": samples["image"], "myocardium": myocardium, "scar": scar}
 
     return make
 
@@ -104,7 +104,7 @@ def _joint_registration(feed: Any, config: Any, recipe: Any, batch: int) -> Make
             spatial_size=(recipe.side,) * 2,
         )
 
-    change = Compose(
+    transform = Compose(
         [
             warp((0, 1, 2, 3), recipe.rotate_deg, recipe.shift_px),
             warp((1, 3), recipe.lge_rotate_deg, recipe.lge_shift_px),
@@ -113,8 +113,8 @@ def _joint_registration(feed: Any, config: Any, recipe: Any, batch: int) -> Make
     )
 
     def make() -> dict[str, Tensor]:
-        drawn = _drawn(items, change, batch)
-        return {k: x[:, 0] if k.endswith("labels") else x for k, x in drawn.items()}
+        samples = _draw_batch(items, transform, batch)
+        return {k: x[:, 0] if k.endswith("labels") else x for k, x in samples.items()}
 
     return make
 
@@ -123,7 +123,7 @@ def _adversarial_transfer(feed: Any, config: Any, recipe: Any, batch: int) -> Ma
     from monai.transforms import RandAffined
 
     low, high = (zoom - 1 for zoom in recipe.zoom)
-    change = RandAffined(
+    transform = RandAffined(
         ["images", "labels"],
         prob=recipe.copies / (1 + recipe.copies),
         rotate_range=np.radians(recipe.rotate_deg),
@@ -136,18 +136,18 @@ def _adversarial_transfer(feed: Any, config: Any, recipe: Any, batch: int) -> Ma
     )
     crops = {}
     for prefix, source in (("", feed.true), ("pseudo_", feed.pseudo)):
-        as_they_are = torch.arange(0, len(source), 1 + recipe.copies)
-        images, labels = source.batch(0, as_they_are)
+        originals = torch.arange(0, len(source), 1 + recipe.copies)
+        images, labels = source.batch(0, originals)
         pairs = zip(images, labels[:, None], strict=True)
         crops[prefix] = [{"images": image, "labels": label} for image, label in pairs]
 
     def make() -> dict[str, Tensor]:
-        made = {}
+        batches = {}
         for prefix, items in crops.items():
-            drawn = _drawn(items, change, batch)
-            made[f"{prefix}images"] = drawn["images"]
-            made[f"{prefix}labels"] = drawn["labels"][:, 0]
-        return made
+            samples = _draw_batch(items, transform, batch)
+            batches[f"{prefix}images"] = samples["images"]
+            batches[f"{prefix}labels"] = samples["labels"][:, 0]
+        return batches
 
     return make
 
@@ -172,21 +172,23 @@ def _new_lesions(feed: Any, config: Any, recipe: Any, batch: int) -> Make:
     )
 
     def make() -> dict[str, Tensor]:
-        drawn = _drawn(items, lambda item: crop(item)[0], batch)
-        images = drawn["images"].float()
-        return {"earlier": images[:, :1], "later": images[:, 1:], "masks": drawn["masks"]}
+        samples = _draw_batch(items, lambda item: crop(item)[0], batch)
+        images = samples["images"].float()
+        return {"earlier": images[:, :1], "later": images[:, 1:], "masks": samples["masks"]}
 
     return make
 
 
-def _drawn(items: Sequence[Item], change: Callable[[Item], Any], batch: int) -> dict[str, Tensor]:
-    """Items at random, each changed, stacked by key."""
-    made: list[Mapping[str, Any]] = [
-        change(items[n]) for n in torch.randint(len(items), (batch,)).tolist()
+def _draw_batch(
+    items: Sequence[Item], transform: Callable[[Item], Any], batch: int
+) -> dict[str, Tensor]:
+    """Draw random items, transform each, and stack them by key."""
+    samples: list[Mapping[str, Any]] = [
+        transform(items[n]) for n in torch.randint(len(items), (batch,)).tolist()
     ]
     return {
-        key: torch.stack([torch.as_tensor(one[key]) for one in made])
-        for key in made[0]
+        key: torch.stack([torch.as_tensor(sample[key]) for sample in samples])
+        for key in samples[0]
         if not key.startswith("consensus")
     }
 

@@ -1,8 +1,8 @@
-"""Every op of cmrfast once, on a made-up FLAIR pair and short-axis slices, beside plain PyTorch.
+"""The main ops of cmrfast on random FLAIR volumes and short-axis slices, compared with PyTorch.
 
-Run it with ``python benchmarks/showcase.py``: about half a minute on two cores. Each line does one
-job of a cardiac-MR or MS-lesion pipeline, checks that plain PyTorch gives the same, and prints how
-much faster the op is here.
+``python benchmarks/showcase.py`` takes about half a minute on two cores. Each line is one job of a
+cardiac MR or MS lesion pipeline: it checks that plain PyTorch gives the same result and prints how
+much faster the op is on this machine.
 """
 
 import time
@@ -15,21 +15,21 @@ from cmrfast import losses, ops
 
 
 def report(job: str, ours: Callable[[], torch.Tensor], torch_only: Callable[[], torch.Tensor]):
-    """Check that both ways agree, then print the medians of five interleaved runs of each."""
+    """Check that both variants agree, then print their median times over five interleaved runs."""
     error = (ours() - torch_only()).abs().max().item()
     assert error < 1e-2, f"{job}: differs from PyTorch by {error}"
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(5):
-        for way, record in zip((ours, torch_only), times, strict=True):
+        for variant, record in zip((ours, torch_only), times, strict=True):
             start = time.perf_counter()
-            way()
+            variant()
             record.append(1e3 * (time.perf_counter() - start))
     fast, slow = (sorted(t)[2] for t in times)
     print(f"{job:<52} {fast:8.1f} ms {slow:9.1f} ms {slow / fast:6.1f} x   {error:.0e}")
 
 
 def main() -> None:
-    """Run the five hot paths."""
+    """Run the five jobs."""
     torch.manual_seed(0)
     print(f"{torch.get_num_threads()} threads; kernels:", ops.backends()["affine_sample"]["cpu"])
     print(f"{'job':<52} {'cmrfast':>11} {'PyTorch':>12} {'faster':>8}   largest difference")

@@ -76,7 +76,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def jobs_table(results: dict[str, Any]) -> str:
-    """Whole jobs as a markdown table, with the share of our time spent on making the batch."""
+    """Whole jobs as a markdown table, with the fraction of our time spent on making batches."""
     lines = [
         "| job | cmrfast | plain torch + MONAI | times faster | time spent on data "
         "| peak memory: cmrfast / peer |",
@@ -85,7 +85,7 @@ def jobs_table(results: dict[str, Any]) -> str:
     entries = rows(results)
     for e in entries:
         data = f"{e['data_ms']['cmrfast'] / e['ours']:.1%}" if e["data_ms"] else "-"
-        peaks = " / ".join(f"{e['peak_mb'][way]:.0f}" for way in ("cmrfast", e["peer"]))
+        peaks = " / ".join(f"{e['peak_mb'][variant]:.0f}" for variant in ("cmrfast", e["peer"]))
         lines.append(
             f"| {e['workload']}: {e['title']} | {e['ours'] / 1e3:.3g} s | {e['best'] / 1e3:.3g} s "
             f"| **{e['best'] / e['ours']:.2f}x** | {data} | {peaks} MB |"
@@ -106,7 +106,7 @@ def _footer(results: dict[str, Any], entries: list[dict[str, Any]]) -> str:
 
 
 def _place(machine: dict[str, Any], rates: dict[str, float]) -> str:
-    if "matmul_bf16_gflop_s" not in rates:  # measured on a GPU alone
+    if "matmul_bf16_gflop_s" not in rates:  # only measured on a GPU
         return f"{machine['cpu']}, {machine['threads']} threads, {machine['cpu_level']} kernels"
     kinds = ", ".join(f"{op} {kind}" for op, kind in machine["gpu_kernels"].items())
     bf16 = rates["matmul_bf16_gflop_s"]
@@ -154,7 +154,9 @@ def plot(results: dict[str, Any], path: Path) -> None:
     for ax, (op, points) in zip(axes.flat, panels.items(), strict=False):
         sizes = [p["size"] for p in points]
         names = {name for p in points for name in p["median_ms"]}
-        for name in sorted(names, key=lambda name: (name != "cmrfast", name)):  # one colour for us
+        for name in sorted(
+            names, key=lambda name: (name != "cmrfast", name)
+        ):  # same colour for cmrfast in each panel
             times = [p["median_ms"].get(name, math.nan) for p in points]
             ours = name == "cmrfast"
             ax.plot(sizes, times, "o-", label=name, lw=2.5 if ours else 1, zorder=3 if ours else 2)

@@ -1,8 +1,8 @@
-"""Errors that a caller may want to tell apart."""
+"""Exceptions that callers may want to distinguish."""
 
 
 class FileError(Exception):
-    """A file cannot be read or written as asked; the message names the file and what is wrong."""
+    """A file cannot be read or written; the message names the file and the problem."""
 
 
 class CheckpointError(Exception):

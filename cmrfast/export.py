@@ -1,4 +1,4 @@
-"""A trained network as a file that other programs run: a torch.export program, or ONNX."""
+"""Export a trained network for other programs, as a torch.export program or as ONNX."""
 
 import os
 from collections.abc import Mapping
@@ -15,18 +15,19 @@ _SUFFIXES = (".pt2", ".onnx")
 
 
 def export(model: nn.Module, path: str | os.PathLike[str], inputs: Mapping[str, Tensor]) -> None:
-    """Write a network, weights included, for any batch size and the inputs' other sizes.
+    """Write a network with its weights; the batch size stays variable, other sizes are fixed.
 
     A .pt2 file is read by ``torch.export.load`` without this package, an .onnx file by any ONNX
-    runtime (``pip install cmrfast[export]``). Results are those of the model to rounding. Of
-    ``new_lesions``, export what ``fold`` gives: it is smaller and faster. Outputs have the names
-    that forward gives them; in ONNX, where one is an input's as well, with ``_out`` behind it.
+    runtime (``pip install cmrfast[export]``). Results equal those of the model up to rounding. For
+    ``new_lesions``, export the result of ``fold``, which is smaller and faster. Outputs have the
+    names that forward gives them; in ONNX, a name that is also an input's gets the suffix ``_out``.
 
     Args:
         model: in evaluation mode.
-        path: ending in .pt2 or .onnx; written whole or not at all.
-        inputs: arguments of its forward by name, (B, …), as an example of their sizes and dtypes.
-            What is left out, such as ``siamese_lesion``'s ``lge``, the file does not take.
+        path: must end in .pt2 or .onnx; written atomically.
+        inputs: arguments of the model's forward by name, (B, …), as examples of their sizes and
+            dtypes. The file has no input for arguments that are left out, such as
+            ``siamese_lesion``'s ``lge``.
 
     Example:
         >>> import tempfile
@@ -50,7 +51,7 @@ def export(model: nn.Module, path: str | os.PathLike[str], inputs: Mapping[str, 
         for package in ("onnx", "onnxscript"):
             if find_spec(package) is None:
                 raise ImportError(f"export: needs {package}; pip install cmrfast[export]")
-    # Of one sample or none torch would take the count for a constant.
+    # torch.export treats a size of 0 or 1 as a constant, so the example has a batch of 2.
     example = {name: x[:1].expand(2, *x.shape[1:]).contiguous() for name, x in inputs.items()}
     batch = torch.export.Dim("batch")
     with torch.no_grad():
@@ -60,7 +61,7 @@ def export(model: nn.Module, path: str | os.PathLike[str], inputs: Mapping[str, 
     try:
         with atomic_write(target) as temporary:
             if target.suffix == ".pt2":
-                with temporary.open("wb") as file:  # of a path it judges the name
+                with temporary.open("wb") as file:  # given a path, it insists on the suffix
                     torch.export.save(program, file)
             else:
                 names = [f"{n}_out" if n in inputs else n for n in _names(program)]
@@ -70,7 +71,7 @@ def export(model: nn.Module, path: str | os.PathLike[str], inputs: Mapping[str, 
 
 
 def _names(program: torch.export.ExportedProgram) -> list[str]:
-    """Of the outputs: the keys of what forward returns."""
+    """Names of the outputs: the keys of the dict that forward returns."""
     spec = program.call_spec.out_spec
     keys = spec.context if spec is not None and spec.type is dict else None
     return [str(key) for key in keys] if keys else ["output"]

@@ -12,7 +12,7 @@ from cmrfast.ops._backend import STATUS
 
 
 def info() -> dict[str, Any]:
-    """Versions, devices, backends, and why an op has no better one, as JSON."""
+    """Versions, devices, backends, and the reasons for missing backends, as JSON."""
     return {
         "versions": {
             "cmrfast": cmrfast.__version__,

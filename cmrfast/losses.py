@@ -1,7 +1,8 @@
-"""Segmentation losses: a few lines each over the sums of ``dice_ce_sums``.
+"""Segmentation losses, computed from the sums of ``dice_ce_sums``.
 
-With ``group``, sums are taken over all ranks of a ``torch.distributed`` process group, so that the
-loss is that of the whole batch and DDP's mean of gradients is the gradient of one process.
+With ``group``, the sums are taken over all ranks of a ``torch.distributed`` process group, so that
+the loss is that of the whole batch, and the gradient that DDP averages equals the gradient of a
+single process.
 """
 
 from typing import Any, Literal
@@ -29,7 +30,8 @@ def batch_dice_loss(
         logits: (B, K, *S).
         target: labels (B, *S) or masks (B, K, *S).
         activation: as in ``dice_ce_sums``.
-        smooth: added above and below the line, inside the factor 2: empty in both scores -2.
+        smooth: added to numerator and denominator, inside the factor 2: if prediction and target
+            are both empty, the loss is -2.
         group: process group to sum over.
 
     Returns:
@@ -62,14 +64,15 @@ def dice_ce_loss(
 
     Args:
         logits: (B, K, *S); probabilities for ``activation="none"``.
-        target: labels (B, *S) or masks (B, K, *S). Pixels labelled -100 count nowhere.
+        target: labels (B, *S) or masks (B, K, *S). Pixels labelled -100 are ignored.
         activation: as in ``dice_ce_sums``.
-        ce_weight: of the cross entropy, the mean over pixels (sigmoid: over pixels and classes).
-        dice_weight: of the Dice term.
-        over: what one Dice score sums over: ``image`` (one per image and class, then their mean),
+        ce_weight: weight of the cross entropy, a mean over pixels (sigmoid: over pixels and
+            classes).
+        dice_weight: weight of the Dice term.
+        over: what a Dice score sums over: ``image`` (one score per image and class, averaged),
             ``batch`` (one per class), ``all`` (one for batch and classes together).
-        classes: ``foreground`` leaves class 0 out of the Dice term (unless it is the only one).
-        smooth: added above and below the line of each Dice score.
+        classes: ``foreground`` excludes class 0 from the Dice term, unless it is the only class.
+        smooth: added to numerator and denominator of each Dice score.
         group: process group to sum over.
 
     Returns:
@@ -97,7 +100,7 @@ def dice_ce_loss(
     elif target.dim() == logits.dim():
         pixels = sums.new_tensor(float(logits.numel() // logits.shape[1]))
     else:
-        pixels = sums[..., 2].detach().sum()  # labels: those that were not ignored
+        pixels = sums[..., 2].detach().sum()  # labels: ignored pixels are not counted
     entropy, pixels = _over_ranks(torch.stack((sums[..., 3].sum(), pixels)), group).unbind()
 
     scored = sums[:, first:, :3]
@@ -113,7 +116,7 @@ def dice_ce_loss(
 
 
 def joint_scar_loss(logits: Tensor, target: Tensor, *, group: Any = None) -> Tensor:
-    """Cross entropy + (1 - Dice of each image's foreground): the loss of ``joint_scar``.
+    """Cross entropy + (1 - foreground Dice per image), the loss of ``joint_scar``.
 
     Args:
         logits: (B, 2, H, W).
@@ -136,13 +139,13 @@ def dual_loss(
 ) -> Tensor:
     """alpha · cross entropy + (1 - alpha) · Dice loss of the foreground classes over the batch.
 
-    The loss of ``joint_registration``: of logits, and with ``activation="none"`` of warped masks.
+    The loss of ``joint_registration``: of logits, or of warped masks with ``activation="none"``.
 
     Args:
         pred: (B, 4, H, W), logits or probabilities.
         target: labels (B, H, W) or masks (B, 4, H, W).
         activation: ``softmax``, or ``none`` for probabilities.
-        alpha: share of the cross entropy.
+        alpha: weight of the cross entropy; the Dice loss has weight 1 - alpha.
         group: process group to sum over.
 
     Returns:
@@ -161,10 +164,10 @@ def dual_loss(
 
 
 def adversarial_segmentation_loss(logits: Tensor, target: Tensor, *, group: Any = None) -> Tensor:
-    """0.9 cross entropy + 0.1 Dice loss of batch and classes together.
+    """0.9 · cross entropy + 0.1 · Dice loss over batch and classes together.
 
-    The loss of ``adversarial_transfer``. Cross entropy comes from logits and needs no clipping of
-    probabilities, which the published code does at 1e-7.
+    The loss of ``adversarial_transfer``. Cross entropy is computed from logits and needs no
+    clipping; the published code clips probabilities at 1e-7.
 
     Args:
         logits: (B, 4, H, W).
@@ -193,7 +196,7 @@ def _dice(sums: Tensor, smooth: float) -> Tensor:
 
 
 def _over_ranks(sums: Tensor, group: Any) -> Tensor:
-    """Sum over ranks. Its gradient is summed too: that factor is what DDP's mean divides by."""
+    """Sum over ranks. Its gradient is summed too, which cancels DDP's division by the ranks."""
     if group is None:
         return sums
     from cmrfast.ops._collectives import total

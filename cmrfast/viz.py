@@ -1,4 +1,4 @@
-"""Pictures for looking whether things are right: slices with labels over them, as PNG."""
+"""Overlays for visual checks: slices of a volume with labels drawn on top, as PNG."""
 
 import io
 import math
@@ -17,10 +17,10 @@ from cmrfast.errors import FileError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: Okabe and Ito's colours, which colour-blind readers can tell apart; one per label value.
+#: The colour-blind safe palette of Okabe and Ito; one colour per label value.
 COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#d55e00", "#cc79a7", "#0072b2")
 _OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
-#: Pictures run to the patient's left, back and feet, as radiologists hang them.
+#: Radiological display: images run to the patient's left, back and feet.
 _FORWARD = "LPI"
 _PANEL_INCHES = 2.6
 _LINE_INCHES, _LETTER_INCHES = 0.27, 0.08  # of the legend
@@ -36,19 +36,20 @@ def overlay(
     channel: int = 0,
     columns: int | None = None,
 ) -> bytes:
-    """Draw slices (third axis) in their true proportions, labels outlined and tinted.
+    """Draw slices (third axis) in their true proportions, with labels outlined and tinted.
 
-    The patient's left is on the right and letters name the sides. Grey runs from the 1st to the
-    99th percentile of the slices shown, exact zeros left out.
+    The patient's left is on the right; letters name the sides. The grey scale spans the 1st to the
+    99th percentile of the slices shown, excluding exact zeros.
 
     Args:
         volume: the image.
         labels: integer or bool on the same grid, 0 is background.
-        path: a PNG file to write as well.
-        slices: which; default up to 12, evenly spread over those with labels, else over all.
+        path: optional PNG file to write.
+        slices: indices of the slices to draw; default up to 12, evenly spread over the slices with
+            labels, or over all if there are none.
         names: label value → name for the legend.
-        channel: of both; a label volume of one channel serves every channel.
-        columns: slices side by side; default what makes a wide page with few gaps.
+        channel: channel of both volumes; labels with a single channel apply to every channel.
+        columns: number of slices per row; by default, the page is wide and has few gaps.
 
     Returns:
         The PNG.
@@ -61,7 +62,7 @@ def overlay(
     mask = np.zeros(volume.shape, np.int64)
     if labels is not None:
         mask = labels.data[channel if labels.channels > 1 else 0].cpu().long().numpy()
-    shown = list(slices) if slices is not None else _choose(mask)
+    shown = list(slices) if slices is not None else _choose_slices(mask)
     if not shown or not all(0 <= k < volume.shape[2] for k in shown):
         raise ValueError(f"overlay: slices must lie in 0 to {volume.shape[2] - 1}; got {shown}")
     if columns is not None and columns < 1:
@@ -90,13 +91,13 @@ def _require_labels(volume: Volume, labels: Volume) -> None:
         )
 
 
-def _choose(mask: npt.NDArray[Any], most: int = 12) -> list[int]:
-    """Slices to show where none were named."""
+def _choose_slices(mask: npt.NDArray[Any], most: int = 12) -> list[int]:
+    """The slices to draw by default."""
     labelled = np.flatnonzero(mask.any(axis=(0, 1)))
-    there = labelled if len(labelled) else np.arange(mask.shape[2])
-    count = min(most, len(there))
-    middles = (np.arange(count) + 0.5) * len(there) / count
-    return [int(k) for k in there[middles.astype(int)]]
+    candidates = labelled if len(labelled) else np.arange(mask.shape[2])
+    count = min(most, len(candidates))
+    middles = (np.arange(count) + 0.5) * len(candidates) / count
+    return [int(k) for k in candidates[middles.astype(int)]]
 
 
 def _draw(
@@ -109,26 +110,26 @@ def _draw(
 ) -> bytes:
     from matplotlib.figure import Figure
 
-    axes, sides = _hanging(volume.orientation)
+    axes, sides = _display_axes(volume.orientation)
     across, down = (volume.shape[a] * volume.spacing_mm[a] for a in axes)
-    columns = min(columns or _columns(len(shown), across / down), len(shown))
+    columns = min(columns or _choose_columns(len(shown), across / down), len(shown))
     rows = math.ceil(len(shown) / columns)
     inches = _PANEL_INCHES / max(across, down)
     width = columns * across * inches
     values = [int(value) for value in np.unique(mask[:, :, shown]) if value]
     texts = [names.get(value, f"label {value}") for value in values]
-    lines = _lines(texts, width)
+    lines = _legend_lines(texts, width)
     legend = _LINE_INCHES * len(lines)
     figure = Figure((width, rows * down * inches + legend), facecolor="black")
     height = rows * down * inches / figure.get_figheight()
-    low, high = _window(image[:, :, shown])
+    low, high = _grey_window(image[:, :, shown])
     for n, k in enumerate(shown):
         row, column = divmod(n, columns)
-        place = (column / columns, 1 - height * (row + 1) / rows, 1 / columns, height / rows)
-        panel = figure.add_axes(place)
-        planes = (_hang(array[:, :, k], volume.orientation, axes) for array in (image, mask))
-        _panel(panel, *planes, window=(low, high), extent=(0, across, down, 0))
-        _letter(panel, sides, k)
+        box = (column / columns, 1 - height * (row + 1) / rows, 1 / columns, height / rows)
+        panel = figure.add_axes(box)
+        planes = (_orient(array[:, :, k], volume.orientation, axes) for array in (image, mask))
+        _draw_panel(panel, *planes, window=(low, high), extent=(0, across, down, 0))
+        _draw_letters(panel, sides, k)
     for line, members in enumerate(lines):
         y = (len(lines) - line - 0.5) * _LINE_INCHES / figure.get_figheight()
         for n, member in enumerate(members):
@@ -137,21 +138,22 @@ def _draw(
                 (n + 0.5) / len(members), y, texts[member], ha="center", va="center", **style
             )
     file = io.BytesIO()
+    # Without the version of matplotlib in its metadata, the PNG depends on the image alone.
     figure.savefig(file, format="png", dpi=110, facecolor="black", metadata={"Software": None})
     return file.getvalue()
 
 
-def _lines(texts: list[str], width_inches: float) -> list[list[int]]:
-    """Which entries of the legend share a line, so that none runs into the next."""
+def _legend_lines(texts: list[str], width_inches: float) -> list[list[int]]:
+    """Group the legend entries into lines, so that they do not overlap."""
     if not texts:
         return []
     widest = max(len(text) for text in texts) * _LETTER_INCHES + 0.05
-    each = max(1, min(len(texts), int(width_inches / widest)))
-    return [list(range(len(texts)))[n : n + each] for n in range(0, len(texts), each)]
+    per_line = max(1, min(len(texts), int(width_inches / widest)))
+    return [list(range(len(texts)))[n : n + per_line] for n in range(0, len(texts), per_line)]
 
 
-def _columns(count: int, aspect: float) -> int:
-    """Columns for a page wider than high with few panels left empty."""
+def _choose_columns(count: int, aspect: float) -> int:
+    """Choose the number of columns: the page should be wide and have few empty panels."""
 
     def cost(columns: int) -> float:
         rows = math.ceil(count / columns)
@@ -160,9 +162,9 @@ def _columns(count: int, aspect: float) -> int:
     return min(range(1, count + 1), key=cost)
 
 
-def _hanging(orientation: str) -> tuple[tuple[int, int], tuple[str, str, str, str]]:
-    """Which in-plane axis runs across and which down, and the sides left, right, top, bottom."""
-    order = ("RL", "AP", "SI")  # the one that comes first runs across
+def _display_axes(orientation: str) -> tuple[tuple[int, int], tuple[str, str, str, str]]:
+    """The in-plane axes that run across and down, and the sides at left, right, top, bottom."""
+    order = ("RL", "AP", "SI")  # the axis that comes first runs across
     rank = [next(n for n, pair in enumerate(order) if code in pair) for code in orientation]
     axes = (0, 1) if rank[0] < rank[1] else (1, 0)
     ends = []
@@ -173,15 +175,15 @@ def _hanging(orientation: str) -> tuple[tuple[int, int], tuple[str, str, str, st
     return axes, (ends[0], ends[1], ends[2], ends[3])
 
 
-def _hang(plane: npt.NDArray[Any], orientation: str, axes: tuple[int, int]) -> npt.NDArray[Any]:
-    """A slice (I, J) as (rows downwards, columns to the right)."""
+def _orient(plane: npt.NDArray[Any], orientation: str, axes: tuple[int, int]) -> npt.NDArray[Any]:
+    """Orient a slice (I, J) for display, (rows downwards, columns to the right)."""
     for axis in (0, 1):
         if orientation[axis] not in _FORWARD:
             plane = np.flip(plane, axis)
     return plane.transpose(axes[1], axes[0])
 
 
-def _panel(
+def _draw_panel(
     panel: "Axes",
     image: npt.NDArray[Any],
     mask: npt.NDArray[Any],
@@ -193,39 +195,40 @@ def _panel(
     panel.imshow(image, cmap="gray", vmin=low, vmax=high, extent=extent, aspect="equal")
     panel.set_axis_off()
     for value in np.unique(mask[mask != 0]):
-        here = mask == value
+        label = mask == value
         tint = np.zeros((*mask.shape, 4))
-        tint[here] = (*_rgb(int(value)), 0.25)
+        tint[label] = (*_rgb(int(value)), 0.25)
         panel.imshow(tint, extent=extent, aspect="equal", interpolation="nearest")
-        # A rim of zeros closes outlines at the border; half a voxel keeps them on voxel edges.
-        rows, columns = here.shape
+        # Padding with zeros closes outlines at the border; the offset of half a voxel puts them
+        # on voxel edges.
+        rows, columns = label.shape
         x = (np.arange(-1, columns + 1) + 0.5) * extent[1] / columns
         y = (np.arange(-1, rows + 1) + 0.5) * extent[2] / rows
-        panel.contour(x, y, np.pad(here, 1), [0.5], colors=[_colour(int(value))], linewidths=0.8)
+        panel.contour(x, y, np.pad(label, 1), [0.5], colors=[_colour(int(value))], linewidths=0.8)
     panel.set_xlim(extent[0], extent[1])
     panel.set_ylim(extent[2], extent[3])
 
 
-def _letter(panel: "Axes", sides: tuple[str, str, str, str], k: int) -> None:
+def _draw_letters(panel: "Axes", sides: tuple[str, str, str, str], k: int) -> None:
     from matplotlib.patheffects import withStroke
 
-    rim = [withStroke(linewidth=1.5, foreground="black")]
-    style: dict[str, Any] = {"color": "white", "fontsize": 7, "path_effects": rim}
+    outline = [withStroke(linewidth=1.5, foreground="black")]
+    style: dict[str, Any] = {"color": "white", "fontsize": 7, "path_effects": outline}
     style["transform"] = panel.transAxes
-    places = ((0.02, 0.5), (0.98, 0.5), (0.5, 0.98), (0.5, 0.02))
-    for letter, place, ha, va in zip(
+    positions = ((0.02, 0.5), (0.98, 0.5), (0.5, 0.98), (0.5, 0.02))
+    for letter, position, ha, va in zip(
         sides,
-        places,
+        positions,
         ("left", "right", "center", "center"),
         ("center", "center", "top", "bottom"),
         strict=True,
     ):
-        panel.text(*place, letter, ha=ha, va=va, **style)
+        panel.text(*position, letter, ha=ha, va=va, **style)
     panel.text(0.02, 0.98, f"{k}", ha="left", va="top", **style)
 
 
-def _window(shown: npt.NDArray[Any]) -> tuple[float, float]:
-    values = shown[np.isfinite(shown) & (shown != 0)]
+def _grey_window(shown: npt.NDArray[Any]) -> tuple[float, float]:
+    values = shown[np.isfinite(shown) & (shown != 0)]  # exact zeros are usually padding
     if not values.size:
         return 0.0, 1.0
     low, high = (float(edge) for edge in np.percentile(values, [1, 99]))

@@ -1,7 +1,7 @@
-"""Apply a trained run to a folder of NIfTI files: masks, and a table of volumes in ml.
+"""Apply a trained run to a folder of NIfTI files: write masks and a table of volumes in ml.
 
-``python examples/predict_folder.py RUN FOLDER OUT``; without any of them a small run is trained on
-synthetic patients first, in half a minute. For methods that read one image a case.
+``python examples/predict_folder.py RUN FOLDER OUT``. Without arguments, it first trains a small run
+on synthetic patients, in half a minute. For methods that read one image per case.
 """
 
 import csv
@@ -14,29 +14,29 @@ from cmrfast.data.phantom import write_phantoms
 from cmrfast.runs import predict
 from cmrfast.train import Run, train
 
-#: A network small enough for a demonstration; leave all of it out for the paper's.
+#: A network small enough for a demonstration; leave these changes out for the paper's network.
 SMALL = {"image": 64, "root": 32, "units": (1, 1, 1), "width": 16, "depth": 1, "heads": 2}
 SMALL |= {"decoder": (16, 16, 8, 8, 8), "variant": "mtl", "batch": 4, "lr": 3e-3}
 
 
 def images_in(folder: Path) -> list[Path]:
-    """All NIfTI images below a folder, without masks that lie beside them."""
-    found = [*folder.rglob("*.nii"), *folder.rglob("*.nii.gz")]
-    return sorted(path for path in found if path.parent.name != "Contours")
+    """All NIfTI images below a folder, except for the masks of the data set."""
+    paths = [*folder.rglob("*.nii"), *folder.rglob("*.nii.gz")]
+    return sorted(path for path in paths if path.parent.name != "Contours")
 
 
 def volumes_ml(masks: Path) -> dict[str, str]:
-    """Of every mask of one case, by its name."""
-    found = {}
+    """The volume of every mask of a case, by the name of the mask."""
+    volumes = {}
     for path in sorted(masks.glob("*.nii.gz")):
         mask = read_nifti(path)
         ml = int((mask.data > 0).sum()) * prod(mask.spacing_mm) / 1000
-        found[f"{path.name.removesuffix('.nii.gz')}_ml"] = f"{ml:.2f}"
-    return found
+        volumes[f"{path.name.removesuffix('.nii.gz')}_ml"] = f"{ml:.2f}"
+    return volumes
 
 
 def main(words: list[str]) -> Path:
-    """Predict, write ``volumes.csv`` beside the masks and return it."""
+    """Predict, write ``volumes.csv`` next to the masks, and return its path."""
     if words:
         run, folder, out = Run.open(words[0]), Path(words[1]), Path(words[2])
     else:

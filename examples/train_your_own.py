@@ -1,11 +1,10 @@
-"""Train a network of your own on our data and loss: the myocardium in LGE stacks.
+"""Train your own network with our data loading and loss: segment the myocardium in LGE stacks.
 
-On synthetic patients, in half a minute; or on yours: ``--data FOLDER --side 128 --epochs 100``.
+By default on synthetic patients, in half a minute; on yours with ``--data FOLDER --side 128``.
 """
 
 import argparse
 from pathlib import Path
-from statistics import mean
 
 import torch
 from safetensors.torch import save_file
@@ -22,7 +21,7 @@ from cmrfast.metrics import dice
 
 
 def network(width: int = 16) -> nn.Sequential:
-    """Logits (B, 2, H, W) of images (B, 1, H, W), H and W even; put your own here."""
+    """A network from images (B, 1, H, W), H and W even, to logits (B, 2, H, W); use your own."""
     layers: list[nn.Module] = [nn.Conv2d(1, width, 2, stride=2)]
     for dilation in (1, 2, 4, 8, 4, 2, 1):
         conv = nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation, bias=False)
@@ -39,41 +38,41 @@ def slices_of(case: Case, side: int) -> tuple[Tensor, Tensor]:
 
 @torch.inference_mode()
 def score(model: nn.Module, patients: list[tuple[Tensor, Tensor]]) -> float:
-    """Mean Dice of the patients."""
-    return mean(dice(model.eval()(x).argmax(1), masks).item() for x, masks in patients)
+    """Mean Dice over the patients."""
+    return sum(dice(model.eval()(x).argmax(1), y).item() for x, y in patients) / len(patients)
 
 
 def main(words: list[str] | None = None) -> float:
-    """Train, keep what is best on the validation patients, return its Dice there."""
-    ask = argparse.ArgumentParser()
-    ask.add_argument("--data", type=Path, help="root of the data set; default synthetic patients")
-    ask.add_argument("--out", type=Path, default=Path("own"), help="folder for what comes of it")
+    """Train, keep the network with the best validation Dice, and return that Dice."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", type=Path, help="root of the data set; default: synthetic")
+    parser.add_argument("--out", type=Path, default=Path("own"), help="folder for the results")
     for name, default in {"cases": 12, "side": 80, "epochs": 20, "batch": 8, "seed": 0}.items():
-        ask.add_argument(f"--{name}", type=int, default=default)
-    it = ask.parse_args(words)
-    it.out.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(it.seed)
-    root = it.data or write_phantoms("emidec", it.out / "data", cases=it.cases, shrink=3)
+        parser.add_argument(f"--{name}", type=int, default=default)
+    args = parser.parse_args(words)
+    args.out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(args.seed)
+    root = args.data or write_phantoms("emidec", args.out / "data", cases=args.cases, shrink=3)
     patients = open_dataset("emidec", root)
-    split = split_by_patient(patients.names, seed=it.seed)
-    train = [slices_of(case, it.side) for case in patients.subset(split.train)]
-    validate = [slices_of(case, it.side) for case in patients.subset(split.validate)]
+    split = split_by_patient(patients.names, seed=args.seed)
+    train = [slices_of(case, args.side) for case in patients.subset(split.train)]
+    validate = [slices_of(case, args.side) for case in patients.subset(split.validate)]
     images, masks = (torch.cat(t) for t in zip(*train, strict=True))
     changes = Ranges(rotate_deg=20, scale=(0.9, 1.1), translate_share=0.05)
     model, best = network(), 0.0
     optimiser = torch.optim.Adam(model.parameters(), 4e-3)
-    for epoch in range(it.epochs):
+    for epoch in range(args.epochs):
         model.train()
-        for s in batches(it.seed, epoch, len(images), it.batch, drop_last=True):
-            x, y = augment(images[s], masks[s], changes, seed=it.seed, epoch=epoch, samples=s)
+        for s in batches(args.seed, epoch, len(images), args.batch, drop_last=True):
+            x, y = augment(images[s], masks[s], changes, seed=args.seed, epoch=epoch, samples=s)
             loss = dice_ce_loss(model(x), y)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-        reached = score(model, validate)
-        print(f"epoch {epoch + 1}: loss {loss.item():.3f}, validation Dice {reached:.3f}")
-        if reached == (best := max(best, reached)):
-            save_file(model.state_dict(), it.out / "best.safetensors")
+        current = score(model, validate)
+        print(f"epoch {epoch + 1}: loss {loss.item():.3f}, validation Dice {current:.3f}")
+        if current == (best := max(best, current)):
+            save_file(model.state_dict(), args.out / "best.safetensors")
     return best
 
 

@@ -1,1 +1,1 @@
-"""What the five methods learn: each paper's comparison, repeated from data to table."""
+"""Studies: each paper's comparison, reproduced from data to table."""

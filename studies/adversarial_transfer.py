@@ -1,4 +1,4 @@
-"""With LGE masks of five patients: what do an adversary and borrowed masks bring?
+"""With LGE masks of only five patients, how much do an adversary and transferred masks help?
 
 python -m studies.adversarial_transfer [--scale small|paper] [--data ROOT]
 """

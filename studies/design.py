@@ -1,4 +1,4 @@
-"""What a study compares: its arms, its scores, its tests, and how large it is."""
+"""The design of a study: its arms, scores, tests and scale."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,12 +7,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Arm:
-    """A variant.
+    """One variant of a study.
 
     Args:
-        changes: of the method's config and recipe.
-        published: its row of the paper's table.
-        patients: share of the training patients that it learns from.
+        changes: changed fields of the method's config and recipe.
+        published: its row in the paper's table.
+        patients: fraction of the training patients to train on.
     """
 
     changes: Mapping[str, Any]
@@ -22,14 +22,14 @@ class Arm:
 
 @dataclass(frozen=True)
 class Scale:
-    """How large a study is.
+    """The size of a study.
 
     Args:
-        cases: phantoms, where no data set is given.
-        shrink: of the phantoms' resolution.
-        changes: of every arm; what makes a small study small.
-        steps: optimiser steps; None is the recipe's epochs.
-        seeds: trainings of each arm, on the same patients.
+        cases: number of phantoms, if no data set is given.
+        shrink: factor by which the phantoms' voxels are enlarged.
+        changes: changed fields in every arm, which make a small study small.
+        steps: optimiser steps; None for the recipe's epochs.
+        seeds: number of trainings per arm, on the same patients.
     """
 
     cases: int
@@ -41,14 +41,14 @@ class Scale:
 
 @dataclass(frozen=True)
 class Study:
-    """What is compared, by which scores.
+    """Which arms are compared, and by which scores.
 
     Args:
         method: a key of ``cmrfast.models.MODELS``.
         arms: variants by name.
-        scores: of an evaluation; the paper's table has them under the same names.
-        unit: keys of a row that name what paired tests pair.
-        tests: pairs of arms held against one another.
+        scores: scores of an evaluation; the paper's table has the same names.
+        unit: ids of a row that identify a unit in the paired tests.
+        tests: pairs of arms to compare with each other.
         small, paper: the two scales.
     """
 

@@ -1,4 +1,4 @@
-"""Pictures of a study: scores and curves of all trainings, and test patients beside one another."""
+"""Figures of a study: scores and curves of all trainings, and a grid of test patients."""
 
 import io
 import statistics
@@ -19,7 +19,7 @@ mpl.use("Agg")
 
 
 def draw(outcome: Outcome, *, cases: int = 3) -> None:
-    """Write both pictures of a study among its results."""
+    """Write both figures of a study to its results folder."""
     stem = outcome.results / f"{outcome.study.method}-{outcome.scale}"
     _scores(outcome).savefig(stem.with_suffix(".png"), dpi=90)
     _cases(outcome, cases).savefig(f"{stem}-cases.png", dpi=90)
@@ -27,7 +27,7 @@ def draw(outcome: Outcome, *, cases: int = 3) -> None:
 
 
 def _scores(outcome: Outcome) -> Any:
-    """A panel a score, with a dot for each seed, and the training losses."""
+    """One panel per score with a dot for each seed, and the training losses."""
     scores, arms = outcome.study.scores, list(outcome.evaluations)
     rows = -(-(len(scores) + 1) // 4)
     figure, grid = pyplot.subplots(rows, 4, figsize=(11, 3 * rows), layout="constrained")
@@ -36,11 +36,11 @@ def _scores(outcome: Outcome) -> Any:
         panel.remove()
     colours = dict(zip(arms, (f"C{n}" for n in range(len(arms))), strict=True))
     for panel, score in zip(axes, scores, strict=False):
-        for place, arm in enumerate(arms):
+        for x, arm in enumerate(arms):
             values = outcome.by_seed(arm).get(score, [])
             if values:
-                panel.plot([place] * len(values), values, "o", color=colours[arm], alpha=0.6)
-                panel.plot(place, statistics.fmean(values), "_", color=colours[arm], ms=18, mew=2)
+                panel.plot([x] * len(values), values, "o", color=colours[arm], alpha=0.6)
+                panel.plot(x, statistics.fmean(values), "_", color=colours[arm], ms=18, mew=2)
         panel.set_title(score.replace("_", " "), fontsize=10)
         panel.set_xticks(range(len(arms)), arms, rotation=50, ha="right", fontsize=8)
         panel.set_xlim(-0.6, len(arms) - 0.4)
@@ -54,8 +54,8 @@ def _scores(outcome: Outcome) -> Any:
         mean = torch.tensor(curves, dtype=torch.float64).mean(0)
         width = max(1, len(mean) // 40)
         smooth = mean[: len(mean) // width * width].view(-1, width).mean(1)
-        at = (torch.arange(len(smooth)) + 0.5) * width
-        panel.plot(at.numpy(), smooth.numpy(), color=colours[arm], label=arm)
+        step = (torch.arange(len(smooth)) + 0.5) * width
+        panel.plot(step.numpy(), smooth.numpy(), color=colours[arm], label=arm)
     panel.set_title("training loss, mean over seeds", fontsize=10)
     panel.set_xlabel("step")
     panel.grid(alpha=0.3)
@@ -64,11 +64,11 @@ def _scores(outcome: Outcome) -> Any:
 
 
 def _cases(outcome: Outcome, cases: int) -> Any:
-    """Test patients down; the labels and what each arm's first training says across."""
+    """One row per test patient: the labels, and the prediction of each arm's first training."""
     first = {arm: runs[0] for arm, runs in outcome.runs.items()}
-    some = next(iter(first.values()))
+    run = next(iter(first.values()))  # all runs have the same test patients
     names = methods.get(outcome.study.method).structures
-    labelled = [case for case in some.cases("test") if case.labels]
+    labelled = [case for case in run.cases("test") if case.labels]
     cases = min(cases, len(labelled))
     patients = [labelled[(2 * n + 1) * len(labelled) // (2 * cases)] for n in range(cases)]
     figure, axes = pyplot.subplots(
@@ -77,43 +77,42 @@ def _cases(outcome: Outcome, cases: int) -> Any:
     )  # fmt: skip
     for row, case in enumerate(patients):
         shown: list[tuple[str, Volume, Volume | None]] = []
-        place: tuple[list[int], int] | None = None
+        crop: tuple[list[int], int] | None = None  # the same for all panels of a patient
         for arm, run in first.items():
             with torch.inference_mode():
                 picture = run.task().picture(run.model(), case)
-            if place is None:
-                place = _where(picture.reference or picture.predicted, picture.image)
+            if crop is None:
+                crop = _crop_box(picture.reference or picture.predicted, picture.image)
                 shown.append(("labels", picture.image, picture.reference))
             shown.append((arm, picture.image, picture.predicted))
-        assert place is not None
+        assert crop is not None
         for panel, (title, image, mask) in zip(axes[row], shown, strict=True):
-            middle, side = place
-            image, mask = (x and _square(x, middle, side) for x in (image, mask))
-            drawn = viz.overlay(image, mask, slices=[0], names=names)
-            panel.imshow(imread(io.BytesIO(drawn)))
+            image, mask = (x and _crop_square(x, *crop) for x in (image, mask))
+            png = viz.overlay(image, mask, slices=[0], names=names)
+            panel.imshow(imread(io.BytesIO(png)))
             panel.set_axis_off()
             panel.set_title(f"{case.name}: {title}" if panel is axes[row][0] else title, fontsize=9)
     return figure
 
 
-def _where(mask: Volume, image: Volume) -> tuple[list[int], int]:
-    """Middle and side in pixels of a square about what is labelled, and the slice.
+def _crop_box(mask: Volume, image: Volume) -> tuple[list[int], int]:
+    """Centre voxel and side in pixels of a square around the labels, in the slice to show.
 
-    The slice is the one that has most of the highest label, which is scar where there is some;
-    the middle one where nothing is labelled.
+    The slice is the one with the most voxels of the highest label, which is scar if there is any;
+    without labels, it is the middle slice.
     """
     labels = mask.data[0]
     if not labels.any():
         return [n // 2 for n in image.shape], min(image.shape[:2])
     k = int((labels == labels.max()).sum((0, 1)).argmax())
-    at = labels[:, :, k].nonzero()
-    middle = ((at.amax(0) + at.amin(0)) // 2).tolist()
-    side = max(3 * int((at.amax(0) - at.amin(0)).max()), round(70 / min(image.spacing_mm[:2])))
-    return [*middle, k], min(side, *image.shape[:2])
+    labelled = labels[:, :, k].nonzero()
+    low, high = labelled.amin(0), labelled.amax(0)
+    side = max(3 * int((high - low).max()), round(70 / min(image.spacing_mm[:2])))
+    return [*((high + low) // 2).tolist(), k], min(side, *image.shape[:2])
 
 
-def _square(volume: Volume, middle: list[int], side: int) -> Volume:
+def _crop_square(volume: Volume, center: list[int], side: int) -> Volume:
     data, matrix = crop_or_pad(
-        volume.data, volume.world_from_vox, (side, side, 1), center_vox=tuple(middle)
+        volume.data, volume.world_from_vox, (side, side, 1), center_vox=tuple(center)
     )
     return Volume(data, matrix)

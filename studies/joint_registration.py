@@ -1,4 +1,4 @@
-"""Does learning to segment help to register cine and LGE, and what do more patients bring?
+"""Does segmentation as a second task improve the registration of cine and LGE? Do more patients?
 
 python -m studies.joint_registration [--scale small|paper] [--data ROOT]
 """
@@ -45,7 +45,7 @@ STUDY = Study(
 
 
 def before(outcome: Outcome) -> Evaluation:
-    """The distances between the slices as they are, which every evaluation has in its rows."""
+    """The distances before registration, which the rows of every evaluation contain."""
     first = outcome.evaluations["joint"][0]
     rows = [
         Row(

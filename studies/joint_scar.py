@@ -1,4 +1,4 @@
-"""Does a scar network do better on the myocardium that another network finds, learning together?
+"""Does a scar network improve when it is trained jointly with one that segments the myocardium?
 
 python -m studies.joint_scar [--scale small|paper] [--data ROOT]
 """
@@ -32,22 +32,24 @@ STUDY = Study(
 )
 
 
-def where_scar_is(outcome: Outcome, arm: str) -> list[float]:
-    """Mean scar Dice of each training over the slices that have scar."""
+def dice_with_scar(outcome: Outcome, arm: str) -> list[float]:
+    """Mean scar Dice of each training over the slices with scar."""
     return [
-        statistics.fmean(row.scores["scar_dice"] for row in one.rows if row.ids["scar_pixels"])
-        for one in outcome.evaluations[arm]
+        statistics.fmean(
+            row.scores["scar_dice"] for row in evaluation.rows if row.ids["scar_pixels"]
+        )
+        for evaluation in outcome.evaluations[arm]
     ]
 
 
-def healthy_and_clean(outcome: Outcome, arm: str) -> list[float]:
-    """Percent of the slices without scar in which each training finds none."""
+def percent_clean(outcome: Outcome, arm: str) -> list[float]:
+    """Percent of the slices without scar in which each training predicts none."""
     return [
         100
         * statistics.fmean(
-            row.scores["scar_dice"] for row in one.rows if not row.ids["scar_pixels"]
+            row.scores["scar_dice"] for row in evaluation.rows if not row.ids["scar_pixels"]
         )
-        for one in outcome.evaluations[arm]
+        for evaluation in outcome.evaluations[arm]
     ]
 
 
@@ -55,8 +57,8 @@ def main() -> None:
     """Run the study and keep its results."""
     outcome = run(STUDY)
     for arm in STUDY.arms:
-        outcome.facts[f"scar Dice of slices with scar, {arm}"] = where_scar_is(outcome, arm)
-        outcome.facts[f"percent of slices without scar left clean, {arm}"] = healthy_and_clean(
+        outcome.facts[f"scar Dice of slices with scar, {arm}"] = dice_with_scar(outcome, arm)
+        outcome.facts[f"percent of slices without scar left clean, {arm}"] = percent_clean(
             outcome, arm
         )
     print(section(outcome.save()))

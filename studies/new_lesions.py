@@ -1,9 +1,9 @@
-"""New lesions between two visits: found, old and growing ones ignored; are inner maps to be taught?
+"""New lesions between two visits: are they found, old ones ignored? Does deep supervision help?
 
 python -m studies.new_lesions [--scale small|paper] [--data ROOT]
 
 Where CMRFAST_TEST_DATA names a folder with the open_ms_longitudinal set, the trained network is
-applied to its patients too, and pictures are written beside its trainings.
+also applied to its patients, and overlays are written to the folder of the training.
 """
 
 import os
@@ -46,41 +46,41 @@ STUDY = Study(
 
 
 def false_lesions(outcome: Outcome, arm: str) -> list[float]:
-    """Lesions that a training finds in a test patient who has nothing new, their mean."""
+    """Mean number of lesions that each training predicts in a test patient without new lesions."""
     return [
         statistics.fmean(
-            [float(row.ids["false"]) for row in one.rows if not row.ids["lesions"]]
+            [float(row.ids["false"]) for row in evaluation.rows if not row.ids["lesions"]]
             or [float("nan")]
         )
-        for one in outcome.evaluations[arm]
+        for evaluation in outcome.evaluations[arm]
     ]
 
 
-def marked(outcome: Outcome, arm: str) -> dict[str, list[float]]:
-    """Percent of the phantoms' lesions that each training calls new, by what became of them."""
+def percent_called_new(outcome: Outcome, arm: str) -> dict[str, list[float]]:
+    """Percent of the phantoms' lesions that each training predicts as new, by their history."""
     percent: dict[str, list[float]] = {history: [] for history in HISTORIES}
     for trained in outcome.runs[arm]:
         task, model = trained.task(), trained.model()
-        found: dict[str, list[bool]] = {history: [] for history in HISTORIES}
+        hits: dict[str, list[bool]] = {history: [] for history in HISTORIES}
         for case in trained.cases("test"):
-            histories = case.images["later"].with_name("lesions.nii.gz")
-            if not histories.exists():  # patients
+            path = case.images["later"].with_name("lesions.nii.gz")
+            if not path.exists():  # only phantoms have this file
                 continue
-            became = read_nifti(histories).data[0]
+            histories = read_nifti(path).data[0]
             with torch.inference_mode():
                 predicted = task.picture(model, case).predicted.data[0] != 0
             for history, value in HISTORIES.items():
-                lesions, count = metrics.connected_components(became == value)
+                lesions, count = metrics.connected_components(histories == value)
                 touched = lesions[predicted].unique().tolist()
-                found[history] += [number in touched for number in range(1, count + 1)]
-        for history, hits in found.items():
-            if hits:
-                percent[history].append(100 * sum(hits) / len(hits))
+                hits[history] += [number in touched for number in range(1, count + 1)]
+        for history, called_new in hits.items():
+            if called_new:
+                percent[history].append(100 * sum(called_new) / len(called_new))
     return percent
 
 
-def on_real_pairs(outcome: Outcome, root: Path) -> None:
-    """Dice against the change masks of real patients, and a picture of each."""
+def evaluate_real_pairs(outcome: Outcome, root: Path) -> None:
+    """Compute Dice with the change masks of real patients, and write an overlay of each."""
     trained = outcome.runs["final maps"][0]
     task, model = trained.task(), trained.model()
     for case in open_dataset("open_ms", root):
@@ -89,14 +89,14 @@ def on_real_pairs(outcome: Outcome, root: Path) -> None:
             picture = task.picture(model, case)
         for row in rows:
             outcome.facts[f"real {case.name}, Dice"] = row.scores["dice"]
-        slices = _fullest(picture.reference or picture.predicted)
-        place = trained.path / f"{case.name}.png"
-        viz.overlay(picture.image, picture.predicted, place, slices=slices, names={1: "found"})
+        slices = _largest_slices(picture.reference or picture.predicted)
+        path = trained.path / f"{case.name}.png"
+        viz.overlay(picture.image, picture.predicted, path, slices=slices, names={1: "predicted"})
 
 
-def _fullest(mask: Volume, count: int = 3) -> list[int]:
-    amount = (mask.data[0] != 0).sum((0, 1))
-    return sorted(amount.argsort(descending=True)[:count].tolist())
+def _largest_slices(mask: Volume, count: int = 3) -> list[int]:
+    voxels = (mask.data[0] != 0).sum((0, 1))
+    return sorted(voxels.argsort(descending=True)[:count].tolist())
 
 
 def main() -> None:
@@ -106,12 +106,12 @@ def main() -> None:
         outcome.facts[f"false lesions in a patient with nothing new, {arm}"] = false_lesions(
             outcome, arm
         )
-        for history, percent in marked(outcome, arm).items():
+        for history, percent in percent_called_new(outcome, arm).items():
             if percent:
                 outcome.facts[f"percent called new of lesions that {history}, {arm}"] = percent
     real = os.environ.get("CMRFAST_TEST_DATA")
     if real:
-        on_real_pairs(outcome, Path(real) / "open_ms_longitudinal" / "coregistered")
+        evaluate_real_pairs(outcome, Path(real) / "open_ms_longitudinal" / "coregistered")
     print(section(outcome.save()))
     draw(outcome)
 

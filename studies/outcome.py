@@ -1,4 +1,4 @@
-"""What came of a study: scores by arm and seed, paired tests, the table, and files that keep it."""
+"""The outcome of a study: scores by arm and seed, paired tests, and its result file."""
 
 import json
 import math
@@ -25,12 +25,12 @@ class Outcome:
     Args:
         study: what was compared.
         scale: small or paper.
-        data: what it was trained on, in words.
-        results: folder for what is kept.
-        runs: of each arm, one a seed.
-        evaluations: of each arm, one a seed; more rows may be added.
-        seconds: the study took, None where parts of it were there before.
-        facts: findings that are no scores of an arm.
+        data: description of the training data.
+        results: folder for the result files.
+        runs: the runs of each arm, one per seed.
+        evaluations: the evaluations of each arm, one per seed; more arms may be added.
+        seconds: duration of the study, None if parts of it had been done before.
+        facts: findings that are not scores of an arm.
     """
 
     study: Study
@@ -43,8 +43,8 @@ class Outcome:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def by_seed(self, arm: str) -> dict[str, list[float]]:
-        """{score: one value a seed}."""
-        summaries = [one.summary() for one in self.evaluations[arm]]
+        """Each score's mean for each seed: {score: one value per seed}."""
+        summaries = [evaluation.summary() for evaluation in self.evaluations[arm]]
         return {
             name: [summary[name].mean for summary in summaries]
             for name in self.study.scores
@@ -52,37 +52,37 @@ class Outcome:
         }
 
     def by_unit(self, arm: str, score: str) -> dict[Unit, float]:
-        """Each test unit's score, averaged over the seeds that have one."""
+        """The score of each test unit, averaged over the seeds that have a value."""
         values: dict[Unit, list[float]] = {}
-        for one in self.evaluations[arm]:
-            for row in one.rows:
+        for evaluation in self.evaluations[arm]:
+            for row in evaluation.rows:
                 value = row.scores.get(score, math.nan)
                 if not math.isnan(value):
                     unit = tuple(row.ids[key] for key in self.study.unit)
                     values.setdefault(unit, []).append(value)
-        return {unit: sum(found) / len(found) for unit, found in values.items()}
+        return {unit: sum(scores) / len(scores) for unit, scores in values.items()}
 
     def tests(self) -> list[dict[str, Any]]:
-        """Paired t-tests of the study's pairs of arms, over units that both have."""
-        found = []
+        """Paired t-tests between the study's pairs of arms, over the units that both have."""
+        results = []
         for first, second in self.study.tests:
             for score in self.study.scores:
                 a, b = (self.by_unit(arm, score) for arm in (first, second))
                 both = sorted(a.keys() & b.keys(), key=str)
                 test = metrics.paired_t_test([a[u] for u in both], [b[u] for u in both])
                 if not math.isnan(test.p):
-                    more = sum(a[u] - b[u] for u in both) / len(both)
-                    found.append(
-                        {"first": first, "second": second, "score": score, "difference": more}
+                    mean = sum(a[u] - b[u] for u in both) / len(both)
+                    results.append(
+                        {"first": first, "second": second, "score": score, "difference": mean}
                         | {"t": test.t, "p": test.p, "units": test.cases}
                     )
-        return found
+        return results
 
     def as_json(self) -> dict[str, Any]:
-        """All that the page and a reader need."""
+        """The content of the result file."""
         scale = getattr(self.study, self.scale)
         published = methods.get(self.study.method).published
-        plans = [of_arm[0].plan for of_arm in self.runs.values()]
+        plans = [runs[0].plan for runs in self.runs.values()]
         arms = {}
         for name in self.evaluations:
             arm = self.study.arms.get(name)
@@ -112,20 +112,20 @@ class Outcome:
         }
 
     def save(self) -> dict[str, Any]:
-        """Write ``<method>-<scale>.json`` among the results."""
+        """Write ``<method>-<scale>.json`` to the results folder."""
         content = self.as_json()
         self.results.mkdir(parents=True, exist_ok=True)
-        place = self.results / f"{self.study.method}-{self.scale}.json"
-        place.write_text(json.dumps(_finite(content), indent=1) + "\n", "utf-8")
+        path = self.results / f"{self.study.method}-{self.scale}.json"
+        path.write_text(json.dumps(_replace_nan(content), indent=1) + "\n", "utf-8")
         return content
 
 
-def _finite(value: Any) -> Any:
-    """JSON has no NaN."""
+def _replace_nan(value: Any) -> Any:
+    """Replace non-finite numbers by None, as JSON has no NaN."""
     if isinstance(value, dict):
-        return {key: _finite(v) for key, v in value.items()}
+        return {key: _replace_nan(v) for key, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
+        return [_replace_nan(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -1,4 +1,4 @@
-"""The results page: tables and pictures of every study, from its result file.
+"""The results page: tables and figures of every study, from its result file.
 
 python -m studies.page
 """
@@ -14,7 +14,7 @@ _HERE = Path(__file__).parent
 
 
 def table(content: dict[str, Any]) -> str:
-    """Markdown: a row per arm; of each score mean ± SD over seeds, and the published value."""
+    """A markdown table: a row per arm; mean ± SD over seeds of each score, published values."""
     arms = content["arms"].values()
     has_published = {s: any(s in arm["published"] for arm in arms) for s in content["scores"]}
     head, rule = ["variant"], ["---"]
@@ -25,26 +25,26 @@ def table(content: dict[str, Any]) -> str:
     for name, arm in content["arms"].items():
         line = [name]
         for score, published in has_published.items():
-            line.append(spread(arm["scores"].get(score, [])))
+            line.append(mean_sd(arm["scores"].get(score, [])))
             if published:
                 line.append(arm["published"].get(score, "-"))
         lines.append(line)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def spread(values: list[float | None]) -> str:
-    """Mean ± sample SD, to three digits."""
-    known = [v for v in values if v is not None and not math.isnan(v)]
-    if not known:
+def mean_sd(values: list[float | None]) -> str:
+    """Mean ± sample SD, with three significant digits of the mean."""
+    valid = [v for v in values if v is not None and not math.isnan(v)]
+    if not valid:
         return "-"
-    mean = statistics.fmean(known)
+    mean = statistics.fmean(valid)
     digits = max(0, 2 - math.floor(math.log10(abs(mean) or 1)))
-    sd = f" ± {statistics.stdev(known):.{digits}f}" if len(known) > 1 else ""
+    sd = f" ± {statistics.stdev(valid):.{digits}f}" if len(valid) > 1 else ""
     return f"{mean:.{digits}f}{sd}"
 
 
 def tests(content: dict[str, Any]) -> str:
-    """The paired tests, one line each."""
+    """The paired tests as a markdown list."""
     return "\n".join(
         f"* {_title(t['score'])}, `{t['first']}` minus `{t['second']}`: {t['difference']:+.3g} "
         f"(paired t-test, n = {t['units']}, p {_p(t['p'])})"
@@ -53,10 +53,10 @@ def tests(content: dict[str, Any]) -> str:
 
 
 def section(content: dict[str, Any]) -> str:
-    """The generated part of the page about a study, between its marks."""
+    """The generated part of a study's section, between its marks."""
     method, versions = content["method"], content["versions"]
     patients = content["patients"]
-    took = f", {content['minutes']:.0f} minutes in all" if content["minutes"] else ""
+    duration = f", {content['minutes']:.0f} minutes in all" if content["minutes"] else ""
     figure = f"results/{method}-{content['scale']}"
     changes = ", ".join(f"{k} {v}" for k, v in content["changes"].items()) or "none"
     facts = "\n".join(f"* {name}: {_fact(value)}" for name, value in content["facts"].items())
@@ -64,8 +64,8 @@ def section(content: dict[str, Any]) -> str:
         table(content),
         f"{content['data']}: {patients['train']} training, {patients['validate']} validation and "
         f"{patients['test']} test patients; {content['seeds']} seeds, {content['steps']} steps "
-        f"each{took}, on {versions['cores']} cores, {versions['cpu']}; torch {versions['torch']}. "
-        f"Changed from the published recipe: {changes}.",
+        f"each{duration}, on {versions['cores']} cores, {versions['cpu']}; "
+        f"torch {versions['torch']}. Changed from the published recipe: {changes}.",
         "\n".join(part for part in (tests(content), facts) if part),
         f"![scores and curves]({figure}.png)",
         f"![test patients]({figure}-cases.png)",
@@ -97,7 +97,7 @@ def _p(p: float) -> str:
 
 def _fact(value: Any) -> str:
     if isinstance(value, list):
-        return spread(value)
+        return mean_sd(value)
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

@@ -1,4 +1,4 @@
-"""Does a network that learned beside LGE find lesion in T1 better than one that saw T1 alone?
+"""Does a network trained with LGE detect lesions in T1 better than one trained on T1 alone?
 
 python -m studies.siamese_lesion [--scale small|paper] [--data ROOT]
 """
@@ -35,10 +35,10 @@ STUDY = Study(
 )
 
 
-def t1_alone(outcome: Outcome) -> float:
-    """Balanced accuracy, in percent, of a threshold on a patch's mean T1, set on training patients.
+def t1_threshold_accuracy(outcome: Outcome) -> float:
+    """Balanced accuracy, in percent, of a threshold on a patch's mean T1, fitted in training.
 
-    The best a classifier could do that sees how bright a patch is and nothing else.
+    It is the best that a classifier can reach if it uses only the mean of a patch.
     """
     trained = outcome.runs["pure"][0]
     task = trained.task()
@@ -49,17 +49,17 @@ def t1_alone(outcome: Outcome) -> float:
         return batch["t1"].mean((1, 2, 3)), batch["labels"] == 1
 
     brightness, lesion = means("train")
-    best, found = 0.0, (0.0, False)
-    for cut in brightness.quantile(torch.linspace(0.01, 0.99, 99)).tolist():
+    best, rule = 0.0, (0.0, False)
+    for threshold in brightness.quantile(torch.linspace(0.01, 0.99, 99)).tolist():
         for above in (True, False):
-            balanced = metrics.balanced_accuracy((brightness > cut) == above, lesion).balanced
-            best, found = max((best, found), (balanced, (cut, above)))
+            balanced = metrics.balanced_accuracy((brightness > threshold) == above, lesion).balanced
+            best, rule = max((best, rule), (balanced, (threshold, above)))
     brightness, lesion = means("test")
-    return 100 * metrics.balanced_accuracy((brightness > found[0]) == found[1], lesion).balanced
+    return 100 * metrics.balanced_accuracy((brightness > rule[0]) == rule[1], lesion).balanced
 
 
-def final_pairing(outcome: Outcome) -> list[float]:
-    """The pairing loss of the last tenth of each decoupled training."""
+def final_pairing_loss(outcome: Outcome) -> list[float]:
+    """Mean pairing loss over the last tenth of each decoupled training."""
     values = []
     for trained in outcome.runs["decoupled"]:
         losses = [x["pairing"] for x in read_log(trained.path / "log.jsonl") if "pairing" in x]
@@ -71,8 +71,8 @@ def final_pairing(outcome: Outcome) -> list[float]:
 def main() -> None:
     """Run the study and keep its results."""
     outcome = run(STUDY)
-    outcome.facts["balanced accuracy of mean T1 alone, percent"] = t1_alone(outcome)
-    outcome.facts["training pairing loss at the end, decoupled"] = final_pairing(outcome)
+    outcome.facts["balanced accuracy of mean T1 alone, percent"] = t1_threshold_accuracy(outcome)
+    outcome.facts["training pairing loss at the end, decoupled"] = final_pairing_loss(outcome)
     outcome.facts["the same of guessing, ln 32"] = math.log(32)
     print(section(outcome.save()))
     draw(outcome)

@@ -1,4 +1,4 @@
-"""A study: the variants that a paper compares, trained on the same patients, scored on others."""
+"""Run a study: train a paper's variants on the same patients, and score them on test patients."""
 
 import argparse
 import multiprocessing
@@ -42,19 +42,19 @@ class _Job:
 
 
 def run(study: Study) -> Outcome:
-    """Train and score what is not there yet, as the command line says."""
+    """Train and score the arms of a study that are not done yet; parses the command line."""
     options = _options(study)
     scale: Scale = getattr(study, options.scale)
     method = methods.get(study.method)
     out: Path = options.out or _HERE / "runs" / f"{study.method}-{options.scale}"
     data: Path = options.data or out / "patients"
-    began = time.monotonic()
+    start = time.monotonic()
 
-    def say(text: str) -> None:
-        print(f"[{time.monotonic() - began:5.0f} s] {text}", flush=True)
+    def log(text: str) -> None:
+        print(f"[{time.monotonic() - start:5.0f} s] {text}", flush=True)
 
     if not options.data and not (out / "patients.done").exists():
-        say(f"writing {scale.cases} phantoms")
+        log(f"writing {scale.cases} phantoms")
         layout = method.datasets[0]
         write_phantoms(layout, data, cases=scale.cases, shrink=scale.shrink)
         (out / "patients.done").touch()
@@ -62,14 +62,14 @@ def run(study: Study) -> Outcome:
     layout, split = choose_split(method, data, recipe, seed=0)
     jobs = list(_jobs(study, scale, out, data, split, options))
     waiting = [job for job in jobs if not _scored(job.folder)]
-    new = not any(job.folder.exists() for job in jobs)
-    say(f"{len(jobs)} trainings, {len(jobs) - len(waiting)} of them done before")
-    context = multiprocessing.get_context("spawn")
+    new = not any(job.folder.exists() for job in jobs)  # otherwise the duration means nothing
+    log(f"{len(jobs)} trainings, {len(jobs) - len(waiting)} of them done before")
+    context = multiprocessing.get_context("spawn")  # neither CUDA nor OpenMP survives a fork
     with ProcessPoolExecutor(options.workers, mp_context=context) as pool:
         running = {pool.submit(_train_and_score, job): job for job in waiting}
         for done in as_completed(running):
             done.result()
-            say(f"{running[done].arm}, seed {running[done].seed}: trained and scored")
+            log(f"{running[done].arm}, seed {running[done].seed}: trained and scored")
     runs: dict[str, list[Run]] = {}
     for job in jobs:
         runs.setdefault(job.arm, []).append(Run.open(job.folder))
@@ -80,10 +80,10 @@ def run(study: Study) -> Outcome:
         results=options.results,
         runs=runs,
         evaluations={
-            arm: [Evaluation.load(run.path, "test") for run in of_arm]
-            for arm, of_arm in runs.items()
+            arm: [Evaluation.load(run.path, "test") for run in arm_runs]
+            for arm, arm_runs in runs.items()
         },
-        seconds=time.monotonic() - began if new else None,
+        seconds=time.monotonic() - start if new else None,
     )
 
 
@@ -93,7 +93,7 @@ def _options(study: Study) -> argparse.Namespace:
     parser.add_argument("--scale", choices=("small", "paper"), default="small")
     parser.add_argument("--data", type=Path, help="root of the data set; default phantoms")
     parser.add_argument(
-        "--out", type=Path, help="folder of the trainings; an earlier one is resumed"
+        "--out", type=Path, help="folder of the trainings; an existing one is resumed"
     )
     parser.add_argument("--results", type=Path, default=_HERE / "results")
     parser.add_argument("--workers", type=int, default=1 if cuda else os.cpu_count())
@@ -104,17 +104,17 @@ def _options(study: Study) -> argparse.Namespace:
 def _jobs(
     study: Study, scale: Scale, out: Path, data: Path, split: Split, options: argparse.Namespace
 ) -> Iterator[_Job]:
-    """Seed by seed, so that a study that was cut short has all arms."""
+    """List the trainings seed by seed, so that an interrupted study has results of all arms."""
     for seed in range(scale.seeds):
         for name, arm in study.arms.items():
-            kept = split.train[: max(1, round(arm.patients * len(split.train)))]
+            patients = split.train[: max(1, round(arm.patients * len(split.train)))]
             yield _Job(
                 study.method,
                 name,
                 seed,
                 out / name.replace(" ", "_") / f"seed{seed}",
                 data,
-                Split(kept, split.validate, split.test),
+                Split(patients, split.validate, split.test),
                 {**scale.changes, **arm.changes},
                 scale.steps,
                 max(1, (os.cpu_count() or 1) // options.workers),

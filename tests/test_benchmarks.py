@@ -1,4 +1,4 @@
-"""The benchmark harness: all ways agree at a small size, and the table says what was measured."""
+"""The benchmark harness: all variants agree at a small size; tables show what was measured."""
 
 import pytest
 import torch
@@ -60,27 +60,27 @@ def test_inference_in_plain_torch_says_the_same():
 
 
 def test_a_wrong_way_is_found():
-    case = workloads.extract_2d(0.02)
-    right = case.ways["cmrfast"]
-    case.ways["wrong"] = lambda: [x + 1 for x in right()]
+    workload = workloads.extract_2d(0.02)
+    right = workload.variants["cmrfast"]
+    workload.variants["wrong"] = lambda: [x + 1 for x in right()]
     with pytest.raises(AssertionError, match="wrong"):
-        case.check()
+        workload.check()
 
 
 def test_a_wrong_place_is_found(monkeypatch):
-    case = workloads.slices_2d(0.02)
-    case.proof()
+    workload = workloads.slices_2d(0.02)
+    workload.verify()
     monkeypatch.setattr("benchmarks.loaders.theta_from_centred", lambda *_: torch.eye(3)[:2] * 1.02)
     with pytest.raises(AssertionError):
-        case.proof()
+        workload.verify()
 
 
 def test_zeros_do_not_pass_for_a_tiny_gradient():
-    case = workloads.dice_2d(0.025)
-    ours = case.ways["cmrfast"]
-    case.ways = {"cmrfast": ours, "zeros": lambda: [0 * x for x in ours()]}
+    workload = workloads.dice_2d(0.025)
+    ours = workload.variants["cmrfast"]
+    workload.variants = {"cmrfast": ours, "zeros": lambda: [0 * x for x in ours()]}
     with pytest.raises(AssertionError, match="zeros"):
-        case.check()
+        workload.check()
 
 
 def test_interleaved_runs_every_way_in_turn():

@@ -1,7 +1,7 @@
-"""The workloads: what is computed, by whom, and the least that must move for it.
+"""The workloads: what is computed, by which libraries, and the minimum of data to move.
 
-Each builder takes a size factor and returns a Case whose ways all compute the same; a way's result
-is compared with ours before anything is timed. Peers that are not installed are left out.
+Each builder takes a size factor and returns a Workload whose variants all compute the same. Their
+results are compared with ours before anything is timed. Peers that are not installed are left out.
 """
 
 from collections.abc import Callable
@@ -9,15 +9,15 @@ from dataclasses import replace
 
 import torch
 
-from benchmarks.workloads.case import Case
 from benchmarks.workloads.jobs import Job, flair_inference, slice_inference, step_of
 from benchmarks.workloads.loading import patches_3d, reading, slices_2d
 from benchmarks.workloads.patches import extract_2d, extract_3d, merge_3d
 from benchmarks.workloads.sampling import affine_2d, resample_3d
 from benchmarks.workloads.training import dice_2d, dice_3d, pairing
+from benchmarks.workloads.workload import Workload
 
-#: Name in the tables -> (what it is, builder).
-WORKLOADS: dict[str, tuple[str, Callable[[], Case]]] = {
+#: Code in the tables -> (title, builder).
+WORKLOADS: dict[str, tuple[str, Callable[[], Workload]]] = {
     "E3": ("`extract_patches`: 40 of 56³ from a FLAIR pair and 5 masks", extract_3d),
     "E2": ("`extract_patches` + `window_counts`: 2560 pairs of 64²", extract_2d),
     "N32": ("`nt_xent`: 32 x 128, forward + backward", lambda: pairing(32)),
@@ -32,7 +32,7 @@ WORKLOADS: dict[str, tuple[str, Callable[[], Case]]] = {
 }
 
 #: The workload that times each public op: a new op needs one.
-MEASURES: dict[str, Callable[..., Case]] = {
+MEASURES: dict[str, Callable[..., Workload]] = {
     "affine_sample": affine_2d,
     "dice_ce_sums": dice_2d,
     "extract_patches": extract_3d,
@@ -43,8 +43,8 @@ MEASURES: dict[str, Callable[..., Case]] = {
     "window_counts": extract_2d,
 }
 
-#: The same for what comes before training.
-LOADING: dict[str, tuple[str, Callable[[], Case]]] = {
+#: The same for data loading.
+LOADING: dict[str, tuple[str, Callable[[], Workload]]] = {
     "P3": ("epoch of 80 patches of 56³: FLAIR pair, 5 masks", patches_3d),
     "S2": ("epoch of 80 slices of 224², warped with 2 masks", slices_2d),
     "RI": ("reading .nii.gz: FLAIR, int16", lambda: reading("int16")),
@@ -59,8 +59,8 @@ _JOBS = {
     "new_lesions": Job("new_lesions", 4, shrink=2, recipe={"spacing_mm": 1.6}),
     "adversarial_transfer": Job("adversarial_transfer", 4, recipe={"lge_masks": 1}),
 }
-#: Whole jobs: a training step of each method, and what its network says of one case.
-JOBS: dict[str, tuple[str, Callable[[], Case]]] = {
+#: Whole jobs: a training step of each method, and inference on one case.
+JOBS: dict[str, tuple[str, Callable[[], Workload]]] = {
     **{
         f"{name}, step": (f"batch {job.batch}, with data", lambda job=job: step_of(job))
         for name, job in _JOBS.items()
@@ -73,8 +73,8 @@ JOBS: dict[str, tuple[str, Callable[[], Case]]] = {
     "new_lesions, inference": ("FLAIR pair of 225x270x225, 252 windows", flair_inference),
 }
 
-#: The same grown until they fill a large GPU.
-ON_GPU: dict[str, tuple[str, Callable[[], Case]]] = {
+#: The same, scaled up until they fill a large GPU.
+ON_GPU: dict[str, tuple[str, Callable[[], Workload]]] = {
     "E3 x16": ("`extract_patches`: 640 of 56³", lambda: extract_3d(16)),
     "E2 x16": ("`extract_patches` + `window_counts`: 40,960 pairs of 64²", lambda: extract_2d(16)),
     "N16k": ("`nt_xent`: 16,384 x 128, float32", lambda: pairing(16384)),
@@ -91,8 +91,8 @@ ON_GPU: dict[str, tuple[str, Callable[[], Case]]] = {
     "M3 x16": ("`merge_patches`: 56³ into 3600x270x225", lambda: merge_3d(16)),
 }
 
-#: Growth is measured over these: builder of a size, and the sizes.
-GROWTH: dict[str, tuple[Callable[[float], Case], tuple[float, ...]]] = {
+#: Size sweeps: op -> (builder, sizes).
+GROWTH: dict[str, tuple[Callable[[float], Workload], tuple[float, ...]]] = {
     "extract_patches": (extract_3d, (0.1, 0.25, 0.5, 1, 2)),
     "merge_patches": (merge_3d, (0.25, 0.5, 1, 2)),
     "affine_sample": (affine_2d, (0.0625, 0.25, 1, 4, 8)),

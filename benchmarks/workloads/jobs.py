@@ -1,7 +1,8 @@
-"""Whole jobs: a training step with its data, and what a network says of one case's images.
+"""Whole jobs: a training step including its data, and inference on one case.
 
-Patients are phantoms. The peer is the same network with the same weights in plain layers, fed by
-MONAI; before timing both have to lose the same over two steps on one batch, dropout off.
+Patients are phantoms. The peer is the same network with the same weights in plain PyTorch layers,
+fed by MONAI. Before timing, both must have equal losses over two steps on one batch, without
+dropout.
 """
 
 import copy
@@ -17,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import plain
 from benchmarks.pipelines import pipeline
-from benchmarks.workloads.case import Case
+from benchmarks.workloads.workload import Workload
 from cmrfast import methods
 from cmrfast.data.datasets import open_dataset
 from cmrfast.data.phantom import write_phantoms
@@ -35,10 +36,10 @@ class Job:
     """A method at the papers' image size.
 
     Args:
-        name: of the method.
-        batch: samples of a step; smaller than the paper's where two CPU cores ask for it.
-        shrink: of the phantoms; the grid that the network sees is as much coarser.
-        config, recipe: changes.
+        name: name of the method.
+        batch: samples per step; smaller than the paper's where two CPU cores require it.
+        shrink: factor by which the phantoms' voxels are enlarged.
+        config, recipe: changed fields.
     """
 
     name: str
@@ -65,49 +66,49 @@ class Job:
             return task, task.feed(cases, seed=0)
 
 
-#: The loss that both ways of a step have to give, to a share of it, after one update.
+#: Relative tolerance between the losses of both variants after one update.
 _TOLERANCE = 1e-3
 
 
-def step_of(job: Job) -> Case:
-    """One step, its batch drawn for it."""
+def step_of(job: Job) -> Workload:
+    """One training step, including drawing its batch."""
     task, feed = job.task()
     model = MODELS[job.name](task.config).train()
     other = plain.network(model)
     ours, theirs = _steps(job, task, model, other)
-    numbers, begin = itertools.count(), _first_epoch(task)
+    steps_done, first_epoch = itertools.count(), _first_epoch(task)
 
-    def drawn() -> dict[str, Tensor]:
-        first = next(numbers) * job.batch
+    def next_batch() -> dict[str, Tensor]:
+        first = next(steps_done) * job.batch
         samples = (first + torch.arange(job.batch)) % len(feed)
-        batch: dict[str, Tensor] = feed.batch(begin + first // len(feed), samples)
+        batch: dict[str, Tensor] = feed.batch(first_epoch + first // len(feed), samples)
         return batch
 
-    peer_drawn = pipeline(job.name, feed, task.config, task.recipe, job.batch)
+    next_peer_batch = pipeline(job.name, feed, task.config, task.recipe, job.batch)
 
-    def proof() -> None:
-        batch, peer_batch = drawn(), peer_drawn()
+    def verify() -> None:
+        batch, peer_batch = next_batch(), next_peer_batch()
         shapes = ({k: tuple(x.shape) for k, x in b.items()} for b in (batch, peer_batch))
         assert next(shapes) == next(shapes)
         twin = _without_dropout(copy.deepcopy(model))
         steps = _steps(job, task, twin, plain.network(twin))
-        for _ in range(2):  # the second loss tells of the gradients of the first
-            found = [step(batch) for step in steps]
-            for key in found[1]:
-                torch.testing.assert_close(found[0][key], found[1][key], rtol=_TOLERANCE, atol=1e-5)
+        for _ in range(2):  # the second loss depends on the gradients of the first step
+            losses, peer_losses = (step(batch) for step in steps)
+            for key, peer_loss in peer_losses.items():
+                torch.testing.assert_close(losses[key], peer_loss, rtol=_TOLERANCE, atol=1e-5)
 
     with FlopCounterMode(display=False) as counter:
-        theirs(peer_drawn())
-    return Case(
-        {"cmrfast": lambda: ours(drawn()), "torch + MONAI": lambda: theirs(peer_drawn())},
-        data={"cmrfast": drawn, "torch + MONAI": peer_drawn},
+        theirs(next_peer_batch())
+    return Workload(
+        {"cmrfast": lambda: ours(next_batch()), "torch + MONAI": lambda: theirs(next_peer_batch())},
+        data={"cmrfast": next_batch, "torch + MONAI": next_peer_batch},
         flops=counter.get_total_flops(),
-        proof=proof,
+        verify=verify,
     )
 
 
-def flair_inference(scale: float = 1.0, side: int = 56) -> Case:
-    """The published network over both visits of a FLAIR case, 225 x 270 x 225 voxels."""
+def flair_inference(scale: float = 1.0, side: int = 56) -> Workload:
+    """The published network on both visits of a FLAIR case, 225 x 270 x 225 voxels."""
     from monai.inferers import sliding_window_inference
 
     shape = [max(side, round(n * scale ** (1 / 3))) for n in (225, 270, 225)]
@@ -115,48 +116,48 @@ def flair_inference(scale: float = 1.0, side: int = 56) -> Case:
     model = MODELS["new_lesions"]().eval()
     other, network, overlap = plain.network(model), fold(model), side // 4
 
-    def consensus(of: nn.Module) -> Callable[[Tensor], Tensor]:
-        return lambda w: of(w[:, :1], w[:, 1:])["logits"][:, :1].sigmoid()
+    def consensus(model: nn.Module) -> Callable[[Tensor], Tensor]:
+        return lambda w: model(w[:, :1], w[:, 1:])["logits"][:, :1].sigmoid()
 
     def ours() -> list[Tensor]:
         return [sliding_window(consensus(network), images, (side,) * 3, overlap, batch=2)]
 
     def theirs() -> list[Tensor]:
         with torch.inference_mode():
-            found = sliding_window_inference(
+            merged = sliding_window_inference(
                 images, (side,) * 3, 2, consensus(other), overlap=overlap / side
             )
-        return [found]
+        return [merged]
 
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         other(*images[:, :, :side, :side, :side].split(1, 1))
     windows = 1
     for n in shape:
         windows *= -(-(n - side) // (side - overlap)) + 1
-    return Case(
+    return Workload(
         {"cmrfast": ours, "torch + MONAI": theirs}, flops=windows * counter.get_total_flops()
     )
 
 
-def slice_inference(job: Job) -> Case:
-    """The network over a batch of a case's slices or patches, in evaluation mode."""
+def slice_inference(job: Job) -> Workload:
+    """The network on a batch of slices or patches of a case, in evaluation mode."""
     task, feed = job.task()
     model = MODELS[job.name](task.config).eval()
     other = plain.network(model)
     batch = feed.batch(0, torch.arange(job.batch) % len(feed))
-    # LGE and drawn masks are for training; in a registration both images are looked at.
+    # Other inputs are for training, except in registration, which needs both images.
     inputs = job.method.inputs
     names = inputs if job.name == "joint_registration" else inputs[:1]
-    given = {name: batch[name] for name in names}
+    images = {name: batch[name] for name in names}
 
     def run(network: nn.Module) -> list[Tensor]:
         with torch.inference_mode():
-            return list(network(**given).values())
+            return list(network(**images).values())
 
     with FlopCounterMode(display=False) as counter:
         run(other)
-    ways = {"cmrfast": lambda: run(model), "torch": lambda: run(other)}
-    return Case(ways, flops=counter.get_total_flops(), tolerance=1e-3)
+    variants = {"cmrfast": lambda: run(model), "torch": lambda: run(other)}
+    return Workload(variants, flops=counter.get_total_flops(), tolerance=1e-3)
 
 
 def _steps(job: Job, task: AnyTask, model: nn.Module, other: nn.Module) -> tuple[plain.Step, ...]:
@@ -164,15 +165,15 @@ def _steps(job: Job, task: AnyTask, model: nn.Module, other: nn.Module) -> tuple
     network = Network(model, model, job.method.inputs, ranks.device)
     update = Update(job.method, task.config, task.recipe, network, ranks)
 
-    def ours(given: plain.Batch) -> dict[str, Tensor]:
-        return update(dict(given), lr=task.recipe.lr, epoch=_first_epoch(task))
+    def ours(batch: plain.Batch) -> dict[str, Tensor]:
+        return update(dict(batch), lr=task.recipe.lr, epoch=_first_epoch(task))
 
-    inputs = tuple(n for n in job.method.inputs if n != "myocardium")  # for two_step alone
+    inputs = tuple(n for n in job.method.inputs if n != "myocardium")  # an input of two_step only
     return ours, plain.training_step(job.name, other, task.recipe, inputs)
 
 
 def _first_epoch(task: AnyTask) -> int:
-    """From which on all parts of a method learn: its adversary joins late."""
+    """The first epoch in which all parts of a method are trained: an adversary starts late."""
     return int(getattr(task.recipe, "pretrain_epochs", 0))
 
 

@@ -1,7 +1,7 @@
-"""From volumes in memory to batches, and from files to volumes: other libraries' loaders and ours.
+"""Loading: from volumes in memory to batches, and from files to volumes.
 
-A loader draws its patches and maps itself, so results are not compared with one another. Instead
-every way has to prove that what it hands out is what ours cuts or warps where it says it did.
+Each loader draws its own patches and maps, so results cannot be compared directly. Instead, every
+batch of another library is compared with what our ops cut or warp at the position it reports.
 """
 
 import gzip
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks import loaders
 from benchmarks.loaders import Batch, Loader
-from benchmarks.workloads.case import Case
+from benchmarks.workloads.workload import Workload
 from cmrfast.data.augment import Ranges, random_thetas
 from cmrfast.data.nifti import read_nifti, write_nifti
 from cmrfast.data.phantom import write_phantoms
@@ -29,8 +29,8 @@ SIDE, BATCH, PATIENTS, PER_PATIENT = 56, 40, 4, 20
 _RANGES = Ranges(rotate_deg=20, scale=(0.9, 1.1), translate_share=0.1, shear_deg=10)
 
 
-def patches_3d(scale: float = 1.0) -> Case:
-    """An epoch of 56³ patches of a FLAIR pair with five masks; ours with lesions four in five."""
+def patches_3d(scale: float = 1.0) -> Workload:
+    """An epoch of 56³ patches of a FLAIR pair with five masks; 4 in 5 of ours are on lesions."""
     shape = [max(SIDE + 8, round(n * scale ** (1 / 3))) for n in (200, 240, 200)]
     images = [torch.rand(2, *shape) for _ in range(PATIENTS)]
     masks = [(torch.rand(5, *shape) > 0.9995).byte() for _ in range(PATIENTS)]
@@ -61,18 +61,18 @@ def patches_3d(scale: float = 1.0) -> Case:
         **loaders.monai_patches(images, masks, SIDE, BATCH, PER_PATIENT, workers=2),
     }
 
-    def proven(batch: Batch) -> None:
+    def verify_batch(batch: Batch) -> None:
         for store, key in ((flair, "image"), (labels, "label")):
             start, index = batch["start"].long(), batch["patient"].long()
             ours = extract_patches(store, start, (SIDE,) * 3, volume_index=index, dtype=store.dtype)
             torch.testing.assert_close(batch[key], ours, rtol=0, atol=0)
 
     voxels = PATIENTS * PER_PATIENT * SIDE**3 * (2 * 4 + 5)
-    return _case(batches, peers, proven, voxels)
+    return _loading_workload(batches, peers, verify_batch, voxels)
 
 
-def slices_2d(scale: float = 1.0) -> Case:
-    """An epoch of LGE slices and their two masks, each turned, scaled, sheared and shifted."""
+def slices_2d(scale: float = 1.0) -> Workload:
+    """An epoch of LGE slices and their two masks, each rotated, scaled, sheared and shifted."""
     count, side = max(2, round(80 * scale)), 224
     images, labels = torch.rand(count, 1, side, side), _discs(count, side)
     epoch_number = 0
@@ -90,7 +90,7 @@ def slices_2d(scale: float = 1.0) -> Case:
         **loaders.monai_slices(images, labels, BATCH, workers=2),
     }
 
-    def proven(batch: Batch) -> None:
+    def verify_batch(batch: Batch) -> None:
         chosen, theta = batch["sample"].long(), batch["theta"][None]
         image, inside, label = (
             affine_sample(x[None].float(), theta, mode=mode)[0]
@@ -100,38 +100,40 @@ def slices_2d(scale: float = 1.0) -> Case:
                 (labels[chosen], "nearest"),
             )
         )
-        # Libraries differ in what they do within a voxel of the rim, and in ties.
-        whole = inside[0] > 0.9999
-        assert whole.float().mean() > 0.5
-        torch.testing.assert_close(batch["image"][:, whole], image[:, whole], rtol=0, atol=2e-3)
-        assert (batch["label"] != label)[:, whole].float().mean() < 1e-3
+        # Libraries differ within a voxel of the border, and in ties.
+        interior = inside[0] > 0.9999
+        assert interior.float().mean() > 0.5
+        torch.testing.assert_close(
+            batch["image"][:, interior], image[:, interior], rtol=0, atol=2e-3
+        )
+        assert (batch["label"] != label)[:, interior].float().mean() < 1e-3
 
-    return _case(batches, peers, proven, 2 * count * side * side * (4 + 2))
+    return _loading_workload(batches, peers, verify_batch, 2 * count * side * side * (4 + 2))
 
 
-def _case(
+def _loading_workload(
     batches: Callable[[], Iterator[list[Tensor]]],
     peers: dict[str, Loader],
-    proven: Callable[[Batch], None],
+    verify_batch: Callable[[Batch], None],
     moved: int,
-) -> Case:
+) -> Workload:
     def epoch() -> list[object]:
         last: object = None
         for batch in batches():
             last = batch
         return [last]
 
-    def proof() -> None:
+    def verify() -> None:
         for loader in peers.values():
-            for batch in islice(loader.placed(), 8):
-                proven(batch)
+            for batch in islice(loader.traced(), 8):
+                verify_batch(batch)
 
-    ways = {"cmrfast": epoch} | {name: loader.run for name, loader in peers.items()}
-    return Case(ways, moved=moved, fresh=moved // 2, proof=proof)
+    variants = {"cmrfast": epoch} | {name: loader.run for name, loader in peers.items()}
+    return Workload(variants, moved=moved, fresh=moved // 2, verify=verify)
 
 
 def _discs(count: int, side: int) -> Tensor:
-    """Two masks a slice: a disc, and a smaller one in it."""
+    """Two masks per slice: a disc, and a smaller disc inside it."""
     i, j = torch.arange(side) - torch.rand(2, count, 1) * 40 - side / 2 + 20
     away = (i[:, :, None] ** 2 + j[:, None, :] ** 2).sqrt()
     return torch.stack((away < 50, away < 20), 1).byte()
@@ -139,15 +141,15 @@ def _discs(count: int, side: int) -> Tensor:
 
 @cache
 def _phantom(shrink: float) -> tempfile.TemporaryDirectory[str]:
-    kept = tempfile.TemporaryDirectory()
-    write_phantoms("msseg2", Path(kept.name) / "set", cases=1, shrink=shrink)
-    return kept
+    folder = tempfile.TemporaryDirectory()
+    write_phantoms("msseg2", Path(folder.name) / "set", cases=1, shrink=shrink)
+    return folder
 
 
-def reading(kind: str, shrink: float = 1.0) -> Case:
-    """A phantom FLAIR (int16, or float32 as prepared) or mask, deflated as most tools do."""
-    kept = _phantom(shrink)
-    root = Path(kept.name)
+def reading(kind: str, shrink: float = 1.0) -> Workload:
+    """Read a phantom FLAIR (int16, or float32 as prepared) or mask, at gzip's default level."""
+    folder = _phantom(shrink)
+    root = Path(folder.name)
     name = "ground_truth_expert1" if kind == "mask" else "flair_time01_on_middle_space"
     volume = read_nifti(next(root.rglob(f"{name}.nii.gz")))
     if kind == "float32":
@@ -162,4 +164,6 @@ def reading(kind: str, shrink: float = 1.0) -> Case:
 
     size = volume.data.nbytes
     moved = path.stat().st_size + size
-    return Case({"cmrfast": ours, **loaders.readers(path)}, moved=moved, fresh=size, tolerance=0)
+    return Workload(
+        {"cmrfast": ours, **loaders.readers(path)}, moved=moved, fresh=size, tolerance=0
+    )

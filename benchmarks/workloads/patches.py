@@ -1,21 +1,21 @@
-"""Cutting patches out of volumes, and merging them."""
+"""Extracting patches from volumes, and merging them."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks import peers
-from benchmarks.workloads.case import Case, Way
+from benchmarks.workloads.workload import Variant, Workload
 from cmrfast import ops
 
 
-def _with_compiled(ways: dict[str, Way]) -> dict[str, Way]:
-    # Slices in a loop would be thousands of graphs; one index compiles.
-    return {**ways, "torch.compile": torch.compile(ways["torch unfold"])}
+def _with_compiled(variants: dict[str, Variant]) -> dict[str, Variant]:
+    # Slicing in a loop would compile thousands of graphs; a single index compiles once.
+    return {**variants, "torch.compile": torch.compile(variants["torch unfold"])}
 
 
-def extract_3d(factor: float = 1) -> Case:
-    """40 patches 56³ of a FLAIR pair and five masks: cut, flipped, normalised, cast."""
+def extract_3d(factor: float = 1) -> Workload:
+    """40 patches of 56³ from a FLAIR pair and five masks: cut, flipped, normalised, cast."""
     count, shape, s = max(1, int(40 * factor)), (225, 270, 225), 56
     pair = torch.randn(2, *shape)
     masks = torch.randint(0, 2, (5, *shape), dtype=torch.uint8)
@@ -41,12 +41,12 @@ def extract_3d(factor: float = 1) -> Case:
         return [images, peers.torch_windows(masks[None], start, s, flips).float()]
 
     voxels = count * s**3
-    ways = _with_compiled({"cmrfast": ours, "torch slices": sliced, "torch unfold": indexed})
-    return Case(ways, moved=voxels * (2 * 8 + 5 * 5), fresh=voxels * 28)
+    variants = _with_compiled({"cmrfast": ours, "torch slices": sliced, "torch unfold": indexed})
+    return Workload(variants, moved=voxels * (2 * 8 + 5 * 5), fresh=voxels * 28)
 
 
-def extract_2d(factor: float = 1) -> Case:
-    """2560 pairs of 64² from 30 slice pairs, flipped, and the lesion share of each window."""
+def extract_2d(factor: float = 1) -> Workload:
+    """2560 pairs of 64² from 30 slice pairs, flipped, and the lesion fraction in each window."""
     count, s = max(1, int(2560 * factor)), 64
     slices = torch.randn(30, 2, 224, 224)
     lesions = torch.rand(30, 224, 224) < 0.02
@@ -56,32 +56,32 @@ def extract_2d(factor: float = 1) -> Case:
 
     def ours() -> list[Tensor]:
         pairs = ops.extract_patches(slices, start, (s, s), volume_index=index, flips=flips)
-        found = ops.window_counts(lesions, start, (s, s), volume_index=index)
-        return [pairs, found / lesions.sum((1, 2))[index]]
+        counts = ops.window_counts(lesions, start, (s, s), volume_index=index)
+        return [pairs, counts / lesions.sum((1, 2))[index]]
 
     def sliced() -> list[Tensor]:
-        pairs, found = slices.new_empty(count, 2, s, s), slices.new_empty(count)
+        pairs, counts = slices.new_empty(count, 2, s, s), slices.new_empty(count)
         total = lesions.sum((1, 2))
         for p, (v, (i, j), axes) in enumerate(
             zip(index.tolist(), start.tolist(), flips.tolist(), strict=True)
         ):
             dims = [a + 1 for a in range(2) if axes[a]]
             pairs[p] = slices[v, :, i : i + s, j : j + s].flip(dims)
-            found[p] = lesions[v, i : i + s, j : j + s].sum() / total[v]
-        return [pairs, found]
+            counts[p] = lesions[v, i : i + s, j : j + s].sum() / total[v]
+        return [pairs, counts]
 
     def indexed() -> list[Tensor]:
         pairs = peers.torch_windows(slices, start, s, flips, index)
         table = F.pad(lesions.int().cumsum(1).cumsum(2), (1, 0, 1, 0))
         (i, j), v = start.T, index
-        found = table[v, i + s, j + s] - table[v, i, j + s] - table[v, i + s, j] + table[v, i, j]
-        return [pairs, found / lesions.sum((1, 2))[index]]
+        counts = table[v, i + s, j + s] - table[v, i, j + s] - table[v, i + s, j] + table[v, i, j]
+        return [pairs, counts / lesions.sum((1, 2))[index]]
 
-    ways = _with_compiled({"cmrfast": ours, "torch slices": sliced, "torch unfold": indexed})
-    return Case(ways, moved=count * 2 * s * s * 8)
+    variants = _with_compiled({"cmrfast": ours, "torch slices": sliced, "torch unfold": indexed})
+    return Workload(variants, moved=count * 2 * s * s * 8)
 
 
-def merge_3d(factor: float = 1) -> Case:
+def merge_3d(factor: float = 1) -> Workload:
     """Patches of 56³, overlap 14, averaged into 225x270x225 (252 of them)."""
     shape, s = (max(56, int(225 * factor)), 270, 225), 56
     start = ops.cover_starts(shape, (s,) * 3, overlap=14)
@@ -96,10 +96,10 @@ def merge_3d(factor: float = 1) -> Case:
         return [total / count]
 
     voxels = torch.Size(shape).numel()
-    ways: dict[str, Way] = {
+    variants: dict[str, Variant] = {
         "cmrfast": lambda: [ops.merge_patches(patches, start, shape)],
         "torch +=": added,
         **peers.torchio_aggregate(patches, start, shape),
         **peers.monai_sliding_window(patches, shape),
     }
-    return Case(ways, moved=patches.nbytes + 4 * voxels, fresh=4 * voxels)
+    return Workload(variants, moved=patches.nbytes + 4 * voxels, fresh=4 * voxels)

@@ -7,12 +7,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks import peers
-from benchmarks.workloads.case import Case, Way
+from benchmarks.workloads.workload import Variant, Workload
 from cmrfast import ops
 
 
-def affine_2d(factor: float = 1, *, backward: bool = False) -> Case:
-    """Affine sampling of (16, 4, 224²), forward, or with gradients in images and theta."""
+def affine_2d(factor: float = 1, *, backward: bool = False) -> Workload:
+    """Affine sampling of (16, 4, 224²), forward only, or with gradients of images and theta."""
     batch = max(1, int(16 * factor))
     images = torch.randn(batch, 4, 224, 224, requires_grad=backward)
     theta = torch.tensor([[0.9, 0.2, 0.05], [-0.2, 0.9, -0.1]]) + 0.03 * torch.randn(batch, 2, 3)
@@ -22,39 +22,39 @@ def affine_2d(factor: float = 1, *, backward: bool = False) -> Case:
         grid = F.affine_grid(theta, list(images.shape), align_corners=False)
         return F.grid_sample(images, grid, align_corners=False)
 
-    ways: dict[str, Callable[..., Tensor]] = {
+    variants: dict[str, Callable[..., Tensor]] = {
         "cmrfast": ops.affine_sample,
         "torch": plain,
         "torch.compile": torch.compile(plain),
     }
     n = images.numel() * 4
     if not backward:
-        ways |= peers.kornia_affine()
-        timed = {k: lambda w=w: [w(images, theta)] for k, w in ways.items()}
-        return Case(timed, moved=2 * n, fresh=n, tolerance=1e-3)
-    pull = torch.randn(images.shape)
+        variants |= peers.kornia_affine()
+        timed = {k: lambda w=w: [w(images, theta)] for k, w in variants.items()}
+        return Workload(timed, moved=2 * n, fresh=n, tolerance=1e-3)
+    grad_output = torch.randn(images.shape)
 
-    def pulled(way: Callable[..., Tensor]) -> Way:
-        return lambda: torch.autograd.grad(way(images, theta), (images, theta), pull)
+    def with_gradients(variant: Callable[..., Tensor]) -> Variant:
+        return lambda: torch.autograd.grad(variant(images, theta), (images, theta), grad_output)
 
-    timed = {k: pulled(w) for k, w in ways.items()}
-    return Case(timed, moved=6 * n, fresh=2 * n, tolerance=3e-2)
+    timed = {k: with_gradients(w) for k, w in variants.items()}
+    return Workload(timed, moved=6 * n, fresh=2 * n, tolerance=3e-2)
 
 
-def resample_3d(factor: float = 1, *, rotated: bool = False) -> Case:
-    """182x218x182 to 225x270x225, by a general matrix or by a change of spacing."""
+def resample_3d(factor: float = 1, *, rotated: bool = False) -> Workload:
+    """182x218x182 to 225x270x225, with a general matrix or a change of spacing."""
     shape = tuple(max(4, int(n * factor ** (1 / 3))) for n in (182, 218, 182))
-    wanted = (max(4, int(n * factor ** (1 / 3))) for n in (225, 270, 225))
-    to_shape = tuple(min(m, 5 * n // 4) for m, n in zip(wanted, shape, strict=True))
+    target = (max(4, int(n * factor ** (1 / 3))) for n in (225, 270, 225))
+    to_shape = tuple(min(m, 5 * n // 4) for m, n in zip(target, shape, strict=True))
     volume = torch.randn(1, *shape)
     finer = torch.diag(torch.tensor([0.8, 0.8, 0.8, 1.0], dtype=torch.float64))
     if rotated:
-        turn = torch.tensor([0.05, -0.03, 0.08], dtype=torch.float64)
+        angles = torch.tensor([0.05, -0.03, 0.08], dtype=torch.float64)
         skew = torch.zeros(3, 3, dtype=torch.float64)
-        for a, b, t in zip((1, 0, 0), (2, 2, 1), turn, strict=True):
+        for a, b, t in zip((1, 0, 0), (2, 2, 1), angles, strict=True):
             skew[a, b], skew[b, a] = t, -t
         finer[:3, :3] = torch.linalg.matrix_exp(skew) @ finer[:3, :3]
-    else:  # first voxels share an edge, as in torch's own upsampling, which is then a peer
+    else:  # align the outer edges as torch's upsampling does, so that it can be a peer
         finer[:3, 3] = -0.1
     identity = torch.eye(4, dtype=torch.float64)
 
@@ -62,11 +62,11 @@ def resample_3d(factor: float = 1, *, rotated: bool = False) -> Case:
         return [ops.resample(volume, identity, finer, to_shape)]
 
     moved = 4 * (volume.numel() + torch.Size(to_shape).numel())
-    ways: dict[str, Way] = {"cmrfast": ours, **peers.itk_resample(volume, finer, to_shape)}
-    ways |= peers.torch_resample(volume, finer, to_shape)
-    ways |= peers.scipy_resample(volume, finer, to_shape)
+    variants: dict[str, Variant] = {"cmrfast": ours, **peers.itk_resample(volume, finer, to_shape)}
+    variants |= peers.torch_resample(volume, finer, to_shape)
+    variants |= peers.scipy_resample(volume, finer, to_shape)
     if not rotated:
-        ways["torch upsample"] = lambda: [
+        variants["torch upsample"] = lambda: [
             torch.ops.aten.upsample_trilinear3d(volume[None], to_shape, False, *[1.25] * 3)[0]
         ]
-    return Case(ways, moved=moved, fresh=4 * torch.Size(to_shape).numel(), tolerance=1e-3)
+    return Workload(variants, moved=moved, fresh=4 * torch.Size(to_shape).numel(), tolerance=1e-3)

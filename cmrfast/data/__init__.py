@@ -1,4 +1,4 @@
-"""Images in and out: volumes with their geometry, NIfTI, DICOM and the public data sets."""
+"""Reading and writing images: volumes with their geometry, NIfTI, DICOM, public data sets."""
 
 from cmrfast.data.datasets import Split, open_dataset, split_by_patient
 from cmrfast.data.dicom import read_dicom_folder

@@ -1,4 +1,4 @@
-"""Random affine changes of a batch, image and labels together in one warp."""
+"""Random affine augmentation of a batch: images and labels in one warp."""
 
 import math
 from dataclasses import dataclass
@@ -12,19 +12,19 @@ from cmrfast.ops import warp_pair
 
 @dataclass(frozen=True)
 class Ranges:
-    """How far samples may change; everything is drawn uniformly and independently.
+    """Ranges of the random parameters, each drawn uniformly and independently.
 
     Args:
-        rotate_deg: largest angle, either way, in each plane of rotation.
-        scale: smallest and largest factor; one for all axes unless ``scale_each``.
-        scale_each: a factor of its own for each axis.
-        translate_vox: largest shift in voxels along each axis, either way.
-        translate_share: the same as a share of the axis's length; the two add up.
-        shear_deg: largest shear angle, either way, in the plane of the last two axes.
-        flip: probability of a sign image along each axis.
-        gamma: smallest and largest exponent, drawn uniformly in its logarithm; for images in
-            [0, 1].
-        probability: of any change of geometry at all.
+        rotate_deg: largest angle, in either direction, in each plane of rotation.
+        scale: smallest and largest factor; one factor for all axes unless ``scale_each``.
+        scale_each: draw a separate factor for each axis.
+        translate_vox: largest shift in voxels along each axis, in either direction.
+        translate_share: largest shift as a fraction of the axis's length; added to
+            ``translate_vox``.
+        shear_deg: largest shear angle, in either direction, in the plane of the last two axes.
+        flip: probability of a flip along each axis.
+        gamma: smallest and largest exponent, drawn log-uniformly; for images in [0, 1].
+        probability: probability that a sample's geometry changes at all.
     """
 
     rotate_deg: float = 0.0
@@ -57,17 +57,17 @@ def augment(
     samples: Tensor,
     fill_label: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Warp a batch by random affine maps, images linearly and labels to the nearest.
+    """Warp a batch by random affine maps: images linearly, labels by nearest neighbour.
 
     Args:
-        images: (B, C, *S), floating, on any device.
+        images: (B, C, *S), floating point, on any device.
         labels: (B, L, *S) or (B, *S), integer.
-        ranges: what may change, and how far.
-        seed, epoch, samples: what the draws are for; samples (B,) are places in the epoch.
-        fill_label: label of what comes in from outside; images get zero there.
+        ranges: ranges of the random parameters.
+        seed, epoch, samples: select the random numbers; samples (B,) are positions in the epoch.
+        fill_label: label of voxels sampled outside the image; images are zero there.
 
     Returns:
-        Images and labels, of the shapes given.
+        Images and labels, with the shapes of the inputs.
 
     Example:
         >>> images, labels = torch.rand(4, 1, 32, 32), torch.ones(4, 32, 32, dtype=torch.uint8)
@@ -87,15 +87,15 @@ def augment(
 def random_thetas(
     ranges: Ranges, shape: tuple[int, ...], seed: int, epoch: int, samples: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """The maps and exponents of some samples.
+    """Draw the affine maps and gamma exponents of samples.
 
-    Rotation, shear and scale are about the centre of the grid and in voxels, so that a grid of
-    unequal sides is not sheared by turning it.
+    Rotation, shear and scale act about the centre of the grid and in voxels, so that rotating a
+    grid of unequal sides does not shear it.
 
     Args:
-        ranges: what may change, and how far.
-        shape: of the grid, 2 or 3 axes.
-        seed, epoch, samples: what the draws are for; samples (B,) are places in the epoch.
+        ranges: ranges of the random parameters.
+        shape: shape of the grid, 2 or 3 axes.
+        seed, epoch, samples: select the random numbers; samples (B,) are positions in the epoch.
 
     Returns:
         (B, d, d + 1) float32 maps from output to input for ``affine_sample`` and ``warp_pair``,
@@ -105,14 +105,14 @@ def random_thetas(
     planes = [(1, 0)] if axes == 2 else [(2, 1), (2, 0), (1, 0)]
     widths = (1, len(planes), axes, axes, 1, axes, 1)
     draws = uniforms(seed, epoch, samples, sum(widths)).split(widths, 1)
-    changes, turn, scale, shift, shear, flip, gamma = draws
+    apply, rotate, scale, shift, shear, flip, gamma = draws
 
-    def signed(draw: Tensor) -> Tensor:  # a share of a range that goes either way
+    def signed(draw: Tensor) -> Tensor:  # [0, 1) to [-1, 1)
         return 2 * draw - 1
 
     matrix = torch.eye(axes, dtype=torch.float64).repeat(len(samples), 1, 1)
     for column, (a, b) in enumerate(planes):
-        angle = signed(turn[:, column]) * math.radians(ranges.rotate_deg)
+        angle = signed(rotate[:, column]) * math.radians(ranges.rotate_deg)
         plane = torch.eye(axes, dtype=torch.float64).repeat(len(samples), 1, 1)
         plane[:, a, a] = plane[:, b, b] = angle.cos()
         plane[:, a, b], plane[:, b, a] = angle.sin(), -angle.sin()
@@ -122,14 +122,14 @@ def random_thetas(
     low, high = ranges.scale
     factor = low + (high - low) * (scale if ranges.scale_each else scale[:, :1].expand(-1, axes))
     sign = torch.where(flip < ranges.flip, -1.0, 1.0)
-    # Output to input: the inverse of scaling by a factor divides.
+    # The map goes from output to input, so the scale factor divides.
     matrix = shear_matrix @ matrix @ torch.diag_embed(sign / factor)
     size = torch.tensor(shape, dtype=torch.float64)
     offset = signed(shift) * (ranges.translate_vox + ranges.translate_share * size)
 
-    unchanged = changes[:, 0] >= ranges.probability
+    unchanged = apply[:, 0] >= ranges.probability
     matrix[unchanged], offset[unchanged] = torch.eye(axes, dtype=torch.float64), 0.0
-    # Normalised positions run over 2 for a whole axis, and name the last axis first.
+    # affine_sample's normalised coordinates span 2 per axis and start with the last axis.
     matrix = (matrix * size / size[:, None]).flip(1, 2)
     theta = torch.cat((matrix, (2 * offset / size).flip(1)[..., None]), 2)
     if ranges.gamma is None:

@@ -1,4 +1,4 @@
-"""Prepared volumes kept on disk: made once, found by what they were made from, mapped not read."""
+"""On-disk cache of prepared tensors, keyed by the content of their sources and memory-mapped."""
 
 import contextlib
 import json
@@ -15,20 +15,20 @@ from torch import Tensor
 
 Tensors = dict[str, Tensor]
 
-_ABANDONED_S = 24 * 3600.0  # a temporary file this old was left by a process that died
+_ABANDONED_S = 24 * 3600.0  # a temporary file this old belongs to a process that died
 
 
 class Cache:
-    """Tensors by the content of the files and the options they were made from.
+    """A cache of tensors, keyed by the files and the options they were computed from.
 
-    An entry is one safetensors file, written beside its place and renamed, so that processes may
-    share the folder: at worst two make the same entry. The key holds the bytes of every source
-    file, so an entry is never stale; changed sources or options are another entry. Loaded tensors
-    are mapped: memory is used, and disk read, as voxels are touched.
+    An entry is one safetensors file, written under a temporary name and then renamed, so that
+    processes can share the folder: at worst two of them compute the same entry. The key hashes
+    the bytes of every source file, so an entry is never stale; changed sources or options get
+    another entry. Loaded tensors are memory-mapped: pages are read as voxels are accessed.
 
     Args:
-        root: folder of the entries; made where missing.
-        limit_bytes: entries used longest ago are removed beyond this.
+        root: folder of the entries; created if missing.
+        limit_bytes: size of the cache; the least recently used entries beyond it are removed.
 
     Example:
         >>> import tempfile, torch
@@ -55,24 +55,24 @@ class Cache:
         options: Mapping[str, object],
         make: Callable[[], Tensors],
     ) -> Tensors:
-        """What ``make`` gives, from the cache where it is there.
+        """Return the result of ``make()``, from the cache if it holds an entry.
 
         Args:
-            sources: files that the result depends on; their content counts, not their names.
-            options: everything else it depends on, a version of the preparation included; must be
-                JSON.
-            make: makes it; called only where no whole entry is found.
+            sources: files that the result depends on, identified by content, not by name.
+            options: everything else it depends on, including a version of the preparation; must
+                be JSON.
+            make: computes the tensors; called only if there is no intact entry.
         """
         entry = self.root / f"{self._key(sources, options)}.safetensors"
-        with contextlib.suppress(FileNotFoundError, SafetensorError):  # a damaged one is made anew
-            found = load_file(entry)
+        with contextlib.suppress(FileNotFoundError, SafetensorError):  # remake a damaged entry
+            cached = load_file(entry)
             with contextlib.suppress(OSError):
-                os.utime(entry)
-            return found
-        made = {name: tensor.detach().cpu().contiguous() for name, tensor in make().items()}
-        self._write(entry, made)
+                os.utime(entry)  # marks it as recently used
+            return cached
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in make().items()}
+        self._write(entry, tensors)
         self._trim(keep=entry)
-        return made
+        return tensors
 
     def _key(self, sources: Sequence[str | os.PathLike[str]], options: Mapping[str, object]) -> str:
         try:
@@ -86,14 +86,14 @@ class Cache:
 
     def _digest(self, path: Path) -> bytes:
         status = path.stat()
-        known = (str(path.resolve()), status.st_ino, status.st_size, status.st_mtime_ns)
-        if known not in self._digests:
+        key = (str(path.resolve()), status.st_ino, status.st_size, status.st_mtime_ns)
+        if key not in self._digests:  # hash a file again only if it has changed
             with path.open("rb") as file:
                 digest = blake2b(digest_size=20)
                 while chunk := file.read(1 << 20):
                     digest.update(chunk)
-            self._digests[known] = digest.digest()
-        return self._digests[known]
+            self._digests[key] = digest.digest()
+        return self._digests[key]
 
     def _write(self, entry: Path, tensors: Tensors) -> None:
         handle, name = tempfile.mkstemp(dir=self.root, suffix=".making")
@@ -101,7 +101,7 @@ class Cache:
         try:
             save_file(tensors, name)
             with open(name, "rb") as file:
-                os.fsync(file.fileno())
+                os.fsync(file.fileno())  # an entry must be on disk before it has its name
             os.replace(name, entry)
         except BaseException:
             Path(name).unlink(missing_ok=True)
@@ -110,7 +110,7 @@ class Cache:
     def _trim(self, keep: Path) -> None:
         entries: list[tuple[float, int, Path]] = []
         for path in self.root.iterdir():
-            with contextlib.suppress(FileNotFoundError):  # another process trims as well
+            with contextlib.suppress(FileNotFoundError):  # another process may trim as well
                 status = path.stat()
                 if path.suffix == ".making" and time.time() - status.st_mtime > _ABANDONED_S:
                     path.unlink()

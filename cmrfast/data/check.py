@@ -1,4 +1,4 @@
-"""What a file holds and what is wrong with it, in words."""
+"""Describe an image file and what is wrong with it, in words."""
 
 import os
 import warnings
@@ -15,20 +15,20 @@ from cmrfast.data.nifti.read import read_volume
 from cmrfast.data.volume import Volume, same_grid
 from cmrfast.errors import FileError
 
-#: An axis closer than this to an axis of the patient counts as straight.
+#: A grid tilted less than this against the patient's axes is not called oblique.
 _STRAIGHT_DEGREES = 1.0
 _FORMS_APART_MM = 0.5
 
 
 @dataclass(frozen=True)
 class Report:
-    """One file.
+    """Findings about one file.
 
     Attributes:
-        path: as it was asked for.
-        facts: its geometry and contents; empty when it cannot be read.
-        faults: what is wrong or odd.
-        readable: whether a volume came out of it.
+        path: the path passed to ``check``.
+        facts: geometry and contents; empty if the file cannot be read.
+        faults: what is wrong or unusual.
+        readable: whether a volume could be read.
     """
 
     path: Path
@@ -38,10 +38,10 @@ class Report:
 
 
 def check(path: str | os.PathLike[str]) -> Report:
-    """Read a NIfTI file or a folder of DICOM slices and say what it is.
+    """Read a NIfTI file or a folder of DICOM slices and report what it holds.
 
     Args:
-        path: of a file, or of a folder.
+        path: a file or a folder.
     """
     path = Path(path)
     faults: list[str] = []
@@ -57,8 +57,8 @@ def check(path: str | os.PathLike[str]) -> Report:
             faults += [*header.notes, *_compare_forms(header)]
     except FileError as error:
         return Report(path, (), (str(error),), readable=False)
-    values, odd = _describe_values(volume)
-    return Report(path, (*_describe_geometry(volume), values), (*faults, *odd), readable=True)
+    values, notes = _describe_values(volume)
+    return Report(path, (*_describe_geometry(volume), values), (*faults, *notes), readable=True)
 
 
 def _describe_geometry(volume: Volume) -> list[str]:
@@ -80,26 +80,26 @@ def _describe_geometry(volume: Volume) -> list[str]:
 
 
 def _describe_values(volume: Volume) -> tuple[str, list[str]]:
-    """The stored values in a line, and what is odd about them."""
+    """Dtype and range of the stored values, and what is unusual about them."""
     data = volume.data.numpy()
     dtype = str(volume.data.dtype).removeprefix("torch.")
     finite = np.isfinite(data) if data.dtype.kind == "f" else None
     missing = 0 if finite is None else int((~finite).sum())
     if finite is not None and missing:
-        odd = [f"{missing} of {data.size} voxels are NaN or infinite"]
+        notes = [f"{missing} of {data.size} voxels are NaN or infinite"]
         data = data[finite]
         if not data.size:
-            return f"{dtype}, no finite value", odd
+            return f"{dtype}, no finite value", notes
     else:
-        odd = []
+        notes = []
     low, high = data.min(), data.max()
     if low == high:
-        odd.append(f"all voxels are {low}")
-    return f"{dtype} from {low} to {high}", odd
+        notes.append(f"all voxels are {low}")
+    return f"{dtype} from {low} to {high}", notes
 
 
 def _compare_forms(header: Header) -> list[str]:
-    """Whether sform and qform are both set and place voxels apart."""
+    """Report where sform and qform are both set but disagree."""
     if min(int(header.fields["sform_code"]), int(header.fields["qform_code"])) < 1:
         return []
     fields = header.fields.copy()
@@ -114,7 +114,7 @@ def _compare_forms(header: Header) -> list[str]:
 
 
 def _tilt_degrees(volume: Volume) -> float:
-    """The largest angle between an axis and the patient's axis it runs along."""
+    """The largest angle between an image axis and the patient axis closest to it."""
     steps = volume.world_from_vox[:3, :3].numpy()
     cosines = np.abs(steps / np.linalg.norm(steps, axis=0)).max(axis=0)
     return float(np.degrees(np.arccos(np.clip(cosines.min(), -1, 1))))

@@ -1,4 +1,4 @@
-"""A folder of DICOM slices read into a Volume; T1 maps come out in milliseconds."""
+"""Read a folder of DICOM slices into a Volume; T1 maps are converted to milliseconds."""
 
 import os
 from dataclasses import dataclass
@@ -15,15 +15,16 @@ from cmrfast.errors import FileError
 
 Vector = npt.NDArray[np.float64]
 
+# DICOM's x and y point to the patient's left and back, NIfTI's to the right and front.
 _RAS_FROM_LPS = np.array([[-1.0], [-1.0], [1.0]])
 _DICOMDIR = "1.2.840.10008.1.3.10"
-#: How far a slice may lie off its place in an even stack, as a part of the slice distance.
+#: How far a slice may lie off its place in an evenly spaced stack, relative to the slice distance.
 _MAX_UNEVEN = 0.02
 
 
 @dataclass(frozen=True)
 class _Slice:
-    """What a file's header says, as numbers."""
+    """The parsed header of one file."""
 
     path: Path
     series: tuple[str, str, str]  # UID, number, description
@@ -32,7 +33,7 @@ class _Slice:
     bits: int
     spacing_mm: Vector  # between rows, between columns
     axes: Vector  # (2, 3): along a row, down a column; x to the left, y to the back
-    place_mm: Vector
+    position_mm: Vector
     thickness_mm: float
     frames: int
     is_t1_map: bool
@@ -48,25 +49,27 @@ def read_dicom_folder(
     """Read one series of single-slice DICOM files, slices sorted along their normal.
 
     Args:
-        folder: holds the files; others beside them are passed over, folders within are not
-            entered.
-        series: the UID, number or description of the series, needed where there are several.
-        max_bytes: of all pixels together; a series that holds more is refused.
+        folder: folder of the files; other files in it are ignored, subfolders are not searched.
+        series: the UID, number or description of the series; required if there are several.
+        max_bytes: limit for all pixels together; a larger series is refused.
 
     Returns:
-        (1, I, J, K) in the stored dtype, float32 where the files rescale it; I runs along a row of
-        pixels, J down a column. A series that calls itself a T1 map is in ms.
+        (1, I, J, K) in the stored dtype, or float32 if the files rescale it; I runs along a row
+        of pixels, J down a column. A series that calls itself a T1 map is in ms.
 
     Raises:
-        FileError: for anything wrong with the files, uneven or doubled slices included.
+        FileError: if anything is wrong with the files, including uneven or duplicate slices.
     """
     folder = Path(folder)
     slices = _select_series(folder, _read_headers(folder), series)
     promised = sum(s.rows * s.columns * s.bits // 8 for s in slices)
     if promised > max_bytes:
-        raise _file_error(folder, f"holds {promised} bytes of pixels, more than max_bytes={max_bytes}")
+        raise _file_error(
+            folder, f"holds {promised} bytes of pixels, more than max_bytes={max_bytes}"
+        )
     normal = slices[0].normal
-    slices.sort(key=lambda s: float(s.place_mm @ normal))
+    # File names and instance numbers are not reliable.
+    slices.sort(key=lambda s: float(s.position_mm @ normal))
     world_from_vox = _world_from_vox(folder, slices)
     data = torch.from_numpy(np.stack([_read_pixels(s) for s in slices])).permute(2, 1, 0)[None]
     volume = Volume(data, torch.from_numpy(world_from_vox))
@@ -79,9 +82,9 @@ def read_dicom_folder(
 
 
 def _read_headers(folder: Path) -> list[_Slice]:
-    """Of every DICOM image in the folder."""
+    """Read the header of every DICOM image in the folder."""
     pydicom = _import_pydicom()
-    found = []
+    slices = []
     try:
         paths = sorted(path for path in folder.iterdir() if path.is_file())
     except OSError as error:
@@ -89,21 +92,21 @@ def _read_headers(folder: Path) -> list[_Slice]:
     for path in paths:
         try:
             header = pydicom.dcmread(path, stop_before_pixels=True)
-            found += [_parse_header(path, header)] if _is_image(header) else []
+            slices += [_parse_header(path, header)] if _is_image(header) else []
         except pydicom.errors.InvalidDicomError as error:
             if path.suffix.lower() in (".dcm", ".ima"):
-                raise _file_error(path, "is no DICOM file, in spite of its name") from error
+                raise _file_error(path, "is not a DICOM file, despite its name") from error
         except FileError:
             raise
-        except Exception as error:  # a damaged file raises nearly anything
+        except Exception as error:  # a damaged file can raise almost anything
             raise _file_error(path, f"its header is damaged ({error})") from error
-    if not found:
+    if not slices:
         raise _file_error(folder, "holds no DICOM image")
-    return found
+    return slices
 
 
 def _is_image(header: Any) -> bool:
-    """Whether a slice may be in it; one that broke off before its first pixel counts."""
+    """Whether the file should hold a slice; a file truncated before its pixels counts too."""
     kind = str(header.file_meta.get("MediaStorageSOPClassUID", ""))
     return kind != _DICOMDIR and header.get("Modality", "MR") == "MR"
 
@@ -131,7 +134,7 @@ def _parse_header(path: Path, header: Any) -> _Slice:
         bits=int(vector("BitsAllocated", 1)[0]),
         spacing_mm=vector("PixelSpacing", 2),
         axes=vector("ImageOrientationPatient", 6).reshape(2, 3),
-        place_mm=vector("ImagePositionPatient", 3),
+        position_mm=vector("ImagePositionPatient", 3),
         thickness_mm=float(
             header.get("SpacingBetweenSlices") or header.get("SliceThickness") or 1.0
         ),
@@ -144,14 +147,18 @@ def _select_series(folder: Path, slices: list[_Slice], wanted: str | None) -> li
     names = sorted({s.series for s in slices}, key=lambda s: (s[1].zfill(12), s[2], s[0]))
     chosen = [name for name in names if wanted is None or wanted in name]
     if len(chosen) != 1:
-        there = "; ".join(f"{number} {text!r}" for _, number, text in names)
-        asked = "name one with series=" if wanted is None else f"series={wanted!r} is not just one"
-        raise _file_error(folder, f"holds {len(names)} series, {asked}: {there}")
+        available = "; ".join(f"{number} {text!r}" for _, number, text in names)
+        hint = (
+            "name one with series="
+            if wanted is None
+            else f"series={wanted!r} does not select exactly one"
+        )
+        raise _file_error(folder, f"holds {len(names)} series, {hint}: {available}")
     return [s for s in slices if s.series == chosen[0]]
 
 
 def _world_from_vox(folder: Path, slices: list[_Slice]) -> Vector:
-    """Where the voxels of slices that are in order lie."""
+    """The voxel-to-world matrix of slices in order; they must share one grid."""
     first = slices[0]
     for other in slices:
         if other.frames > 1:
@@ -165,7 +172,7 @@ def _world_from_vox(folder: Path, slices: list[_Slice]) -> Vector:
             first.axes[0] * first.spacing_mm[1],
             first.axes[1] * first.spacing_mm[0],
             _slice_step_mm(folder, slices),
-            first.place_mm,
+            first.position_mm,
         ]
     )
     fault = fault_of_matrix(matrix)
@@ -175,33 +182,33 @@ def _world_from_vox(folder: Path, slices: list[_Slice]) -> Vector:
 
 
 def _slice_step_mm(folder: Path, slices: list[_Slice]) -> Vector:
-    """From one slice to the next."""
+    """The (3,) step from one slice to the next."""
     normal = slices[0].normal
     if len(slices) == 1:
         return normal * slices[0].thickness_mm
-    places = np.array([s.place_mm for s in slices])
-    gaps = np.diff(places @ normal)
+    positions = np.array([s.position_mm for s in slices])
+    gaps = np.diff(positions @ normal)
     if gaps.min() < 1e-3:
-        raise _file_error(folder, "two of its slices lie in one place")
-    step: Vector = (places[-1] - places[0]) / (len(places) - 1)
-    even = places[0] + np.arange(len(places))[:, None] * step
-    if np.abs(places - even).max() > _MAX_UNEVEN * np.linalg.norm(step):
+        raise _file_error(folder, "two of its slices have the same position")
+    step: Vector = (positions[-1] - positions[0]) / (len(positions) - 1)
+    even = positions[0] + np.arange(len(positions))[:, None] * step
+    if np.abs(positions - even).max() > _MAX_UNEVEN * np.linalg.norm(step):
         distances = ", ".join(f"{gap:.4g}" for gap in gaps)
-        raise _file_error(folder, f"its slices are not evenly apart: {distances} mm")
+        raise _file_error(folder, f"its slices are not evenly spaced: {distances} mm")
     return step
 
 
-def _read_pixels(this: _Slice) -> npt.NDArray[Any]:
-    """The slice as (rows, columns)."""
+def _read_pixels(header: _Slice) -> npt.NDArray[Any]:
+    """The pixels of a slice, (rows, columns)."""
     try:
-        file = _import_pydicom().dcmread(this.path)
+        file = _import_pydicom().dcmread(header.path)
         plane: npt.NDArray[Any] = file.pixel_array
         slope = float(file.get("RescaleSlope", 1))
         intercept = float(file.get("RescaleIntercept", 0))
-    except Exception as error:  # a damaged file raises nearly anything
-        raise _file_error(this.path, f"its pixels cannot be read ({error})") from error
-    if plane.shape != (this.rows, this.columns):
-        raise _file_error(this.path, f"must hold one grey plane; it holds {plane.shape}")
+    except Exception as error:  # a damaged file can raise almost anything
+        raise _file_error(header.path, f"its pixels cannot be read ({error})") from error
+    if plane.shape != (header.rows, header.columns):
+        raise _file_error(header.path, f"must hold one grey plane; it holds {plane.shape}")
     if (slope, intercept) == (1, 0):
         return plane
     return (plane * slope + intercept).astype(np.float32)

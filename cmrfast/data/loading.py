@@ -1,4 +1,4 @@
-"""Batches of an epoch: shuffled sample numbers, and batches made ahead of time by threads."""
+"""Batches of an epoch: shuffled sample numbers, and batches prefetched by threads."""
 
 import time
 from collections import deque
@@ -15,13 +15,13 @@ Batch = TypeVar("Batch")
 
 
 def batches(seed: int, epoch: int, count: int, batch: int, *, drop_last: bool) -> list[Tensor]:
-    """The samples of an epoch, shuffled, as batches of sample numbers.
+    """Shuffle the samples of an epoch and split them into batches of sample numbers.
 
     Args:
-        seed, epoch: of the shuffle.
-        count: samples of the epoch.
-        batch: samples of a batch; one batch of ``count`` where there are fewer.
-        drop_last: leave out an incomplete last batch, unless it is the only one.
+        seed, epoch: select the shuffle.
+        count: number of samples in the epoch.
+        batch: samples per batch; with fewer samples than that, there is one batch of ``count``.
+        drop_last: drop an incomplete last batch, unless it is the only one.
 
     Example:
         >>> [len(b) for b in batches(0, 0, 10, 4, drop_last=False)]
@@ -36,16 +36,17 @@ def batches(seed: int, epoch: int, count: int, batch: int, *, drop_last: bool) -
 class Prefetch(Generic[Key, Batch]):
     """Batches in the order of their keys, made by threads while earlier ones are used.
 
-    What reading and resampling cost is spent outside Python's lock, so threads are enough, and
-    nothing has to be copied between processes.
+    Reading and resampling release the GIL, so threads are enough and nothing has to be copied
+    between processes.
 
     Args:
-        make: a key's batch; called from any thread, so a function of its key alone.
+        make: returns the batch of a key; called from any thread, so it must depend on its key
+            alone.
         keys: one per batch.
-        ahead: batches under way or waiting, beyond the one in use.
-        threads: that make them.
+        ahead: batches in progress or ready, beyond the one in use.
+        threads: number of threads that make batches.
 
-    ``waited_s`` counts the seconds that the user of the batches had to wait for one.
+    ``waited_s`` is the total time in seconds that the consumer waited for batches.
 
     Example:
         >>> batches = Prefetch(lambda n: n * n, [1, 2, 3])
@@ -69,22 +70,22 @@ class Prefetch(Generic[Key, Batch]):
         self.waited_s = 0.0
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches; an error of ``make`` is raised where its batch would have come."""
+        """Yield the batches; an error in ``make`` is raised in place of its batch."""
         keys = iter(self.keys)
-        waiting: deque[Future[Batch]] = deque()
+        pending: deque[Future[Batch]] = deque()
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="cmrfast-prefetch")
         try:
             for key in keys:
-                waiting.append(pool.submit(self.make, key))
-                if len(waiting) > self.ahead:
-                    yield self._next(waiting)
-            while waiting:
-                yield self._next(waiting)
-        finally:  # also where the loop over the batches is left early
+                pending.append(pool.submit(self.make, key))
+                if len(pending) > self.ahead:
+                    yield self._next(pending)
+            while pending:
+                yield self._next(pending)
+        finally:  # also if the consumer leaves its loop early
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _next(self, waiting: deque[Future[Batch]]) -> Batch:
+    def _next(self, pending: deque[Future[Batch]]) -> Batch:
         start = time.perf_counter()
-        batch = waiting.popleft().result()
+        batch = pending.popleft().result()
         self.waited_s += time.perf_counter() - start
         return batch

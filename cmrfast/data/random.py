@@ -1,13 +1,14 @@
-"""Random numbers as a function of what they are for: seed, epoch, sample, and which number.
+"""Counter-based random numbers: a function of seed, epoch, sample and index.
 
-Nothing is carried from one draw to the next, so resuming needs no replay, and neither the number
-of workers nor the order of samples changes anything.
+There is no generator state, so resuming needs no replay, and the numbers do not depend on the
+number of workers or the order of samples.
 """
 
 import torch
 from torch import Tensor
 
-# The order's own stream: sorted by a sample's first draw, batches would be of one patient each.
+# A stream of its own for the order: sorting samples by their first draw, which may also choose
+# the patient, would fill each batch from one patient.
 _ORDER = 0x5851F42D4C957F2D
 # SplitMix64's step and mixing constants (Steele, Lea, Flood 2014), as signed 64-bit numbers.
 _STEP = 0x9E3779B97F4A7C15 - (1 << 64)
@@ -15,12 +16,12 @@ _MIX = ((30, 0xBF58476D1CE4E5B9 - (1 << 64)), (27, 0x94D049BB133111EB - (1 << 64
 
 
 def uniforms(seed: int, epoch: int, samples: Tensor, count: int) -> Tensor:
-    """Independent uniform numbers of each sample.
+    """Independent uniform random numbers for each sample.
 
     Args:
-        seed, epoch: any integers of 64 bits.
-        samples: (n,) integer, the samples' places in the epoch; on any device.
-        count: numbers a sample.
+        seed, epoch: any 64-bit integers.
+        samples: (n,) integer, positions of the samples in the epoch; on any device.
+        count: numbers per sample.
 
     Returns:
         (n, count) float64 in [0, 1), the same on every device.
@@ -40,7 +41,7 @@ def uniforms(seed: int, epoch: int, samples: Tensor, count: int) -> Tensor:
 def order(seed: int, epoch: int, count: int) -> Tensor:
     """The samples of an epoch in random order, (count,) int64 on the CPU.
 
-    It is independent of what else is drawn for the samples from the same seed.
+    The order is independent of the numbers that ``uniforms`` draws from the same seed.
     """
     return uniforms(seed ^ _ORDER, epoch, torch.arange(count), 1)[:, 0].argsort(stable=True)
 
@@ -52,5 +53,5 @@ def _splitmix(x: Tensor) -> Tensor:
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
-    # Torch's shift of signed numbers drags the sign along.
+    # A logical shift: torch's >> on signed integers copies the sign bit.
     return (x >> bits) & ((1 << (64 - bits)) - 1)

@@ -1,4 +1,4 @@
-"""Slices: a volume as a stack of them, one of them with its geometry, pairs of two stacks."""
+"""Slices of a volume: packed as a batch, one with its geometry, pairs from two stacks."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from cmrfast.data.volume import Volume
 
 
 class Plane(NamedTuple):
-    """One slice (C, I, J) and its (4, 4) world_from_vox, in which it is slice k = 0."""
+    """One slice (C, I, J) and its own (4, 4) world_from_vox, as slice k = 0."""
 
     data: Tensor
     world_from_vox: Tensor
@@ -23,32 +23,32 @@ def slice_plane(volume: Volume, k: int) -> Plane:
 
 
 def world_from_slice(volume: Volume, k: int) -> Tensor:
-    """(4, 4) world_from_vox of slice k (third axis) alone, in which it is slice k = 0."""
+    """(4, 4) world_from_vox of slice k (third axis) on its own, as slice k = 0."""
     moved = volume.world_from_vox.clone()
     moved[:, 3] += k * volume.world_from_vox[:, 2]
     return moved
 
 
 def pack_slices(data: Tensor) -> Tensor:
-    """(C, I, J, K) as a batch of slices (C · K, I, J), channel by channel."""
+    """Pack (C, I, J, K) as a batch of slices (C · K, I, J), channel by channel."""
     return data.movedim(-1, 1).flatten(0, 1)
 
 
 def unpack_slices(slices: Tensor, channels: int) -> Tensor:
-    """(C · K, I, J) as (C, I, J, K), the inverse of ``pack_slices``."""
+    """Unpack (C · K, I, J) to (C, I, J, K), the inverse of ``pack_slices``."""
     stack: Tensor = slices.unflatten(0, (channels, -1))
     return stack.movedim(1, -1)
 
 
 def center_slices(slices: Tensor, shape: Sequence[int]) -> Tensor:
-    """Slices cropped or zero-padded about their middle; the old shape restores what was kept.
+    """Crop or zero-pad slices about their centre; the old shape restores the part that was kept.
 
     Args:
         slices: (N, I, J), any real dtype.
-        shape: of the result, two entries.
+        shape: shape of the result, two entries.
 
     Returns:
-        (N, *shape), of the slices' dtype.
+        (N, *shape), in the slices' dtype.
 
     Example:
         >>> square = center_slices(torch.ones(1, 3, 5), (4, 4))
@@ -61,7 +61,7 @@ def center_slices(slices: Tensor, shape: Sequence[int]) -> Tensor:
 class SlicePair(NamedTuple):
     """Slice ``source`` of one volume and slice ``target`` of another.
 
-    ``apart_mm`` is how far the target slice's centre lies off the source slice's plane.
+    ``apart_mm`` is the distance of the target slice's centre from the plane of the source slice.
     """
 
     source: int
@@ -70,10 +70,10 @@ class SlicePair(NamedTuple):
 
 
 def slice_pairs(source: Volume, target: Volume) -> list[SlicePair]:
-    """For each slice of the target (third axis) the source slice it lies in.
+    """Pair each slice of the target (third axis) with the source slice in which it lies.
 
-    A target slice whose centre lies outside the source's slab has no partner. The in-plane position
-    is that of the target's middle voxel, so that planes may be tilted against each other.
+    A target slice whose centre lies outside the source's slab has no partner. Planes may be tilted
+    against each other: the position of a target slice is that of its central voxel.
 
     Example:
         >>> thick = Volume(torch.zeros(1, 4, 4, 3), torch.diag(torch.tensor([1.0, 1, 10, 1])))
@@ -87,23 +87,23 @@ def slice_pairs(source: Volume, target: Volume) -> list[SlicePair]:
     centres[2] = torch.arange(count)
     vox_from_world = torch.linalg.inv(source.world_from_vox)
     position = (vox_from_world @ target.world_from_vox @ centres)[2]
-    # Rows of the inverse are the planes' normals, in voxels per mm.
+    # The third row of the inverse is the normal of the slices, in slices per mm.
     mm_per_slice = 1 / vox_from_world[2, :3].norm()
-    nearest = (position + 0.5).floor()  # half up
+    nearest = (position + 0.5).floor()  # ties go up, unlike in torch.round
     inside = (nearest >= 0) & (nearest < source.shape[2])
-    apart = (position - nearest).abs() * mm_per_slice
-    return [SlicePair(int(nearest[k]), k, float(apart[k])) for k in range(count) if bool(inside[k])]
+    apart_mm = (position - nearest).abs() * mm_per_slice
+    return [SlicePair(int(nearest[k]), k, float(apart_mm[k])) for k in range(count) if inside[k]]
 
 
 def slice_pairs_by_index(source_slices: int, target_slices: int) -> list[SlicePair]:
-    """Source slice i with target slice floor(i · n / m), for headers that lack positions.
+    """Pair source slice i with target slice floor(i · n / m), for headers without positions.
 
-    It is also the rule by which adversarial_transfer makes pseudo masks of LGE slices.
+    adversarial_transfer uses the same rule to make pseudo masks of LGE slices.
     """
     if min(source_slices, target_slices) < 1:
         raise ValueError(
             "slice_pairs_by_index: both counts must be positive; "
             f"got {source_slices}, {target_slices}"
         )
-    nowhere = float("nan")
-    return [SlicePair(i, i * target_slices // source_slices, nowhere) for i in range(source_slices)]
+    nan = float("nan")  # the distance is unknown
+    return [SlicePair(i, i * target_slices // source_slices, nan) for i in range(source_slices)]

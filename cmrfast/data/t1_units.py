@@ -1,4 +1,4 @@
-"""T1 maps come in seconds, milliseconds or tenths of them: told apart by what hearts can have."""
+"""T1 maps are in s, ms or 0.1 ms: infer the unit from the T1 values that hearts can have."""
 
 import warnings
 
@@ -6,19 +6,19 @@ import torch
 
 from cmrfast.data.volume import Volume
 
-#: Fit failures of 12-bit maps, which no average should contain.
+#: Values of failed fits in 12-bit maps; exclude them from any average.
 FIT_FAILURES = (0, 4095)
 
 
 def t1_in_ms(volume: Volume, *, name: str = "the map") -> Volume:
-    """The map in milliseconds, converted with a warning where its median says another unit.
+    """Convert a T1 map to milliseconds, with a warning if its median implies another unit.
 
-    Tissue and blood have 200 to 2500 ms, so that a median below 10 means seconds and one beyond
-    5000 tenths of a millisecond. Voxels of 0 and 4095, where fits fail, do not count.
+    T1 of tissue and blood is 200 to 2500 ms, so a median below 10 means seconds, and one above
+    5000 means tenths of a millisecond. Voxels of 0 and 4095, where fits failed, are ignored.
 
     Args:
         volume: T1 in any of the three units.
-        name: of the map, for the warning.
+        name: name of the map, for the warning.
 
     Example:
         >>> t1_in_ms(Volume(torch.full((1, 2, 2, 1), 1150), torch.eye(4))).data.unique()

@@ -1,4 +1,4 @@
-"""Volume: voxels and where they lie in the scanner."""
+"""Volume: voxels and their position in the scanner."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,20 +8,20 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-#: A matrix whose axes, scaled to length 1, span less than this is called flat.
+#: A matrix is singular if its axes, scaled to length 1, have a smaller determinant than this.
 FLAT = 1e-6
-#: A voxel is shorter than this, longer than its inverse, and no further away.
+#: Limit for the steps and the origin of a matrix; its inverse is the shortest step.
 LONGEST_MM = 1e9
 
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """An image on a grid in the world.
+    """An image on a grid in world space.
 
     Args:
         data: (C, I, J, K), any real dtype, in NIfTI's voxel order; time points are channels.
-        world_from_vox: (4, 4), voxel indices to millimetres, centres at integers; x grows towards
-            the patient's right, y to the front, z to the head (NIfTI's RAS). Kept as float64 on
+        world_from_vox: (4, 4), from voxel indices to mm, voxel centres at integers; x points to
+            the patient's right, y to the front, z to the head (NIfTI's RAS). Stored as float64 on
             the CPU.
 
     Example:
@@ -47,13 +47,13 @@ class Volume:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Voxels along each axis of space."""
+        """Number of voxels along each spatial axis."""
         i, j, k = self.data.shape[1:]
         return i, j, k
 
     @property
     def channels(self) -> int:
-        """Channels, or time points."""
+        """Number of channels or time points."""
         return self.data.shape[0]
 
     @property
@@ -69,11 +69,11 @@ class Volume:
 
     @property
     def orientation(self) -> str:
-        """The side of the patient each axis runs to, ``"LPS"`` or ``"RAS"`` or the like."""
+        """The side of the patient towards which each axis points, such as ``"LPS"``."""
         return orientation_of(self.world_from_vox.numpy())
 
     def with_data(self, data: Tensor) -> "Volume":
-        """Other values on the same grid, such as a mask of this image: (C', I, J, K)."""
+        """A volume with other values, (C', I, J, K), on the same grid, such as a mask."""
         if data.shape[1:] != self.data.shape[1:]:
             raise ValueError(
                 f"with_data: data must lie on the grid {self.shape}; got {tuple(data.shape)}"
@@ -81,14 +81,14 @@ class Volume:
         return replace(self, data=data)
 
     def shares_grid(self, other: "Volume", *, tolerance_mm: float = 1e-3) -> bool:
-        """Whether every voxel of the other volume lies where this one's does."""
+        """Whether both volumes have the same shape and voxel positions."""
         return self.shape == other.shape and same_grid(
             self.shape, self.world_from_vox, other.world_from_vox, tolerance_mm=tolerance_mm
         )
 
 
 def fault_of_matrix(world_from_vox: npt.NDArray[np.float64]) -> str:
-    """What is wrong with a voxel-to-world matrix, in words; empty when nothing is."""
+    """Describe what is wrong with a voxel-to-world matrix; empty if nothing is."""
     if world_from_vox.shape != (4, 4):
         return f"must be (4, 4); got {world_from_vox.shape}"
     if not np.isfinite(world_from_vox).all():
@@ -113,15 +113,16 @@ def same_grid(
     *,
     tolerance_mm: float = 1e-3,
 ) -> bool:
-    """Whether two matrices place every voxel of a grid within a tolerance of each other."""
-    # The difference is linear, so that no voxel is further off than the worst corner.
+    """Whether two matrices map every voxel of a grid to the same position, within a tolerance."""
+    # The difference is affine, so it is largest at a corner.
     corners = torch.cartesian_prod(*(torch.tensor([0.0, n - 1]) for n in shape)).double()
-    apart = world_from_vox - other_world_from_vox
-    return bool((corners @ apart[:3, :3].T + apart[:3, 3]).norm(dim=1).max() <= tolerance_mm)
+    difference = world_from_vox - other_world_from_vox
+    shifts = corners @ difference[:3, :3].T + difference[:3, 3]
+    return bool(shifts.norm(dim=1).max() <= tolerance_mm)
 
 
 def orientation_of(world_from_vox: npt.NDArray[np.float64]) -> str:
-    """The side of the patient each axis runs to."""
+    """The side of the patient towards which each axis points."""
     from nibabel.orientations import aff2axcodes
 
     return "".join(aff2axcodes(world_from_vox))

@@ -1,7 +1,7 @@
-"""Scores of masks, classes and lesions, and the statistics that the papers' tables print.
+"""Scores of masks, classes and lesions, and the statistics in the papers' tables.
 
-Dice and its like of two empty masks are 1, of one empty mask 0; distances with an empty mask are
-NaN, left out of means and counted.
+Overlap scores such as Dice are 1 if both masks are empty and 0 if one is; distances are NaN if a
+mask is empty, and means exclude and count them.
 """
 
 from cmrfast.metrics.components import LesionScores, connected_components, lesion_scores

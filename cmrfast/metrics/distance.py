@@ -1,9 +1,9 @@
 """Exact Euclidean distances from surface voxels to the nearest voxel of another surface.
 
-Surfaces are sparse and mostly near each other: a scan gives every voxel its distance within its
-row, then each asked voxel looks at the rows around it, nearest first, until none can be nearer.
-That visits far fewer voxels than a distance transform of the whole image, which steps in where
-surfaces turn out to be far apart or everywhere.
+Surfaces are sparse and mostly close to each other. One scan computes the distance of every voxel
+within its row; each query voxel then searches the rows around it, nearest first, until no row can
+be closer. This visits far fewer voxels than a distance transform of the whole image, which is the
+fallback where surfaces are far apart or dense.
 """
 
 from collections.abc import Iterator
@@ -12,63 +12,66 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-_AT_ONCE = 1 << 20  # pairs of a voxel and a row that are looked at together
+_CHUNK = 1 << 20  # pairs of a voxel and a row that are processed at a time
 
 
 def distances_to(others: Tensor, points: Tensor, spacing: tuple[float, ...]) -> Tensor:
-    """Distance of voxels to the nearest voxel of a set.
+    """Distance from voxels to the nearest voxel of a set.
 
     Args:
         others: (I, J, K) bool, at least one true.
-        points: (N, 3) int64 voxels.
-        spacing: edges of a voxel, mm.
+        points: (N, 3) int64 voxel indices.
+        spacing: voxel edges, mm.
 
     Returns:
         (N,) float64, mm.
     """
-    axes = sorted(range(3), key=lambda axis: spacing[axis])  # rows along the finest axis: fewest
+    axes = sorted(range(3), key=lambda axis: spacing[axis])  # fewest rows: along the finest axis
     along = _along_rows(others.permute(axes).contiguous())
     row, i, j = points[:, axes].T
     step = torch.tensor([spacing[a] for a in axes], dtype=torch.float64, device=points.device)
     height, width = along.shape[1:]
     best = torch.full((len(points),), torch.inf, dtype=torch.float64, device=points.device)
     open_ = torch.arange(len(points), device=points.device)
-    # What the transform would look at, in order and so many times faster.
-    looked, enough = 0, along.numel() * (height + width) // 64
-    for di, dj, squared, nothing_below in _rings(height, width, step[1:]):
-        for some in open_.split(max(1, _AT_ONCE // len(di))):
-            # Held inside, a row counts as further away than it is: a bound, never a wrong minimum.
+    # Give up when the search costs as much as the transform, which is about 64 times as fast per
+    # voxel because it reads memory in order.
+    visited, limit = 0, along.numel() * (height + width) // 64
+    for di, dj, squared, lower_bound in _rings(height, width, step[1:]):
+        for some in open_.split(max(1, _CHUNK // len(di))):
+            # Clamped to the image, a row counts as further away than it is, which cannot lower
+            # the minimum.
             at = (i[some, None] + di).clamp_(0, height - 1).mul_(width)
             at += (j[some, None] + dj).clamp_(0, width - 1)
             at += row[some, None] * (height * width)
-            found = (along.view(-1)[at].double() * step[0]).square_().add_(squared).amin(1)
-            best[some] = torch.minimum(best[some], found)
-        looked += len(open_) * len(di)
-        open_ = open_[best[open_] > nothing_below]
+            nearest = (along.view(-1)[at].double() * step[0]).square_().add_(squared).amin(1)
+            best[some] = torch.minimum(best[some], nearest)
+        visited += len(open_) * len(di)
+        open_ = open_[best[open_] > lower_bound]
         if not len(open_):
             return best.sqrt_()
-        if looked > enough:
+        if visited > limit:
             break
     best[open_] = _transform(along, step)[row[open_], i[open_], j[open_]]
     return best.sqrt_()
 
 
 def _transform(along: Tensor, step: Tensor) -> Tensor:
-    """Squared mm from every voxel to the nearest true one, from voxels within the rows."""
+    """Squared distance in mm² from every voxel to the nearest true one, from those in its row."""
     squared = (along.double() * step[0]).square_()
     for axis in (1, 2):
         lines = squared.movedim(axis, -1)
         place = torch.arange(lines.shape[-1], dtype=torch.float64, device=along.device)
         between = ((place[:, None] - place) * step[axis]).square_()  # (n, n)
         flat = lines.reshape(-1, len(place))
-        parts = flat.split(max(1, _AT_ONCE // between.numel()))
+        parts = flat.split(max(1, _CHUNK // between.numel()))
         nearest = torch.cat([(part[:, None] + between).amin(-1) for part in parts])
         squared = nearest.view(lines.shape).movedim(-1, axis)
     return squared
 
 
 def _along_rows(mask: Tensor) -> Tensor:
-    """(R, I, J) int32: voxels to the nearest true one along the first axis, huge where none is."""
+    """(R, I, J) int32: steps to the nearest true voxel along the first axis, huge without one."""
+    # 2^24 is longer than any row, and far from overflow.
     steps = torch.where(mask, 0, 1 << 24).to(torch.int32)
     rows = steps.unbind(0)
     for before, after in pairwise(rows):
@@ -79,9 +82,9 @@ def _along_rows(mask: Tensor) -> Tensor:
 
 
 def _rings(height: int, width: int, step: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, float]]:
-    """Offsets to other rows, nearest first, in growing batches: di, dj, squared mm.
+    """Yield offsets to other rows, nearest first, in growing batches.
 
-    And the squared distance that no later row is below.
+    Each is (di, dj, squared mm, lower bound of the squared distance of all later rows).
     """
     di = torch.arange(1 - height, height, device=step.device)
     dj = torch.arange(1 - width, width, device=step.device)
@@ -93,6 +96,6 @@ def _rings(height: int, width: int, step: Tensor) -> Iterator[tuple[Tensor, Tens
     start, batch = 0, 1
     while start < len(order):
         end = start + batch
-        nothing_below = squared[end].item() if end < len(order) else torch.inf
-        yield di[start:end], dj[start:end], squared[start:end], nothing_below
+        lower_bound = squared[end].item() if end < len(order) else torch.inf
+        yield di[start:end], dj[start:end], squared[start:end], lower_bound
         start, batch = end, 4 + end // 2

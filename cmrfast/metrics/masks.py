@@ -1,4 +1,4 @@
-"""What every metric asks of its masks and spacings."""
+"""Checks of masks and spacings that all metrics share."""
 
 from collections.abc import Sequence
 
@@ -9,9 +9,9 @@ from torch import Tensor
 def require_masks(
     who: str, prediction: Tensor, reference: Tensor, batch_axes: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Both masks as bool, nonzero inside; raise unless they are a pair that can be compared.
+    """Return both masks as bool, nonzero inside; raise unless they can be compared.
 
-    Probabilities are refused: which threshold makes them a mask is not the metric's to say.
+    Probabilities are refused: the threshold that makes them a mask is the caller's choice.
     """
     for name, mask in (("prediction", prediction), ("reference", reference)):
         if not isinstance(mask, Tensor) or mask.is_floating_point() or mask.is_complex():
@@ -37,7 +37,7 @@ def require_masks(
 
 
 def require_spacing(who: str, spacing_mm: Sequence[float], axes: int) -> tuple[float, ...]:
-    """The voxel's edges in mm; raise unless there is one positive length per space axis."""
+    """Return the voxel edges in mm; raise unless there is one positive length per space axis."""
     spacing = tuple(float(s) for s in spacing_mm)
     if len(spacing) != axes:
         raise ValueError(

@@ -1,6 +1,6 @@
-"""How much two masks share, and how many cases two classes get right: batched, on any device.
+"""Overlap of two masks, and accuracy over two classes; batched, on any device.
 
-Two empty masks agree: every score is 1. A score whose denominator alone is empty is 0.
+Two empty masks agree: every score is 1. A score is 0 if only its denominator is empty.
 """
 
 from typing import NamedTuple
@@ -17,10 +17,10 @@ def dice(prediction: Tensor, reference: Tensor, *, batch_axes: int = 0) -> Tenso
     Args:
         prediction: bool or integer, nonzero inside.
         reference: same shape.
-        batch_axes: how many leading axes are kept; (B, K, *S) with 2 gives (B, K).
+        batch_axes: number of leading axes to keep; (B, K, *S) with 2 gives (B, K).
 
     Returns:
-        float64 scores of the kept axes, a scalar tensor without any.
+        float64 scores with the kept axes; a scalar tensor by default.
 
     Example:
         >>> labels, truth = torch.tensor([0, 1, 1, 2]), torch.tensor([0, 1, 2, 2])
@@ -33,25 +33,25 @@ def dice(prediction: Tensor, reference: Tensor, *, batch_axes: int = 0) -> Tenso
 
 
 def jaccard(prediction: Tensor, reference: Tensor, *, batch_axes: int = 0) -> Tensor:
-    """Jaccard index of masks, |A∩B| / |A∪B|; arguments and result as those of ``dice``."""
+    """Jaccard index of masks, |A∩B| / |A∪B|; arguments and result as in ``dice``."""
     both, predicted, truth = _sizes("jaccard", prediction, reference, batch_axes)
     return _ratio(both, predicted + truth - both, predicted + truth)
 
 
 def precision(prediction: Tensor, reference: Tensor, *, batch_axes: int = 0) -> Tensor:
-    """Share of the prediction that is right; arguments and result as those of ``dice``."""
+    """Fraction of the prediction that is correct; arguments and result as in ``dice``."""
     both, predicted, truth = _sizes("precision", prediction, reference, batch_axes)
     return _ratio(both, predicted, predicted + truth)
 
 
 def recall(prediction: Tensor, reference: Tensor, *, batch_axes: int = 0) -> Tensor:
-    """Share of the reference that is found; arguments and result as those of ``dice``."""
+    """Fraction of the reference that is predicted; arguments and result as in ``dice``."""
     both, predicted, truth = _sizes("recall", prediction, reference, batch_axes)
     return _ratio(both, truth, predicted + truth)
 
 
 class ClassScores(NamedTuple):
-    """Scores of a decision between two classes; NaN where a class has no case."""
+    """Scores of a binary classification; NaN if a class has no case."""
 
     balanced: float
     sensitivity: float
@@ -59,10 +59,10 @@ class ClassScores(NamedTuple):
 
 
 def balanced_accuracy(prediction: Tensor, reference: Tensor) -> ClassScores:
-    """Mean of sensitivity (positives found) and specificity (negatives found).
+    """Mean of sensitivity (true positive rate) and specificity (true negative rate).
 
     Args:
-        prediction: (N,) classes, bool or integer, nonzero positive.
+        prediction: (N,) classes, bool or integer, nonzero is positive.
         reference: (N,) true classes.
 
     Example:
@@ -70,14 +70,14 @@ def balanced_accuracy(prediction: Tensor, reference: Tensor) -> ClassScores:
         ClassScores(balanced=0.5, sensitivity=1.0, specificity=0.0)
     """
     predicted, truth = require_masks("balanced_accuracy", prediction, reference)
-    rights = [
-        (predicted[truth == wanted] == wanted).double().mean().item() for wanted in (True, False)
+    recalls = [
+        (predicted[truth == label] == label).double().mean().item() for label in (True, False)
     ]
-    return ClassScores(sum(rights) / 2, *rights)
+    return ClassScores(sum(recalls) / 2, *recalls)
 
 
 def _sizes(who: str, prediction: Tensor, reference: Tensor, batch_axes: int) -> tuple[Tensor, ...]:
-    """Voxels of the intersection and of each mask, int64."""
+    """Voxel counts of the intersection and of each mask, int64."""
     masks = require_masks(who, prediction, reference, batch_axes)
     over = tuple(range(batch_axes, prediction.dim()))
     sets = (masks[0] & masks[1], *masks)
@@ -85,5 +85,5 @@ def _sizes(who: str, prediction: Tensor, reference: Tensor, batch_axes: int) -> 
 
 
 def _ratio(part: Tensor, whole: Tensor, either: Tensor) -> Tensor:
-    """Part of the whole: 1 where either mask has nothing at all, 0 where only the whole has not."""
+    """part / whole; 1 if both masks are empty (``either`` is 0), 0 if only ``whole`` is 0."""
     return torch.where(either == 0, 1.0, part.double() / whole.clamp(min=1).double())

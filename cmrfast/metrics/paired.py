@@ -1,4 +1,4 @@
-"""Two methods on the same cases: the paired t-test."""
+"""The paired t-test, to compare two methods on the same cases."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class PairedTest(NamedTuple):
-    """Student's paired two-sided t-test; NaN where it is not defined."""
+    """Result of Student's paired two-sided t-test; NaN where undefined."""
 
     t: float
     p: float
@@ -17,15 +17,15 @@ class PairedTest(NamedTuple):
 
 
 def paired_t_test(first: Tensor | Sequence[float], second: Tensor | Sequence[float]) -> PairedTest:
-    """Whether two measurements of the same cases differ in their mean.
+    """Test whether two measurements of the same cases differ in their mean.
 
     Args:
-        first: (N,) values; a case with NaN in either is left out.
+        first: (N,) values; a case with NaN in either is excluded.
         second: (N,) values of the same cases.
 
     Returns:
-        t of first - second, two-sided p, and how many cases entered. Fewer than two, or
-        differences that are all 0, give NaN.
+        t of first - second, two-sided p, and the number of cases used. t and p are NaN for fewer
+        than two cases, or if all differences are 0.
 
     Example:
         >>> paired_t_test([3.0, 4.0, 6.0, 5.0], [1.0, 3.0, 3.0, 4.0]).cases
@@ -37,11 +37,11 @@ def paired_t_test(first: Tensor | Sequence[float], second: Tensor | Sequence[flo
             "paired_t_test: first and second must be (N,) values of the same cases; "
             f"got {tuple(a.shape)} and {tuple(b.shape)}"
         )
-    apart = (a - b)[~(a.isnan() | b.isnan())]
-    n = len(apart)
+    difference = (a - b)[~(a.isnan() | b.isnan())]
+    n = len(difference)
     if n < 2:
         return PairedTest(math.nan, math.nan, n)
-    mean, error = apart.mean().item(), apart.std().item() / math.sqrt(n)
+    mean, error = difference.mean().item(), difference.std().item() / math.sqrt(n)
     if error == 0:
         t = math.copysign(math.inf, mean) if mean else math.nan
         return PairedTest(t, 0.0 if mean else math.nan, n)
@@ -50,18 +50,21 @@ def paired_t_test(first: Tensor | Sequence[float], second: Tensor | Sequence[flo
 
 
 def student_p(t: float, freedom: int) -> float:
-    """Two-sided tail of Student's t: I_x(freedom/2, 1/2) at x = freedom / (freedom + t²)."""
+    """Two-sided p of Student's t: I_x(freedom/2, 1/2) at x = freedom / (freedom + t²)."""
     x, rest = freedom / (freedom + t * t), t * t / (freedom + t * t)
     if x == 0:
         return 0.0
     a, b = freedom / 2, 0.5
-    if x < (a + 1) / (a + b + 2):  # where the fraction converges fast
+    if x < (a + 1) / (a + b + 2):  # where the continued fraction converges fast
         return _beta_fraction(a, b, x, rest)
     return 1 - _beta_fraction(b, a, rest, x) if rest else 1.0
 
 
 def _beta_fraction(a: float, b: float, x: float, rest: float) -> float:
-    """Regularised incomplete beta function by its continued fraction; rest = 1 - x, not rounded."""
+    """Regularised incomplete beta function, by its continued fraction.
+
+    ``rest`` is 1 - x, passed separately because the subtraction would cancel.
+    """
     scale = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
     scale += a * math.log(x) + b * math.log(rest)
     c, d = 1.0, 1 / (1 - (a + b) * x / (a + 1))

@@ -11,7 +11,7 @@ Values = Tensor | Sequence[float]
 
 
 class Summary(NamedTuple):
-    """What a table prints of a column of cases; NaN cases are left out and counted."""
+    """Statistics of a score over cases; NaN cases are excluded and counted."""
 
     mean: float
     sd: float
@@ -21,7 +21,7 @@ class Summary(NamedTuple):
 
 
 def summarise(values: Values) -> Summary:
-    """Mean, sample standard deviation and median of cases.
+    """Compute mean, sample standard deviation and median over cases.
 
     Args:
         values: (N,); NaN marks a case without a value.
@@ -30,13 +30,13 @@ def summarise(values: Values) -> Summary:
         >>> summarise([1.0, 2.0, 6.0, float("nan")]).mean
         3.0
     """
-    everything = torch.as_tensor(values, dtype=torch.float64).flatten().cpu()
-    kept = everything[~everything.isnan()]
-    n = len(kept)
+    scores = torch.as_tensor(values, dtype=torch.float64).flatten().cpu()
+    valid = scores[~scores.isnan()]
+    n = len(valid)
     return Summary(
-        mean=kept.mean().item() if n else math.nan,
-        sd=kept.std().item() if n > 1 else math.nan,
-        median=kept.quantile(0.5).item() if n else math.nan,
+        mean=valid.mean().item() if n else math.nan,
+        sd=valid.std().item() if n > 1 else math.nan,
+        median=valid.quantile(0.5).item() if n else math.nan,
         cases=n,
-        excluded=len(everything) - n,
+        excluded=len(scores) - n,
     )

@@ -1,7 +1,7 @@
 """Distances between the surfaces and the centres of masks, in mm.
 
-A mask's surface are its voxels that miss at least one of their 4 (2-D) or 6 (3-D) face neighbours,
-the outside of the image included. Where either mask is empty there is no distance: NaN.
+The surface of a mask consists of its voxels that have a face neighbour (4 in 2-D, 6 in 3-D) outside
+the mask or outside the image. Distances are NaN if either mask is empty.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ _NAN = float("nan")
 
 
 class SurfaceDistances(NamedTuple):
-    """Distances between two surfaces, mm; NaN where a mask is empty."""
+    """Distances between two surfaces, mm; NaN if a mask is empty."""
 
     assd_mm: float
     hausdorff_mm: float
@@ -29,13 +29,13 @@ def surface_distances(
 ) -> SurfaceDistances:
     """Average symmetric surface distance, Hausdorff distance and its 95th percentile.
 
-    Each surface voxel's distance to the nearest one of the other surface is exact. ASSD is the
-    mean of the two directed means, HD95 the larger of the two directed 95th percentiles.
+    The distance of each surface voxel to the nearest voxel of the other surface is exact. ASSD is
+    the mean of the two directed means, HD95 the larger of the two directed 95th percentiles.
 
     Args:
         prediction: (*S) with 2 or 3 axes, bool or integer, nonzero inside.
         reference: same shape.
-        spacing_mm: edges of a voxel, one entry per axis.
+        spacing_mm: voxel edges, one entry per axis.
 
     Example:
         >>> mask = torch.zeros(8, 8, dtype=torch.bool)
@@ -57,10 +57,10 @@ def surface_distances(
 def average_surface_distance(
     prediction: Tensor, reference: Tensor, spacing_mm: Sequence[float]
 ) -> float:
-    """Mean over the surface voxels of both masks, pooled, of the distance to the other surface.
+    """Mean distance to the other surface, in mm, pooled over the surface voxels of both masks.
 
-    As the registration study of ``joint_registration`` measures it, slice by slice; the larger
-    surface weighs more than in ASSD. Arguments as those of ``surface_distances``; mm.
+    The paper of ``joint_registration`` uses it, slice by slice. The larger surface has more weight
+    than in ASSD. Arguments as in ``surface_distances``.
     """
     directed = _directed("average_surface_distance", prediction, reference, spacing_mm)
     return _NAN if directed is None else torch.cat(directed).mean().item()
@@ -74,11 +74,11 @@ def center_distance(
     Args:
         prediction: (…, *S), bool or integer, nonzero inside.
         reference: same shape.
-        spacing_mm: edges of a voxel, one entry per space axis.
-        batch_axes: how many leading axes are kept; (B, K, *S) with 2 gives (B, K).
+        spacing_mm: voxel edges, one entry per space axis.
+        batch_axes: number of leading axes to keep; (B, K, *S) with 2 gives (B, K).
 
     Returns:
-        float64 distances in mm of the kept axes, NaN where a mask is empty.
+        float64 distances in mm with the kept axes; NaN where a mask is empty.
     """
     masks = require_masks("center_distance", prediction, reference, batch_axes)
     spacing = require_spacing("center_distance", spacing_mm, prediction.dim() - batch_axes)
@@ -88,7 +88,7 @@ def center_distance(
 
 
 def _centroid(mask: Tensor, spacing: tuple[float, ...], batch_axes: int) -> Tensor:
-    """(…, d) in mm from the centre of voxel 0, NaN of an empty mask."""
+    """(…, d), in mm from the centre of voxel 0; NaN for an empty mask."""
     axes = range(batch_axes, mask.dim())
     means = []
     for axis, s in zip(axes, spacing, strict=True):
@@ -102,28 +102,31 @@ def _centroid(mask: Tensor, spacing: tuple[float, ...], batch_axes: int) -> Tens
 def _directed(
     who: str, prediction: Tensor, reference: Tensor, spacing_mm: Sequence[float]
 ) -> tuple[Tensor, Tensor] | None:
-    """From each surface voxel of one mask to the other's surface, both ways; None without one."""
+    """Distances from each surface voxel to the other surface, in both directions.
+
+    None if a mask is empty.
+    """
     masks = require_masks(who, prediction, reference)
     if prediction.dim() not in (2, 3):
         raise ValueError(f"{who}: masks must have 2 or 3 axes; got {tuple(prediction.shape)}")
     spacing = require_spacing(who, spacing_mm, prediction.dim())
     if not (masks[0].any() and masks[1].any()):
         return None
-    box = _box(masks[0] | masks[1])
+    box = _box(masks[0] | masks[1])  # usually much smaller than the image
     edges = [_surface(m[box]) for m in masks]
-    if len(spacing) == 2:  # one slice of a volume
+    if len(spacing) == 2:  # as one slice of a volume
         edges, spacing = [e[None] for e in edges], (1.0, *spacing)
     both = []
     for own, other in ((0, 1), (1, 0)):
         distances = torch.zeros(edges[own].shape, dtype=torch.float64, device=prediction.device)
-        apart = edges[own] & ~edges[other]  # a voxel on both surfaces is at distance 0
-        distances[apart] = distances_to(edges[other], apart.nonzero(), spacing)
+        separate = edges[own] & ~edges[other]  # a voxel on both surfaces has distance 0
+        distances[separate] = distances_to(edges[other], separate.nonzero(), spacing)
         both.append(distances[edges[own]])
     return both[0], both[1]
 
 
 def _box(mask: Tensor) -> tuple[slice, ...]:
-    """The smallest box that holds a mask which is not empty."""
+    """The bounding box of a mask that is not empty."""
     slices = []
     for axis in range(mask.dim()):
         others = tuple(a for a in range(mask.dim()) if a != axis)
@@ -133,7 +136,7 @@ def _box(mask: Tensor) -> tuple[slice, ...]:
 
 
 def _surface(mask: Tensor) -> Tensor:
-    """Voxels of the mask with a face neighbour outside it."""
+    """The voxels of a mask with a face neighbour outside it."""
     inner = mask.clone()
     for axis, n in enumerate(mask.shape):
         inner.narrow(axis, 0, n - 1).logical_and_(mask.narrow(axis, 1, n - 1))
@@ -144,7 +147,7 @@ def _surface(mask: Tensor) -> Tensor:
 
 
 def _quantile(values: Tensor, level: Tensor) -> Tensor:
-    """Linear between order statistics; ``torch.quantile`` stops at 16 million values."""
+    """Quantile with linear interpolation; ``torch.quantile`` is limited to 16 million values."""
     ordered = values.sort().values
     at = level * (len(ordered) - 1)
     below = ordered[int(at.floor())]

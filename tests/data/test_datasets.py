@@ -231,9 +231,9 @@ def test_odd_things_are_named(tree):
     (root / "s02/lge.nii.gz").write_bytes(b"nothing")
     first, second = open_dataset("t1_lge", root)
     assert first.images["t1"].name == "t1.nii"
-    assert first.faults == (f"t1 image is there twice; {root}/s01/t1.nii.gz is not used",)
+    assert first.faults == (f"t1 image occurs twice; {root}/s01/t1.nii.gz is not used",)
     assert "lge_myocardium label does not lie on the grid of lge" in first.check()
-    assert any("lge.nii.gz is no NIfTI file" in fault for fault in second.check())
+    assert any("lge.nii.gz is not a NIfTI file" in fault for fault in second.check())
 
 
 def test_a_value_that_no_label_has(tree):

@@ -108,16 +108,16 @@ def test_one_of_two_series(stack):
         read_dicom_folder(stack)
     assert read_dicom_folder(stack, series="map").shape[2] == 3
     assert read_dicom_folder(stack, series="8").shape[2] == 1
-    with pytest.raises(FileError, match="series='9' is not just one"):
+    with pytest.raises(FileError, match="series='9' does not select exactly one"):
         read_dicom_folder(stack, series="9")
 
 
 @pytest.mark.parametrize(
     ("slices", "message"),
     [
-        ([(0, {}), (8, {}), (8, {})], "two of its slices lie in one place"),
-        ([(0, {}), (8, {}), (24, {})], "its slices are not evenly apart: 8, 16 mm"),
-        ([(0, {}), (8, {"offset": (3, 0, 0)}), (16, {})], "its slices are not evenly apart"),
+        ([(0, {}), (8, {}), (8, {})], "two of its slices have the same position"),
+        ([(0, {}), (8, {}), (24, {})], "its slices are not evenly spaced: 8, 16 mm"),
+        ([(0, {}), (8, {"offset": (3, 0, 0)}), (16, {})], "its slices are not evenly spaced"),
         (
             [(0, {}), (8, {"PixelSpacing": [1.5, 1.5]})],
             "1.dcm: its spacing_mm differ from those",
@@ -151,7 +151,7 @@ def test_what_is_no_folder_of_dicom(stack, tmp_path_factory):
     with pytest.raises(FileError, match="holds no DICOM image"):
         read_dicom_folder(tmp_path_factory.mktemp("empty"))
     (stack / "d.dcm").write_bytes(b"DICM")
-    with pytest.raises(FileError, match=r"d\.dcm: is no DICOM file, in spite of its name"):
+    with pytest.raises(FileError, match=r"d\.dcm: is not a DICOM file, despite its name"):
         read_dicom_folder(stack)
     (stack / "d.dcm").unlink()
     with pytest.raises(FileError, match="holds 72 bytes of pixels, more than max_bytes=71"):

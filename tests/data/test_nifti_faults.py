@@ -40,19 +40,19 @@ def broken(path, raw, **fields):
 
 
 CASES = [
-    ({"sizeof_hdr": 77}, "is no NIfTI file: it must begin with the header's size"),
+    ({"sizeof_hdr": 77}, "is not a NIfTI file: it must begin with the header's size"),
     ({"magic": b"ana"}, "magic b'ana\\\\x00' is not NIfTI's"),
-    ({"magic": b"ni1"}, "magic says .hdr/.img pair, the name ends otherwise"),
+    ({"magic": b"ni1"}, "magic says .hdr/.img pair, but the name has another ending"),
     ({"dim": [0, 2, 3, 4, 1, 1, 1, 1]}, r"dim\[0\] must be 1 to 7 axes; it is 0"),
     ({"dim": [8, 2, 3, 4, 1, 1, 1, 1]}, r"dim\[0\] must be 1 to 7 axes; it is 8"),
     ({"dim": [3, 2, -3, 4, 1, 1, 1, 1]}, r"dim must be positive; it is \[2, -3, 4\]"),
-    ({"dim": [5, 2, 1, 1, 3, 4, 1, 1]}, "dim may have one axis longer than 1 beyond space"),
+    ({"dim": [5, 2, 1, 1, 3, 4, 1, 1]}, "dim may have only one non-spatial axis longer than 1"),
     ({"dim": [7, *[32767] * 3, 1, 1, 1, 1]}, "cannot hold them"),
     ({"datatype": 99}, r"datatype 99 \(unknown\) is none of uint8, int16"),
     ({"datatype": 32}, r"datatype 32 \(complex\)"),
     ({"datatype": 128}, r"datatype 128 \(RGB\)"),
     ({"bitpix": 16}, "bitpix must be 32 for float32; it is 16"),
-    ({"vox_offset": 8}, "vox_offset must be a whole number from 352 on; it is 8"),
+    ({"vox_offset": 8}, "vox_offset must be a whole number of at least 352; it is 8"),
     ({"vox_offset": 352.5}, "vox_offset must be a whole number"),
     ({"vox_offset": np.nan}, "vox_offset must be a whole number"),
     ({"vox_offset": np.inf}, "vox_offset must be a whole number"),
@@ -84,8 +84,8 @@ def test_a_wrong_field_is_named(tmp_path, good, fields, message):
     ("keep", "message"),
     [
         (0, "it begins with nothing"),
-        (3, "ends inside its header: 3 of 348"),
-        (200, "ends inside its header: 200 of 348 bytes are there"),
+        (3, "ends inside its header, after 3 of 348"),
+        (200, "ends inside its header, after 200 of 348 bytes"),
         (-1, "promises 96 bytes of voxels, the 447 bytes of a.nii cannot hold them"),
     ],
 )
@@ -99,7 +99,7 @@ def test_a_file_that_breaks_off(tmp_path, good, keep, message):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda raw: raw[:-12], r"96 bytes of voxels, \d+ are there|damaged gzip stream|end-of-"),
+        (lambda raw: raw[:-12], r"96 bytes of voxels, but holds \d+|damaged gzip stream|end-of-"),
         (lambda raw: raw[:-8] + bytes(4) + raw[-4:], "CRC|damaged gzip stream"),
         (lambda raw: raw[:20] + bytes(20) + raw[40:], "damaged gzip stream|CRC|header"),
     ],
@@ -117,7 +117,7 @@ def test_a_damaged_gzip_file(tmp_path, good, monkeypatch, damage, message, witho
 
 def test_voxels_that_end_early_inside_a_whole_gzip_file(tmp_path, good):
     (tmp_path / "a.nii.gz").write_bytes(gzip.compress(good[:-40]))
-    with pytest.raises(FileError, match="promises 96 bytes of voxels, 56 are there"):
+    with pytest.raises(FileError, match="promises 96 bytes of voxels, but holds 56"):
         read_nifti(tmp_path / "a.nii.gz")
 
 
@@ -166,7 +166,7 @@ def test_too_little_memory(tmp_path, good, monkeypatch):
 
     path = broken(tmp_path / "a.nii", good)
     monkeypatch.setattr("cmrfast.data.nifti.read.np.empty", refused)
-    with pytest.raises(FileError, match=r"a\.nii holds 96 bytes of voxels, more than there is mem"):
+    with pytest.raises(FileError, match=r"a\.nii holds 96 bytes of voxels, more than fits in mem"):
         read_nifti(path)
 
 
@@ -255,7 +255,7 @@ def test_what_is_not_there_or_not_a_file(tmp_path):
         read_nifti(tmp_path)
     with pytest.raises(FileError, match="is not a regular file"):
         read_nifti("/dev/zero")
-    with pytest.raises(FileError, match="is no file name"):
+    with pytest.raises(FileError, match="is not a file name"):
         read_nifti("a\0.nii")
     with pytest.raises(FileError, match="File name too long"):
         read_nifti("a" * 5000)
@@ -338,23 +338,23 @@ def test_no_room_leaves_the_old_file_and_nothing_else(tmp_path, good, name):
 
 @pytest.mark.parametrize("name", ["nowhere/a.nii", "../escape\0.nii"])
 def test_writing_where_nothing_can_be(tmp_path, name):
-    with pytest.raises(FileError, match=r"^write_nifti: .*(No such file|is no file name)"):
+    with pytest.raises(FileError, match=r"^write_nifti: .*(No such file|is not a file name)"):
         write_nifti(tmp_path / name, Volume(torch.zeros(1, 1, 1, 1), torch.eye(4)))
 
 
 @pytest.mark.parametrize(("at", "message"), [(-1, "voxels"), (295, "geometry")])
 def test_what_does_not_read_back_is_not_kept(tmp_path, monkeypatch, at, message):
-    dump = write._dump
+    write_file = write._write_file
 
     def failing_disk(path, *args, **options):
-        dump(path, *args, **options)
+        write_file(path, *args, **options)
         raw = bytearray(path.read_bytes())
         raw[at] ^= 0x41
         path.write_bytes(raw)
 
-    monkeypatch.setattr(write, "_dump", failing_disk)
+    monkeypatch.setattr(write, "_write_file", failing_disk)
     volume = Volume(torch.zeros(1, 1, 1, 1), torch.eye(4))
-    with pytest.raises(FileError, match=rf"write_nifti: .*a\.nii: the {message} that came back d"):
+    with pytest.raises(FileError, match=rf"write_nifti: .*a\.nii: the {message} read back d"):
         write_nifti(tmp_path / "a.nii", volume)
     assert not list(tmp_path.iterdir())
 

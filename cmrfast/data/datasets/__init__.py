@@ -1,4 +1,4 @@
-"""The data sets of the five methods, found by their published layout."""
+"""Public data sets of the five methods, recognised by their published layouts."""
 
 import os
 from pathlib import Path
@@ -16,15 +16,15 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def open_dataset(name: str, root: str | os.PathLike[str]) -> Dataset:
-    """Find the cases of a data set; no image is read.
+    """Find the cases of a data set, without reading any image.
 
     Args:
         name: mscmrseg, myops, emidec, acdc, msseg2, open_ms or t1_lge; the module of that name
             under ``cmrfast.data.datasets`` shows the layout.
-        root: the published root, or any level down to the folder of one patient.
+        root: the published root, or any folder below it, down to that of one patient.
 
     Returns:
-        The cases by number; ``Dataset.faults`` names what is missing.
+        The cases, ordered by number; ``Dataset.faults`` names what is missing.
     """
     if name not in LAYOUTS:
         raise ValueError(f"open_dataset: name must be one of {', '.join(LAYOUTS)}; got {name!r}")

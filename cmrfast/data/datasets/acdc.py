@@ -8,7 +8,7 @@
       patient001_frame01.nii.gz         patient001_frame01_gt.nii.gz
       patient001_frame12.nii.gz         patient001_frame12_gt.nii.gz
 
-Which frame is ED stands in Info.cfg alone: it is not always the first one, nor the smaller.
+Only Info.cfg says which frame is ED: it is not always the first one, nor the lower number.
 """
 
 import re
@@ -27,7 +27,7 @@ def _place(path: Path) -> Place | None:
 
 
 def _finish(draft: Draft) -> None:
-    """Name the frames ED and ES; drop what Info.cfg does not speak of."""
+    """Name the frames ED and ES; drop frames that Info.cfg does not mention."""
     draft.info.update(read_pairs(draft.folder() / "Info.cfg", ":", draft))
     images, labels = draft.images, draft.labels
     draft.images = {"4d": images["4d"]} if "4d" in images else {}

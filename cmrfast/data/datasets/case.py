@@ -1,4 +1,4 @@
-"""Case and Dataset: what lies where, known from names alone; images are read when asked for."""
+"""Case and Dataset: files found by name alone; images are read on request."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,13 +15,13 @@ from cmrfast.errors import FileError
 
 @dataclass(frozen=True)
 class Labelling:
-    """What the values of a mask mean.
+    """The meaning of a mask's values.
 
     Args:
         on: the image whose grid the mask lies on.
         ours: value in the file → value in ``Case.label``; any other value is an error.
-        classes: structure → the values in ``Case.label`` that make it up. They may overlap: scar
-            belongs to the myocardium.
+        classes: structure → its values in ``Case.label``. Structures may overlap: scar is part of
+            the myocardium.
     """
 
     on: str
@@ -29,7 +29,7 @@ class Labelling:
     classes: Mapping[str, tuple[int, ...]]
 
     def mask(self, label: Volume, name: str) -> Volume:
-        """One structure of a label volume, as bool."""
+        """The mask of one structure of a label volume, bool."""
         if name not in self.classes:
             raise ValueError(f"mask: name must be one of {', '.join(self.classes)}; got {name!r}")
         values = torch.tensor(self.classes[name], dtype=label.data.dtype)
@@ -37,7 +37,7 @@ class Labelling:
 
 
 def binary(name: str, *, on: str) -> Labelling:
-    """The labelling of a mask of 0 and 1."""
+    """The labelling of a mask with values 0 and 1."""
     return Labelling(on, {0: 0, 1: 1}, {name: (1,)})
 
 
@@ -46,12 +46,12 @@ class Case:
     """The files of one patient.
 
     Attributes:
-        name: unique in its data set, and what a split keeps together.
+        name: unique in its data set; the unit that a split keeps together.
         images: sequence → file.
         labels: mask → file.
-        labelling: mask → what its values mean.
-        info: what the set's own text files say, as written there.
-        faults: what is missing or odd by names alone; ``check`` looks into the headers too.
+        labelling: mask → meaning of its values.
+        info: fields of the data set's own text files, verbatim.
+        faults: what is missing or unusual, judging by file names; ``check`` also reads headers.
     """
 
     name: str
@@ -69,11 +69,11 @@ class Case:
             self._path("label", self.labels, name)
 
     def image(self, sequence: str, *, channels: int | None = None) -> Volume:
-        """Read an image. Unlike ``read_nifti`` it does not warn: ``check`` names what is odd.
+        """Read an image. Unlike ``read_nifti``, it does not warn: ``check`` reports oddities.
 
         Args:
             sequence: a key of ``images``.
-            channels: how many channels or time points it must have; None takes any number.
+            channels: required number of channels or time points; None accepts any number.
         """
         path = self._path("image", self.images, sequence)
         image = read_volume(read_header(path))
@@ -85,7 +85,7 @@ class Case:
         return image
 
     def mask_on(self, image: Volume, name: str) -> Volume:
-        """Read a mask that must be one channel on the grid of an image; see ``label``."""
+        """Read a mask that must have one channel and an image's grid; see ``label``."""
         mask = self.label(name)
         if mask.channels != 1 or not mask.shares_grid(image):
             raise FileError(
@@ -95,24 +95,26 @@ class Case:
         return mask
 
     def label(self, name: str) -> Volume:
-        """Read a mask as uint8, in the values that ``labelling`` explains."""
+        """Read a mask as uint8, with the values that ``labelling`` describes."""
         path = self._path("label", self.labels, name)
         stored = read_volume(read_header(path))
-        known = self.labelling[name].ours
+        mapping = self.labelling[name].ours
         data = torch.zeros_like(stored.data, dtype=torch.uint8)
         unknown = torch.ones_like(stored.data, dtype=torch.bool)
-        for theirs, ours in known.items():
-            here = stored.data == theirs
-            data.masked_fill_(here, ours)
-            unknown.logical_and_(here.logical_not_())
+        for theirs, ours in mapping.items():
+            mask = stored.data == theirs
+            data.masked_fill_(mask, ours)
+            unknown.logical_and_(mask.logical_not_())
         if unknown.any():
-            odd = stored.data.double()[unknown][0].item()
-            expected = ", ".join(str(value) for value in known)
-            raise FileError(f"label: {path} holds the value {odd:g}; {name} masks hold {expected}")
+            value = stored.data.double()[unknown][0].item()
+            expected = ", ".join(str(value) for value in mapping)
+            raise FileError(
+                f"label: {path} holds the value {value:g}; {name} masks hold {expected}"
+            )
         return stored.with_data(data)
 
     def check(self) -> list[str]:
-        """What is wrong or odd about this case, from names and headers; reads no voxels."""
+        """Report what is wrong or unusual, from file names and headers; reads no voxels."""
         faults = list(self.faults)
         headers: dict[tuple[str, str], Header] = {}
         for kind, files in (("image", self.images), ("label", self.labels)):
@@ -124,20 +126,20 @@ class Case:
         for (kind, key), header in headers.items():
             faults.extend(f"{key} {kind}: {note}" for note in header.notes)
             image = headers.get(("image", self.labelling[key].on)) if kind == "label" else None
-            if image and not _overlay(image, header):
+            if image and not _same_grid(image, header):
                 faults.append(f"{key} label does not lie on the grid of {self.labelling[key].on}")
         return faults
 
     def _path(self, kind: str, files: Mapping[str, Path], key: str) -> Path:
         if key not in files:
-            there = ", ".join(files) or "none"
-            raise FileError(f"{kind}: {self.name} has no {key} {kind}; it has {there}")
+            available = ", ".join(files) or "none"
+            raise FileError(f"{kind}: {self.name} has no {key} {kind}; it has {available}")
         return files[key]
 
 
 @dataclass(frozen=True)
 class Dataset(Sequence[Case]):
-    """Cases in the order of their numbers; nothing is read before it is asked for."""
+    """Cases ordered by number; files are read on request."""
 
     name: str
     root: Path
@@ -157,28 +159,28 @@ class Dataset(Sequence[Case]):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of all cases."""
+        """The names of all cases."""
         return tuple(case.name for case in self.cases)
 
     @property
     def faults(self) -> list[str]:
-        """What is missing or odd by names alone, one line a fault."""
+        """What is missing or unusual, judging by file names; one line per fault."""
         return [f"{case.name}: {fault}" for case in self.cases for fault in case.faults]
 
     def subset(self, names: Iterable[str]) -> "Dataset":
         """The named cases, such as one part of a split, in the order of the names."""
         by_name = {case.name: case for case in self.cases}
         wanted = list(names)
-        lacking = [name for name in wanted if name not in by_name]
-        if lacking:
+        missing = [name for name in wanted if name not in by_name]
+        if missing:
             raise ValueError(
                 f"subset: every name must be a case of {self.name} in {self.root}; "
-                f"not there: {', '.join(lacking)}"
+                f"not there: {', '.join(missing)}"
             )
         return replace(self, cases=tuple(by_name[name] for name in wanted))
 
 
-def _overlay(image: Header, label: Header) -> bool:
+def _same_grid(image: Header, label: Header) -> bool:
     shape = label.shape[1:]
     return image.shape[1:] == shape and same_grid(
         shape, torch.from_numpy(image.world_from_vox), torch.from_numpy(label.world_from_vox)

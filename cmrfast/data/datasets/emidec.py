@@ -3,12 +3,12 @@
 ::
 
     emidec-dataset-1.0.1/
-      Case N006.txt                           clinical data, as ``info``; a space in its name
+      Case N006.txt                           clinical data, read as ``info``; mind the space
       Case_N006/Images/Case_N006.nii.gz
       Case_N006/Contours/Case_N006.nii.gz     (not public for the test set)
 
-The headers' sform has unit steps: the spacing is pixdim's. Borders are exact zeros, where slices
-were shifted: leave them out of a normalisation.
+The sform of the headers has unit steps; the spacing is in pixdim. Slices were shifted, which left
+borders of exact zeros: exclude them from a normalisation.
 """
 
 from pathlib import Path
@@ -25,10 +25,10 @@ def _place(path: Path) -> Place | None:
 
 
 def _finish(draft: Draft) -> None:
-    beside = draft.folder().parent.parent
+    root = draft.folder().parent.parent
     for name in (f"{draft.name.replace('_', ' ')}.txt", f"{draft.name}.txt"):
-        if (beside / name).is_file():
-            draft.info.update(read_pairs(beside / name, ":", draft))
+        if (root / name).is_file():
+            draft.info.update(read_pairs(root / name, ":", draft))
             return
 
 

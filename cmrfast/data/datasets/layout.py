@@ -1,4 +1,4 @@
-"""How a published tree becomes cases: by the names of its files, from any level of it."""
+"""Layouts: how the file names of a published folder tree become cases."""
 
 import os
 import re
@@ -10,13 +10,13 @@ from typing import Literal, NamedTuple
 from cmrfast.data.datasets.case import Case, Dataset, Labelling
 from cmrfast.errors import FileError
 
-#: A text file of a data set is shorter than this.
+#: At most this many bytes of a data set's text file are read.
 _TEXT_LIMIT = 1 << 16
-_DEEPEST = 8
+_MAX_DEPTH = 8
 
 
 class Place(NamedTuple):
-    """What one file is."""
+    """What a file holds: whose image or label, and which one."""
 
     case: str
     kind: Literal["image", "label"]
@@ -25,7 +25,7 @@ class Place(NamedTuple):
 
 @dataclass
 class Draft:
-    """A case while its files are being gathered."""
+    """A case whose files are still being collected."""
 
     name: str
     images: dict[str, Path] = field(default_factory=dict)
@@ -34,32 +34,32 @@ class Draft:
     faults: list[str] = field(default_factory=list)
 
     def add(self, place: Place, path: Path) -> None:
-        """Take a file; the first of two that claim one place stays."""
+        """Add a file; of two for the same place, the first is kept."""
         files = self.images if place.kind == "image" else self.labels
         if place.key in files:
-            self.faults.append(f"{place.key} {place.kind} is there twice; {path} is not used")
+            self.faults.append(f"{place.key} {place.kind} occurs twice; {path} is not used")
         else:
             files[place.key] = path
 
     def folder(self) -> Path:
-        """Of the first file."""
+        """The folder of the first file."""
         return next(iter([*self.images.values(), *self.labels.values()])).parent
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One data set's names.
+    """The file names of one data set.
 
     Args:
-        name: as in ``open_dataset``.
-        example: a file name that a user would recognise, for the message when there is none.
+        name: the name that ``open_dataset`` takes.
+        example: a file name that a user would recognise, for the message if no case is found.
         images: sequences that every case should have.
         labels: masks that every case should have.
-        labelling: of every mask.
-        place: what a file is, None when it is nothing of this set.
-        finish: adds what text files say, once the files of a case are together.
-        folders: inner folders of the published tree. A root of that name is searched together
-            with its siblings, so that images find their masks in the folder beside.
+        labelling: the labelling of every mask.
+        place: returns what a file holds, None if it is not part of the data set.
+        finish: completes a case from text files, once all its files are collected.
+        folders: inner folders of the published tree. A root with such a name is searched together
+            with its siblings, as images and masks may be in different folders.
     """
 
     name: str
@@ -101,20 +101,20 @@ class Layout:
 
 
 def natural_key(text: str) -> list[tuple[int, str]]:
-    """A sorting key that puts patient2 before patient10."""
+    """A sort key that puts patient2 before patient10."""
     return [
         (int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)
     ]
 
 
 def stem(path: Path) -> str | None:
-    """The name without .nii or .nii.gz; None when it ends otherwise, or the file is hidden."""
+    """The name without .nii or .nii.gz; None for other endings and for hidden files."""
     match = re.fullmatch(r"([^.].*)\.nii(\.gz)?", path.name)
     return match[1] if match else None
 
 
 def read_pairs(path: Path, separator: str, draft: Draft) -> dict[str, str]:
-    """The ``key : value`` lines of a text file; a fault of the case when it cannot be read."""
+    """Read the ``key : value`` lines of a text file; add a fault if it cannot be read."""
     try:
         with path.open("rb") as file:
             text = file.read(_TEXT_LIMIT).decode("utf-8", "replace")
@@ -122,32 +122,32 @@ def read_pairs(path: Path, separator: str, draft: Draft) -> dict[str, str]:
         draft.faults.append(f"{path}: {error.strerror}")
         return {}
     lines = (line.partition(separator) for line in text.splitlines())
-    return {key.strip(): value.strip() for key, found, value in lines if found}
+    return {key.strip(): value.strip() for key, separator, value in lines if separator}
 
 
 def _search_roots(root: Path, folders: frozenset[str]) -> list[Path]:
-    """The root, and the published siblings of each of its levels."""
+    """The root, and the published siblings of it and of its parents."""
     if not root.is_dir():
         raise FileError(f"open_dataset: {root} is not a folder")
     roots = [root]
     while root.name in folders:
-        beside = (root.with_name(name) for name in sorted(folders - {root.name}))
-        roots += [folder for folder in beside if folder.is_dir()]
+        siblings = (root.with_name(name) for name in sorted(folders - {root.name}))
+        roots += [folder for folder in siblings if folder.is_dir()]
         root = root.parent
     return roots
 
 
 def _walk_files(roots: list[Path]) -> Iterator[Path]:
-    """All files below, in a fixed order. Links are followed; a folder is entered once."""
-    entered: set[tuple[int, int]] = set()
+    """Yield all files below, in a fixed order. Links are followed; a folder is visited once."""
+    visited: set[tuple[int, int]] = set()  # links may form a cycle
 
     def walk(folder: Path, depth: int) -> Iterator[Path]:
         status = folder.stat()
-        if depth > _DEEPEST or (status.st_dev, status.st_ino) in entered:
+        if depth > _MAX_DEPTH or (status.st_dev, status.st_ino) in visited:
             return
-        entered.add((status.st_dev, status.st_ino))
-        with os.scandir(folder) as found:
-            entries = sorted((e for e in found if not e.name.startswith(".")), key=lambda e: e.name)
+        visited.add((status.st_dev, status.st_ino))
+        with os.scandir(folder) as scan:
+            entries = sorted((e for e in scan if not e.name.startswith(".")), key=lambda e: e.name)
         for entry in entries:
             if entry.is_dir():
                 yield from walk(folder / entry.name, depth + 1)

@@ -4,7 +4,7 @@
 
     C0LET2_nii45_for_challenge19/
       c0t2lge/   patient1_C0.nii.gz  patient1_T2.nii.gz  patient1_LGE.nii.gz
-      c0gt/      patient1_C0_manual.nii.gz      (t2gt/, lgegt/ alike)
+      c0gt/      patient1_C0_manual.nii.gz      (likewise t2gt/, lgegt/)
     C0LET2_gt_for_challenge19/                  masks released after the challenge
 
 The three sequences have different slices: pair them through ``slice_pairs``, never by index.

@@ -1,4 +1,4 @@
-"""MSSEG-2 (2021): two FLAIR of each patient in a halfway space, masks of new lesions.
+"""MSSEG-2 (2021): two FLAIR images per patient in a halfway space, masks of new lesions.
 
 ::
 
@@ -7,7 +7,7 @@
       ground_truth_expert1.nii.gz ... ground_truth_expert4.nii.gz
       ground_truth.nii.gz                     consensus
 
-Lesions that only grow are not labelled, and a mask may be empty.
+Lesions that only grow are not labelled; a mask may be empty.
 """
 
 import re

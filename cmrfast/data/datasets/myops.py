@@ -1,4 +1,4 @@
-"""MyoPS 2020 and its successors: C0, LGE and T2 on one grid per case, few and thick slices.
+"""MyoPS 2020 and its successors: C0, LGE and T2 on one grid per case; few, thick slices.
 
 ::
 
@@ -6,8 +6,8 @@
     train25_myops_gd/   myops_training_101_gd.nii.gz
     test20/             myops_test_201_C0.nii.gz      (masks not public)
 
-MyoPS++ and CARE name them ``Case0001_LGE.nii.gz``; there sequences may be missing or not aligned.
-DE and LGE are one sequence, ``LGE`` here, and the mask is called ``LGE`` as well.
+MyoPS++ and CARE use names such as ``Case0001_LGE.nii.gz``; their sequences may be missing or not
+aligned. DE and LGE are the same sequence, here ``LGE``; the mask is called ``LGE`` as well.
 """
 
 import re

@@ -3,13 +3,13 @@
 ::
 
     longitudinal/coregistered/patient01/
-      study1_FLAIR.nii.gz  study2_FLAIR.nii.gz      (T1W, T2W alike, as earlier_T1W and so on)
-      gt.nii.gz                                     any change, one consensus, no direction
+      study1_FLAIR.nii.gz  study2_FLAIR.nii.gz      (likewise T1W, T2W: earlier_T1W and so on)
+      gt.nii.gz                                     any change; one consensus mask, no direction
       brainmask.nii.gz
-    longitudinal/patient_info.csv                   as ``info``
+    longitudinal/patient_info.csv                   read as ``info``
 
-The raw studies and the cross-sectional part are passed over: raw ``gt`` lies on the common grid,
-not on the grid of the raw images.
+The raw studies and the cross-sectional part are ignored: raw ``gt`` lies on the common grid, not
+on the grid of the raw images.
 """
 
 import re
@@ -24,8 +24,8 @@ _LABELS = {"gt": "consensus", "brainmask": "brain"}
 
 def _place(path: Path) -> Place | None:
     case, name = path.parent.name, stem(path) or ""
-    of_change = "cross_sectional" not in path.parts and path.parent.parent.name != "raw"
-    if not (of_change and re.fullmatch(r"patient\d+", case)):
+    coregistered = "cross_sectional" not in path.parts and path.parent.parent.name != "raw"
+    if not (coregistered and re.fullmatch(r"patient\d+", case)):
         return None
     if name in _LABELS:
         return Place(case, "label", _LABELS[name])

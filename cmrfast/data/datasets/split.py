@@ -1,4 +1,4 @@
-"""Which patients train, validate and test: in proportion, from a seed, kept in a file."""
+"""Splits of patients into training, validation and test parts, drawn from a seed."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ _PARTS = ("train", "validate", "test")
 
 @dataclass(frozen=True)
 class Split:
-    """Names of patients in three parts that share none."""
+    """Names of patients in three disjoint parts."""
 
     train: tuple[str, ...]
     validate: tuple[str, ...]
@@ -29,7 +29,7 @@ class Split:
             raise ValueError(f"Split: a patient belongs to one part; twice: {', '.join(twice)}")
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write as JSON, whole or not at all."""
+        """Write the split as JSON, atomically."""
         try:
             with atomic_write(Path(path)) as temporary:
                 temporary.write_text(json.dumps(asdict(self), indent=1) + "\n", "utf-8")
@@ -38,15 +38,15 @@ class Split:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Split":
-        """Read what ``save`` wrote."""
+        """Read a split that ``save`` wrote."""
         try:
             content = json.loads(Path(path).read_text("utf-8"))
         except OSError as error:
             raise FileError(f"load: {path}: {error.strerror or error}") from error
         except ValueError as error:
             raise FileError(f"load: {path} is not JSON: {error}") from error
-        whole = isinstance(content, dict) and set(content) == set(_PARTS)
-        if not whole or not all(_is_names(names) for names in content.values()):
+        complete = isinstance(content, dict) and set(content) == set(_PARTS)
+        if not complete or not all(_is_names(names) for names in content.values()):
             raise FileError(f"load: {path} must map train, validate and test to lists of names")
         try:
             return cls(**{part: tuple(names) for part, names in content.items()})
@@ -57,14 +57,14 @@ class Split:
 def split_by_patient(
     names: Iterable[str], parts: Sequence[float] = (70, 15, 15), *, seed: int = 0
 ) -> Split:
-    """Deal patients out to train, validate and test.
+    """Split patients into train, validate and test.
 
-    A patient's turn depends on the seed and the names of the others alone, never on the order in
-    which they were listed. Where ``parts`` are counts that add up to the cohort they are kept
-    exactly; otherwise they are proportions, with at least one patient in each part.
+    The split depends on the seed and the names alone, not on the order in which they are listed.
+    If ``parts`` add up to the number of patients, they are used as exact counts; otherwise they
+    are proportions, with at least one patient in each part.
 
     Args:
-        names: of all patients; equal names are one patient.
+        names: names of all patients; equal names are one patient.
         parts: sizes or proportions of train, validate and test, such as a paper's 35, 5, 5.
 
     Example:
@@ -78,24 +78,24 @@ def split_by_patient(
     if len(patients) < 3:
         raise ValueError(f"split_by_patient: three patients are needed; got {len(patients)}")
 
-    def turn(name: str) -> bytes:
+    def hashed(name: str) -> bytes:  # a fixed shuffle, whatever the order of ``names``
         return hashlib.sha256(f"{seed}/{name}".encode()).digest()
 
-    dealt = iter(sorted(patients, key=turn))
-    counts = _in_proportion(len(patients), parts)
-    train, validate, test = ([next(dealt) for _ in range(count)] for count in counts)
+    shuffled = iter(sorted(patients, key=hashed))
+    counts = _apportion(len(patients), parts)
+    train, validate, test = ([next(shuffled) for _ in range(count)] for count in counts)
     return Split(*(tuple(sorted(part, key=natural_key)) for part in (train, validate, test)))
 
 
-def _in_proportion(total: int, parts: Sequence[float]) -> list[int]:
-    """Whole counts of at least 1 that add up to the total, by largest remainder."""
-    shares = [total * part / sum(parts) for part in parts]
-    counts = [max(1, int(share)) for share in shares]
+def _apportion(total: int, parts: Sequence[float]) -> list[int]:
+    """Counts of at least 1 that add up to the total, by the largest-remainder method."""
+    quotas = [total * part / sum(parts) for part in parts]
+    counts = [max(1, int(quota)) for quota in quotas]
     while sum(counts) < total:
-        most = max(range(3), key=lambda i: shares[i] - counts[i])
-        counts[most] += 1
+        smallest = max(range(3), key=lambda i: quotas[i] - counts[i])
+        counts[smallest] += 1
     while sum(counts) > total:  # a part was raised to 1
-        largest = max(range(3), key=lambda i: counts[i] - shares[i] if counts[i] > 1 else -total)
+        largest = max(range(3), key=lambda i: counts[i] - quotas[i] if counts[i] > 1 else -total)
         counts[largest] -= 1
     return counts
 

@@ -1,4 +1,4 @@
-"""NIfTI files: a guarded read and a verified write."""
+"""NIfTI files: checked reading and verified writing."""
 
 from cmrfast.data.nifti.header import Header, read_header
 from cmrfast.data.nifti.read import read_nifti

@@ -1,4 +1,4 @@
-"""Where voxels lie: a header's sform, qform and pixdim against one matrix in millimetres."""
+"""Geometry of a header: sform, qform and pixdim combined into one matrix in millimetres."""
 
 from typing import Any
 
@@ -9,20 +9,20 @@ from cmrfast.data.volume import fault_of_matrix
 
 Matrix = npt.NDArray[np.float64]
 
-#: sform lengths further from pixdim's than this, relative, are taken for units of nobody.
+#: Relative difference beyond which the sform's step lengths give way to those of pixdim.
 LENGTHS_DIFFER = 1e-3
 _MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # metres, micrometres; anything else counts as mm
 
 
-@np.errstate(over="ignore", invalid="ignore")  # what overflows is refused as not finite
+@np.errstate(over="ignore", invalid="ignore")  # overflow is refused below as not finite
 def world_from_header(fields: Any) -> tuple[tuple[str, str], Matrix | None, tuple[str, ...]]:
-    """The voxel-to-world matrix of a header in mm.
+    """The voxel-to-world matrix of a header, in mm.
 
-    The sform where it is set, else the qform, else the spacing alone. Where the sform's lengths
-    differ from pixdim's, its directions and origin stand and pixdim gives the lengths.
+    The sform is used if it is set, else the qform, else the spacing alone. If the sform's step
+    lengths differ from pixdim, its directions and origin are kept and pixdim gives the lengths.
 
     Returns:
-        (field, problem) when there is no matrix, the matrix or None, notes on what is odd.
+        (field, problem) if there is no matrix; the matrix or None; notes on what is unusual.
     """
     lengths = np.abs(np.asarray(fields["pixdim"][1:4], np.float64))
     valid = bool(np.isfinite(lengths).all() and lengths.all())
@@ -53,13 +53,15 @@ def world_from_header(fields: Any) -> tuple[tuple[str, str], Matrix | None, tupl
 
 
 def set_geometry(fields: Any, world_from_vox: Matrix, code: int) -> None:
-    """Write both forms and pixdim[0..3], in mm; a sheared matrix has the nearest qform there is."""
+    """Set sform, qform and pixdim[0..3], in mm; the qform of a sheared matrix is the nearest."""
     from nibabel.quaternions import mat2quat
 
     steps = world_from_vox[:3, :3]
     lengths = np.linalg.norm(steps, axis=0)
+    # A qform cannot represent shear: use the nearest orthogonal matrix (the polar factor).
     u, _, vh = np.linalg.svd(steps / lengths)
     rotation = u @ vh
+    # A quaternion cannot represent a reflection: NIfTI stores it as the sign in pixdim[0].
     handedness = 1.0 if np.linalg.det(rotation) > 0 else -1.0
     rotation[:, 2] *= handedness
     fields["pixdim"][:4] = [handedness, *lengths]
@@ -81,8 +83,8 @@ def _from_quaternion(fields: Any, lengths: Matrix) -> Matrix:
     matrix = np.eye(4)
     squares = b * b + c * c + d * d
     if not np.isfinite(squares):
-        return np.full((4, 4), np.nan)
-    if squares > 1:  # rounding: a half turn
+        return np.full((4, 4), np.nan)  # the caller refuses it as not finite
+    if squares > 1:  # a half turn, rounded up
         b, c, d = (x / np.sqrt(squares) for x in (b, c, d))
     a = np.sqrt(max(0.0, 1 - squares))
     rotation = np.array(

@@ -1,4 +1,4 @@
-"""The NIfTI-1 and NIfTI-2 header: read, checked field by field, before any voxel."""
+"""Read a NIfTI-1 or NIfTI-2 header and check it field by field, before any voxel is read."""
 
 import math
 import os
@@ -13,7 +13,7 @@ from cmrfast.data.nifti.geometry import world_from_header
 from cmrfast.data.nifti.source import Source, open_source
 from cmrfast.errors import FileError
 
-#: NIfTI's code of each voxel type that images and masks use.
+#: NIfTI code → dtype, for the voxel types that images and masks use.
 DTYPES: dict[int, np.dtype[Any]] = {
     2: np.dtype("u1"),
     4: np.dtype("i2"),
@@ -35,25 +35,25 @@ _UNSUPPORTED = {
     2048: "complex",
     2304: "RGBA",
 }
-#: Size of the header, and the magic words of a single file and of a pair.
+#: Header size → magic strings of a single file and of a .hdr/.img pair.
 _VERSIONS = {348: (b"n+1\0", b"ni1\0"), 540: (b"n+2\0", b"ni2\0")}
 _UNPACKED_ENDINGS = {".hdr": ".img", ".HDR": ".IMG"}
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a header says, checked.
+    """A checked header.
 
     Attributes:
-        path: of the file that was requested for.
-        voxel_path: of the file that holds the voxels; another one for a .hdr/.img pair.
+        path: the requested file.
+        voxel_path: the file that holds the voxels; differs from ``path`` for a .hdr/.img pair.
         fields: the header itself, in the file's byte order.
-        offset: of the first voxel in ``voxel_path``, in bytes.
-        dtype: of the stored voxels, with their byte order.
+        offset: position of the first voxel in ``voxel_path``, in bytes.
+        dtype: dtype of the stored voxels, with their byte order.
         shape: (C, I, J, K).
-        scaling: (slope, intercept) of the stored values, None where they stand for themselves.
+        scaling: (slope, intercept) of the stored values, None if they are not scaled.
         world_from_vox: (4, 4), in mm.
-        notes: what is odd but legal, in words.
+        notes: what is unusual but legal, in words.
     """
 
     path: Path
@@ -68,12 +68,12 @@ class Header:
 
     @property
     def voxel_bytes(self) -> int:
-        """Bytes of all voxels as stored."""
+        """Size of all voxels as stored."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
-    """Read and check a header, and that the file can hold the voxels it promises.
+    """Read and check a header; also check that the file can hold the voxels it promises.
 
     Args:
         path: .nii, .nii.gz, or either file of a .hdr/.img pair.
@@ -94,26 +94,26 @@ def _read_fields(source: Source) -> Any:
     from nibabel.nifti1 import header_dtype as nifti1
     from nibabel.nifti2 import header_dtype as nifti2
 
-    raw = source.read(540)
+    raw = source.read(540)  # the longer of the two headers
     orders: tuple[Literal["<"], Literal[">"]] = ("<", ">")
-    for order in orders:
+    for order in orders:  # the size field also reveals the byte order
         size = int(np.frombuffer(raw[:4].ljust(4, b"\0"), f"{order}i4")[0])
         if size not in _VERSIONS:
             continue
         if len(raw) < size:
             raise FileError(
-                f"read_nifti: {source.path} ends inside its header: "
-                f"{len(raw)} of {size} bytes are there"
+                f"read_nifti: {source.path} ends inside its header, "
+                f"after {len(raw)} of {size} bytes"
             )
         layout = (nifti1 if size == 348 else nifti2).newbyteorder(order)
         fields = np.frombuffer(raw[:size], layout)[0]
-        # NumPy strips the trailing zero of the magic word; NIfTI-2's has four bytes more.
+        # NumPy strips the trailing zero of the magic string; NIfTI-2's is four bytes longer.
         magic = bytes(fields["magic"])[:4].ljust(4, b"\0")
         if magic not in _VERSIONS[size]:
             raise FileError(f"read_nifti: {source.path}: magic {magic!r} is not NIfTI's")
         return fields
     raise FileError(
-        f"read_nifti: {source.path} is no NIfTI file: it must begin with the header's size, "
+        f"read_nifti: {source.path} is not a NIfTI file: it must begin with the header's size, "
         f"348 or 540; it begins with {raw[:4].hex(' ') or 'nothing'}"
     )
 
@@ -130,7 +130,7 @@ def _check_fields(requested: Path, header_path: Path, fields: Any) -> Header:
         raise error("dim", f"must be positive; it is {sizes}")
     space, others = [*sizes, 1, 1][:3], sizes[3:]
     if sum(n > 1 for n in others) > 1:
-        raise error("dim", f"may have one axis longer than 1 beyond space; it is {sizes}")
+        raise error("dim", f"may have only one non-spatial axis longer than 1; it is {sizes}")
 
     code, bits = int(fields["datatype"]), int(fields["bitpix"])
     if code not in DTYPES:
@@ -162,16 +162,16 @@ def _check_fields(requested: Path, header_path: Path, fields: Any) -> Header:
 def _check_offset(fields: Any, single: bool, error: Any) -> int:
     value = float(fields["vox_offset"])
     least = int(fields["sizeof_hdr"]) + 4 if single else 0
-    if single and value == 0:  # some writers leave it out
+    if single and value == 0:  # some programs leave it unset
         return least
     if not (math.isfinite(value) and value >= least and value == int(value)):
-        raise error("vox_offset", f"must be a whole number from {least} on; it is {value}")
+        raise error("vox_offset", f"must be a whole number of at least {least}; it is {value}")
     return int(value)
 
 
 def _check_scaling(fields: Any, error: Any) -> tuple[float, float] | None:
     slope, intercept = float(fields["scl_slope"]), float(fields["scl_inter"])
-    if slope == 0 or math.isnan(slope):  # NIfTI: no scaling
+    if slope == 0 or math.isnan(slope):  # by the standard: no scaling
         return None
     if not (math.isfinite(slope) and math.isfinite(intercept)):
         raise error("scl_slope, scl_inter", f"must be finite; they are {slope}, {intercept}")
@@ -188,20 +188,22 @@ def _require_capacity(header: Header, source: Source) -> None:
 
 
 def _header_path(requested: Path) -> Path:
-    """The header of a pair when its voxel file was named, else the path itself."""
-    packed, name = _split_gz(requested)
+    """The header file if the voxel file of a pair was requested, else the path itself."""
+    gz, name = _split_gz(requested)
     for header, voxels in _UNPACKED_ENDINGS.items():
         if name.endswith(voxels):
-            return _first_existing(requested, name[: -len(voxels)] + header, packed)
+            return _first_existing(requested, name[: -len(voxels)] + header, gz)
     return requested
 
 
 def _voxel_path(requested: Path, header_path: Path) -> Path:
-    packed, name = _split_gz(header_path)
+    gz, name = _split_gz(header_path)
     for header, voxels in _UNPACKED_ENDINGS.items():
         if name.endswith(header):
-            return _first_existing(header_path, name[: -len(header)] + voxels, packed)
-    raise FileError(f"read_nifti: {requested}: magic says .hdr/.img pair, the name ends otherwise")
+            return _first_existing(header_path, name[: -len(header)] + voxels, gz)
+    raise FileError(
+        f"read_nifti: {requested}: magic says .hdr/.img pair, but the name has another ending"
+    )
 
 
 def _split_gz(path: Path) -> tuple[str, str]:
@@ -209,7 +211,7 @@ def _split_gz(path: Path) -> tuple[str, str]:
     return (name[-3:], name[:-3]) if name.lower().endswith(".gz") else ("", name)
 
 
-def _first_existing(beside: Path, name: str, packed: str) -> Path:
-    """``name`` in the same folder, plain or gzip, whichever exists."""
-    first, second = (beside.with_name(name + end) for end in (packed, "" if packed else ".gz"))
+def _first_existing(sibling: Path, name: str, gz: str) -> Path:
+    """``name`` in the folder of ``sibling``, plain or gzip, whichever exists."""
+    first, second = (sibling.with_name(name + end) for end in (gz, "" if gz else ".gz"))
     return second if second.exists() and not first.exists() else first

@@ -1,4 +1,4 @@
-"""A NIfTI file read into a Volume, or refused before anything is allocated."""
+"""Read a NIfTI file into a Volume, or refuse it before anything is allocated."""
 
 import os
 import warnings
@@ -18,20 +18,20 @@ from cmrfast.errors import FileError
 def read_nifti(path: str | os.PathLike[str], *, max_bytes: int = 2**31) -> Volume:
     """Read an image.
 
-    Everything the header says is checked before memory is taken: voxel type, sizes, offset, an
+    The header is checked before memory is allocated: the voxel type, the sizes, the offset, an
     invertible matrix, and that the file, gzip or not, can hold the voxels it promises.
 
     Args:
         path: .nii, .nii.gz, or either file of a .hdr/.img pair.
-        max_bytes: of voxels as stored; a file that holds more is refused.
+        max_bytes: limit for the voxels as stored; a larger file is refused.
 
     Returns:
-        The volume, in the stored dtype unless the header scales it (then float32, or float64 for
-        voxels of more than 16 bits that are not float32), on the CPU. Its strides are the file's:
-        the first axis of space runs fastest.
+        The volume, on the CPU, in the stored dtype; if the header scales the values, float32, or
+        float64 for voxels of more than 16 bits that are not float32. Its strides are those of the
+        file: the first spatial axis varies fastest.
 
     Raises:
-        FileError: for anything wrong with the file.
+        FileError: if anything is wrong with the file.
     """
     header = read_header(path)
     for note in header.notes:
@@ -40,7 +40,7 @@ def read_nifti(path: str | os.PathLike[str], *, max_bytes: int = 2**31) -> Volum
 
 
 def read_volume(header: Header, *, max_bytes: int = 2**31) -> Volume:
-    """The volume that a checked header belongs to."""
+    """Read the volume of a checked header."""
     if header.voxel_bytes > max_bytes:
         raise FileError(
             f"read_nifti: {header.path} holds {header.voxel_bytes} bytes of voxels, "
@@ -48,10 +48,10 @@ def read_volume(header: Header, *, max_bytes: int = 2**31) -> Volume:
         )
     try:
         data = _apply_scaling(_read_voxels(header), header)
-    except MemoryError as error:
+    except MemoryError as error:  # max_bytes may be larger than this machine's memory
         raise FileError(
             f"read_nifti: {header.path} holds {header.voxel_bytes} bytes of voxels, "
-            "more than there is memory for"
+            "more than fits in memory"
         ) from error
     return Volume(data, torch.from_numpy(header.world_from_vox))
 
@@ -65,9 +65,9 @@ def _read_voxels(header: Header) -> npt.NDArray[Any]:
         if filled < len(buffer):
             raise FileError(
                 f"read_nifti: {header.path} promises {len(buffer)} bytes of voxels, "
-                f"{filled} are there"
+                f"but holds {filled}"
             )
-        source.read(1)  # a gzip stream checks its sum only when asked for more
+        source.read(1)  # gzip verifies its checksum only when read past the end
     voxels = buffer.view(header.dtype)
     if not header.dtype.isnative:
         voxels = voxels.byteswap(inplace=True).view(header.dtype.newbyteorder("="))
@@ -79,6 +79,6 @@ def _apply_scaling(voxels: npt.NDArray[Any], header: Header) -> Tensor:
     if header.scaling is None:
         return data
     slope, intercept = header.scaling
-    wide = data.double().mul_(slope).add_(intercept)
-    narrow = data.dtype == torch.float32 or data.dtype.itemsize <= 2
-    return wide.float() if narrow else wide
+    scaled = data.double().mul_(slope).add_(intercept)
+    single = data.dtype == torch.float32 or data.dtype.itemsize <= 2  # float32 is precise enough
+    return scaled.float() if single else scaled

@@ -1,4 +1,4 @@
-"""The bytes of a plain or gzip file, with a bound on how many there can be."""
+"""The bytes of a plain or gzip file, with an upper bound on their number."""
 
 import gzip
 import os
@@ -11,21 +11,21 @@ from typing import BinaryIO, cast
 
 from cmrfast.errors import FileError
 
-#: DEFLATE cannot expand further than this.
+#: Largest expansion factor of DEFLATE.
 GZIP_LIMIT = 1032
 _CHUNK = 1 << 22
 
 
 class Source:
-    """A file opened for reading; ``capacity`` bytes at most can come out of it."""
+    """A file opened for reading; it can hold at most ``capacity`` bytes of content."""
 
     def __init__(self, path: Path, stream: BinaryIO, size: int) -> None:
         self.path = path
         self.size = size
-        self.packed = stream.read(2) == b"\x1f\x8b"
+        self.compressed = stream.read(2) == b"\x1f\x8b"
         stream.seek(0)
-        self.capacity = size * GZIP_LIMIT if self.packed else size
-        self._stream = _decompressed(stream) if self.packed else stream
+        self.capacity = size * GZIP_LIMIT if self.compressed else size
+        self._stream = _decompressed(stream) if self.compressed else stream
 
     def read(self, count: int) -> bytes:
         """The next ``count`` bytes, fewer only at the end."""
@@ -44,15 +44,15 @@ class Source:
         return filled
 
     def seek(self, position: int) -> None:
-        """Go forward to a position of the unpacked bytes."""
+        """Move forward to a position in the decompressed content."""
         self._stream.seek(position)
 
 
 @contextmanager
 def open_source(path: Path) -> Iterator[Source]:
-    """Open a regular file; whatever goes wrong while it is open is a ``FileError``."""
+    """Open a regular file; any failure while it is open is raised as ``FileError``."""
     if "\0" in str(path):
-        raise FileError(f"read_nifti: {str(path)!r} is no file name")
+        raise FileError(f"read_nifti: {str(path)!r} is not a file name")
     try:
         with open(path, "rb", opener=_open_nonblocking) as stream:
             status = os.fstat(stream.fileno())
@@ -66,12 +66,12 @@ def open_source(path: Path) -> Iterator[Source]:
 
 
 def _open_nonblocking(path: str, flags: int) -> int:
-    """Open a pipe at once, too, so that it can be refused."""
+    """Open without blocking, so that a named pipe can be refused."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _decompressed(stream: BinaryIO) -> BinaryIO:
-    """The gzip stream's content, through isal where it is installed."""
+    """The content of a gzip stream, decompressed by isal if it is installed."""
     try:
         from isal import igzip
     except ImportError:
@@ -80,7 +80,7 @@ def _decompressed(stream: BinaryIO) -> BinaryIO:
 
 
 def _gzip_errors() -> tuple[type[Exception], ...]:
-    """What a damaged gzip stream raises, apart from ``OSError``."""
+    """The exceptions of a damaged gzip stream, apart from ``OSError``."""
     try:
         from isal.igzip_lib import IsalError
     except ImportError:

@@ -1,4 +1,4 @@
-"""A Volume written as NIfTI: whole or not at all, and read back before it counts."""
+"""Write a Volume as NIfTI, atomically and verified by reading it back."""
 
 import gzip
 import os
@@ -23,8 +23,8 @@ _FORMS = (
     *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
     *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units"),
 )
-_SCANNER = 1
-#: What one step of float32, the precision of NIfTI-1's forms, may move an entry by.
+_SCANNER = 1  # the code NIFTI_XFORM_SCANNER_ANAT
+#: Relative rounding error of float32, the precision of NIfTI-1's sform and qform.
 _ROUNDING = 2.0**-23
 
 
@@ -34,15 +34,15 @@ def write_nifti(
     """Write an image, atomically, and check it by reading it back.
 
     Args:
-        path: ending in .nii or .nii.gz; its folder must exist. A link there is replaced.
-        volume: bool is stored as uint8, half types as float32. More than one channel becomes time.
-        like: a NIfTI file that the result must overlay. Where the volume has its geometry, its
-            sform, qform, codes, pixdim and units are kept bit for bit; its voxel type is kept
-            where that type holds every value, but labels (integers) never become floating point.
-            Without it both forms come from the volume.
+        path: must end in .nii or .nii.gz; its folder must exist. A link at this path is replaced.
+        volume: bool is stored as uint8, half precision as float32; channels become time points.
+        like: a NIfTI file that the result must overlay. If the volume has its geometry, its sform,
+            qform, codes, pixdim and units are kept bit for bit. Its voxel type is kept if it can
+            represent every value, but integer labels never become floating point. Without
+            ``like``, sform and qform are written from the volume.
 
     Raises:
-        FileError: if ``like`` cannot be read, or the file cannot be written or does not read back.
+        FileError: if ``like`` cannot be read, or the file cannot be written or read back.
 
     Example:
         >>> import tempfile
@@ -57,7 +57,7 @@ def write_nifti(
     if not target.name.endswith((".nii", ".nii.gz")):
         raise ValueError(f"write_nifti: the name must end in .nii or .nii.gz; got {target.name}")
     if "\0" in str(target):
-        raise FileError(f"write_nifti: {str(target)!r} is no file name")
+        raise FileError(f"write_nifti: {str(target)!r} is not a file name")
     if not volume.data.numel():
         raise ValueError(f"write_nifti: volume is empty; its shape is {tuple(volume.data.shape)}")
     model = None if like is None else read_header(like)
@@ -65,14 +65,14 @@ def write_nifti(
     fields = _make_fields(data, volume, model)
     try:
         with atomic_write(target) as temporary:
-            _write_file(temporary, fields, data, packed=target.name.endswith(".gz"))
+            _write_file(temporary, fields, data, compressed=target.name.endswith(".gz"))
             _verify(temporary, target, data, volume)
     except OSError as error:
         raise FileError(f"write_nifti: {target}: {error.strerror or error}") from error
 
 
 def _to_storable(data: Tensor, model: Header | None) -> Tensor:
-    """The data in a dtype that NIfTI has, the model's where no value is lost by it."""
+    """The data in a dtype that NIfTI has: the model's if it represents every value."""
     data = data.detach().cpu()
     if data.dtype == torch.bool:
         data = data.byte()
@@ -82,29 +82,30 @@ def _to_storable(data: Tensor, model: Header | None) -> Tensor:
         return data
     with np.errstate(invalid="ignore", over="ignore"):
         values = data.numpy()
-        kept = values.astype(model.dtype.newbyteorder("="))
-        back = kept.astype(values.dtype)
-        lost = not np.array_equal(back, values, equal_nan=values.dtype.kind == "f")
-    return data if lost else torch.from_numpy(kept)
+        cast_values = values.astype(model.dtype.newbyteorder("="))
+        restored = cast_values.astype(values.dtype)
+        exact = np.array_equal(restored, values, equal_nan=values.dtype.kind == "f")
+    return torch.from_numpy(cast_values) if exact else data
 
 
 def _make_fields(data: Tensor, volume: Volume, model: Header | None) -> npt.NDArray[Any]:
-    """The header, as an array of one entry."""
+    """The header as a structured array with one entry."""
     from nibabel.nifti1 import header_dtype as nifti1
     from nibabel.nifti2 import header_dtype as nifti2
 
     channels, *space = data.shape
     requested = volume.world_from_vox.numpy()
     keep = model is not None and np.allclose(model.world_from_vox, requested, rtol=1e-6, atol=1e-6)
-    second = max(data.shape) > 32767 or (
+    # NIfTI-1 stores sizes as int16.
+    nifti_2 = max(data.shape) > 32767 or (
         keep and model is not None and int(model.fields["sizeof_hdr"]) == 540
     )
-    layout = (nifti2 if second else nifti1).newbyteorder("<")
+    layout = (nifti2 if nifti_2 else nifti1).newbyteorder("<")
     fields = np.zeros(1, layout)
     dtype = data.numpy().dtype
     fields["sizeof_hdr"] = layout.itemsize
-    fields["magic"] = b"n+2" if second else b"n+1"
-    if second:
+    fields["magic"] = b"n+2" if nifti_2 else b"n+1"
+    if nifti_2:
         fields["eol_check"] = (13, 10, 26, 10)
     sizes = [3, *space] if channels == 1 else [4, *space, channels]
     fields["dim"] = sizes + [1] * (8 - len(sizes))
@@ -121,19 +122,19 @@ def _make_fields(data: Tensor, volume: Volume, model: Header | None) -> npt.NDAr
     return fields
 
 
-def _write_file(path: Path, fields: npt.NDArray[Any], data: Tensor, *, packed: bool) -> None:
+def _write_file(path: Path, fields: npt.NDArray[Any], data: Tensor, *, compressed: bool) -> None:
     voxels = np.ascontiguousarray(data.permute(0, 3, 2, 1).numpy())
     voxels = voxels.astype(voxels.dtype.newbyteorder("<"), copy=False)
     with path.open("wb") as file:
-        stream = _gzip_writer(file) if packed else file
-        stream.write(fields.tobytes() + bytes(4))  # four bytes: no extension follows
+        stream = _gzip_writer(file) if compressed else file
+        stream.write(fields.tobytes() + bytes(4))  # four zero bytes: no extension follows
         stream.write(voxels.reshape(-1).view(np.uint8).data)
-        if packed:
+        if compressed:
             stream.close()
 
 
 def _gzip_writer(file: BinaryIO) -> BinaryIO:
-    """A gzip stream that holds neither name nor time: same image, same bytes."""
+    """A gzip stream without name and time stamp, so that equal images give equal bytes."""
     try:
         from isal import igzip
     except ImportError:
@@ -143,11 +144,10 @@ def _gzip_writer(file: BinaryIO) -> BinaryIO:
 
 def _verify(written: Path, target: Path, data: Tensor, volume: Volume) -> None:
     header = replace(read_header(written), path=target)
-    back = read_volume(header, max_bytes=header.voxel_bytes)
+    stored = read_volume(header, max_bytes=header.voxel_bytes)
     requested = volume.world_from_vox
-    apart = (back.world_from_vox - requested).abs()
-    if (apart > 1e-5 + _ROUNDING * requested.abs()).any():
-        raise FileError(f"write_nifti: {target}: the geometry that came back differs")
-    same = np.array_equal(back.data.numpy(), data.numpy(), equal_nan=data.is_floating_point())
-    if not same:
-        raise FileError(f"write_nifti: {target}: the voxels that came back differ")
+    error = (stored.world_from_vox - requested).abs()
+    if (error > 1e-5 + _ROUNDING * requested.abs()).any():
+        raise FileError(f"write_nifti: {target}: the geometry read back differs")
+    if not np.array_equal(stored.data.numpy(), data.numpy(), equal_nan=data.is_floating_point()):
+        raise FileError(f"write_nifti: {target}: the voxels read back differ")

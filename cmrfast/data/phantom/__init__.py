@@ -1,7 +1,7 @@
 """Phantoms: synthetic patients in the layouts of the public data sets, with every label.
 
-They stand in for data that may not be passed on, in tests and demonstrations. Figures measured on
-them say whether code works, never how it would do on patients.
+They replace data that cannot be redistributed, in tests and demonstrations. Scores measured on
+them show whether the code works, not how well a network would do on patients.
 """
 
 import os
@@ -44,10 +44,11 @@ def write_phantoms(
     Args:
         layout: t1_lge, emidec, myops, mscmrseg, msseg2 or open_ms.
         out: a new or empty folder, which becomes the root of the data set.
-        cases: number of patients. A patient depends on the seed and on its own number alone.
+        cases: number of patients. A patient depends only on the seed and on its own number.
         seed: the same seed gives the same bytes.
-        shrink: at 2 voxels are twice as wide (hearts: in plane), for tests and demonstrations.
-        progress: called with (patients written, patients in all).
+        shrink: factor by which voxels are enlarged (hearts: in plane), for tests and
+            demonstrations.
+        progress: called with (patients written, total number of patients).
 
     Returns:
         The root, for ``open_dataset``.

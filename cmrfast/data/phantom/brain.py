@@ -1,6 +1,6 @@
-"""A head with a folded cortex as a function of space, painted in several contrasts at once.
+"""A head with a folded cortex as a function of space, painted in several contrasts.
 
-Brain frame, in mm: x to the right, y to the front, z up, the origin between the thalami.
+Brain frame, in mm: x to the right, y to the front, z up, with the origin between the thalami.
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,17 +9,17 @@ from itertools import pairwise
 
 import numpy as np
 
-from cmrfast.data.phantom.scanner import Array, Random, Waves, inside, smooth_minimum
+from cmrfast.data.phantom.scanner import Array, Random, Waves, partial_volume, smooth_minimum
 
-#: Everything that has a signal of its own.
+#: Tissues with a signal of their own.
 TISSUES = (
     *("air", "skin", "fat", "muscle", "bone", "marrow", "eye"),
     *("csf", "grey", "white", "deep", "pallidum", "plexus", "lesion"),
 )
 _CORTEX_MM = 2.7
 _SULCUS_MM = 21.0
-_SLAB = 4
-#: The lateral ventricle as a chain of (x, y, z, radius), once forwards and once round the thalamus.
+#: Each lateral ventricle as two tubes with knots (x, y, z, radius): front to back, and around the
+#: thalamus.
 _HORNS = (
     ((13, 36, 6, 2.5), (9, 22, 15, 4.5), (8, -4, 24, 4.5), (19, -33, 17, 6), (25, -62, 6, 1)),
     ((21, -34, 14, 5), (31, -22, -8, 2.5), (28, 6, -18, 1.5)),
@@ -30,7 +30,7 @@ _STEM = ((0, -16, -10, 13), (0, -20, -30, 15), (0, -32, -52, 10), (0, -38, -90, 
 
 @dataclass(frozen=True)
 class Brain:
-    """One patient: a scale of each axis, widths in mm, and the fields that fold the cortex."""
+    """One patient: scale of each axis, widths in mm, and the fields that fold the cortex."""
 
     size: tuple[float, float, float]
     ventricle_mm: float
@@ -42,7 +42,7 @@ class Brain:
 
     @classmethod
     def random(cls, rng: Random) -> "Brain":
-        """A patient; wide ventricles and wide sulci go together."""
+        """Draw a patient; wide ventricles and wide sulci occur together."""
         atrophy = rng.uniform(0, 1)
         scale = rng.uniform(0.95, 1.05)
         return cls(
@@ -58,13 +58,13 @@ class Brain:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Distances in mm, negative inside, at points of the brain frame.
+    """Signed distances in mm, negative inside, at points of the brain frame.
 
     Attributes:
-        hull: brain with the fluid in its folds.
-        fluid: nearest outer fluid (fissures, sulci, beyond the hull).
-        ventricle: nearest inner fluid.
-        white: cerebral or cerebellar white matter's border with grey.
+        hull: to the hull of the brain, which includes the fluid in its folds.
+        fluid: to the nearest outer fluid (fissures, sulci, outside the hull).
+        ventricle: to the nearest inner fluid.
+        white: to the border between cerebral or cerebellar white and grey matter.
     """
 
     hull: Array
@@ -73,27 +73,27 @@ class Anatomy:
     white: Array
 
 
-def anatomy(brain: Brain, fold: Array, x: Array, y: Array, z: Array) -> Anatomy:
-    """Surfaces that lesions and layers need.
+def compute_anatomy(brain: Brain, fold: Array, x: Array, y: Array, z: Array) -> Anatomy:
+    """Compute the distances that painting and lesions need.
 
     Args:
-        fold: signed distance to the nearest sulcus (``folds``), of the broadcast shape.
+        fold: signed distance to the nearest sulcus (``sulcus_distance``), of the broadcast shape.
     """
     side = np.abs(x)
     bend = brain.bend(x, y, z)
     cerebrum = smooth_minimum(
-        np.maximum(_ellipsoid(x, y, z, (0, -4, 17), (67, 86, 59)), -16 - z + 4 * bend),
-        _ellipsoid(side, y, z, (42, 6, -20), (26, 42, 24)),
+        np.maximum(_ellipsoid_distance(x, y, z, (0, -4, 17), (67, 86, 59)), -16 - z + 4 * bend),
+        _ellipsoid_distance(side, y, z, (42, 6, -20), (26, 42, 24)),
         14,
     )
-    cerebellum = _ellipsoid(x, y, z, (0, -58, -36), (49, 33, 27))
-    stem = _chain(side, y, z, [_STEM])
+    cerebellum = _ellipsoid_distance(x, y, z, (0, -58, -36), (49, 33, 27))
+    stem = _tube_distance(side, y, z, [_STEM])
     depth = -cerebrum
     reach = 18 + 6 * brain.depth(x, y, z)
     opening = np.float32(0.5 * brain.sulcus_mm) + np.float32(1.4) * np.exp(
         -np.maximum(depth, 0) / 3
     )
-    core = _ellipsoid(x, y, z, (0, -6, 12), (60, 44, 22))
+    core = _ellipsoid_distance(x, y, z, (0, -6, 12), (60, 44, 22))
     below = np.maximum(depth - reach, 0)
     sulcus = np.sqrt(fold * fold + below * below) - opening
     fissure = np.hypot(x + bend, np.maximum(-core, 0)) - np.float32(0.9)
@@ -107,78 +107,84 @@ def anatomy(brain: Brain, fold: Array, x: Array, y: Array, z: Array) -> Anatomy:
     folia = np.abs(np.sin(np.float32(1.1) * (z + np.float32(0.3) * (y + 58) + 2 * bend))) * 2
     small = cerebellum > -9
     leaf = np.where(small, folia - np.float32(0.45), 9)
-    tree = _ellipsoid(side, y, z, (16, -54, -36), (22, 17, 13)) + 3 * bend + 2 * brain.fine(x, y, z)
+    tree = (
+        _ellipsoid_distance(side, y, z, (16, -54, -36), (22, 17, 13))
+        + 3 * bend
+        + 2 * brain.fine(x, y, z)
+    )
     hind = np.minimum(cerebellum, stem)
     behind = hind < cerebrum
     fluid = np.where(behind, np.minimum(np.minimum(leaf, -hind), 9), fluid)
     fluid = np.where(stem < 0, -stem, fluid)
     white = np.where(behind, np.minimum(tree, stem), np.float32(_CORTEX_MM) - fluid)
-    horns = _chain(side, y, z, _HORNS) - np.float32(brain.ventricle_mm)
-    third = _ellipsoid(side, y, z, (0, -5, 0), (2 + 0.5 * brain.ventricle_mm, 14, 11))
-    fourth = _ellipsoid(side, y, z, (0, -40, -32), (8, 5, 10))
+    horns = _tube_distance(side, y, z, _HORNS) - np.float32(brain.ventricle_mm)
+    third = _ellipsoid_distance(side, y, z, (0, -5, 0), (2 + 0.5 * brain.ventricle_mm, 14, 11))
+    fourth = _ellipsoid_distance(side, y, z, (0, -40, -32), (8, 5, 10))
     ventricle = np.minimum(np.minimum(horns, third), fourth)
     return Anatomy(np.minimum(cerebrum, hind), fluid, ventricle, white)
 
 
 def paint(
-    brain: Brain, here: Anatomy, x: Array, y: Array, z: Array, signal: Array, blur: float
+    brain: Brain, anatomy: Anatomy, x: Array, y: Array, z: Array, signal: Array, blur: float
 ) -> Array:
-    """The head in each contrast.
+    """Paint the head in each contrast.
 
     Args:
-        signal: (C, len(TISSUES)).
+        signal: (C, len(TISSUES)), signal of each tissue.
 
     Returns:
         (C, *shape of the points).
     """
     value = dict(zip(TISSUES, signal.T, strict=True))
-    images = np.empty((len(signal), *here.hull.shape), np.float32)
+    images = np.empty((len(signal), *anatomy.hull.shape), np.float32)
     images[...] = value["air"][:, None, None, None]
 
-    def lay(distance: Array, name: str, share: float = 1.0, soft: float = 1.0) -> None:
-        cover = inside(distance, soft * blur) * np.float32(share)
-        for image, one in zip(images, value[name], strict=True):
-            image += cover * (one - image)
+    def blend(distance: Array, name: str, opacity: float = 1.0, soft: float = 1.0) -> None:
+        weight = partial_volume(distance, soft * blur) * np.float32(opacity)
+        for image, tissue in zip(images, value[name], strict=True):
+            image += weight * (tissue - image)
 
     side = np.abs(x)
     bend = brain.bend(x, y, z)
-    head = _ellipsoid(x, y, z, (0, -2, -4), (80, 101, 96)) + bend
+    head = _ellipsoid_distance(x, y, z, (0, -2, -4), (80, 101, 96)) + bend
     neck = np.maximum(np.hypot(x, (y + 22) * np.float32(0.8)) - 62, z + 40)
-    face = _ellipsoid(x, y, z, (0, 46, -68), (56, 54, 50))
+    face = _ellipsoid_distance(x, y, z, (0, 46, -68), (56, 54, 50))
     head = smooth_minimum(head, smooth_minimum(neck, face, 12), 12)
-    skull = here.hull - np.float32(2.5)
-    lay(head, "skin")
-    lay(head + 2, "fat")
-    lay(head + 8 + 3 * bend, "muscle")
-    lay(np.maximum(skull - 7, head + 4), "bone")
-    lay(np.maximum(np.abs(skull - np.float32(3.5)) - np.float32(1.6), head + 5), "marrow")
-    orbit = _ellipsoid(side, y, z, (32, 66, -30), (19, 24, 18))
-    lay(np.maximum(orbit, 1 - skull), "fat")
-    lay(np.maximum(_ellipsoid(side, y, z, (32, 76, -30), (12, 12, 12)), 1 - skull), "eye")
-    lay(skull, "csf")
-    lay(np.maximum(here.hull, -here.fluid), "grey")
-    lay(np.maximum(here.white, here.hull), "white", soft=1.3)
+    skull = anatomy.hull - np.float32(2.5)
+    blend(head, "skin")
+    blend(head + 2, "fat")
+    blend(head + 8 + 3 * bend, "muscle")
+    blend(np.maximum(skull - 7, head + 4), "bone")
+    blend(np.maximum(np.abs(skull - np.float32(3.5)) - np.float32(1.6), head + 5), "marrow")
+    orbit = _ellipsoid_distance(side, y, z, (32, 66, -30), (19, 24, 18))
+    blend(np.maximum(orbit, 1 - skull), "fat")
+    blend(
+        np.maximum(_ellipsoid_distance(side, y, z, (32, 76, -30), (12, 12, 12)), 1 - skull), "eye"
+    )
+    blend(skull, "csf")
+    blend(np.maximum(anatomy.hull, -anatomy.fluid), "grey")
+    blend(np.maximum(anatomy.white, anatomy.hull), "white", soft=1.3)
     for centre, radii, name in (
         ((27, 2, 4), (6, 18, 12), "deep"),
         ((19, -1, 1), (5, 11, 7), "pallidum"),
         ((11, -16, 6), (10, 15, 10), "deep"),
     ):
-        lay(_ellipsoid(side, y, z, centre, radii) + bend, name, soft=1.5)
-    lay(_chain(side, y, z, [_CAUDATE]), "deep", soft=1.5)
-    lay(here.ventricle - 2, "grey", 0.45, 2)  # the bright rim that every FLAIR shows
-    lay(here.ventricle, "csf")
-    plexus = _ellipsoid(side, y, z, (20, -34, 15), (3, 6, 4)) + brain.fine(x, y, z)
-    lay(np.maximum(plexus, here.ventricle + 1), "plexus")
+        blend(_ellipsoid_distance(side, y, z, centre, radii) + bend, name, soft=1.5)
+    blend(_tube_distance(side, y, z, [_CAUDATE]), "deep", soft=1.5)
+    blend(anatomy.ventricle - 2, "grey", 0.45, 2)  # the bright rim in every FLAIR image
+    blend(anatomy.ventricle, "csf")
+    plexus = _ellipsoid_distance(side, y, z, (20, -34, 15), (3, 6, 4)) + brain.fine(x, y, z)
+    blend(np.maximum(plexus, anatomy.ventricle + 1), "plexus")
     images *= 1 + np.float32(0.015) * bend + np.float32(0.012) * brain.fine(x, y, z)
     return images
 
 
-def folds(brain: Brain, x: Array, y: Array, z: Array) -> Array:
-    """Signed distance in mm to sulcal sheets, which run down from the hull: smooth enough for a
-    grid of 2 mm (arrays that broadcast).
+def sulcus_distance(brain: Brain, x: Array, y: Array, z: Array) -> Array:
+    """Signed distance in mm to the sulci, sheets that run inwards from the hull.
 
-    The zeros of a random field of one wavelength make a labyrinth; dividing by the gradient turns
-    its values into distances.
+    The zeros of a random field with a single wavelength form a labyrinth; dividing the field by
+    its gradient turns its values into distances. They are smooth enough for a grid of 2 mm. The
+    coordinates broadcast.
     """
     radius = np.sqrt((x / 67) ** 2 + ((y + 4) / 86) ** 2 + ((z - 15) / 64) ** 2)
     out = np.float32(0.8) / np.maximum(radius, np.float32(0.25)) ** np.float32(0.6)
@@ -191,15 +197,15 @@ def folds(brain: Brain, x: Array, y: Array, z: Array) -> Array:
         cosine = np.cos(turn)
         for slope, step in zip(slopes, rate, strict=True):
             slope += step * cosine
-    steep = np.sqrt(sum(s * s for s in slopes)) * out
+    slope = np.sqrt(sum(s * s for s in slopes)) * out
     typical = np.float32(np.sqrt(len(brain.fold.phase) / 2) * 2 * np.pi / _SULCUS_MM)
-    return np.asarray(value / np.sqrt(steep**2 + (np.float32(0.35) * typical) ** 2))
+    return np.asarray(value / np.sqrt(slope**2 + (np.float32(0.35) * typical) ** 2))
 
 
-def _ellipsoid(
+def _ellipsoid_distance(
     x: Array, y: Array, z: Array, centre: Sequence[float], radii: Sequence[float]
 ) -> Array:
-    """Nearly the distance to an ellipsoid."""
+    """Approximate signed distance to an ellipsoid."""
     a, b, c = (
         (p - np.float32(m)) / np.float32(r)
         for p, m, r in zip((x, y, z), centre, radii, strict=True)
@@ -210,8 +216,10 @@ def _ellipsoid(
     return np.asarray(first * (first - 1) / second)
 
 
-def _chain(x: Array, y: Array, z: Array, chains: Iterable[Sequence[Sequence[float]]]) -> Array:
-    """Distance to tubes that run from knot to knot (x, y, z, radius)."""
+def _tube_distance(
+    x: Array, y: Array, z: Array, chains: Iterable[Sequence[Sequence[float]]]
+) -> Array:
+    """Signed distance to tubes that run through knots (x, y, z, radius)."""
     nearest = np.float32(99)
     for knots in chains:
         for start, end in pairwise(knots):

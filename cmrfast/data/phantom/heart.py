@@ -1,9 +1,9 @@
-"""A heart as a function of space: short-axis anatomy, scar, how patients differ.
+"""A heart as a function of space: short-axis anatomy, scar, and how patients differ.
 
-Heart frame, in mm: the origin lies mid-ventricle on the long axis, x runs to the lateral wall
+Heart frame, in mm: the origin is mid-ventricular on the long axis; x points to the lateral wall
 (right in most displays), y to the inferior wall (down), z to the base. Surfaces are signed
-distances, negative inside, so that voxels of any size and orientation can be filled with partial
-volumes.
+distances, negative inside, so that partial volumes can be computed for voxels of any size and
+orientation.
 """
 
 from collections.abc import Mapping
@@ -13,20 +13,21 @@ import numpy as np
 
 from cmrfast.data.phantom.scanner import Array, Random, Waves
 
-#: What a heart's label map holds.
+#: Names of the values of a heart's label map.
 LABELS = ("background", "cavity", "myocardium", "right_ventricle", "scar", "no_reflow", "edema")
 
 
 @dataclass(frozen=True)
 class Scar:
-    """Where a lesion lies in the wall: angle and height of its centre, and its depth from inside.
+    """Position of a scar in the wall: angle and height of its centre, and its depth.
 
     Args:
-        angle: radians from the lateral wall towards the inferior one.
+        angle: angle of its centre, radians from the lateral wall towards the inferior wall.
         half_angle: half its width along the wall, radians.
         z_mm: height of its centre.
         half_mm: half its height.
-        depth: (inner, outer) share of the wall; (0, 0.5) is subendocardial, (0.3, 0.7) mid-wall.
+        depth: (inner, outer) border as a fraction of the wall from the cavity outwards; (0, 0.5)
+            is subendocardial, (0.3, 0.7) mid-wall.
         no_reflow: whether its core is obstructed.
     """
 
@@ -60,7 +61,7 @@ class Heart:
 
     @classmethod
     def random(cls, rng: Random, disease: str) -> "Heart":
-        """A patient with ``disease`` none, infarct or hypertrophy."""
+        """Draw a patient; ``disease`` is none, infarct or hypertrophy."""
         thick = disease == "hypertrophy"
         length = rng.uniform(78, 98)
         cavity = rng.uniform(19, 24) if thick else rng.uniform(22, 30)
@@ -98,7 +99,7 @@ def _terms(rng: Random, size: float) -> Array:
 
 
 def _infarct(rng: Random, length: float, septum: float) -> tuple[Scar, ...]:
-    # the territories of the three coronary arteries: anteroseptal, lateral, inferior
+    # Territories of the three coronary arteries: anteroseptal, lateral, inferior.
     angle = septum + rng.choice([0.75, -np.pi, -1.6]) + rng.uniform(-0.3, 0.3)
     outer = rng.uniform(0.4, 1.05)
     return (
@@ -114,7 +115,7 @@ def _infarct(rng: Random, length: float, septum: float) -> tuple[Scar, ...]:
 
 
 def _patches(rng: Random, length: float, septum: float) -> tuple[Scar, ...]:
-    # fibrosis of hypertrophy gathers mid-wall where the right ventricle is inserted
+    # In hypertrophy, fibrosis is mid-wall, mostly at the insertion points of the right ventricle.
     where = rng.permutation([1.0, -1.0, 0.1])[: rng.integers(1, 3)]
     return tuple(
         Scar(

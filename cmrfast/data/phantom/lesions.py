@@ -9,7 +9,7 @@ import numpy.typing as npt
 from cmrfast.data.phantom.brain import Anatomy
 from cmrfast.data.phantom.scanner import Array, Grid, Points, Random, Waves
 
-#: What becomes of a lesion between the visits, and its value in ``histories``.
+#: Change of a lesion between the visits → its value in ``draw_histories``.
 HISTORIES = {"stayed": 1, "grew": 2, "shrank": 3, "appeared": 4}
 #: Smallest outline that counts as a lesion, in mm³.
 SMALLEST_MM3 = 3.0
@@ -21,10 +21,10 @@ class Lesion:
 
     Args:
         centre_mm: (3,).
-        axes: (3, 3), rows are its directions divided by its radii.
+        axes: (3, 3); rows are the unit axes divided by the radii.
         radius_mm: mean radius.
-        size: relative size at the two visits; 0 where it is not there.
-        strength: its signal between white matter (0) and a full lesion (1).
+        size: relative size at the two visits; 0 if absent.
+        strength: signal, from white matter (0) to a full lesion (1).
     """
 
     centre_mm: Array
@@ -35,14 +35,14 @@ class Lesion:
 
     @property
     def history(self) -> str:
-        """One of ``HISTORIES``; what vanished has shrunk."""
+        """One of ``HISTORIES``; a lesion that vanished has shrunk."""
         earlier, later = self.size
         if not earlier:
             return "appeared"
         return "stayed" if later == earlier else "grew" if later > earlier else "shrank"
 
     def distance(self, points: Points, fray: Waves, visit: int) -> Array:
-        """Distance to its border in mm, about, at one visit (0 or 1)."""
+        """Approximate distance to its border in mm, at one visit (0 or 1)."""
         size = self.size[visit]
         if not size:
             return np.full(np.broadcast_shapes(*(p.shape for p in points)), 99, np.float32)
@@ -53,26 +53,26 @@ class Lesion:
 
     @property
     def reach_mm(self) -> float:
-        """No point of it lies further from its centre."""
+        """Upper bound of the distance of its points from its centre."""
         longest = 1 / np.linalg.norm(self.axes, axis=1).min()
         return float(1.6 * max(self.size) * longest)
 
 
-def random_lesions(rng: Random, here: Anatomy, points: Points, new: int) -> list[Lesion]:
-    """Old, growing, shrinking and ``new`` lesions in the white matter, most near the ventricles.
+def random_lesions(rng: Random, anatomy: Anatomy, points: Points, new: int) -> list[Lesion]:
+    """Draw old, growing, shrinking and ``new`` lesions in white matter, most near the ventricles.
 
     Args:
-        here: surfaces at ``points``, an open mesh in the brain frame.
+        anatomy: surfaces at ``points``, an open mesh in the brain frame.
     """
-    white = (here.white < -1) & (here.hull < -6) & (here.ventricle > 1.5)
+    white = (anatomy.white < -1) & (anatomy.hull < -6) & (anatomy.ventricle > 1.5)
     white &= np.broadcast_to(points[2] > -48, white.shape)
     candidates = np.flatnonzero(white)
-    weight = np.exp(-here.ventricle.ravel()[candidates] / 6) + 0.12
+    weight = np.exp(-anatomy.ventricle.ravel()[candidates] / 6) + 0.12
     old = int(rng.integers(10, 34))
     where = rng.choice(candidates, old + new, replace=False, p=weight / weight.sum())
     i, j, k = np.unravel_index(where, white.shape)
     centres = np.stack([p.ravel()[n] for p, n in zip(points, (i, j, k), strict=True)], 1)
-    near = here.ventricle.ravel()[where] < 9
+    near = anatomy.ventricle.ravel()[where] < 9
     sizes = [_size(rng) for _ in range(old)] + [(0.0, 1.0)] * new
     return [
         _lesion(rng, centre, size, bool(side))
@@ -81,16 +81,16 @@ def random_lesions(rng: Random, here: Anatomy, points: Points, new: int) -> list
 
 
 def _size(rng: Random) -> tuple[float, float]:
-    """Most old lesions stay; some grow or shrink, a few vanish."""
+    """Draw the sizes of an old lesion: most stay, some grow or shrink, a few vanish."""
     later = rng.choice([1.0, 1.3, 0.75, 0.0], p=[0.62, 0.2, 0.13, 0.05])
     return 1.0, float(later)
 
 
 def _lesion(rng: Random, centre: Array, size: tuple[float, float], periventricular: bool) -> Lesion:
     radius = float(np.clip(np.exp(rng.normal(1.1, 0.45)), 1.6, 8))
-    # beside the ventricles they follow the veins, which run outwards in the plane
-    way = centre - np.array([0, -10, 15]) if periventricular else rng.standard_normal(3)
-    first = way * [1, 1, 0.2] + 1e-3
+    # Periventricular lesions follow the veins, which run outwards in the axial plane.
+    direction = centre - np.array([0, -10, 15]) if periventricular else rng.standard_normal(3)
+    first = direction * [1, 1, 0.2] + 1e-3
     frame, _ = np.linalg.qr(np.stack([first, *rng.standard_normal((2, 3))], 1))
     stretch = np.array([rng.uniform(1.2, 2) if periventricular else rng.uniform(0.9, 1.3), 1, 0.9])
     axes = frame.T / (radius * stretch[:, None])
@@ -98,14 +98,16 @@ def _lesion(rng: Random, centre: Array, size: tuple[float, float], periventricul
     return Lesion(centre, axes.astype(np.float32), radius, size, float(rng.uniform(0.55, 1)))
 
 
-def rate(rng: Random, lesions: Iterable[Lesion], fray: Waves, grid: Grid) -> npt.NDArray[np.uint8]:
-    """Masks of new lesions: the consensus and four raters, (5, I, J, K).
+def rate_lesions(
+    rng: Random, lesions: Iterable[Lesion], fray: Waves, grid: Grid
+) -> npt.NDArray[np.uint8]:
+    """Draw masks of new lesions: the consensus and four raters, (5, I, J, K).
 
-    A rater misses small lesions, draws a border of his own, and now and then takes growth for a new
-    lesion. The consensus holds the true outline of every lesion that two of them saw.
+    Raters miss small lesions, draw different borders, and sometimes take growth for a new lesion.
+    The consensus holds the true outline of every lesion that at least two of them saw.
     """
     masks = np.zeros((5, *grid.shape), np.uint8)
-    habit = rng.normal(0, 0.35, 4)  # some draw wide, some narrow
+    bias = rng.normal(0, 0.35, 4)  # some raters draw wide borders, some narrow ones
     for one in lesions:
         if one.history not in ("appeared", "grew"):
             continue
@@ -119,19 +121,19 @@ def rate(rng: Random, lesions: Iterable[Lesion], fray: Waves, grid: Grid) -> npt
             outline = np.maximum(outline, -one.distance(points, fray, 0))
         chance = 0.06 if grown else np.clip(0.35 + 0.2 * one.radius_mm, 0, 0.95)
         seen = rng.random(4) < chance
-        border = rng.normal(0, 0.3, 4) + habit
+        border = rng.normal(0, 0.3, 4) + bias
         for rater in np.flatnonzero(seen):
             wobble = Waves.random(rng, 6, 5)(*points)
-            mine = outline + 0.45 * wobble < border[rater]
-            if mine.sum() * grid.voxel_mm3 >= SMALLEST_MM3:
-                masks[rater + 1][box] |= mine
+            mask = outline + 0.45 * wobble < border[rater]
+            if mask.sum() * grid.voxel_mm3 >= SMALLEST_MM3:
+                masks[rater + 1][box] |= mask
         if not grown and seen.sum() >= 2 and (outline < 0).sum() * grid.voxel_mm3 >= SMALLEST_MM3:
             masks[0][box] |= outline < 0
     return masks
 
 
-def changes(lesions: Iterable[Lesion], fray: Waves, grid: Grid) -> npt.NDArray[np.uint8]:
-    """Whatever is lesion at one visit only: new, grown, shrunk, vanished; 0 or 1, (I, J, K)."""
+def draw_changes(lesions: Iterable[Lesion], fray: Waves, grid: Grid) -> npt.NDArray[np.uint8]:
+    """Draw what is lesion at one visit only: new, grown, shrunk, vanished; 0 or 1, (I, J, K)."""
     mask = np.zeros(grid.shape, np.uint8)
     for one in lesions:
         box = grid.box(one.centre_mm, one.reach_mm)
@@ -141,8 +143,8 @@ def changes(lesions: Iterable[Lesion], fray: Waves, grid: Grid) -> npt.NDArray[n
     return mask
 
 
-def histories(lesions: Iterable[Lesion], fray: Waves, grid: Grid) -> npt.NDArray[np.uint8]:
-    """Whatever is lesion at either visit, labelled by what became of it, (I, J, K)."""
+def draw_histories(lesions: Iterable[Lesion], fray: Waves, grid: Grid) -> npt.NDArray[np.uint8]:
+    """Draw what is lesion at either visit, labelled by its history, (I, J, K)."""
     labels = np.zeros(grid.shape, np.uint8)
     for one in lesions:
         box = grid.box(one.centre_mm, one.reach_mm)

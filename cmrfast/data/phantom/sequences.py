@@ -1,4 +1,4 @@
-"""Short-axis stacks of one heart: contrast, grid, motion and noise of each MR sequence."""
+"""Short-axis stacks of a heart: contrast, grid, motion and noise of each MR sequence."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -8,10 +8,18 @@ import numpy.typing as npt
 
 from cmrfast.data.phantom.chest import TISSUES, paint_chest, paint_heart
 from cmrfast.data.phantom.heart import Heart
-from cmrfast.data.phantom.scanner import Array, Grid, Matrix, Random, rician, rotation, shading
+from cmrfast.data.phantom.scanner import (
+    Array,
+    Grid,
+    Matrix,
+    Random,
+    add_rician_noise,
+    rotation,
+    shading,
+)
 from cmrfast.data.phantom.surfaces import surfaces
 
-#: Half the side of the box around the heart that is computed with partial slices, mm.
+#: Half the side of the box around the heart in which slices are averaged over their thickness, mm.
 _BOX_MM = 80.0
 #: Directions of the heart frame in the world (right, front, head) as columns x, y, z: oblique.
 _WORLD_FROM_HEART = np.array([[-0.71, 0.27, 0.65], [-0.69, -0.47, -0.55], [0.16, -0.84, 0.52]])
@@ -19,17 +27,17 @@ _WORLD_FROM_HEART = np.array([[-0.71, 0.27, 0.65], [-0.69, -0.47, -0.55], [0.16,
 
 @dataclass(frozen=True)
 class Sequence:
-    """One kind of image.
+    """An MR sequence.
 
     Args:
-        kind: magnitude; psir (signed, zero at 2048); map (T1 in ms, noise where nothing is).
+        kind: magnitude; psir (signed, zero at 2048); map (T1 in ms, noise in air).
         spacing_mm: in plane, and between slices.
-        thick_mm: of a slice.
-        signal: of each tissue, 1 the brightest, or ms; also ``seam`` (dark borders of fat and
-            water) and ``wall_sd`` (relative variation along healthy muscle).
-        noise: SD, as the signal.
+        thick_mm: slice thickness.
+        signal: signal of each tissue, 1 for the brightest, or ms; also ``seam`` (dark borders
+            between fat and water) and ``wall_sd`` (relative variation along healthy muscle).
+        noise: SD of the noise, in units of the signal.
         drift: relative variation of the signals between patients.
-        blur: width of the point spread in pixels.
+        blur: width of the point spread function, in pixels.
     """
 
     kind: str
@@ -43,15 +51,15 @@ class Sequence:
 
 @dataclass(frozen=True)
 class Prescription:
-    """The grid of a stack, and where the heart really was while it was taken.
+    """The grid of a stack, and the true position of the heart during the scan.
 
     Args:
         shape: (I, J, K).
-        world_from_vox: as the header will say.
-        heart_from_world: of the patient when lying still.
+        world_from_vox: the matrix written to the header.
+        heart_from_world: position of the heart at rest.
         shift_mm: (K, 3), displacement of the heart in each slice, in its own frame.
-        turn: rotation of the heart in plane, radians.
-        swell: its size relative to rest (another moment of the beat).
+        turn: in-plane rotation of the heart, radians.
+        swell: size of the heart relative to rest (another moment of the heartbeat).
     """
 
     shape: tuple[int, int, int]
@@ -92,14 +100,14 @@ def prescribe(
     tilt_deg: float = 4.0,
     height_mm: float = 1.0,
 ) -> Prescription:
-    """Plan a stack from base to apex, each a little differently.
+    """Plan a stack from base to apex, with small random variations.
 
     Args:
-        slices: their number.
-        field_mm: field of view, about.
+        slices: number of slices.
+        field_mm: approximate field of view.
         world_from_heart: (4, 4), of the patient.
-        tilt_deg: how far its planes may turn about each axis of the heart.
-        height_mm: of its middle, in the heart frame.
+        tilt_deg: largest tilt of the planes about each axis of the heart.
+        height_mm: height of the stack's centre in the heart frame.
     """
     mm, gap = sequence.spacing_mm
     i, j = (round((field_mm + rng.uniform(-16, 16)) / mm) for _ in range(2))
@@ -117,7 +125,7 @@ def prescribe(
 
 
 def patient_frame(rng: Random) -> Matrix:
-    """world_from_heart of a patient on the table."""
+    """Draw world_from_heart, (4, 4), of a patient on the table."""
     world_from_heart = np.eye(4)
     axes, _ = np.linalg.qr(_WORLD_FROM_HEART)
     axes *= np.sign((axes * _WORLD_FROM_HEART).sum(0))
@@ -126,10 +134,10 @@ def patient_frame(rng: Random) -> Matrix:
     return world_from_heart
 
 
-def moved(
+def add_motion(
     rng: Random, plan: Prescription, size_mm: float, turn: float = 0.03, swell: float = 0.03
 ) -> Prescription:
-    """The plan with breath-holds that differ: one shift for the stack, a smaller one per slice."""
+    """Vary the breath-hold: one shift of the heart per stack, and a smaller one per slice."""
     slices = plan.shape[2]
     shift = rng.uniform(-size_mm, size_mm, 3) * [1, 1, 0.4]
     jitter = rng.normal(0, 0.15 * size_mm, (slices, 3)) * [1, 1, 0.3]
@@ -144,10 +152,10 @@ def moved(
 def scan(
     rng: Random, heart: Heart, sequence: Sequence, plan: Prescription
 ) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]:
-    """Image and label map (indices into ``heart.LABELS``), both (I, J, K)."""
+    """Compute the image and its label map (indices into ``heart.LABELS``), both (I, J, K)."""
     image = np.zeros(plan.shape, np.float32)
     label = np.zeros(plan.shape, np.uint8)
-    signal = _drifted(rng, sequence)
+    signal = _vary_signals(rng, sequence)
     grid = Grid(plan.shape, plan.heart_from_world @ plan.world_from_vox)
     blur = sequence.blur * sequence.spacing_mm[0]
     for k in range(plan.shape[2]):
@@ -160,8 +168,8 @@ def scan(
         total = np.zeros_like(chest)
         for part in parts:
             step = grid.frame_from_vox[:3, 2] * part
-            moved_on = (p + np.float32(s) for p, s in zip(points, step, strict=True))
-            x, y, z = _still(plan, k, *moved_on)
+            shifted = (p + np.float32(s) for p, s in zip(points, step, strict=True))
+            x, y, z = _undo_motion(plan, k, *shifted)
             place = surfaces(heart, x, y, z)
             textures = heart.texture["slow"](x, y, z), heart.texture["fine"](x, y, z)
             picture = chest.copy()
@@ -173,8 +181,8 @@ def scan(
     return _acquire(rng, sequence, image), label
 
 
-def _drifted(rng: Random, sequence: Sequence) -> dict[str, float]:
-    """Signals of one patient; what lies in the wall differs from it as it does in everyone."""
+def _vary_signals(rng: Random, sequence: Sequence) -> dict[str, float]:
+    """Draw the signals of one patient; lesions keep their contrast to the muscle around them."""
     drift = {name: np.exp(rng.normal(0, sequence.drift)) for name in TISSUES}
     for name in ("scar", "no_reflow", "edema"):
         drift[name] = drift["myocardium"] * drift[name] ** 0.2
@@ -185,8 +193,10 @@ def _whole(plan: Prescription) -> tuple[slice, slice]:
     return slice(0, plan.shape[0]), slice(0, plan.shape[1])
 
 
-def _still(plan: Prescription, k: int, x: Array, y: Array, z: Array) -> tuple[Array, Array, Array]:
-    """Points of the moving heart, in the frame of the heart at rest."""
+def _undo_motion(
+    plan: Prescription, k: int, x: Array, y: Array, z: Array
+) -> tuple[Array, Array, Array]:
+    """Map points of the moving heart to the frame of the heart at rest."""
     dx, dy, dz = plan.shift_mm[k % len(plan.shift_mm)]
     c, s = (np.float32(f(plan.turn) / plan.swell) for f in (np.cos, np.sin))
     x, y = x - dx, y - dy
@@ -203,17 +213,17 @@ def _acquire(rng: Random, sequence: Sequence, image: Array) -> npt.NDArray[np.in
     if sequence.kind == "map":
         noise = rng.standard_normal(image.shape, dtype=np.float32) * np.float32(sequence.noise)
         nothing = rng.integers(0, 4096, image.shape, dtype=np.int16)
-        return _stored(np.where(image > 2400, nothing, image + noise))
+        return _quantise(np.where(image > 2400, nothing, image + noise))
     field = shading(rng, image.shape[:2], 0.35)[..., None]
     field = field * np.linspace(1.5, 0.7, image.shape[1], dtype=np.float32)[None, :, None]
     if sequence.kind == "psir":
         noise = rng.standard_normal(image.shape, dtype=np.float32) * np.float32(sequence.noise)
-        return _stored(2048 + 1400 * (image * field + noise))
-    image = rician(rng, image * field, sequence.noise)
-    return _stored(image * np.float32(rng.uniform(350, 700)))
+        return _quantise(2048 + 1400 * (image * field + noise))
+    image = add_rician_noise(rng, image * field, sequence.noise)
+    return _quantise(image * np.float32(rng.uniform(350, 700)))
 
 
-def _stored(image: Array) -> npt.NDArray[np.int16]:
-    """As scanners store it: whole numbers of 12 bits."""
+def _quantise(image: Array) -> npt.NDArray[np.int16]:
+    """Round to 12-bit integers, as scanners do."""
     voxels: npt.NDArray[np.int16] = np.clip(np.rint(image), 0, 4095).astype(np.int16)
     return voxels

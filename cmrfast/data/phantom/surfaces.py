@@ -1,4 +1,4 @@
-"""The surfaces of a heart at points in space, as signed distances in mm, negative inside."""
+"""Signed distances in mm, negative inside, from points in space to the surfaces of a heart."""
 
 from dataclasses import dataclass
 
@@ -17,16 +17,16 @@ _EDGE_MM = 2.5
 
 @dataclass(frozen=True)
 class Surfaces:
-    """Distances to each structure, all of one shape.
+    """Signed distances to each structure, all of one shape.
 
     Attributes:
-        cavity: left ventricle's endocardium, papillary muscles within.
-        outer: left ventricle's epicardium.
-        right: right ventricle's cavity.
-        base: the valve plane, positive above it.
-        scar, core, edema: the lesion, its obstructed part, the swollen zone around it; they may
-            reach beyond the wall.
-        papillary: the papillary muscles.
+        cavity: endocardium of the left ventricle; the papillary muscles are inside.
+        outer: epicardium of the left ventricle.
+        right: cavity of the right ventricle.
+        base: valve plane, positive above it.
+        scar, core, edema: the lesion, its obstructed part, and the swollen zone around it; they
+            may extend beyond the wall.
+        papillary: papillary muscles.
     """
 
     cavity: Array
@@ -39,11 +39,11 @@ class Surfaces:
     papillary: Array
 
     def label(self) -> npt.NDArray[np.uint8]:
-        """The structure that holds each point, an index into ``LABELS``."""
+        """The structure that contains each point, as an index into ``LABELS``."""
         below = self.base < 0
         wall = below & (self.outer < 0) & (self.cavity >= 0)
         code = np.zeros(self.outer.shape, np.uint8)
-        for name, here in (
+        for name, mask in (
             ("right_ventricle", (self.right < 0) & (self.base < 8)),
             ("cavity", below & (self.cavity < 0)),
             ("myocardium", wall),
@@ -51,12 +51,12 @@ class Surfaces:
             ("scar", wall & (self.scar < 0)),
             ("no_reflow", wall & (self.scar < 0) & (self.core < 0)),
         ):
-            code[here] = LABELS.index(name)
+            code[mask] = LABELS.index(name)
         return code
 
 
 def surfaces(heart: Heart, x: Array, y: Array, z: Array) -> Surfaces:
-    """Distances at points of the heart frame (arrays that broadcast, mm)."""
+    """Compute the distances at points of the heart frame (arrays that broadcast, mm)."""
     up = z / np.float32(heart.length_mm)  # −0.55 at the apex, 0.45 at the base
     x = x - np.float32(heart.curve_mm[0]) * up * 2
     y = y - np.float32(heart.curve_mm[1]) * up * 2
@@ -67,7 +67,7 @@ def surfaces(heart: Heart, x: Array, y: Array, z: Array) -> Surfaces:
 
     thick = outer_mm - cavity_mm
     inner = cavity_mm * (1 + _series(heart.cavity_terms, angle))
-    bulge = np.exp(-((_apart(angle, _bulge_angle(heart)) / np.float32(0.8)) ** 2))
+    bulge = np.exp(-((_chord(angle, _bulge_angle(heart)) / np.float32(0.8)) ** 2))
     thick = thick * (1 + _series(heart.wall_terms, angle) + np.float32(heart.bulge) * bulge)
     cavity = radius - inner
     outer = cavity - thick
@@ -90,13 +90,13 @@ def surfaces(heart: Heart, x: Array, y: Array, z: Array) -> Surfaces:
 
 
 def _profiles(heart: Heart, up: Array) -> tuple[Array, Array]:
-    """Radii of cavity and epicardium at each height: half ellipsoids of their own lengths."""
+    """Radii of cavity and epicardium at each height: half ellipsoids of different lengths."""
     top = np.float32(0.38)
 
     def radius(size_mm: float, apex: float) -> Array:
-        share = (top - up) / np.float32(top + apex)
-        rest = 1 - np.where(up < top, share, share * np.float32(0.6)) ** 2
-        return np.asarray(np.float32(size_mm) * np.sign(rest) * np.sqrt(np.abs(rest)))
+        height = (top - up) / np.float32(top + apex)
+        square = 1 - np.where(up < top, height, height * np.float32(0.6)) ** 2
+        return np.asarray(np.float32(size_mm) * np.sign(square) * np.sqrt(np.abs(square)))
 
     apex_wall = 0.6 * heart.wall_mm / heart.length_mm
     inner = radius(heart.cavity_mm, 0.55 - apex_wall)
@@ -116,43 +116,42 @@ def _lesions(
     scar = np.full_like(radius, _FAR)
     core, edema = scar.copy(), scar.copy()
     for one in heart.scars:
-        side, height, apart = _extent(one, angle, z, radius)
-        fray = edge
-        # the wave front of an infarct reaches deepest at its centre
-        shape = np.clip(1 - (apart / np.float32(1.25 * one.half_angle)) ** 2, 0, 1)
+        side, height, chord = _extent(one, angle, z, radius)
+        # The wavefront of an infarct reaches deepest at its centre.
+        shape = np.clip(1 - (chord / np.float32(1.25 * one.half_angle)) ** 2, 0, 1)
         inner, outer = np.float32(one.depth[0]), np.float32(one.depth[1])
         if inner < 0:
             outer = outer * (np.float32(0.45) + np.float32(0.55) * shape)
         across = np.maximum(inner - depth, depth - outer) * thick
         around = np.maximum(side, height)
-        scar = np.minimum(scar, _rounded_maximum(around, across) + fray)
-        edema = np.minimum(edema, around - 6 + 3 * fray)
+        scar = np.minimum(scar, _rounded_maximum(around, across) + edge)
+        edema = np.minimum(edema, around - 6 + 3 * edge)
         if one.no_reflow:
             deep = np.maximum(np.float32(0.1) - depth, depth - np.float32(0.55) * outer) * thick
-            core = np.minimum(core, np.maximum(around + 7, deep) + fray)
+            core = np.minimum(core, np.maximum(around + 7, deep) + edge)
     return scar, core, edema
 
 
 def _rounded_maximum(a: Array, b: Array) -> Array:
-    """Distance to what two surfaces have in common, its edges rounded as tissue is."""
+    """Signed distance to the intersection of two bodies, with rounded edges."""
     a, b = a + np.float32(_EDGE_MM), b + np.float32(_EDGE_MM)
     outside = np.sqrt(np.maximum(a, 0) ** 2 + np.maximum(b, 0) ** 2)
     return np.asarray(outside + np.minimum(np.maximum(a, b), 0) - np.float32(_EDGE_MM))
 
 
 def _extent(one: Scar, angle: list[Array], z: Array, radius: Array) -> tuple[Array, Array, Array]:
-    apart = _apart(angle, one.angle)
-    side = (apart - np.float32(one.half_angle)) * radius
-    return side, np.abs(z - np.float32(one.z_mm)) - np.float32(one.half_mm), apart
+    chord = _chord(angle, one.angle)
+    side = (chord - np.float32(one.half_angle)) * radius
+    return side, np.abs(z - np.float32(one.z_mm)) - np.float32(one.half_mm), chord
 
 
 def _bulge_angle(heart: Heart) -> float:
-    """A hypertrophic septum is thick at its front; an infarcted wall is thin at its scar."""
+    """Where the wall bulges or thins: anterior septum in hypertrophy, or the scar."""
     return heart.scars[0].angle if heart.bulge < 0 and heart.scars else heart.septum_angle + 0.5
 
 
 def _harmonics(c: Array, s: Array) -> list[Array]:
-    """cos and sin of 1, 2 and 3 times an angle, from those of the angle."""
+    """cos and sin of 1, 2 and 3 times an angle, from its cos and sin."""
     c2, s2 = c * c - s * s, 2 * s * c
     return [c, s, c2, s2, c2 * c - s2 * s, s2 * c + c2 * s]
 
@@ -165,6 +164,6 @@ def _cosine(angle: list[Array], theta: float) -> Array:
     return angle[0] * np.float32(np.cos(theta)) + angle[1] * np.float32(np.sin(theta))
 
 
-def _apart(angle: list[Array], theta: float) -> Array:
-    """Distance to an angle as a chord, which is close to radians for what lies near."""
+def _chord(angle: list[Array], theta: float) -> Array:
+    """Chord length to an angle, which approximates the difference in radians where it is small."""
     return np.sqrt(np.maximum(2 - 2 * _cosine(angle, theta), 0))

@@ -1,6 +1,6 @@
-"""Preparation of images that several methods share: functions of tensors.
+"""Image preparation that several methods share, as functions of tensors.
 
-Axes are those of NIfTI, volumes (C, *S) with (4, 4) ``world_from_vox``; no file is read here.
+Axes are in NIfTI's order; volumes are (C, *S) with a (4, 4) ``world_from_vox``.
 """
 
 from cmrfast.data.prepare.grid import crop_or_pad, resample_labels, spacing_grid

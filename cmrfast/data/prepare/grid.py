@@ -1,4 +1,4 @@
-"""Grids of another spacing or shape, and volumes and labels on them."""
+"""Change the spacing or shape of a grid, and bring volumes and labels onto it."""
 
 from collections.abc import Sequence
 
@@ -11,15 +11,15 @@ from cmrfast.ops import extract_patches, resample
 def spacing_grid(
     shape: Sequence[int], world_from_vox: Tensor, spacing_mm: Sequence[float]
 ) -> tuple[tuple[int, ...], Tensor]:
-    """The grid of another spacing over the same box, with the same centre.
+    """The grid with another spacing that covers the same box, with the same centre.
 
     Args:
-        shape: of the old grid, 2 or 3 entries.
-        world_from_vox: (4, 4) of the old grid.
-        spacing_mm: edges of the new voxels, one entry per axis.
+        shape: shape of the old grid, 2 or 3 entries.
+        world_from_vox: (4, 4), of the old grid.
+        spacing_mm: edge lengths of the new voxels, one entry per axis.
 
     Returns:
-        Its shape (the box rounded to whole voxels) and its (4, 4) world_from_vox, float64.
+        The new shape (the box rounded to whole voxels) and (4, 4) world_from_vox, float64.
     """
     shape, spacing = tuple(shape), [float(s) for s in spacing_mm]
     if len(spacing) != len(shape) or not all(0 < s < float("inf") for s in spacing):
@@ -31,7 +31,7 @@ def spacing_grid(
     lengths = torch.linalg.vector_norm(old[:3, : len(shape)], dim=0).tolist()
     new_shape, new_from_old = [], torch.eye(4, dtype=torch.float64, device=old.device)
     for axis, (n, length, s) in enumerate(zip(shape, lengths, spacing, strict=True)):
-        # Affines of files are float32: a box of 7.5 voxels less 1e-7 is one of 7.5.
+        # Matrices in files are float32: a box of 7.5 - 1e-7 voxels counts as 7.5 and rounds up.
         m = max(1, int(n * length / s + 0.5 + 1e-4))
         new_shape.append(m)
         new_from_old[axis, axis] = s / length
@@ -42,34 +42,35 @@ def spacing_grid(
 def resample_labels(
     labels: Tensor, world_from_vox: Tensor, to_world_from_vox: Tensor, to_shape: Sequence[int]
 ) -> Tensor:
-    """Labels on another grid: each class resampled linearly, the largest share wins.
+    """Resample labels: each class is interpolated linearly, and the largest value wins.
 
-    Smoother outlines than nearest neighbour; ties go to the smaller label, outside is 0.
+    Outlines are smoother than with nearest neighbour. Ties go to the smaller label; voxels
+    outside the labels are 0.
 
     Args:
         labels: (*S), bool or integer.
-        world_from_vox: (4, 4) of the labels.
-        to_world_from_vox: (4, 4) of the new grid.
-        to_shape: of the new grid.
+        world_from_vox: (4, 4), of the labels.
+        to_world_from_vox: (4, 4), of the new grid.
+        to_shape: shape of the new grid.
 
     Returns:
-        (*to_shape), of the labels' dtype.
+        (*to_shape), in the labels' dtype.
     """
     if labels.is_floating_point():
         raise TypeError(f"resample_labels: labels must be bool or integer; got {labels.dtype}")
     best = torch.full(tuple(to_shape), -1.0, device=labels.device)
     result = torch.zeros(tuple(to_shape), dtype=labels.dtype, device=labels.device)
     for value in labels.unique():  # one class in memory at a time
-        share = resample(
+        weight = resample(
             (labels == value).float()[None],
             world_from_vox,
             to_world_from_vox,
             to_shape,
-            fill=float(value == 0),
+            fill=float(value == 0),  # outside the labels is background
         )[0]
-        wins = (share > best) & (share > 0)
+        wins = (weight > best) & (weight > 0)
         result[wins] = value
-        best = torch.maximum(best, share)
+        best = torch.maximum(best, weight)
     return result
 
 
@@ -81,15 +82,15 @@ def crop_or_pad(
     center_vox: Sequence[int] | None = None,
     fill: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Crop a volume to a box, padding where the box reaches outside; nothing is interpolated.
+    """Crop a volume to a box, padded where the box extends beyond it; nothing is interpolated.
 
-    The voxel ``center_vox`` becomes voxel ``shape // 2``, so that a crop undoes a padding.
+    The voxel ``center_vox`` becomes voxel ``shape // 2``, so that cropping undoes padding.
 
     Args:
         volume: (C, *S), any real dtype.
         world_from_vox: (4, 4).
-        shape: of the box.
-        center_vox: default ``S // 2``.
+        shape: shape of the box.
+        center_vox: the voxel at the centre of the box; default ``S // 2``.
         fill: value outside the volume.
 
     Returns:

@@ -1,8 +1,8 @@
-"""Intensities on a common scale: z-score, range, percentiles.
+"""Normalise intensities: z-score, range, percentiles.
 
-Statistics are float64, over the whole of each channel (``over="volume"``) or over each slice along
-the last axis (``over="slice"``), of the voxels in ``mask`` alone where one is given. Results are
-float32 (float64 for float64).
+Statistics are computed in float64, per channel (``over="volume"``) or per slice along the last
+axis (``over="slice"``), over the voxels in ``mask`` if one is given. Results are float32 (float64
+for float64).
 """
 
 from typing import Literal
@@ -17,13 +17,13 @@ Over = Literal["volume", "slice"]
 def z_score(
     volume: Tensor, *, mask: Tensor | None = None, over: Over = "volume", min_sd: float = 1e-8
 ) -> Tensor:
-    """Zero mean and unit standard deviation (that of the population).
+    """Scale to zero mean and unit (population) standard deviation.
 
     Args:
         volume: (C, *S), real.
-        mask: (*S), nonzero where statistics are taken; all voxels are scaled.
+        mask: (*S), nonzero where the statistics are computed; all voxels are scaled.
         over: ``volume``, or ``slice`` along the last axis.
-        min_sd: where the standard deviation is smaller, the result is 0.
+        min_sd: if the standard deviation is smaller, the result is 0.
 
     Returns:
         (C, *S).
@@ -37,11 +37,11 @@ def z_score(
 
 
 def min_max(volume: Tensor, *, mask: Tensor | None = None, over: Over = "volume") -> Tensor:
-    """Smallest value to 0, largest to 1; a constant becomes 0.
+    """Scale the smallest value to 0 and the largest to 1; constants become 0.
 
     Args:
         volume: (C, *S), real.
-        mask: (*S), nonzero where the range is taken; voxels outside may leave [0, 1].
+        mask: (*S), nonzero where the range is computed; values elsewhere may leave [0, 1].
         over: ``volume``, or ``slice`` along the last axis.
 
     Returns:
@@ -60,16 +60,16 @@ def min_max(volume: Tensor, *, mask: Tensor | None = None, over: Over = "volume"
 
 
 def percentiles(values: Tensor, at: tuple[float, ...]) -> Tensor:
-    """Percentiles of all values, linear between order statistics, (len(at),) float64.
-
-    By selection on the host: ``torch.quantile`` sorts, and stops at 16 million values.
-    """
-    found = np.percentile(values.detach().flatten().cpu().double().numpy(), at)
-    return torch.from_numpy(found).to(values.device)
+    """Percentiles of all values, interpolated linearly, (len(at),) float64."""
+    # torch.quantile sorts, and refuses more than 16 million values; NumPy selects.
+    result = np.percentile(values.detach().flatten().cpu().double().numpy(), at)
+    return torch.from_numpy(result).to(values.device)
 
 
-def _group_voxels(who: str, volume: Tensor, mask: Tensor | None, over: Over) -> tuple[Tensor, Tensor]:
-    """What shares its statistics as rows, (G, N) float64, and which of its voxels count."""
+def _group_voxels(
+    who: str, volume: Tensor, mask: Tensor | None, over: Over
+) -> tuple[Tensor, Tensor]:
+    """Rows of voxels that share statistics, (G, N) float64, and which of them are counted."""
     if not isinstance(volume, Tensor) or volume.is_complex() or volume.dtype == torch.bool:
         kind = volume.dtype if isinstance(volume, Tensor) else type(volume).__name__
         raise TypeError(f"{who}: volume must be a real tensor, not bool; got {kind}")

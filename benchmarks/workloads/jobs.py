@@ -26,7 +26,7 @@ from cmrfast.infer import sliding_window
 from cmrfast.methods import AnyMethod, AnyTask, Feed
 from cmrfast.models import MODELS
 from cmrfast.models.new_lesions import fold
-from cmrfast.train.network import Network
+from cmrfast.train.network import TrainingNetwork
 from cmrfast.train.ranks import Ranks
 from cmrfast.train.update import Update
 
@@ -162,7 +162,7 @@ def slice_inference(job: Job) -> Workload:
 
 def _steps(job: Job, task: AnyTask, model: nn.Module, other: nn.Module) -> tuple[plain.Step, ...]:
     ranks = Ranks()
-    network = Network(model, model, job.method.inputs, ranks.device)
+    network = TrainingNetwork(model, model, job.method.inputs, ranks.device)
     update = Update(job.method, task.config, task.recipe, network, ranks)
 
     def ours(batch: plain.Batch) -> dict[str, Tensor]:

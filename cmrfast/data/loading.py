@@ -11,7 +11,7 @@ from torch import Tensor
 from cmrfast.data.random import order
 
 Key = TypeVar("Key")
-Batch = TypeVar("Batch")
+Item = TypeVar("Item")
 
 
 def batches(seed: int, epoch: int, count: int, batch: int, *, drop_last: bool) -> list[Tensor]:
@@ -33,7 +33,7 @@ def batches(seed: int, epoch: int, count: int, batch: int, *, drop_last: bool) -
     return parts[:-1] if drop_last and len(parts) > 1 and len(parts[-1]) < batch else parts
 
 
-class Prefetch(Generic[Key, Batch]):
+class Prefetch(Generic[Key, Item]):
     """Batches in the order of their keys, made by threads while earlier ones are used.
 
     Reading and resampling release the GIL, so threads are enough and nothing has to be copied
@@ -49,14 +49,14 @@ class Prefetch(Generic[Key, Batch]):
     ``waited_s`` is the total time in seconds that the consumer waited for batches.
 
     Example:
-        >>> batches = Prefetch(lambda n: n * n, [1, 2, 3])
-        >>> list(batches)
+        >>> squares = Prefetch(lambda n: n * n, [1, 2, 3])
+        >>> list(squares)
         [1, 4, 9]
     """
 
     def __init__(
         self,
-        make: Callable[[Key], Batch],
+        make: Callable[[Key], Item],
         keys: Iterable[Key],
         *,
         ahead: int = 2,
@@ -69,10 +69,10 @@ class Prefetch(Generic[Key, Batch]):
         self.make, self.keys, self.ahead, self.threads = make, keys, ahead, threads
         self.waited_s = 0.0
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Item]:
         """Yield the batches; an error in ``make`` is raised in place of its batch."""
         keys = iter(self.keys)
-        pending: deque[Future[Batch]] = deque()
+        pending: deque[Future[Item]] = deque()
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="cmrfast-prefetch")
         try:
             for key in keys:
@@ -84,7 +84,7 @@ class Prefetch(Generic[Key, Batch]):
         finally:  # also if the consumer leaves its loop early
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _next(self, pending: deque[Future[Batch]]) -> Batch:
+    def _next(self, pending: deque[Future[Item]]) -> Item:
         start = time.perf_counter()
         batch = pending.popleft().result()
         self.waited_s += time.perf_counter() - start

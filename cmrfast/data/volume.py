@@ -67,6 +67,10 @@ class Volume:
         """Volume of one voxel in millilitres."""
         return float(torch.linalg.det(self.world_from_vox[:3, :3]).abs()) / 1000
 
+    def mask_ml(self) -> float:
+        """Volume of the nonzero voxels in millilitres."""
+        return int(self.data.count_nonzero()) * self.voxel_ml
+
     @property
     def orientation(self) -> str:
         """The side of the patient towards which each axis points, such as ``"LPS"``."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cmrfast.methods.preparation import ConfigT, RecipeT
 from cmrfast.methods.task import ModelT, Row, Task
+from cmrfast.models import require_fields
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -136,10 +137,7 @@ class Method(Generic[ModelT, ConfigT, RecipeT]):
     def configure(self, changes: Mapping[str, Any]) -> tuple[ConfigT, RecipeT]:
         """The published Config and Recipe with some fields changed, each by its name alone."""
         config, recipe = self.config(), self.recipe()
-        known = [item.name for side in (config, recipe) for item in fields(side)]
-        for name in changes:
-            if name not in known:
-                raise ValueError(f"{self.name}: fields are {', '.join(known)}; got {name!r}")
+        require_fields(self.name, changes, type(config), type(recipe))
         return override_fields(config, changes), override_fields(recipe, changes)
 
 
@@ -149,6 +147,6 @@ AnyTask = Task[Any, Any, Any]
 
 
 def override_fields(values: Dataclass, changes: Mapping[str, Any]) -> Dataclass:
-    """A dataclass with those of the changes that are fields of it."""
+    """Replace the fields that ``changes`` names; names that are not fields are ignored."""
     own = {item.name for item in fields(values)}
     return replace(values, **{k: v for k, v in changes.items() if k in own})

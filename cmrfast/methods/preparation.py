@@ -1,8 +1,8 @@
-"""Preparation of cases: each declares the files and fields that it reads.
+"""Preparation of cases from declared files and fields, which also make up the cache key.
 
 A preparation is handed the declared files and fields alone, and reading anything else raises. The
-cache key is made here, of their contents and values and of the code that prepares, so it cannot
-miss a dependency.
+key is made here, from their contents and values and from the code that prepares, so it cannot miss
+a dependency.
 """
 
 import inspect
@@ -102,14 +102,17 @@ class Preparation(Generic[ConfigT, RecipeT]):
         }
 
     def _restrict(self, source: Source[ConfigT, RecipeT]) -> Source[ConfigT, RecipeT]:
-        case, labels = source.case, (*self.labels, *self.optional_labels)
+        case = source.case
+        labels = [n for n in (*self.labels, *self.optional_labels) if n in case.labels]
         return replace(
             source,
             case=replace(
                 case,
                 images={name: case.images[name] for name in self.images},
-                labels={name: case.labels[name] for name in labels if name in case.labels},
+                labels={name: case.labels[name] for name in labels},
+                labelling={name: case.labelling[name] for name in labels},
                 info={},
+                faults=(),
             ),
             config=cast(ConfigT, _Declared(self.name, "config", source.config, self.config)),
             recipe=cast(RecipeT, _Declared(self.name, "recipe", source.recipe, self.recipe)),
@@ -150,7 +153,7 @@ class _Declared:
 def prepare_cases(
     who: str, cases: Sequence[Case], prepare: Callable[[Case], Prepared]
 ) -> list[Prepared]:
-    """What each case's preparation gives; a case that cannot be used is left out and logged.
+    """Prepare each case; cases that cannot be used are left out and logged.
 
     Args:
         who: starts the messages.

@@ -13,6 +13,6 @@ def get(name: str) -> AnyMethod:
         name: a key of ``cmrfast.models.MODELS``.
     """
     if name not in MODELS:
-        raise ValueError(f"method must be one of {', '.join(MODELS)}; got {name!r}")
+        raise ValueError(f"methods.get: name must be one of {', '.join(MODELS)}; got {name!r}")
     method: AnyMethod = import_module(f"cmrfast.methods.{name}").METHOD
     return method

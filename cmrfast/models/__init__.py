@@ -1,6 +1,6 @@
 """The networks of five published methods by name; a module is imported on first use."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -57,11 +57,16 @@ def build(name: str, **changes: Any) -> "nn.Module":
     if name not in MODELS:
         raise ValueError(f"build: name must be one of {', '.join(MODELS)}; got {name!r}")
     config = _load(name, "Config")
-    known = [field.name for field in fields(config)]
-    for change in changes:
-        if change not in known:
-            raise ValueError(f"{name}: fields are {', '.join(known)}; got {change!r}")
+    require_fields(name, changes, config)
     return MODELS[name](config(**changes))
+
+
+def require_fields(who: str, changes: Iterable[str], *kinds: type[Any]) -> None:
+    """Raise unless every name is a field of one of the dataclasses."""
+    known = [field.name for kind in kinds for field in fields(kind)]
+    for name in changes:
+        if name not in known:
+            raise ValueError(f"{who}: fields are {', '.join(known)}; got {name!r}")
 
 
 def _load(name: str, attribute: str) -> Any:

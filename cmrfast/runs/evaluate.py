@@ -14,6 +14,7 @@ import torch
 
 from cmrfast import metrics
 from cmrfast.atomic import atomic_write
+from cmrfast.errors import FileError
 from cmrfast.methods import Published, Row
 from cmrfast.runs.text import align_columns
 from cmrfast.train.ranks import process_group
@@ -85,21 +86,27 @@ class Evaluation:
     @classmethod
     def load(cls, folder: Path, part: str) -> "Evaluation":
         """Read what ``save`` wrote into a run's folder; a missing value is NaN."""
-        stored = json.loads((folder / f"evaluation-{part}.json").read_text("utf-8"))
-        ids = set(stored["ids"])
-        rows = [
-            Row(
-                {k: v for k, v in flat.items() if k in ids},
-                {k: math.nan if v is None else v for k, v in flat.items() if k not in ids},
-            )
-            for flat in stored["rows"]
-        ]
+        file = folder / f"evaluation-{part}.json"
+        try:
+            stored = json.loads(file.read_text("utf-8"))
+            ids = set(stored["ids"])
+            rows = [
+                Row(
+                    {k: v for k, v in flat.items() if k in ids},
+                    {k: math.nan if v is None else v for k, v in flat.items() if k not in ids},
+                )
+                for flat in stored["rows"]
+            ]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise FileError(
+                f"load_evaluation: {file} is damaged or of an older version: {error}"
+            ) from error
         return _evaluation(Run.open(folder), part, rows)
 
     def save(self, folder: Path) -> None:
         """Write ``evaluation-<part>.json`` and ``.csv``."""
         table = io.StringIO()
-        names = list(dict.fromkeys(name for flat in self._flat() for name in flat))
+        names = [*dict.fromkeys(name for row in self.rows for name in row.ids), *self.scores]
         writer = csv.DictWriter(table, names, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self._flat())

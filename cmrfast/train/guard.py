@@ -72,10 +72,7 @@ def first_not_finite(model: nn.Module, inputs: dict[str, Tensor]) -> str:
         module.register_forward_hook(watch(name)) for name, module in model.named_modules() if name
     ]
     try:
-        with (
-            torch.no_grad(),
-            suppress(NotFiniteError),
-        ):  # of a network after another
+        with torch.no_grad(), suppress(NotFiniteError):  # a network that takes another's output
             model(**inputs)
     finally:
         for handle in handles:

@@ -11,7 +11,7 @@ _PLAIN_EVERY_S = 5.0
 
 
 class Pace:
-    """Throughput between steps; what happens between ``restart`` and the next step counts."""
+    """Throughput of each step, timed from the step before or from ``restart``."""
 
     def __init__(self) -> None:
         self._waited_s = 0.0

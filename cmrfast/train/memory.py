@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from cmrfast.methods import Batch
-from cmrfast.train.network import Network
+from cmrfast.train.network import TrainingNetwork
 
 _FRACTION = 0.6  # of free memory for activations; gradients and others need the rest
 
 
-def micro_batch_that_fits(network: Network, sample: Batch, batch: int) -> int:
+def micro_batch_that_fits(network: TrainingNetwork, sample: Batch, batch: int) -> int:
     """Size of the largest equal parts of a batch that fit in free memory, measured on one sample.
 
     Args:
@@ -30,7 +30,7 @@ def micro_batch_that_fits(network: Network, sample: Batch, batch: int) -> int:
     return -(-batch // parts)
 
 
-def _saved_bytes(network: Network, sample: Batch) -> int:
+def _saved_bytes(network: TrainingNetwork, sample: Batch) -> int:
     """Bytes that a forward pass of one sample saves for its backward."""
     model = network.model
     seen: dict[int, int] = {}

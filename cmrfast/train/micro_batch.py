@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cmrfast.methods import Batch
-from cmrfast.train.network import Network
+from cmrfast.train.network import TrainingNetwork
 from cmrfast.train.ranks import Ranks
 
 Losses = dict[str, Tensor]
@@ -25,24 +25,23 @@ class Backward:
         network: to differentiate.
         loss: losses of a batch by name, from the network's outputs and the batch.
         ranks: which split a batch into equally many parts.
-        mean_loss: whether the loss is a mean over samples.
         scaler: scales the loss in float16.
-
-    ``size`` is the number of this rank's samples that go through the network at a time.
+        mean_loss: whether the loss is a mean over samples.
+        size: samples of this rank that go through the network at a time; None takes all.
     """
 
     def __init__(
         self,
-        network: Network,
+        network: TrainingNetwork,
         loss: Callable[[Mapping[str, Tensor], Batch], Losses],
         ranks: Ranks,
+        scaler: torch.amp.GradScaler,
         *,
         mean_loss: bool,
-        scaler: torch.amp.GradScaler,
+        size: int | None = None,
     ) -> None:
-        self.network, self.loss, self.ranks = network, loss, ranks
-        self.mean_loss, self.scaler = mean_loss, scaler
-        self.size: int | None = None
+        self.network, self.loss, self.ranks, self.scaler = network, loss, ranks, scaler
+        self.mean_loss, self.size = mean_loss, size
 
     def __call__(self, batch: Batch) -> Losses:
         """Add the batch's gradients to the parameters'; returns its losses, detached."""

@@ -20,7 +20,7 @@ _HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
-class Network:
+class TrainingNetwork:
     """A model and how it is called.
 
     Args:
@@ -56,7 +56,7 @@ class Network:
 
 def build_network(
     method: AnyMethod, config: "DataclassInstance", options: TrainOptions, ranks: Ranks
-) -> Network:
+) -> TrainingNetwork:
     """The method's network with weights drawn from the seed."""
     precision = options.precision or _default_precision(ranks.device)
     torch.manual_seed(options.seed)
@@ -71,7 +71,7 @@ def build_network(
     if options.compiled != "no":
         mode = "reduce-overhead" if options.compiled == "graphs" else None
         forward = torch.compile(model, mode=mode)
-    return Network(model, forward, method.inputs, ranks.device, precision, options.sharded)
+    return TrainingNetwork(model, forward, method.inputs, ranks.device, precision, options.sharded)
 
 
 def _default_precision(device: torch.device) -> str:

@@ -61,6 +61,12 @@ class TrainOptions:
     stream: TextIO | None = None
     watch: Callable[[int, float], None] | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "epochs", "micro_batch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"train: {name} must be at least 1; got {value}")
+
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> "TrainOptions":
         """Options by name; an unknown one raises."""

@@ -83,8 +83,13 @@ def process_group(device: str = "auto", *, timeout_s: float = 600.0) -> Iterator
         device: cpu, cuda, cuda:1 …, or auto: a GPU where there is one.
         timeout_s: how long a rank waits for the others.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Ranks(device=_device(device, 0))
+    if _alone():
+        before = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+        try:
+            yield Ranks(device=_device(device, 0))
+        finally:
+            if before is not None:
+                torch.cuda.set_device(before)
         return
     local = _device(device, int(os.environ.get("LOCAL_RANK", "0")))
     if dist.is_initialized():
@@ -113,7 +118,11 @@ def process_group(device: str = "auto", *, timeout_s: float = 600.0) -> Iterator
 
 def is_first_rank() -> bool:
     """Whether this process is the one that prints, of those that torchrun started."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return _alone() or int(os.environ.get("RANK", "0")) == 0
+
+
+def _alone() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) == 1
 
 
 def _cause(store: Any) -> str | None:

@@ -19,7 +19,7 @@ from cmrfast.train.checkpoint import Checkpoint
 from cmrfast.train.guard import Stop, all_finite, catch_signals, first_not_finite
 from cmrfast.train.log import Log, Pace
 from cmrfast.train.memory import micro_batch_that_fits
-from cmrfast.train.network import build_network
+from cmrfast.train.network import TrainingNetwork, build_network
 from cmrfast.train.order import SampleOrder
 from cmrfast.train.plan import Plan, TrainOptions, choose_split, fields_as_json
 from cmrfast.train.ranks import Ranks, process_group
@@ -51,12 +51,11 @@ def train(
         The run. A signal ends the process, after a last checkpoint, with ``SystemExit``.
     """
     chosen = TrainOptions.of(options)
-    own = {**(changes or {}), **({"epochs": chosen.epochs} if chosen.epochs else {})}
     with (
         process_group(chosen.device, timeout_s=chosen.timeout_s) as ranks,
         catch_signals() as stop,
     ):
-        return Trainer(methods.get(method), data, out, own, chosen, ranks).fit(stop)
+        return Trainer(methods.get(method), data, out, changes or {}, chosen, ranks).fit(stop)
 
 
 class Trainer:
@@ -80,8 +79,9 @@ class Trainer:
         options: TrainOptions,
         ranks: Ranks,
     ) -> None:
-        self.data, self.options, self.ranks = data, options, ranks
-        config, self.recipe = method.configure(changes)
+        self.method, self.data, self.options, self.ranks = method, data, options, ranks
+        epochs = {"epochs": options.epochs} if options.epochs else {}
+        config, self.recipe = method.configure({**changes, **epochs})
         stored = _stored_run(out, options)
         layout, split = (
             (stored.plan.layout, stored.plan.split)
@@ -104,7 +104,6 @@ class Trainer:
         self.feed = self.task.feed(cases, seed=options.seed)
         self.order = SampleOrder(options.seed, len(self.feed), self.recipe)
         network = build_network(method, config, options, ranks)
-        self.update = Update(method, config, self.recipe, network, ranks)
         plan = Plan(
             method.name,
             fields_as_json(config),
@@ -113,11 +112,12 @@ class Trainer:
             seed=options.seed,
             layout=layout,
             split=split,
-            micro_batch=self._micro_batch(stored),
+            micro_batch=self._micro_batch(network, stored),
             precision=network.precision,
         )
         self.run = Run(out, plan, str(Path(data).resolve()), fitted)
-        self.update.backward.size = -(-plan.micro_batch // ranks.count)
+        own_samples = -(-plan.micro_batch // ranks.count)
+        self.update = Update(method, config, self.recipe, network, ranks, micro_batch=own_samples)
 
     def fit(self, stop: Stop) -> Run:
         """Follow the plan to its last step, from the newest checkpoint where one is resumed."""
@@ -192,7 +192,7 @@ class Trainer:
 
     def _validate(self, step: int, log: Log) -> float:
         """Mean of the objective over the validation patients, higher is better; NaN without any."""
-        network, ranks, objective = self.update.network, self.ranks, self.update.method.objective
+        network, ranks, objective = self.update.network, self.ranks, self.method.objective
         network.model.eval()
         cases = self.run.cases("validate", self.data)
         # Where weights are sharded every forward takes all ranks, so all evaluate all patients.
@@ -230,16 +230,16 @@ class Trainer:
             self.update.load(newest.state)
         return step
 
-    def _micro_batch(self, stored: Run | None) -> int:
+    def _micro_batch(self, network: TrainingNetwork, stored: Run | None) -> int:
         """Samples of all ranks that go through the network at a time."""
         size, ranks = self.options.micro_batch, self.ranks
         if size is None and stored:
             size = stored.plan.micro_batch
         if size is None:
             own = -(-self.order.batch // ranks.count)
-            if self.update.method.step is None:  # a step of its own needs its batch whole
+            if self.method.step is None:  # a step of its own needs its batch whole
                 sample = self.feed.batch(0, torch.zeros(1, dtype=torch.int64))
-                own = micro_batch_that_fits(self.update.network, sample, own)
+                own = micro_batch_that_fits(network, sample, own)
             size = own * ranks.count
         agreed: int = ranks.broadcast(min(size, self.order.batch))
         return agreed

@@ -9,7 +9,7 @@ from torch import Tensor
 from cmrfast.methods import AnyMethod, Batch
 from cmrfast.models.recipe import Recipe
 from cmrfast.train.micro_batch import Backward
-from cmrfast.train.network import Network
+from cmrfast.train.network import TrainingNetwork
 from cmrfast.train.ranks import Ranks
 from cmrfast.train.shard import load_whole_state, whole_state
 
@@ -26,6 +26,7 @@ class Update:
         recipe: of the training.
         network: as it trains.
         ranks: gradients are averaged over them; losses are those of the batch of all.
+        micro_batch: samples of this rank that go through the network at a time; None takes all.
     """
 
     def __init__(
@@ -33,8 +34,9 @@ class Update:
         method: AnyMethod,
         config: "DataclassInstance",
         recipe: Recipe,
-        network: Network,
+        network: TrainingNetwork,
         ranks: Ranks,
+        micro_batch: int | None = None,
     ) -> None:
         self.method, self.config, self.recipe = method, config, recipe
         self.network, self.ranks = network, ranks
@@ -54,7 +56,7 @@ class Update:
             ranks.device.type, enabled=network.precision == "float16"
         )
         self.backward = Backward(
-            network, self._loss, ranks, mean_loss=method.mean_loss, scaler=self.scaler
+            network, self._loss, ranks, self.scaler, mean_loss=method.mean_loss, size=micro_batch
         )
 
     def __call__(self, batch: Batch, *, lr: float, epoch: int) -> dict[str, Tensor]:

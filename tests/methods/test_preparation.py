@@ -183,6 +183,9 @@ def test_undeclared_fields_files_and_facts_are_not_there(name, preparation, case
     (given,) = seen
     assert set(given.case.images) == set(preparation.images)
     assert set(given.case.labels) <= {*preparation.labels, *preparation.optional_labels}
+    assert set(given.case.labelling) == set(given.case.labels)
+    assert not given.case.info
+    assert not given.case.faults
     assert set(given.fitted) <= set(preparation.fitted)
     for side in ("config", "recipe"):
         for field in fields(getattr(source, side)):

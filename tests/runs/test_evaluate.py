@@ -5,9 +5,12 @@ import math
 import pytest
 
 from cmrfast import methods, metrics
+from cmrfast.errors import FileError
 from cmrfast.methods import Row
-from cmrfast.runs.evaluate import Evaluation
+from cmrfast.runs.evaluate import Evaluation, evaluate
 from cmrfast.runs.text import align_columns
+from cmrfast.train import train
+from tests.support import training_task
 
 
 def test_table_sets_published_rows_beside_this_run():
@@ -66,4 +69,31 @@ def test_align_columns_breaks_heads_between_words_only_where_their_column_is_nar
     assert align_columns(lines, right=True).splitlines() == [
         "   one two overlong      broad head",
         "a                 1  as broad as it",
+    ]
+
+
+def test_an_evaluation_reads_back(tmp_path, monkeypatch):
+    training_task.install(monkeypatch.setattr)
+    changes = training_task.SMALL
+    run = train("siamese_lesion", "nowhere", tmp_path / "run", steps=1, changes=changes)
+    evaluation = evaluate(run)
+    evaluation.save(run.path)
+    assert Evaluation.load(run.path, "test") == evaluation
+    (run.path / "evaluation-test.json").write_text('{"rows": []}')
+    with pytest.raises(
+        FileError, match=r"^load_evaluation: .*is damaged or of an older"
+    ):
+        Evaluation.load(run.path, "test")
+
+
+def test_columns_are_ids_first_then_scores(tmp_path):
+    rows = [
+        Row({"case": "a"}, {"dice": 1.0}),
+        Row({"case": "b", "found": 2}, {"dice": 0.5, "f1": 0.25}),
+    ]
+    Evaluation("new_lesions", "test", rows, {}).save(tmp_path)
+    assert (tmp_path / "evaluation-test.csv").read_text().splitlines() == [
+        "case,found,dice,f1",
+        "a,,1.0,",
+        "b,2,0.5,0.25",
     ]

@@ -16,6 +16,7 @@ from cmrfast import CheckpointError, FileError
 from cmrfast.data.datasets import Split
 from cmrfast.train import Run, train
 from cmrfast.train.log import read_log
+from cmrfast.train.ranks import is_first_rank
 from tests.support import training_task
 from tests.support.paths import ROOT
 from tests.support.training_task import QUIET, SMALL
@@ -128,6 +129,24 @@ def test_a_split_of_ones_own_is_kept(tmp_path):
         run_training(tmp_path / "other", split=Split(("nobody",), own.validate, own.test))
 
 
+@pytest.mark.parametrize("name", ["steps", "epochs", "micro_batch"])
+def test_a_count_below_one_is_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=rf"^train: {name} must be at least 1; got 0$"):
+        run_training(tmp_path / "run", **{name: 0})
+
+
+def test_an_unknown_option_is_refused(tmp_path):
+    with pytest.raises(TypeError, match=r"^train: options are split, .*; got 'speed'$"):
+        run_training(tmp_path / "run", speed=1)
+
+
+@pytest.mark.parametrize(("size", "rank", "first"), [("1", "1", True), ("2", "1", False)])
+def test_a_leftover_rank_does_not_count_alone(monkeypatch, size, rank, first):
+    monkeypatch.setenv("WORLD_SIZE", size)
+    monkeypatch.setenv("RANK", rank)
+    assert is_first_rank() is first
+
+
 @pytest.mark.parametrize("separable", [False, True])
 def test_parts_of_a_batch_add_up(tmp_path, monkeypatch, separable):
     # Without the pairing loss, whose every sample depends on all, the loss is a mean of samples.
@@ -142,7 +161,7 @@ def test_parts_of_a_batch_add_up(tmp_path, monkeypatch, separable):
 
 def test_dropout_is_the_same_in_both_passes(tmp_path):
     # In one piece and in two passes of one piece: the same gradients, so the same weights.
-    from cmrfast.train.network import Network
+    from cmrfast.train.network import TrainingNetwork
     from cmrfast.train.ranks import Ranks
     from cmrfast.train.update import Update
 
@@ -152,7 +171,7 @@ def test_dropout_is_the_same_in_both_passes(tmp_path):
     for two_passes in (False, True):
         torch.manual_seed(0)
         model = method.model(method.config(**changes)).train()
-        network = Network(model, model, method.inputs, torch.device("cpu"))
+        network = TrainingNetwork(model, model, method.inputs, torch.device("cpu"))
         update = Update(method, model.config, method.recipe(batch=8), network, Ranks())
         batch = training_task.RandomFeed(0).batch(0, torch.arange(8))
         torch.manual_seed(1)

@@ -87,7 +87,7 @@ def crop_or_pad(
     The voxel ``center_vox`` becomes voxel ``shape // 2``, so that cropping undoes padding.
 
     Args:
-        volume: (C, *S), any real dtype.
+        volume: (C, *S), any real dtype, two or three space axes.
         world_from_vox: (4, 4).
         shape: shape of the box.
         center_vox: the voxel at the centre of the box; default ``S // 2``.
@@ -101,6 +101,10 @@ def crop_or_pad(
         >>> crop_or_pad(row, torch.eye(4), (1, 7))[0].tolist()
         [[[0, 0, 1, 2, 3, 4, 0]]]
     """
+    if volume.dim() not in (3, 4):
+        raise ValueError(
+            f"crop_or_pad: volume must be (C, *S) with 2 or 3 space axes; got {tuple(volume.shape)}"
+        )
     old, new = tuple(volume.shape[1:]), tuple(shape)
     center = tuple(n // 2 for n in old) if center_vox is None else tuple(center_vox)
     if len(new) != len(old) or len(center) != len(old) or any(n < 1 for n in new):

@@ -1,7 +1,7 @@
 """adversarial_transfer: LGE segmentation against an adversary, with masks of bSSFP and T2."""
 
-from cmrfast.methods.adversarial_transfer.images import Segmentation, segment
-from cmrfast.methods.adversarial_transfer.published import PUBLISHED, STRUCTURES
+from cmrfast.methods.adversarial_transfer.images import STRUCTURES, Segmentation, segment
+from cmrfast.methods.adversarial_transfer.published import PUBLISHED
 from cmrfast.methods.adversarial_transfer.task import AdversarialTransferTask
 from cmrfast.methods.method import LogUniform, Method, Objective, Uniform
 from cmrfast.models.adversarial_transfer import AdversarialTransfer, Config, Recipe, loss, step

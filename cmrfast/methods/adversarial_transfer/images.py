@@ -11,6 +11,8 @@ from cmrfast.infer import predict_batches
 from cmrfast.models.adversarial_transfer import RECIPE, AdversarialTransfer, Recipe
 from cmrfast.ops import VolumeStore, extract_patches
 
+#: Label value of each structure, in the order of the paper's tables.
+STRUCTURES = {"lv": 1, "myocardium": 2, "rv": 3}
 _MIN_SD = 1e-8
 _MULTIPLE = 8  # sides of the generator's images are multiples of this
 

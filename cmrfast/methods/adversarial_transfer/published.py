@@ -1,9 +1,7 @@
 """Tables 1 to 3 of the paper."""
 
+from cmrfast.methods.adversarial_transfer.images import STRUCTURES
 from cmrfast.methods.method import Published
-
-#: Label value of each structure, in the order of the tables.
-STRUCTURES = {"lv": 1, "myocardium": 2, "rv": 3}
 
 _PROTOCOLS = {
     "": "LGE masks of patients 1 to 5 to train, mean over the challenge's patients 6 to 45",

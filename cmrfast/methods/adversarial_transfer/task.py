@@ -10,8 +10,7 @@ from cmrfast.data.random import order
 from cmrfast.data.volume import Volume
 from cmrfast.errors import FileError
 from cmrfast.methods.adversarial_transfer.crops import Crops
-from cmrfast.methods.adversarial_transfer.images import segment
-from cmrfast.methods.adversarial_transfer.published import STRUCTURES
+from cmrfast.methods.adversarial_transfer.images import STRUCTURES, segment
 from cmrfast.methods.adversarial_transfer.transfer import borrowed_masks
 from cmrfast.methods.preparation import Preparation, Source, prepare_cases
 from cmrfast.methods.task import Batch, Feed, Output, Picture, Prediction, Row, Task
@@ -100,7 +99,7 @@ class AdversarialTransferTask(Task[AdversarialTransfer, Config, Recipe]):
         """``labels``: 1 left ventricle, 2 myocardium, 3 right ventricle; their volumes in ml."""
         labels = self._segment(model, case.image(_LGE, channels=1))
         facts = {
-            f"{name}_ml": int((labels.data == value).sum()) * labels.voxel_ml
+            f"{name}_ml": labels.with_data(labels.data == value).mask_ml()
             for name, value in STRUCTURES.items()
         }
         return Prediction({"labels": Output(labels, case.images[_LGE])}, facts)

@@ -45,7 +45,8 @@ def probabilities(model: JointScar, volume: Volume, *, batch: int = 8) -> dict[s
         float32 volumes in [0, 1] on the volume's grid.
     """
     slices = pack_slices(volume.data)
-    images = network_view(slices, model.config.image)
+    device = next(model.parameters()).device
+    images = network_view(slices.to(device), model.config.image)
     results: dict[str, list[Tensor]] = {}
     for outputs in predict_batches("joint_scar", model, {"images": images}, batch):
         for name, logits in outputs.items():

@@ -70,7 +70,7 @@ class JointScarTask(Task[JointScar, Config, Recipe]):
     def predict(self, model: JointScar, case: Case) -> Prediction:
         """Masks ``myocardium`` and ``scar``, and their volumes in ml."""
         masks = self._segment(model, case.image(_SEQUENCE))
-        facts = {f"{name}_ml": _volume_ml(mask) for name, mask in masks.items()}
+        facts = {f"{name}_ml": mask.mask_ml() for name, mask in masks.items()}
         if facts.get("myocardium_ml"):
             facts["scar_share"] = facts["scar_ml"] / facts["myocardium_ml"]
         path = case.images[_SEQUENCE]
@@ -145,7 +145,3 @@ def _annotated(case: Case) -> tuple[Volume, Tensor]:
 def _join_masks(scar: Tensor, myocardium: Tensor | None = None) -> Tensor:
     """Labels: 1 in the myocardium, 2 in the scar."""
     return 2 * scar if myocardium is None else torch.maximum(myocardium, 2 * scar)
-
-
-def _volume_ml(mask: Volume) -> float:
-    return int(mask.data.count_nonzero()) * mask.voxel_ml

@@ -52,7 +52,7 @@ def align(
         recipe: its spacing and bias field are used.
 
     Returns:
-        The pair with intensities as they are; outside the later image's box it is 0.
+        The visits, intensities unchanged; 0 outside the later image's box.
     """
     for name, volume in {"earlier": earlier, "later": later}.items():
         if volume.channels != 1:
@@ -122,8 +122,8 @@ def segment(
             ones on a CPU (torch's fast convolution needs more than one), of 16 elsewhere.
         dtype: of the convolutions; bfloat16 is faster where the device computes in it.
     """
-    pair = align(earlier, later, brains, recipe=recipe)
-    images = normalise(pair.images, pair.brain, landmarks)[None]
+    visits = align(earlier, later, brains, recipe=recipe)
+    images = normalise(visits.images, visits.brain, landmarks)[None]
     device = next((p.device for p in model.parameters()), images.device)
     network = fold(model)
 
@@ -139,9 +139,9 @@ def segment(
         recipe.overlap,
         batch=batch or max(1, (2 if device.type == "cpu" else 16) * 56**3 // recipe.patch**3),
     )
-    merged = merged[0].to(pair.brain.device) * pair.brain
+    merged = merged[0].to(visits.brain.device) * visits.brain
     probability = later.with_data(
-        resample(merged, pair.world_from_vox, later.world_from_vox, later.shape)
+        resample(merged, visits.world_from_vox, later.world_from_vox, later.shape)
     )
     return NewLesionMap(later.with_data(probability.data > recipe.threshold), probability)
 

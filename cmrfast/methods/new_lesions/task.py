@@ -114,7 +114,7 @@ class NewLesionsTask(Task[NewLesions, Config, Recipe]):
                 "new_lesions": Output(result.mask, like),
                 "probability": Output(result.probability, like),
             },
-            {"lesions": count, "volume_ml": int(result.mask.data.sum()) * result.mask.voxel_ml},
+            {"lesions": count, "volume_ml": result.mask.mask_ml()},
         )
 
     def evaluate(self, model: NewLesions, case: Case) -> list[Row]:

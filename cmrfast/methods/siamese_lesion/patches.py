@@ -83,7 +83,7 @@ class PairPatches:
         return len(self.labels)
 
     def with_mirrored(self, share: float, seed: int) -> "PairPatches":
-        """Adds copies of a fraction of the patches, mirrored along one axis, the other, or both."""
+        """Add mirrored copies of a fraction of the patches, along one axis, the other, or both."""
         draw = uniforms(seed, _ALL_EPOCHS, torch.arange(len(self)), 2)
         copied = (draw[:, 0] < share).nonzero().flatten()
         rows, back = torch.cat((torch.arange(len(self)), copied)).sort(stable=True)

@@ -20,6 +20,8 @@ from cmrfast.train.run import Run
 def report(run: Run, *, part: str = "test", data: str | None = None, device: str = "cpu") -> Path:
     """Write ``report.html`` and its figures into the run's folder.
 
+    Under torchrun the processes share the evaluation; the first one writes.
+
     Args:
         run: a trained one.
         part: of the split, whose patients are scored and shown.

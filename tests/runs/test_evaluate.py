@@ -80,9 +80,7 @@ def test_an_evaluation_reads_back(tmp_path, monkeypatch):
     evaluation.save(run.path)
     assert Evaluation.load(run.path, "test") == evaluation
     (run.path / "evaluation-test.json").write_text('{"rows": []}')
-    with pytest.raises(
-        FileError, match=r"^load_evaluation: .*is damaged or of an older"
-    ):
+    with pytest.raises(FileError, match=r"^load_evaluation: .*is damaged or of an older"):
         Evaluation.load(run.path, "test")
 
 

@@ -83,12 +83,12 @@ def _predict_cases(
     made_by = {"run": str(run.path.resolve()), "step": checkpoint.step, "method": run.plan.method}
     model, task = run.model(device=device), run.task(device=device)
     for case in cases:
-        folder = out / case.name
-        if _made_by(folder) == made_by:
-            outcome.skipped.append(case.name)
-            progress(f"{case.name}: there already")
-            continue
         try:
+            folder = case_folder(out, case.name)
+            if _made_by(folder) == made_by:
+                outcome.skipped.append(case.name)
+                progress(f"{case.name}: there already")
+                continue
             prediction = _with_less_memory(task, model, case)
             _write(folder, prediction, made_by)
         except Exception as error:  # whatever is wrong with one case, the others continue
@@ -97,6 +97,13 @@ def _predict_cases(
             continue
         outcome.done.append(case.name)
         progress(f"{case.name}: {', '.join(prediction.images)}")
+
+
+def case_folder(out: Path, case: str) -> Path:
+    """The folder of a case, directly in ``out``; a name that would lead elsewhere is refused."""
+    if case in ("", ".", "..") or any(mark in case for mark in "/\\\0"):
+        raise FileError(f"predict: {case!r} cannot be the name of a case's folder")
+    return out / case
 
 
 def find_cases(

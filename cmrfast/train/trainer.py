@@ -37,8 +37,8 @@ def train(
 ) -> Run:
     """Train a method's recipe on a folder of images; under torchrun, on all its processes.
 
-    The result depends on the plan in ``run.json`` and the images alone: a run that was resumed
-    ends, on the CPU, in the same bits as one that never stopped.
+    On the CPU and under the same number of threads, a run that was resumed ends in the same bits as
+    one that never stopped.
 
     Args:
         method: a key of ``cmrfast.models.MODELS``.

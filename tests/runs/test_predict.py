@@ -1,16 +1,20 @@
 """Prediction of a cohort: files out, one bad case stops no other, what is there is skipped."""
 
 import json
+import os
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from cmrfast import CheckpointError
+from cmrfast import CheckpointError, FileError
 from cmrfast.data import Volume, read_nifti, write_nifti
 from cmrfast.methods import Output, Prediction
-from cmrfast.runs.predict import predict
+from cmrfast.runs.predict import case_folder, predict
 from cmrfast.train import Ranks, Run, train
 from tests.support import training_task
 from tests.support.training_task import RandomTask
@@ -83,6 +87,32 @@ def test_a_bad_case_stops_no_other(trained, images, tmp_path):
     assert "neither a file nor a folder" in failed.pop(str(inputs[0]))
     assert "broken.nii.gz" in failed.pop("broken")
     assert failed == {str(images[0]): "predict: a second case is named a"}
+
+
+@given(st.one_of(st.text(), st.sampled_from(["../a", "a/b", "/", "a\\b", "...", "a.nii"])))
+def test_a_case_has_its_folder_in_the_output_or_none(name):
+    out, refused = Path("/nowhere/out"), None
+    try:
+        folder = case_folder(out, name)
+    except FileError as error:
+        refused, folder = str(error), out / "x"
+    assert refused is None or repr(name) in refused
+    assert Path(os.path.normpath(folder)).parent == out
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../a", "a/b", "a\\b", "a\0"])
+def test_a_name_that_leads_elsewhere_is_refused(name):
+    with pytest.raises(FileError, match=r"^predict: .* cannot be the name of a case's folder$"):
+        case_folder(Path("out"), name)
+
+
+def test_a_file_cannot_name_its_way_out(trained, images, tmp_path):
+    hostile = tmp_path / "...nii.gz"
+    hostile.write_bytes(images[0].read_bytes())
+    outcome = predict(trained, [hostile, images[1]], tmp_path / "in" / "out")
+    assert outcome.done == ["b"]
+    assert outcome.failed == {"..": "predict: '..' cannot be the name of a case's folder"}
+    assert [p.name for p in (tmp_path / "in").iterdir()] == ["out"]
 
 
 def test_less_memory_makes_smaller_batches_until_one(trained, images, tmp_path, monkeypatch):

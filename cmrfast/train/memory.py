@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cmrfast.methods import Batch
 from cmrfast.train.network import TrainingNetwork
+from cmrfast.train.shard import reshard
 
 _FRACTION = 0.6  # of free memory for activations; gradients and others need the rest
 
@@ -50,6 +51,8 @@ def _saved_bytes(network: TrainingNetwork, sample: Batch) -> int:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         outputs = model(**network.inputs_of(sample))
     del outputs
+    if network.sharded:
+        reshard(model)
     model.train(was_training)
     with torch.no_grad():
         for name, buffer in model.named_buffers():

@@ -29,6 +29,18 @@ def shard(model: nn.Module, ranks: Ranks) -> None:
     fully_shard(model, mesh=mesh)
 
 
+def reshard(model: nn.Module) -> None:
+    """Free the gathered weights that a forward pass without a backward pass leaves.
+
+    An optimiser made before that would hold them instead of this rank's parts.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def whole_state(model: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[Any, Any]:
     """Weights and optimiser state in one piece, on the first rank; all ranks have to call it."""
     from torch.distributed.checkpoint import state_dict

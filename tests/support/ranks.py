@@ -1,5 +1,6 @@
 """Two processes that talk through gloo."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -10,7 +11,9 @@ def _rank(rank, folder, work):
     store = f"file://{folder}/store"
     torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
     torch.save(work(rank, torch.distributed.group.WORLD), folder / f"{rank}.pt")
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+    os._exit(0)  # threads of gloo that still run can abort an orderly exit, after all is done
 
 
 def on_two_ranks(work, folder: Path):

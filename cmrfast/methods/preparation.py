@@ -1,8 +1,8 @@
 """Preparation of cases from declared files and fields, which also make up the cache key.
 
 A preparation is handed the declared files and fields alone, and reading anything else raises. The
-key is made here, from their contents and values and from the code that prepares, so it cannot miss
-a dependency.
+key is made here, from their contents and values and from the code of the method and of
+``cmrfast.data``, so it cannot miss one of them.
 """
 
 import inspect

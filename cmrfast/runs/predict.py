@@ -152,6 +152,7 @@ def _with_less_memory(task: AnyTask, model: nn.Module, case: Case) -> Prediction
 
 def _write(folder: Path, prediction: Prediction, made_by: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    # First, so that an interrupted case does not look finished.
     (folder / _DONE).unlink(missing_ok=True)
     for name, output in prediction.images.items():
         write_nifti(folder / f"{name}.nii.gz", output.volume, like=output.like)

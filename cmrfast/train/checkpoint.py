@@ -206,6 +206,7 @@ def _without_tensors(node: Any, tensors: dict[str, Tensor]) -> Any:
     """The tree with each tensor replaced by its number in ``tensors``."""
     if isinstance(node, Tensor):
         name = str(len(tensors))
+        # Cloned, since safetensors refuses tensors that share memory, such as tied weights.
         tensors[name] = node.detach().cpu().contiguous().clone()
         return {"tensor": name}
     if isinstance(node, Mapping):

@@ -36,6 +36,7 @@ class _Shared(_BatchNorm):
         wide = [1, -1] + [1] * (x.dim() - 2)
         values = x.to(torch.promote_types(x.dtype, torch.float32))
         here = values.new_tensor([x.numel() / x.shape[1]])
+        # The counts are summed too: parts of a batch may differ by one sample.
         sums = total(torch.cat((values.sum(axes), here)), None)
         n = sums[-1].detach()
         mean = sums[:-1] / n

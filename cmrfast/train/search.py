@@ -65,6 +65,7 @@ def search(
             grace_period=120,
             heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=3),
         ),
+        # As in the paper's tool: random until two results exist.
         sampler=optuna.samplers.GPSampler(seed=seed, n_startup_trials=2),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1),
         direction="maximize",

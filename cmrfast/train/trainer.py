@@ -162,6 +162,7 @@ class Trainer:
             own = self.update(batch, lr=lr, epoch=self.order.epoch(step))
         except NotFiniteError as error:  # raised by a network that takes another's output
             raise self._not_finite(batch, step, math.nan) from error
+        # Sent with the losses: ranks must stop and save after the same step.
         flags = torch.tensor([ending, late], dtype=torch.float64, device=self.ranks.device)
         values = torch.cat((torch.stack([part.double() for part in own.values()]), flags))
         self.ranks.average([values])

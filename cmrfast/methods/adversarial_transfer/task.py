@@ -147,6 +147,7 @@ class AdversarialTransferTask(Task[AdversarialTransfer, Config, Recipe]):
         sequences = [s for s in (*_OTHERS, _LGE) if s in both and (s != _LGE or lends_lge)]
         true = [self.prepared(OWN_MASKS[sequence], case) for sequence in sequences]
         lenders = [s for s in _OTHERS if s in case.labels]
+        # Patients with true LGE masks never get pseudo masks.
         if self.config.variant != "u_a_t" or lends_lge or _LGE not in case.images:
             lenders = []
         pseudo = [self.prepared(BORROWED_MASKS[lender], case) for lender in lenders]
@@ -172,6 +173,7 @@ class _SliceFeed:
         """
         images, labels = self.true.batch(epoch, samples)
         batch = {"images": images, "labels": labels}
+        # Algorithm 1 first trains the generator alone, on true masks.
         if self.pseudo is not None and epoch >= self.true.recipe.pretrain_epochs:
             shuffled = order(self.true.seed, epoch, len(self.pseudo))
             others = shuffled[samples.cpu() % len(self.pseudo)]

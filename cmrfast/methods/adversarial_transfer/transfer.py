@@ -55,6 +55,7 @@ def borrowed_masks(
     count = lender.shape[2]
     slices = transfer_slices(count, borrower.shape[2], form=slice_map)
     along, other = lender.world_from_vox[:3, 2], borrower.world_from_vox[:3, 2]
+    # One stack may be stored from base to apex, the other from apex to base.
     sources = range(count) if along @ other > 0 else reversed(range(count))
     masks = [
         resample(

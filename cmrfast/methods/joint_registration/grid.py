@@ -57,6 +57,7 @@ class SharedGrid:
         """
         placed = (*size, len(self.cine_slices))
         resampled = resample(stack, world_from_vox, self.cine_world_from_vox, placed)
+        # Paired by index, a cine slice may occur several times; the first one counts.
         first = {source: k for k, source in reversed(list(enumerate(self.cine_slices)))}
         whole = resampled.new_zeros(*resampled.shape[:3], self.cine_count)
         whole[..., list(first)] = resampled[..., list(first.values())]
@@ -84,6 +85,7 @@ def shared_grid(cine: Volume, lge: Volume, recipe: Recipe = RECIPE) -> SharedGri
     targets = [pair.target for pair in pairs]
     spacing = (recipe.spacing_mm, recipe.spacing_mm, lge.spacing_mm[2])
     full, world_from_vox = spacing_grid(lge.shape, lge.world_from_vox, spacing)
+    # Cropped or padded, not rescaled: the metrics rely on the recipe's spacing.
     corner = [n // 2 - recipe.side // 2 for n in full[:2]]
     first = torch.tensor([*corner, targets[0] if targets else 0, 1], dtype=torch.float64)
     world_from_vox[:, 3] = world_from_vox @ first
@@ -110,6 +112,7 @@ def network_view(grid: SharedGrid, cine: Volume, lge: Volume, recipe: Recipe = R
             volume.world_from_vox,
             grid.world_from_vox,
             grid.shape,
+            # NaN marks pixels outside the stack, which must not count for the percentiles.
             fill=torch.nan,
         )
         inside = image[0].isfinite()

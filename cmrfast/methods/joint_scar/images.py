@@ -76,4 +76,5 @@ def network_view(slices: Tensor, side: int) -> Tensor:
     values = square.movedim(0, -1)[None]  # one range a slice of the last axis
     counts = values.isfinite() & (values != 0)
     scaled = min_max(values, mask=counts[0], over="slice").float()
+    # Pixels outside the mask may be NaN or leave [0, 1].
     return scaled.nan_to_num(0.0, 0.0, 0.0).clamp(0, 1).movedim(-1, 0)

@@ -88,6 +88,7 @@ def correct_bias(
         raise ImportError("correct_bias: needs SimpleITK; pip install cmrfast[n4]") from error
 
     def image(tensor: Tensor, dtype: torch.dtype) -> Any:
+        # SimpleITK's arrays are (K, J, I).
         made = sitk.GetImageFromArray(tensor.cpu().to(dtype).permute(2, 1, 0).contiguous().numpy())
         made.SetSpacing([float(s) for s in spacing_mm])
         return made

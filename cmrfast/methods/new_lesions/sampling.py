@@ -99,6 +99,7 @@ class LesionSampler:
             self._regions.pick(patient, draw[:, 2]),
         )
         size = torch.tensor(self.size)
+        # From -(size // 2), so that the target voxel stays in the patch.
         jitter = (draw[:, 3:] * size).long() - size // 2
         start = center - size // 2 - torch.where(on_target[:, None], jitter, 0)
         return Windows(patient, start)
@@ -111,6 +112,7 @@ class _Voxels:
         each = [mask.nonzero().to(torch.int32) for mask in masks]
         self.counts = torch.tensor([len(voxels) for voxels in each])
         self.first = self.counts.cumsum(0) - self.counts
+        # A spare row: an empty mask at the end has nothing else to index.
         self.table = torch.cat((*each, each[0].new_zeros(1, each[0].shape[1])))
 
     def pick(self, which: Tensor, draw: Tensor) -> Tensor:

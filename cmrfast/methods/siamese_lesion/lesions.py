@@ -126,6 +126,7 @@ def patch_labels(
     masks = lesions.reshape(-1, *lesions.shape[-axes:]) if isinstance(lesions, Tensor) else lesions
     totals = torch.stack([torch.count_nonzero(m) for m in masks]).to(held.device)
     whole = totals[0] if volume_index is None else totals[volume_index.long()]
+    # Without a lesion, 0 >= share * 0 would hold.
     return (held > 0) & (held >= share * whole)
 
 

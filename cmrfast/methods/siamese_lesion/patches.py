@@ -86,6 +86,7 @@ class PairPatches:
         """Add mirrored copies of a fraction of the patches, along one axis, the other, or both."""
         draw = uniforms(seed, _ALL_EPOCHS, torch.arange(len(self)), 2)
         copied = (draw[:, 0] < share).nonzero().flatten()
+        # Copies stay beside their originals: PairFeed needs each slice's patches consecutive.
         rows, back = torch.cat((torch.arange(len(self)), copied)).sort(stable=True)
         which = (draw[copied, 1] * 3).long()
         mirrored = torch.stack((which != 1, which != 0), 1)

@@ -99,6 +99,7 @@ class SiameseLesionTask(Task[SiameseLesion, Config, Recipe]):
         pairs = self.prepared(PAIRS, case)
         patches = self._patches([pairs])
         rows: list[Row] = []
+        # A fixed order: the pairing loss depends on which patches share a batch.
         for samples in order(0, 0, len(patches)).split(self.recipe.batch):
             batch = patches.cut(samples)
             with torch.inference_mode():

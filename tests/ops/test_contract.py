@@ -43,9 +43,9 @@ def test_matches_reference(op, device, dtype):
 @every_device
 @every_half
 @pytest.mark.parametrize("name", HALVED)
-def test_halves_are_computed_in_float(name, device, dtype):
+def test_half_precision_is_computed_in_float(name, device, dtype):
     if device not in OPS[name].half_devices:
-        pytest.skip("halves are widened before they come to the kernel")
+        pytest.skip("half precision is upcast before the kernel")
     for args in samples(OPS[name], device, dtype):
         assert_close_for_halves(run(OPS[name], args), run(OPS[name].reference, args), dtype)
 

@@ -1,0 +1,116 @@
+"""The frame of all attacks: numbered cases, each with its own random numbers, time and memory."""
+
+import random
+import shutil
+import signal
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One kind of attack.
+
+    Args:
+        name: what is attacked.
+        one: makes a hostile input from random numbers, in an empty folder, applies what is attacked
+            and returns the outcome in a word or two, such as ``refused``; raises on a fault.
+        seconds: that one case may take.
+        mebibytes: that one case may add to the memory of this process.
+    """
+
+    name: str
+    one: Callable[[random.Random, Path], str]
+    seconds: float = 5.0
+    mebibytes: int = 256
+
+
+@dataclass
+class Outcome:
+    """How many cases ended in which way, and the faults, each with the case's number."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    faults: dict[int, str] = field(default_factory=dict)
+    slowest_s: float = 0.0
+    most_mebibytes: float = 0.0
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{count} {word}" for word, count in self.counts.most_common())
+        return (
+            f"{self.counts.total()} cases: {counts}; at most {self.slowest_s:.2f} s and "
+            f"{self.most_mebibytes:.0f} MiB a case; {len(self.faults)} faults"
+        )
+
+
+def run(attack: Attack, seed: int, *, seconds: float = 0.0, first: int = 0) -> Outcome:
+    """Run the cases from ``first`` on until the time is over; at least one."""
+    outcome, ends, number = Outcome(), time.monotonic() + seconds, first
+    while number == first or time.monotonic() < ends:
+        fault = _case(attack, seed, number, outcome)
+        if fault:
+            outcome.faults[number] = fault
+        number += 1
+    return outcome
+
+
+def _case(attack: Attack, seed: int, number: int, outcome: Outcome) -> str | None:
+    """Run one case; its fault in words, or None."""
+    numbers = random.Random(f"{attack.name}/{seed}/{number}")
+    folder = Path(tempfile.mkdtemp(prefix=f"attack-{attack.name}-"))
+    before, began = _start_peak(), time.monotonic()
+    try:
+        with _alarm(2 * attack.seconds):
+            word = attack.one(numbers, folder)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        outcome.counts["fault"] += 1
+        return traceback.format_exc()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    took, grew = time.monotonic() - began, _peak() - before
+    outcome.counts[word] += 1
+    outcome.slowest_s = max(outcome.slowest_s, took)
+    outcome.most_mebibytes = max(outcome.most_mebibytes, grew)
+    if took > attack.seconds:
+        return f"{word}, but it took {took:.1f} s; {attack.seconds:g} are allowed"
+    if grew > attack.mebibytes:
+        return f"{word}, but it took {grew:.0f} MiB; {attack.mebibytes} are allowed"
+    return None
+
+
+class _HangError(BaseException):
+    """Not an Exception: what is attacked may catch those."""
+
+
+@contextmanager
+def _alarm(seconds: float) -> Iterator[None]:
+    """End a case that hangs in Python; one that hangs in native code hangs the attack."""
+
+    def ring(*_: object) -> None:
+        raise _HangError(f"more than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _start_peak() -> float:
+    """Memory in use, in MiB; Linux counts the peak anew from here."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _peak()
+
+
+def _peak() -> float:
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024

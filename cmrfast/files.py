@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 
 #: No JSON file of this package comes near it; a larger one is refused before it is read.
 _JSON_LIMIT = 256 << 20
+_DEPTH_LIMIT = 50  # of ours, a checkpoint's state is the deepest, with about 15
 _KINDS = {
     dict: "an object",
     list: "a list",
@@ -60,6 +61,8 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(text.decode("utf-8"))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    if _depth(content) > _DEPTH_LIMIT:
+        raise ValueError("it is nested too deeply")
     if not isinstance(content, dict):
         raise ValueError(f"it must hold a JSON object; it holds {_kind_of(content)}")
     return content
@@ -79,6 +82,15 @@ def take(content: dict[str, Any], name: str, *kinds: type) -> Any:
     if type(value) not in allowed:  # not isinstance: true is no number
         raise ValueError(f"{name} must be {wanted}; it is {_kind_of(value)}")
     return value
+
+
+def _depth(content: object) -> int:
+    """Levels of lists and objects, without recursion."""
+    depth, level = 0, [content]
+    while level := [node for node in level if isinstance(node, dict | list)]:
+        depth += 1
+        level = [n for node in level for n in (node.values() if isinstance(node, dict) else node)]
+    return depth
 
 
 def _kind_of(value: object) -> str:

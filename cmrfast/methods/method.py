@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cmrfast.methods.preparation import ConfigT, RecipeT
 from cmrfast.methods.task import ModelT, Row, Task
-from cmrfast.models import require_fields
+from cmrfast.models._fields import require_fields
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -84,6 +84,12 @@ class Preparation(Generic[ConfigT, RecipeT]):
         files = [*case.images.values(), *case.labels.values()]
         return source.cache.tensors(files, self.options(declared), lambda: self.make(declared))
 
+    @property
+    def files(self) -> list[str]:
+        """The files that it may read, such as ``image LGE``."""
+        labels = (*self.labels, *self.optional_labels)
+        return [*(f"image {name}" for name in self.images), *(f"label {name}" for name in labels)]
+
     def options(self, source: Source[ConfigT, RecipeT]) -> dict[str, Any]:
         """The part of the cache key that is not the content of files."""
         case = source.case

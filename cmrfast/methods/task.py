@@ -136,6 +136,13 @@ class Task(ABC, Generic[ModelT, ConfigT, RecipeT]):
         self.fitted: Facts = fitted or {}
         self.device, self.cache = torch.device(device), cache
 
+    def files(self, case: Case) -> dict[str, Path]:
+        """The files of a case that preparations may read, such as ``image LGE``, or all files."""
+        kinds = (("image", case.images), ("label", case.labels))
+        every = {f"{kind} {key}": path for kind, files in kinds for key, path in files.items()}
+        read = {name for preparation in self.preparations for name in preparation.files}
+        return {n: path for n, path in every.items() if n in read or not self.preparations}
+
     def fit(self, cases: Sequence[Case]) -> dict[str, Any]:
         """What preparation learns from the training patients, as JSON; often nothing."""
         return {}

@@ -1,9 +1,10 @@
 """The networks of five published methods by name; a module is imported on first use."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from cmrfast.models._fields import require_fields
 
 if TYPE_CHECKING:
     from torch import nn
@@ -59,14 +60,6 @@ def build(name: str, **changes: Any) -> "nn.Module":
     config = _load(name, "Config")
     require_fields(name, changes, config)
     return MODELS[name](config(**changes))
-
-
-def require_fields(who: str, changes: Iterable[str], *kinds: type[Any]) -> None:
-    """Raise unless every name is a field of one of the dataclasses."""
-    known = [field.name for kind in kinds for field in fields(kind)]
-    for name in changes:
-        if name not in known:
-            raise ValueError(f"{who}: fields are {', '.join(known)}; got {name!r}")
 
 
 def _load(name: str, attribute: str) -> Any:

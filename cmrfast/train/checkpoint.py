@@ -1,12 +1,13 @@
 """Checkpoints: safetensors and JSON in a folder, written atomically.
 
 A run keeps ``checkpoints/step-000120/`` with ``tensors.safetensors`` and ``state.json``; no pickle
-anywhere. The folder is written under another name, flushed to disk and renamed, and the JSON holds
-a hash of the tensors, so a partial checkpoint of a killed process or a full disk is detected.
+anywhere. The folder is written under another name, flushed to disk and renamed. The JSON holds a
+hash of the tensors and one of itself, so any damage is detected: a checkpoint that loads is the
+one that was saved.
 """
 
-import contextlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -22,9 +23,12 @@ from torch import Tensor
 
 from cmrfast.atomic import sync
 from cmrfast.errors import CheckpointError
+from cmrfast.files import file_digest, read_json, take
 
+_log = logging.getLogger(__name__)
 _TENSORS, _STATE = "tensors.safetensors", "state.json"
 _NAME = re.compile(r"step-(\d{6,})")
+_UNFINISHED = re.compile(r"step-\d{6,}\.(?:making|going)-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -74,11 +78,13 @@ class CheckpointFolder:
                 _remove(final)
             making.rename(final)
             sync(self.folder)
-        except OSError as error:
-            shutil.rmtree(making, ignore_errors=True)
+        except (OSError, SafetensorError) as error:
             raise CheckpointError(
-                f"save_checkpoint: {final} could not be written: {error.strerror or error}"
+                f"save_checkpoint: {final} could not be written: "
+                f"{getattr(error, 'strerror', None) or error}"
             ) from error
+        finally:
+            shutil.rmtree(making, ignore_errors=True)
         self._trim()
         return final
 
@@ -94,17 +100,15 @@ class CheckpointFolder:
                 return load_checkpoint(path, made_for)
             except _DamagedError as error:
                 damaged.append(str(error))
+                _log.warning("passed over: %s", error)
         if damaged:
             raise CheckpointError("; ".join(damaged))
         return None
 
     def best(self) -> Path | None:
         """The folder of the checkpoint with the highest score, the newest where none has one."""
-        scores = {path: _score(path) for path in self._paths()}
-        if not scores:
-            return None
-        worst = -float("inf")
-        return max(scores, key=lambda p: (worst if scores[p] is None else scores[p], _step(p)))
+        scores = self._scores()
+        return max(scores, key=lambda path: (scores[path], _step(path)), default=None)
 
     def _write(self, folder: Path, checkpoint: Checkpoint) -> None:
         tensors: dict[str, Tensor] = {}
@@ -114,25 +118,41 @@ class CheckpointFolder:
             "step": checkpoint.step,
             "score": checkpoint.score,
             "made_for": checkpoint.made_for,
-            "tensors_blake2b": _digest(folder / _TENSORS),
+            "tensors_blake2b": file_digest(folder / _TENSORS),
             "state": tree,
         }
+        state["blake2b"] = _digest_of(state)
         (folder / _STATE).write_text(json.dumps(state, indent=1))
         for path in (folder / _TENSORS, folder / _STATE, folder):
             sync(path)
 
     def _paths(self) -> Iterator[Path]:
         if self.folder.is_dir():
-            yield from (path for path in self.folder.iterdir() if _NAME.fullmatch(path.name))
+            yield from (p for p in self.folder.iterdir() if _NAME.fullmatch(p.name) and p.is_dir())
+
+    def _scores(self) -> dict[Path, float]:
+        """The score of every checkpoint that can be read, the lowest there is where it has none."""
+        scores = {}
+        for path in self._paths():
+            try:
+                score = take(read_json(path / _STATE), "score", float, type(None))
+            except (OSError, ValueError):
+                continue
+            scores[path] = -float("inf") if score is None else score
+        return scores
 
     def _trim(self) -> None:
-        newest = sorted(self._paths(), key=_step, reverse=True)
+        """Remove what is not kept; what no run can have written stays, and does not count."""
         best = self.best()
-        for path in newest[self.keep :]:
+        for path in sorted(self._scores(), key=_step, reverse=True)[self.keep :]:
             if path != best:
-                _remove(path)
-        for path in self.folder.glob("step-*.*ing-*"):  # left by a process that was killed
-            if not _alive(int(path.name.rpartition("-")[2])):
+                try:
+                    _remove(path)
+                except OSError as error:  # the new one is safe, so training goes on
+                    _log.warning("%s could not be removed: %s", path, error.strerror or error)
+        for path in self.folder.iterdir():  # left by a process that was killed
+            unfinished = _UNFINISHED.fullmatch(path.name)
+            if unfinished and not _alive(int(unfinished[1])):
                 shutil.rmtree(path, ignore_errors=True)
 
 
@@ -158,19 +178,20 @@ def load_checkpoint(
     """
     path = Path(path)
     try:
-        state = json.loads((path / _STATE).read_text())
-        if _digest(path / _TENSORS) != state["tensors_blake2b"]:
-            raise _DamagedError(
-                f"load_checkpoint: {path}: its tensors are not those it was saved with"
-            )
-        tensors = load_file(path / _TENSORS)
+        stored = read_json(path / _STATE)
+        if stored.pop("blake2b", None) != _digest_of(stored):
+            raise ValueError("its description is not the one it was saved with")
+        if file_digest(path / _TENSORS) != take(stored, "tensors_blake2b", str):
+            raise ValueError("its tensors are not those it was saved with")
         loaded = Checkpoint(
-            state["step"], state["made_for"], _with_tensors(state["state"], tensors), state["score"]
+            take(stored, "step", int),
+            take(stored, "made_for", dict),
+            _with_tensors(take(stored, "state", dict), load_file(path / _TENSORS)),
+            take(stored, "score", float, type(None)),
         )
     except FileNotFoundError as error:
-        raise _DamagedError(
-            f"load_checkpoint: {path}: {Path(error.filename).name} is missing"
-        ) from None
+        missing = Path(error.filename or path).name
+        raise _DamagedError(f"load_checkpoint: {path}: {missing} is missing") from None
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise _DamagedError(f"load_checkpoint: {path} is damaged: {error}") from error
     # Compare as JSON, which turns tuples into lists.
@@ -232,12 +253,9 @@ def _with_tensors(node: Any, tensors: Mapping[str, Tensor]) -> Any:
     return tuple(values) if kind == "tuple" else values
 
 
-def _digest(path: Path) -> str:
-    digest = blake2b(digest_size=20)
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+def _digest_of(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True)
+    return blake2b(text.encode(), digest_size=20).hexdigest()
 
 
 def _alive(pid: int) -> bool:
@@ -252,10 +270,3 @@ def _alive(pid: int) -> bool:
 
 def _step(path: Path) -> int:
     return int(path.name.partition("-")[2])
-
-
-def _score(path: Path) -> float | None:
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        score = json.loads((path / _STATE).read_text())["score"]
-        return None if score is None else float(score)
-    return None

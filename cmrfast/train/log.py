@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from cmrfast.atomic import atomic_write
+from cmrfast.errors import FileError
+
 _PLAIN_EVERY_S = 5.0
 
 
@@ -59,9 +62,12 @@ class Log:
         tensorboard: Path | None = None,
         stream: TextIO | None = None,
     ) -> None:
-        self.start, self.steps, self.stream = start, steps, stream
-        _cut(path, start)
-        self._file = path.open("a", encoding="utf-8")
+        self.path, self.start, self.steps, self.stream = path, start, steps, stream
+        try:
+            _cut(path, start)
+            self._file = path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise self._failed(error) from error
         self._began = self._said = time.monotonic()
         self._board: Any = None
         if tensorboard is not None:
@@ -71,7 +77,8 @@ class Log:
                 raise ImportError(
                     "train: the TensorBoard log needs the extra track: pip install 'cmrfast[track]'"
                 ) from error
-            self._board = SummaryWriter(tensorboard, purge_step=start)
+            # TensorBoard drops events from the purged step on; the last one kept is ``start``.
+            self._board = SummaryWriter(tensorboard, purge_step=start + 1)
 
     def __enter__(self) -> "Log":
         return self
@@ -126,24 +133,34 @@ class Log:
         self.stream.flush()
 
     def _write(self, record: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: OSError) -> FileError:
+        return FileError(f"train: {self.path} cannot be written: {error.strerror or error}")
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a log."""
     records = []
-    for line in path.read_text("utf-8").splitlines() if path.exists() else []:
+    for line in path.read_text("utf-8", "replace").splitlines() if path.exists() else []:
         try:
-            records.append(json.loads(line))
-        except ValueError:  # the end of a line that a killed process did not finish
+            record = json.loads(line)
+        except (ValueError, RecursionError):  # such as a line that a killed process began
             continue
+        if isinstance(record, dict) and type(record.get("step")) is int:
+            records.append(record)
     return records
 
 
 def _cut(path: Path, start: int) -> None:
+    """Replace the log by its steps up to ``start``; where that fails, the old one stays."""
     kept = [record for record in read_log(path) if record["step"] <= start]
-    path.write_text("".join(json.dumps(record) + "\n" for record in kept), "utf-8")
+    with atomic_write(path) as temporary:
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), "utf-8")
 
 
 def _duration(seconds: float) -> str:

@@ -7,9 +7,13 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from cmrfast.data.cache import Cache
-from cmrfast.data.datasets import Split, open_dataset, split_by_patient
+from cmrfast.data.datasets import LAYOUTS, Split, open_dataset, split_by_patient
 from cmrfast.errors import FileError
+from cmrfast.files import take
 from cmrfast.methods import AnyMethod
+from cmrfast.models import MODELS
+from cmrfast.models._check import require_option
+from cmrfast.models._fields import require_fields
 from cmrfast.models.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -103,6 +107,27 @@ class Plan:
     micro_batch: int
     precision: str = "float32"
 
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> "Plan":
+        """Read what ``asdict`` made; an entry of another kind raises ``ValueError``."""
+        plan = cls(
+            method=take(stored, "method", str),
+            config=take(stored, "config", dict),
+            recipe=take(stored, "recipe", dict),
+            steps=take(stored, "steps", int),
+            seed=take(stored, "seed", int),
+            layout=take(stored, "layout", str),
+            split=Split.from_json(take(stored, "split", dict)),
+            micro_batch=take(stored, "micro_batch", int),
+            precision=take(stored, "precision", str),
+        )
+        require_option("plan", "method", plan.method, list(MODELS))
+        require_option("plan", "layout", plan.layout, list(LAYOUTS))
+        require_option("plan", "precision", plan.precision, ("float32", "bfloat16", "float16"))
+        if plan.steps < 1 or plan.micro_batch < 1:
+            raise ValueError("plan: steps and micro_batch must be at least 1")
+        return plan
+
     @property
     def made_for(self) -> dict[str, Any]:
         """What a checkpoint must have been written for to be resumed under this plan."""
@@ -137,6 +162,12 @@ def choose_split(
             raise FileError(f"train: {data} lacks patients of the split: {names}")
         return layout, split
     raise FileError("; ".join(refused))
+
+
+def fields_from_json(kind: type[Any], stored: Mapping[str, Any]) -> Any:
+    """A Config or Recipe from JSON; a field of another name or type raises."""
+    require_fields(kind.__module__.rpartition(".")[2], stored, kind)
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()})
 
 
 def fields_as_json(values: "DataclassInstance") -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Ranks: the processes that torchrun started, or this process alone."""
 
 import os
+import socket
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,42 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 _FAILURE = "cmrfast/failure"
+_HOST, _EXCHANGES = "cmrfast/host", "cmrfast/exchanges"
 _BUCKET_BYTES = 32 << 20
+
+
+class Presence:
+    """Counts the exchanges of every rank in the store, so that one that hangs can be named.
+
+    Args:
+        store: that all ranks reach.
+        rank: of this process.
+        count: of ranks.
+    """
+
+    def __init__(self, store: Any, rank: int, count: int) -> None:
+        self.store, self.rank, self.count, self.exchanges = store, rank, count, 0
+        store.set(f"{_HOST}/{rank}", socket.gethostname())
+        self._publish()
+
+    def arrive(self) -> None:
+        """Note that this rank has come to its next exchange."""
+        self.exchanges += 1
+        self._publish()
+
+    def _publish(self) -> None:
+        self.store.set(f"{_EXCHANGES}/{self.rank}", str(self.exchanges))
+
+    def missing(self) -> str | None:
+        """The ranks that this one waits for, with their hosts; None if all have come."""
+        late = []
+        for rank in range(self.count):
+            if not self.store.check([f"{_EXCHANGES}/{rank}"]):
+                late.append(f"rank {rank} of {self.count}")
+            elif int(self.store.get(f"{_EXCHANGES}/{rank}")) < self.exchanges:
+                host = self.store.get(f"{_HOST}/{rank}").decode()
+                late.append(f"rank {rank} of {self.count} on {host}")
+        return ", ".join(late) or None
 
 
 @dataclass(frozen=True)
@@ -25,6 +61,7 @@ class Ranks:
     count: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     group: Any = None
+    presence: Presence | None = None
 
     @property
     def first(self) -> bool:
@@ -37,7 +74,7 @@ class Ranks:
 
     def average(self, tensors: Iterable[Tensor]) -> None:
         """Replace tensors by their mean over ranks, in buckets, the same bits on every rank."""
-        if self.group is None:
+        if not self._exchange():
             return
         bucket: list[Tensor] = []
         for tensor in tensors:
@@ -48,6 +85,12 @@ class Ranks:
         if bucket:
             self._average(bucket)
 
+    def _exchange(self) -> bool:
+        """Whether there is anybody to exchange with; notes that this rank has come to do it."""
+        if self.presence is not None:
+            self.presence.arrive()
+        return self.group is not None
+
     def _average(self, bucket: list[Tensor]) -> None:
         flat = torch.cat([t.detach().flatten() for t in bucket])
         dist.all_reduce(flat, group=self.group)
@@ -57,7 +100,7 @@ class Ranks:
 
     def broadcast(self, value: Any) -> Any:
         """The first rank's value, on every rank."""
-        if self.group is None:
+        if not self._exchange():
             return value
         box = [value]
         dist.broadcast_object_list(box, src=0, group=self.group)
@@ -65,7 +108,7 @@ class Ranks:
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, on every rank, in order of rank."""
-        if self.group is None:
+        if not self._exchange():
             return [value]
         values: list[Any] = [None] * self.count
         dist.all_gather_object(values, value, group=self.group)
@@ -104,10 +147,13 @@ def process_group(device: str = "auto", *, timeout_s: float = 600.0) -> Iterator
         world_size=count,
         timeout=timeout,
     )
+    presence = Presence(store, rank, count)
     try:
-        yield Ranks(rank, count, local, dist.group.WORLD)
+        yield Ranks(rank, count, local, dist.group.WORLD, presence)
     except Exception as error:
         cause = _cause(store)
+        if cause is None and "timed out" in str(error).lower() and (late := presence.missing()):
+            cause = f"{late}, which did not come within {timeout_s:g} s"
         if cause is None:
             store.set(_FAILURE, f"rank {rank} of {count}: {_in_words(error)}")
             raise

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +13,16 @@ from torch import nn
 from cmrfast import methods
 from cmrfast.atomic import atomic_write
 from cmrfast.data.cache import Cache
-from cmrfast.data.datasets import Split, open_dataset
+from cmrfast.data.datasets import open_dataset
 from cmrfast.data.datasets.case import Case
 from cmrfast.errors import CheckpointError, FileError
+from cmrfast.files import read_json, take
 from cmrfast.methods import AnyMethod, AnyTask
 from cmrfast.models.recipe import Recipe
 from cmrfast.train.checkpoint import Checkpoint, CheckpointFolder, load_checkpoint
-from cmrfast.train.plan import Plan
+from cmrfast.train.conditions import Conditions
+from cmrfast.train.images import Digests, digests_from_json
+from cmrfast.train.plan import Plan, fields_from_json
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -32,14 +35,32 @@ class Run:
 
     ::
 
-        run.json       the plan, where the data is, what was fitted, versions
+        run.json       the plan, where the data is, what was fitted, hashes of images, conditions
+        proof.json     hashes of the first step and of a prediction, for ``verify``
         log.jsonl      one line per optimiser step
         checkpoints/   the newest two and the best
+        lock           held while it trains
+
+    Args:
+        path: of the folder.
+        plan: what it does.
+        data: root of the data set.
+        fitted: what preparation learned from the training patients.
+        images: hashes of the training and validation patients' files.
+        conditions: what its bits depend on besides; None of a run from before they were stored.
     """
 
-    def __init__(self, path: str | os.PathLike[str], plan: Plan, data: str, fitted: Any) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        plan: Plan,
+        data: str,
+        fitted: Mapping[str, Any],
+        images: Digests,
+        conditions: Conditions | None,
+    ) -> None:
         self.path, self.plan, self.data = Path(path), plan, data
-        self.fitted: Mapping[str, Any] = fitted
+        self.fitted, self.images, self.conditions = fitted, images, conditions
         self.checkpoints = CheckpointFolder(path)
 
     @classmethod
@@ -51,14 +72,22 @@ class Run:
         """
         file = Path(path) / _FILE
         try:
-            stored = json.loads(file.read_text("utf-8"))
-            plan = dict(stored["plan"])
-            plan["split"] = Split(**{part: tuple(n) for part, n in plan["split"].items()})
-            return cls(path, Plan(**plan), stored["data"], stored["fitted"])
+            stored = read_json(file)
+            conditions = stored.get("conditions") and take(stored, "conditions", dict)
+            run = cls(
+                path,
+                Plan.from_json(take(stored, "plan", dict)),
+                take(stored, "data", str),
+                take(stored, "fitted", dict),
+                digests_from_json(take(stored, "images", dict) if "images" in stored else {}),
+                Conditions.from_json(conditions) if conditions else None,
+            )
+            _ = run.config, run.recipe  # a field that does not fit is an error here, not later
         except FileNotFoundError:
             raise CheckpointError(f"open_run: {path} holds no {_FILE}; is it a run?") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise CheckpointError(f"open_run: {file} is damaged: {error}") from error
+        return run
 
     def save(self) -> None:
         """Write the description, whole or not at all."""
@@ -66,14 +95,15 @@ class Run:
             "plan": asdict(self.plan),
             "data": self.data,
             "fitted": self.fitted,
-            "versions": versions(),
+            "images": self.images,
+            "conditions": asdict(self.conditions) if self.conditions else None,
         }
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with atomic_write(self.path / _FILE) as temporary:
                 temporary.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
         except OSError as error:
-            raise FileError(f"save_run: {self.path}: {error.strerror or error}") from error
+            raise FileError(f"train: {self.path}: {error.strerror or error}") from error
 
     @property
     def method(self) -> AnyMethod:
@@ -83,13 +113,13 @@ class Run:
     @property
     def config(self) -> "DataclassInstance":
         """The network's ``Config``."""
-        config: DataclassInstance = _from_json(self.method.config, self.plan.config)
+        config: DataclassInstance = fields_from_json(self.method.config, self.plan.config)
         return config
 
     @property
     def recipe(self) -> Recipe:
         """The training's ``Recipe``."""
-        recipe: Recipe = _from_json(self.method.recipe, self.plan.recipe)
+        recipe: Recipe = fields_from_json(type(self.method.recipe()), self.plan.recipe)
         return recipe
 
     def task(self, *, device: torch.device | str = "cpu", cache: Cache | None = None) -> AnyTask:
@@ -122,24 +152,10 @@ class Run:
     def model(self, *, device: torch.device | str = "cpu") -> nn.Module:
         """The trained network, in evaluation mode."""
         model: nn.Module = self.method.model(self.config)
-        model.load_state_dict(dict(self.checkpoint().state["model"]))
+        try:
+            model.load_state_dict(dict(self.checkpoint().state["model"]))
+        except (KeyError, RuntimeError, TypeError) as error:
+            raise CheckpointError(
+                f"open_run: the weights in {self.path} do not fit its network: {error}"
+            ) from error
         return model.to(device).eval()
-
-
-def versions() -> dict[str, str]:
-    """Versions that a result may depend on."""
-    import platform
-
-    import cmrfast
-
-    return {
-        "cmrfast": cmrfast.__version__,
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-    }
-
-
-def _from_json(kind: Callable[..., Any], values: Mapping[str, Any]) -> Any:
-    """A dataclass from JSON, whose lists were tuples."""
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

@@ -3,7 +3,8 @@
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,22 @@ import torch
 
 from cmrfast import methods
 from cmrfast.data.datasets import open_dataset
+from cmrfast.data.datasets.case import Case
 from cmrfast.data.loading import Prefetch
 from cmrfast.data.random import uniforms
-from cmrfast.errors import CheckpointError, NotFiniteError
+from cmrfast.errors import CheckpointError, FileError, NotFiniteError
 from cmrfast.methods import AnyMethod, AnyTask, Batch, Row
 from cmrfast.train.checkpoint import Checkpoint
+from cmrfast.train.conditions import Conditions, threads
 from cmrfast.train.guard import Stop, all_finite, catch_signals, first_not_finite
+from cmrfast.train.images import Digests, image_digests, require_same_images
+from cmrfast.train.lock import hold
 from cmrfast.train.log import Log, Pace
 from cmrfast.train.memory import micro_batch_that_fits
 from cmrfast.train.network import TrainingNetwork, build_network
 from cmrfast.train.order import SampleOrder
 from cmrfast.train.plan import Plan, TrainOptions, choose_split, fields_as_json
+from cmrfast.train.proof import AFTER, BATCH, BEFORE, Proof
 from cmrfast.train.ranks import Ranks, process_group
 from cmrfast.train.run import Run
 from cmrfast.train.update import Update
@@ -37,8 +43,8 @@ def train(
 ) -> Run:
     """Train a method's recipe on a folder of images; under torchrun, on all its processes.
 
-    On the CPU and under the same number of threads, a run that was resumed ends in the same bits as
-    one that never stopped.
+    A run that was resumed ends in the same bits as one that never stopped, on the same kind of
+    machine and under the same versions; it keeps the number of threads that it began under.
 
     Args:
         method: a key of ``cmrfast.models.MODELS``.
@@ -50,12 +56,14 @@ def train(
     Returns:
         The run. A signal ends the process, after a last checkpoint, with ``SystemExit``.
     """
-    chosen = TrainOptions.of(options)
+    record, chosen = methods.get(method), TrainOptions.of(options)
     with (
         process_group(chosen.device, timeout_s=chosen.timeout_s) as ranks,
+        hold(Path(out)) if ranks.first else nullcontext(),
+        threads(_threads_of(out)),
         catch_signals() as stop,
     ):
-        return Trainer(methods.get(method), data, out, changes or {}, chosen, ranks).fit(stop)
+        return Trainer(record, data, out, changes or {}, chosen, ranks).fit(stop)
 
 
 class Trainer:
@@ -88,7 +96,8 @@ class Trainer:
             if stored
             else choose_split(method, data, self.recipe, options.seed, options.split)
         )
-        cases = list(open_dataset(layout, data).subset(split.train))
+        dataset = open_dataset(layout, data)
+        cases = list(dataset.subset(split.train))
 
         def task(fitted: Mapping[str, Any] | None) -> AnyTask:
             return method.task(
@@ -115,7 +124,12 @@ class Trainer:
             micro_batch=self._micro_batch(network, stored),
             precision=network.precision,
         )
-        self.run = Run(out, plan, str(Path(data).resolve()), fitted)
+        images = self._images([*cases, *dataset.subset(split.validate)], stored)
+        conditions = Conditions.here(options, ranks)
+        begun = (stored.conditions if stored else None) or conditions
+        self.changed_conditions = begun.differences(conditions)
+        self.cases, self.proof = cases, Proof.load(Path(out)) if stored else Proof()
+        self.run = Run(out, plan, str(Path(data).resolve()), fitted, images, begun)
         own_samples = -(-plan.micro_batch // ranks.count)
         self.update = Update(method, config, self.recipe, network, ranks, micro_batch=own_samples)
 
@@ -129,6 +143,9 @@ class Trainer:
         batches = Prefetch(self._batch, range(step, run.plan.steps))
         with self._open_log(step) as log:
             log.say(self._summary())
+            if self.changed_conditions:
+                changed = ", ".join(self.changed_conditions)
+                log.say(f"not the bits of the machine where it began: {changed}")
             pace, saved_at = Pace(), time.monotonic()
             for batch in batches:
                 epoch, lr = order.epoch(step), self.recipe.lr_at(order.epoch(step), step)
@@ -147,7 +164,26 @@ class Trainer:
                 if ending and not last:
                     log.say(f"stopped after step {step}; --resume continues")
                     raise SystemExit(stop.exit_code or 143)
+        if self.ranks.first:
+            self.prove_prediction()
+            self.proof.save(run.path)
         return run
+
+    def prove_first_step(self) -> None:
+        """Take the first step, which leaves its hashes in the proof, and stop there."""
+        self._step(self._batch(0), 0, self.recipe.lr_at(0, 0), ending=False, late=False)
+
+    def prove_prediction(self) -> None:
+        """Predict the first training patient that can be, and leave the hashes in the proof."""
+        model = self.run.model(device=self.ranks.device)
+        for case in self.cases:
+            try:
+                with torch.inference_mode():
+                    prediction = self.task.predict(model, case)
+            except FileError:  # left out of training too
+                continue
+            self.proof.add_prediction(case.name, prediction)
+            return
 
     def _batch(self, step: int) -> Batch:
         epoch, samples = self.order.samples(step)
@@ -158,10 +194,16 @@ class Trainer:
     ) -> tuple[dict[str, float], bool, bool]:
         """One update; losses over all ranks, and whether any rank has to stop or to save."""
         self._seed_step(step)
+        proving = step == 0 and self.ranks.first
+        if proving:
+            self.proof.add(BATCH, batch)
+            self.proof.add(BEFORE, self._own_weights())
         try:
             own = self.update(batch, lr=lr, epoch=self.order.epoch(step))
         except NotFiniteError as error:  # raised by a network that takes another's output
             raise self._not_finite(batch, step, math.nan) from error
+        if proving:
+            self.proof.add(AFTER, self._own_weights())
         # Sent with the losses: ranks must stop and save after the same step.
         flags = torch.tensor([ending, late], dtype=torch.float64, device=self.ranks.device)
         values = torch.cat((torch.stack([part.double() for part in own.values()]), flags))
@@ -171,6 +213,11 @@ class Trainer:
         if not math.isfinite(named["loss"]):
             raise self._not_finite(batch, step, named["loss"])
         return named, any_ending > 0, any_late > 0
+
+    def _own_weights(self) -> dict[str, torch.Tensor]:
+        """Parameters and buffers; none where no rank holds all of them."""
+        network = self.update.network
+        return {} if network.sharded else dict(network.model.state_dict())
 
     def _seed_step(self, step: int) -> None:
         """Dropout and the like depend on the step, not on what was drawn before it."""
@@ -218,6 +265,7 @@ class Trainer:
             )
         if ranks.first:
             finite = score if score is None or math.isfinite(score) else None
+            self.proof.save(self.run.path)
             self.run.checkpoints.save(Checkpoint(step, self.run.plan.made_for, state, finite))
         ranks.broadcast(None)  # no rank continues before a checkpoint that may fail
 
@@ -230,6 +278,14 @@ class Trainer:
         if newest is not None:
             self.update.load(newest.state)
         return step
+
+    def _images(self, cases: Sequence[Case], stored: Run | None) -> Digests:
+        """Hashes of the patients' files, which must be those that the run began with."""
+        ranks = self.ranks
+        images: Digests = ranks.broadcast(image_digests(self.task, cases) if ranks.first else None)
+        if stored and stored.images:
+            require_same_images(stored.images, images)
+        return images
 
     def _micro_batch(self, network: TrainingNetwork, stored: Run | None) -> int:
         """Samples of all ranks that go through the network at a time."""
@@ -270,6 +326,14 @@ class Trainer:
             text += f" (the recipe's {self.recipe.batch} is more than there is)"
         ranks_text = f"{ranks.count} ranks on " if ranks.count > 1 else ""
         return f"{text}; {ranks_text}{ranks.device}, {plan.precision}"
+
+
+def _threads_of(out: str | os.PathLike[str]) -> int | None:
+    """The number of threads that a run began under; None where there is none yet."""
+    if not (Path(out) / "run.json").exists():
+        return None
+    conditions = Run.open(out).conditions
+    return conditions.threads if conditions else None
 
 
 def _stored_run(out: str | os.PathLike[str], options: TrainOptions) -> Run | None:

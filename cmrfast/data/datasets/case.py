@@ -173,7 +173,7 @@ class Dataset(Sequence[Case]):
         wanted = list(names)
         missing = [name for name in wanted if name not in by_name]
         if missing:
-            raise ValueError(
+            raise FileError(
                 f"subset: every name must be a case of {self.name} in {self.root}; "
                 f"not there: {', '.join(missing)}"
             )

@@ -6,10 +6,12 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from cmrfast.atomic import atomic_write
 from cmrfast.data.datasets.layout import natural_key
 from cmrfast.errors import FileError
+from cmrfast.files import read_json, take
 
 _PARTS = ("train", "validate", "test")
 
@@ -40,18 +42,20 @@ class Split:
     def load(cls, path: str | os.PathLike[str]) -> "Split":
         """Read a split that ``save`` wrote."""
         try:
-            content = json.loads(Path(path).read_text("utf-8"))
+            return cls.from_json(read_json(Path(path)))
         except OSError as error:
             raise FileError(f"load: {path}: {error.strerror or error}") from error
         except ValueError as error:
-            raise FileError(f"load: {path} is not JSON: {error}") from error
-        complete = isinstance(content, dict) and set(content) == set(_PARTS)
-        if not complete or not all(_is_names(names) for names in content.values()):
-            raise FileError(f"load: {path} must map train, validate and test to lists of names")
-        try:
-            return cls(**{part: tuple(names) for part, names in content.items()})
-        except ValueError as error:
-            raise FileError(f"load: {path}: {error}") from error
+            raise FileError(f"load: {path} is no split: {error}") from error
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "Split":
+        """The split of a JSON object; anything but three lists of names raises ``ValueError``."""
+        parts = [take(content, part, list) for part in _PARTS]
+        names = [name for part in parts for name in part]
+        if len(content) > len(_PARTS) or not all(isinstance(name, str) for name in names):
+            raise ValueError("it must map train, validate and test to lists of names")
+        return cls(*map(tuple, parts))
 
 
 def split_by_patient(
@@ -98,7 +102,3 @@ def _apportion(total: int, parts: Sequence[float]) -> list[int]:
         largest = max(range(3), key=lambda i: counts[i] - quotas[i] if counts[i] > 1 else -total)
         counts[largest] -= 1
     return counts
-
-
-def _is_names(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(name, str) for name in value)

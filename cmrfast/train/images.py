@@ -1,0 +1,55 @@
+"""Hashes of the images that a run was trained on, so that a change of one is noticed."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from cmrfast.data.datasets.case import Case
+from cmrfast.errors import FileError
+from cmrfast.files import file_digest
+from cmrfast.methods import AnyTask
+
+#: patient → file, such as ``image LGE`` → hash; None for a file that cannot be read.
+Digests = Mapping[str, Mapping[str, str | None]]
+
+
+def image_digests(task: AnyTask, cases: Sequence[Case]) -> Digests:
+    """Hashes of all files that a task may read of these cases."""
+    return {
+        case.name: {name: _digest(path) for name, path in task.files(case).items()}
+        for case in cases
+    }
+
+
+def require_same_images(stored: Digests, now: Digests) -> None:
+    """Raise ``FileError`` unless all stored hashes are those of now; names what differs."""
+    changed = [
+        f"{case} {name}"
+        for case in {**stored, **now}
+        for name in {**stored.get(case, {}), **now.get(case, {})}
+        if stored.get(case, {}).get(name) != now.get(case, {}).get(name)
+    ]
+    if changed:
+        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        raise FileError(
+            "train: images have changed since the run began, so it cannot go on: "
+            f"{', '.join(changed[:5])}{more}"
+        )
+
+
+def digests_from_json(stored: Mapping[str, object]) -> Digests:
+    """Read what ``image_digests`` made; anything else raises ``ValueError``."""
+    digests: dict[str, dict[str, str | None]] = {}
+    for case, files in stored.items():
+        if not isinstance(files, dict) or not all(
+            isinstance(digest, str | None) for digest in files.values()
+        ):
+            raise ValueError(f"images: {case} must map files to hashes")
+        digests[case] = files
+    return digests
+
+
+def _digest(path: Path) -> str | None:
+    try:
+        return file_digest(path)
+    except OSError:
+        return None

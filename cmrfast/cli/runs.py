@@ -1,4 +1,4 @@
-"""Commands about runs: predict, evaluate, report, demo."""
+"""Commands about runs: predict, evaluate, report, verify, demo."""
 
 import json
 from pathlib import Path
@@ -79,6 +79,28 @@ def report(
     page = write_report(Run.open(run), part=part, data=root, device=device)
     if is_first_rank():
         typer.echo(str(page))
+
+
+@app.command(epilog="Example: cmrfast verify run1")
+def verify(
+    run: Folder,
+    data: Annotated[Path | None, typer.Option(help="Default: where it was in training.")] = None,
+    device: Annotated[str | None, typer.Option(help="Default: the kind it was trained on.")] = None,
+) -> None:
+    """Check that this machine computes a run's bits.
+
+    Repeats the preparation, the first step and a prediction, and compares them with the hashes that
+    the run stored. Fails where they differ, and says where they first do.
+    """
+    from cmrfast.runs.verify import verify as run_verification
+    from cmrfast.train.ranks import is_first_rank
+    from cmrfast.train.run import Run
+
+    verification = run_verification(Run.open(run), data, device=device)
+    if is_first_rank():
+        typer.echo(str(verification))
+    if not verification.same:
+        raise typer.Exit(1)
 
 
 @app.command(epilog="Example: cmrfast demo --out demo/")

@@ -1,9 +1,20 @@
-"""What is done with a trained run: predictions, scores, a report."""
+"""What is done with a trained run: predictions, scores, a report, a check of its bits."""
 
 from cmrfast.runs.compare import compare
 from cmrfast.runs.demo import demo
 from cmrfast.runs.evaluate import Evaluation, evaluate
 from cmrfast.runs.predict import Outcome, predict
 from cmrfast.runs.report import report
+from cmrfast.runs.verify import Verification, verify
 
-__all__ = ["Evaluation", "Outcome", "compare", "demo", "evaluate", "predict", "report"]
+__all__ = [
+    "Evaluation",
+    "Outcome",
+    "Verification",
+    "compare",
+    "demo",
+    "evaluate",
+    "predict",
+    "report",
+    "verify",
+]

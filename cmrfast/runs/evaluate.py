@@ -15,6 +15,7 @@ import torch
 from cmrfast import metrics
 from cmrfast.atomic import atomic_write
 from cmrfast.errors import FileError
+from cmrfast.files import read_json, take
 from cmrfast.methods import Published, Row
 from cmrfast.runs.text import align_columns
 from cmrfast.train.ranks import process_group
@@ -88,16 +89,10 @@ class Evaluation:
         """Read what ``save`` wrote into a run's folder; a missing value is NaN."""
         file = folder / f"evaluation-{part}.json"
         try:
-            stored = json.loads(file.read_text("utf-8"))
-            ids = set(stored["ids"])
-            rows = [
-                Row(
-                    {k: v for k, v in flat.items() if k in ids},
-                    {k: math.nan if v is None else v for k, v in flat.items() if k not in ids},
-                )
-                for flat in stored["rows"]
-            ]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            stored = read_json(file)
+            ids = take(stored, "ids", list)
+            rows = [_row(flat, ids) for flat in take(stored, "rows", list)]
+        except (OSError, ValueError) as error:
             raise FileError(
                 f"load_evaluation: {file} is damaged or of an older version: {error}"
             ) from error
@@ -143,6 +138,17 @@ def evaluate(
             own = [row for case in cases for row in task.evaluate(model, case)]
         rows = [row for rank_rows in ranks.gather(own) for row in rank_rows]
     return _evaluation(run, part, rows)
+
+
+def _row(flat: dict[str, Any], ids: Sequence[str]) -> Row:
+    """A row from one JSON object."""
+    if not isinstance(flat, dict):
+        raise ValueError("rows must be objects")
+    scores = {name: take(flat, name, float, type(None)) for name in flat if name not in ids}
+    return Row(
+        {name: take(flat, name, str, int) for name in ids if name in flat},
+        {name: math.nan if value is None else value for name, value in scores.items()},
+    )
 
 
 def _evaluation(run: Run, part: str, rows: Sequence[Row]) -> Evaluation:

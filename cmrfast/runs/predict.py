@@ -15,6 +15,7 @@ from cmrfast.data.datasets import open_dataset
 from cmrfast.data.datasets.case import Case
 from cmrfast.data.nifti import write_nifti
 from cmrfast.errors import FileError
+from cmrfast.files import read_json, take
 from cmrfast.methods import AnyTask, Prediction
 from cmrfast.train.ranks import process_group
 from cmrfast.train.run import Run
@@ -80,7 +81,12 @@ def _predict_cases(
     progress: Callable[[str], None],
 ) -> None:
     checkpoint = run.checkpoint()
-    made_by = {"run": str(run.path.resolve()), "step": checkpoint.step, "method": run.plan.method}
+    made_by = {
+        "run": str(run.path.resolve()),
+        "method": run.plan.method,
+        "step": checkpoint.step,
+        "tensors": checkpoint.digest,
+    }
     model, task = run.model(device=device), run.task(device=device)
     for case in cases:
         try:
@@ -163,8 +169,8 @@ def _write(folder: Path, prediction: Prediction, made_by: dict[str, Any]) -> Non
 
 def _made_by(folder: Path) -> Any:
     try:
-        stored = json.loads((folder / _DONE).read_text("utf-8"))
-        whole = all((folder / f"{name}.nii.gz").exists() for name in stored["images"])
-        return stored["made_by"] if whole else None
-    except (OSError, ValueError, KeyError, TypeError):
+        stored = read_json(folder / _DONE)
+        whole = all((folder / f"{name}.nii.gz").exists() for name in take(stored, "images", list))
+        return take(stored, "made_by", dict) if whole else None
+    except (OSError, ValueError):
         return None

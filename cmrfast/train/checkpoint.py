@@ -40,12 +40,14 @@ class Checkpoint:
         made_for: what the run trains, such as the method and its config; other runs are refused.
         state: nested dicts and lists of tensors, numbers, strings, booleans and None.
         score: of the model, higher is better, or None where it was not measured.
+        digest: hash of the tensors in its file; empty before it is saved.
     """
 
     step: int
     made_for: Mapping[str, Any]
     state: Mapping[str, Any]
     score: float | None = None
+    digest: str = ""
 
 
 class CheckpointFolder:
@@ -188,6 +190,7 @@ def load_checkpoint(
             take(stored, "made_for", dict),
             _with_tensors(take(stored, "state", dict), load_file(path / _TENSORS)),
             take(stored, "score", float, type(None)),
+            stored["tensors_blake2b"],
         )
     except FileNotFoundError as error:
         missing = Path(error.filename or path).name

@@ -76,6 +76,11 @@ class Conditions:
             raise ValueError(f"threads must be 1 to 4096; it is {found.threads}")
         return found
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """Those that are options of the training."""
+        return {name: getattr(self, name) for name in ("compiled", "channels_last", "sharded")}
+
     def differences(self, now: "Conditions") -> list[str]:
         """What differs, in words."""
         was, is_ = asdict(self), asdict(now)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import Any, TextIO
 
 from cmrfast.atomic import atomic_write
 from cmrfast.errors import FileError
+from cmrfast.files import open_regular
 
 _PLAIN_EVERY_S = 5.0
+_LIMIT, _LINE_LIMIT = 4 << 30, 1 << 16  # far beyond ten million steps, and what a step logs
 
 
 class Pace:
@@ -144,16 +147,31 @@ class Log:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a log."""
-    records = []
-    for line in path.read_text("utf-8", "replace").splitlines() if path.exists() else []:
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):  # such as a line that a killed process began
-            continue
-        if isinstance(record, dict) and type(record.get("step")) is int:
-            records.append(record)
-    return records
+    """The whole lines of a log; none where there is no log.
+
+    Raises:
+        FileError: it cannot be read.
+    """
+    try:
+        with open_regular(path) as file:
+            if os.fstat(file.fileno()).st_size > _LIMIT:
+                raise OSError(f"it is larger than {_LIMIT >> 30} GiB")
+            records = [_record(line) for line in iter(lambda: file.readline(_LINE_LIMIT), b"")]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise FileError(f"read_log: {path}: {error.strerror or error}") from error
+    return [record for record in records if record is not None]
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """The record of a line; None of one that is damaged, as by a process that was killed."""
+    try:
+        record = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    whole = isinstance(record, dict) and type(record.get("step")) is int
+    return record if whole else None
 
 
 def _cut(path: Path, start: int) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cmrfast import methods
 from cmrfast.atomic import atomic_write
@@ -151,11 +151,18 @@ class Run:
 
     def model(self, *, device: torch.device | str = "cpu") -> nn.Module:
         """The trained network, in evaluation mode."""
-        model: nn.Module = self.method.model(self.config)
         try:
-            model.load_state_dict(dict(self.checkpoint().state["model"]))
-        except (KeyError, RuntimeError, TypeError) as error:
+            weights: Mapping[str, Tensor] = dict(self.checkpoint().state["model"])
+            with torch.device(
+                "meta"
+            ):  # a config that does not fit may ask for any amount of memory
+                empty: nn.Module = self.method.model(self.config)
+            empty.load_state_dict(weights, assign=True)
+            model: nn.Module = self.method.model(self.config)
+            model.load_state_dict(weights)
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
             raise CheckpointError(
-                f"open_run: the weights in {self.path} do not fit its network: {error}"
+                f"open_run: the weights in {self.path} do not fit its network: {reason}"
             ) from error
         return model.to(device).eval()

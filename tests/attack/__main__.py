@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import logging
 import sys
 
 from tests.attack.frame import Attack, run
@@ -28,6 +29,7 @@ def main() -> int:
         plan = [(name, 0.0, int(number))]
     else:
         plan = [(name, options.seconds, 0) for name in options.names or NAMES]
+    logging.disable()  # warnings of what was passed over, a line each case
     faults = 0
     for name, seconds, first in plan:
         outcome = run(attack(name), options.seed, seconds=seconds, first=first)

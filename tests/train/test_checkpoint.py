@@ -10,6 +10,7 @@ import time
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from cmrfast import CheckpointError
@@ -93,6 +94,66 @@ def test_two_newest_and_the_best_stay(tmp_path):
     assert folder.load_newest(MADE_FOR).step == 5
 
 
+STRAYS = {
+    "an empty folder": lambda path: path.mkdir(),
+    "a file": lambda path: path.touch(),
+    "a list": lambda path: (path.mkdir(), (path / "state.json").write_text("[]")),
+    "null": lambda path: (path.mkdir(), (path / "state.json").write_text("null")),
+    "a word for a score": lambda path: (
+        path.mkdir(),
+        (path / "state.json").write_text('{"score": "high"}'),
+    ),
+    "deep": lambda path: (path.mkdir(), (path / "state.json").write_text("[" * 100_000)),
+    "a pipe": lambda path: (path.mkdir(), os.mkfifo(path / "state.json")),
+    "a device": lambda path: (path.mkdir(), (path / "state.json").symlink_to("/dev/zero")),
+}
+
+
+@pytest.mark.parametrize("stray", STRAYS.values(), ids=STRAYS)
+@pytest.mark.parametrize("name", ["step-000000", "step-999999", "step-000001.making-me"])
+def test_strays_do_not_end_a_run_nor_count(tmp_path, name, stray):
+    folder = CheckpointFolder(tmp_path)
+    folder.save(checkpoint(1))
+    stray(folder.folder / name)
+    for step in (2, 3, 4):
+        folder.save(checkpoint(step))
+    left = {path.name for path in folder.folder.iterdir()}
+    assert left == {name, "step-000003", "step-000004"}
+    assert folder.load_newest(MADE_FOR).step == 4
+    assert folder.best().name == "step-000004"
+
+
+def test_what_cannot_be_removed_does_not_end_a_run(tmp_path, monkeypatch, caplog):
+    folder = CheckpointFolder(tmp_path)
+    for step in (1, 2):
+        folder.save(checkpoint(step))
+
+    def refuse(path):
+        raise PermissionError(errno.EPERM, "not yours")
+
+    monkeypatch.setattr(module, "_remove", refuse)
+    folder.save(checkpoint(3))
+    assert "step-000001 could not be removed: not yours" in caplog.text
+    assert folder.load_newest(MADE_FOR).step == 3
+
+
+@pytest.mark.parametrize("place", ["step", "score", "made_for", "state", "tensors_bytes"])
+def test_any_change_of_its_description_is_noticed(tmp_path, place):
+    path = CheckpointFolder(tmp_path).save(checkpoint(1, score=0.5)) / "state.json"
+    content = json.loads(path.read_text())
+    content[place] = 2
+    path.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="its description is not the one it was saved with"):
+        load_checkpoint(path.parent)
+
+
+def test_endless_tensors_are_refused_at_once(tmp_path):
+    path = CheckpointFolder(tmp_path).save(checkpoint(1)) / "tensors.safetensors"
+    os.truncate(path, 1 << 40)
+    with pytest.raises(CheckpointError, match="its tensors are not those it was saved with"):
+        load_checkpoint(path.parent)
+
+
 @pytest.mark.parametrize("file", ["tensors.safetensors", "state.json"])
 @pytest.mark.parametrize("damage", ["missing", "short", "changed"])
 def test_a_damaged_one_gives_way_to_the_one_before(tmp_path, file, damage):
@@ -126,17 +187,24 @@ def test_another_model_is_refused_by_its_differences(tmp_path):
         folder.load_newest(other)
 
 
-def test_a_full_disk_leaves_the_old_one(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        SafetensorError("I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_leaves_the_old_one(tmp_path, monkeypatch, error):
     folder = CheckpointFolder(tmp_path)
     folder.save(checkpoint(1))
 
     def full(tensors, path):
         path.write_bytes(b"half")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise error
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "save_file", full)
-        with pytest.raises(CheckpointError, match="could not be written: No space left on device"):
+        with pytest.raises(CheckpointError, match=r"could not be written: .*No space left on device"):
             folder.save(checkpoint(2))
     assert [p.name for p in folder.folder.iterdir()] == ["step-000001"]
     assert folder.load_newest(MADE_FOR).step == 1

@@ -1,0 +1,96 @@
+"""The log: cut to a checkpoint without ever being lost, read whatever stands in it."""
+
+import errno
+import json
+import os
+
+import pytest
+
+from cmrfast import FileError
+from cmrfast.train import log as module
+from cmrfast.train.log import Log, read_log
+
+
+def written(path, steps):
+    path.write_text("".join(json.dumps({"step": n, "loss": 1.0}) + "\n" for n in range(1, steps + 1)))
+
+
+def test_a_full_disk_leaves_the_log_as_it_was(tmp_path, monkeypatch):
+    path = tmp_path / "log.jsonl"
+    written(path, 1000)
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(module.os, "replace", full)
+    monkeypatch.setattr("cmrfast.atomic.os.replace", full)
+    with pytest.raises(FileError, match=r"log\.jsonl cannot be written: No space left on device"):
+        Log(path, start=500, steps=2000)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["log.jsonl"]
+
+
+def test_a_disk_that_fills_while_it_trains_is_an_error_of_files(tmp_path, monkeypatch):
+    with Log(tmp_path / "log.jsonl", start=0, steps=2) as log:
+
+        class Full:
+            def write(self, text):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+            def close(self):
+                pass
+
+        monkeypatch.setattr(log, "_file", Full())
+        with pytest.raises(FileError, match=r"log\.jsonl cannot be written: No space left"):
+            log.step(1, {"loss": 1.0})
+
+
+def test_it_is_cut_to_the_checkpoint(tmp_path):
+    path = tmp_path / "log.jsonl"
+    written(path, 10)
+    with Log(path, start=4, steps=10) as log:
+        log.step(5, {"loss": 2.0})
+    assert [line["step"] for line in read_log(path)] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['{"step": 3', "[]", "null", '{"step": "3"}', "{}", "[" * 60_000, "\xff", "x" * 200_000],
+)
+def test_lines_that_are_not_ours_are_passed_over(tmp_path, line):
+    path = tmp_path / "log.jsonl"
+    written(path, 2)
+    with path.open("ab") as file:
+        file.write(line.encode("latin-1") + b'\n{"step": 4}\n')
+    assert [record["step"] for record in read_log(path)] == [1, 2, 4]
+
+
+def test_what_does_not_end_is_refused(tmp_path):
+    path = tmp_path / "log.jsonl"
+    assert read_log(path) == []
+    os.mkfifo(path)
+    with pytest.raises(FileError, match="is not a regular file"):
+        read_log(path)
+    path.unlink()
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(FileError, match="larger than 4 GiB"):
+        read_log(path)
+
+
+def test_tensorboard_keeps_the_last_step_before_a_resume(tmp_path, monkeypatch):
+    seen = {}
+
+    class Writer:
+        def __init__(self, folder, purge_step):
+            seen["purged from"] = purge_step
+
+        def close(self):
+            pass
+
+    board = type("module", (), {"SummaryWriter": Writer})
+    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", board)
+    with Log(tmp_path / "log.jsonl", start=7, steps=9, tensorboard=tmp_path / "board"):
+        pass
+    assert seen == {"purged from": 8}

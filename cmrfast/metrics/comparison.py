@@ -7,15 +7,17 @@ averaged first, or pooled by a function.
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from cmrfast.metrics.student import student_p, student_quantile
 
+PatientT = TypeVar("PatientT", bound=Hashable)
+SeedT = TypeVar("SeedT", bound=Hashable)
 #: {(patient, seed): measurements}; empty where the patient has no value.
-Measurements = Mapping[tuple[Hashable, Hashable], Sequence[Any] | Tensor]
+Measurements = Mapping[tuple[PatientT, SeedT], Sequence[Any] | Tensor]
 Statistic = Literal["mean"] | Callable[[list[Any]], float]
 
 
@@ -90,7 +92,10 @@ class Comparison(NamedTuple):
 
 
 def compare_arms(
-    first: Measurements, second: Measurements, *, statistic: Statistic = "mean"
+    first: Measurements[PatientT, SeedT],
+    second: Measurements[PatientT, SeedT],
+    *,
+    statistic: Statistic = "mean",
 ) -> Comparison:
     """Test whether two arms differ, with patients and seeds as random units.
 
@@ -183,8 +188,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _require_grid(
-    first: Measurements, second: Measurements
-) -> tuple[list[Hashable], list[Hashable]]:
+    first: Measurements[PatientT, SeedT], second: Measurements[PatientT, SeedT]
+) -> tuple[list[PatientT], list[SeedT]]:
     """Patients and seeds, in an order that does not depend on that of the keys."""
     for name, arm in (("first", first), ("second", second)):
         for key in arm:
@@ -202,7 +207,8 @@ def _require_grid(
             "compare_arms: first and second must have the same patients and seeds; "
             f"got {unmatched[0]} in one of them only"
         )
-    patients, seeds = (sorted({key[n] for key in first}, key=str) for n in (0, 1))
+    patients = sorted({patient for patient, _ in first}, key=str)
+    seeds = sorted({seed for _, seed in first}, key=str)
     for key in ((p, s) for p in patients for s in seeds):
         if key not in first:
             raise ValueError(
@@ -224,9 +230,9 @@ def _values(key: Hashable, values: Sequence[Any] | Tensor, statistic: Statistic)
 
 
 def _table(
-    cells: Mapping[tuple[Hashable, Hashable], list[Any]],
-    patients: Sequence[Hashable],
-    seeds: Sequence[Hashable],
+    cells: Mapping[tuple[PatientT, SeedT], list[Any]],
+    patients: Sequence[PatientT],
+    seeds: Sequence[SeedT],
     statistic: Statistic,
 ) -> tuple[Tensor, Tensor]:
     """The arm's value, (), and its (P, S) values or pseudo-values."""
@@ -237,7 +243,7 @@ def _table(
     if not patients:
         return torch.tensor(math.nan), torch.empty(0, len(seeds), dtype=torch.float64)
 
-    def pooled(kept: Sequence[Hashable], seed: Hashable) -> float:
+    def pooled(kept: Sequence[PatientT], seed: SeedT) -> float:
         return float(statistic([value for p in kept for value in cells[p, seed]]))
 
     whole = torch.tensor([pooled(patients, s) for s in seeds], dtype=torch.float64)

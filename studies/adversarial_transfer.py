@@ -3,7 +3,7 @@
 python -m studies.adversarial_transfer [--scale small|paper] [--data ROOT]
 """
 
-from studies.design import Arm, Scale, Study
+from studies.design import Arm, Planned, Scale, Study
 from studies.figures import draw
 from studies.page import section
 from studies.study import run
@@ -12,17 +12,32 @@ STRUCTURES = ("lv", "myocardium", "rv")
 STUDY = Study(
     method="adversarial_transfer",
     arms={
-        "u": Arm({"variant": "u"}, "u, patients 4 and 5"),
+        "u": Arm({"variant": "u"}),  # published on patients 4 and 5 only
         "u_a": Arm({"variant": "u_a"}, "u_a"),
         "u_a_t": Arm({"variant": "u_a_t"}, "u_a_t"),
     },
-    scores=tuple(
-        f"{structure}_{score}"
-        for score in ("dice_percent", "hausdorff_mm")
-        for structure in STRUCTURES
+    scores=(
+        "dice_percent",
+        *(
+            f"{structure}_{score}"
+            for score in ("dice_percent", "hausdorff_mm")
+            for structure in STRUCTURES
+        ),
     ),
-    unit=("case",),
-    tests=(("u_a", "u"), ("u_a_t", "u_a"), ("u_a_t", "u")),
+    comparisons=(
+        Planned(
+            "transferred masks improve the adversarial network (tables 1 and 2)",
+            *("u_a_t", "u_a", "dice_percent", "higher"),
+        ),
+        Planned(
+            "an adversary improves the myocardium (table 1)",
+            *("u_a", "u", "myocardium_dice_percent", "higher"),
+        ),
+        Planned(
+            "adversary and transferred masks improve the network (table 1)",
+            *("u_a_t", "u", "dice_percent", "higher"),
+        ),
+    ),
     small=Scale(
         cases=45,
         shrink=3,

@@ -1,8 +1,13 @@
-"""The design of a study: its arms, scores, tests and scale."""
+"""The design of a study: its arms, scores, planned comparisons and scale."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+from cmrfast.methods import Row
+from cmrfast.runs.evaluate import Evaluation
+
+MOST_COMPARISONS = 5
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,56 @@ class Scale:
     shrink: float = 1.0
     changes: Mapping[str, Any] = field(default_factory=dict)
     steps: int | None = None
-    seeds: int = 3
+    seeds: int = 5
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A comparison of two arms by one score, planned before the study runs.
+
+    Args:
+        claim: what the paper says, or the question if it makes no such comparison.
+        first, second: names of the arms.
+        score: the primary score.
+        expected: what ``first`` is compared with ``second``, according to the paper; None if it
+            makes no such comparison.
+    """
+
+    claim: str
+    first: str
+    second: str
+    score: str
+    expected: Literal["higher", "lower"] | None = None
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """A score that has no value per patient, such as a balanced accuracy.
+
+    Args:
+        counts: what one patient's rows contribute, as numbers.
+        statistic: the score of a list of such contributions.
+    """
+
+    counts: Callable[[Sequence[Row]], list[float]]
+    statistic: Callable[[list[list[float]]], float]
+
+
+@dataclass(frozen=True)
+class PaperTest:
+    """The paper's own test, a paired t-test.
+
+    Args:
+        unit: what the paper counts as independent, in the plural.
+        ids: ids of a row that identify a unit.
+        pairs: arms that are tested.
+        scores: scores that are tested.
+    """
+
+    unit: str
+    ids: tuple[str, ...]
+    pairs: tuple[tuple[str, str], ...]
+    scores: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -47,15 +101,35 @@ class Study:
         method: a key of ``cmrfast.models.MODELS``.
         arms: variants by name.
         scores: scores of an evaluation; the paper's table has the same names.
-        unit: ids of a row that identify a unit in the paired tests.
-        tests: pairs of arms to compare with each other.
+        comparisons: at most five; their p values are corrected by Holm's method.
         small, paper: the two scales.
+        pooled: those of the scores that have no value per patient.
+        paper_test: the paper's own test; None if it reports none.
+        baselines: arms without training, from an evaluation of the first arm.
     """
 
     method: str
     arms: Mapping[str, Arm]
     scores: tuple[str, ...]
-    unit: tuple[str, ...]
-    tests: tuple[tuple[str, str], ...]
+    comparisons: tuple[Planned, ...]
     small: Scale
     paper: Scale
+    pooled: Mapping[str, Pooled] = field(default_factory=dict)
+    paper_test: PaperTest | None = None
+    baselines: Mapping[str, Callable[[Evaluation], Evaluation]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse more comparisons than planned ones may be, and unknown names."""
+        if len(self.comparisons) > MOST_COMPARISONS:
+            raise ValueError(
+                f"Study: comparisons must be at most {MOST_COMPARISONS}; "
+                f"got {len(self.comparisons)}"
+            )
+        known = {*self.arms, *self.baselines}
+        for planned in self.comparisons:
+            unknown = {planned.first, planned.second} - known
+            if unknown or planned.score not in self.scores:
+                raise ValueError(
+                    "Study: comparisons must name arms and scores of the study; "
+                    f"got {planned.first}, {planned.second}, {planned.score}"
+                )

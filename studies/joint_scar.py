@@ -5,7 +5,7 @@ python -m studies.joint_scar [--scale small|paper] [--data ROOT]
 
 import statistics
 
-from studies.design import Arm, Scale, Study
+from studies.design import Arm, Planned, Scale, Study
 from studies.figures import draw
 from studies.outcome import Outcome
 from studies.page import section
@@ -16,8 +16,17 @@ STUDY = Study(
     method="joint_scar",
     arms={name: Arm({"variant": name}, published=name) for name in VARIANTS},
     scores=("scar_dice", "scar_precision", "scar_recall", "myocardium_dice"),
-    unit=("case", "slice"),
-    tests=(("jdl", "direct"), ("jdl", "two_step"), ("jdl", "mtl")),
+    comparisons=tuple(
+        Planned(
+            f"the joint networks segment scar better than {name} (figure 2)",
+            *("jdl", other, "scar_dice", "higher"),
+        )
+        for other, name in (
+            ("direct", "a direct network"),
+            ("two_step", "two separate steps"),
+            ("mtl", "multitask learning"),
+        )
+    ),
     small=Scale(
         cases=40,
         shrink=2,

@@ -17,7 +17,7 @@ from cmrfast.data import Volume
 from cmrfast.data.datasets import open_dataset
 from cmrfast.data.nifti import read_nifti
 from cmrfast.data.phantom.lesions import HISTORIES
-from studies.design import Arm, Scale, Study
+from studies.design import Arm, Planned, Scale, Study
 from studies.figures import draw
 from studies.outcome import Outcome
 from studies.page import section
@@ -30,8 +30,9 @@ STUDY = Study(
         "inner maps too": Arm({"aux_weight": 0.5}),
     },
     scores=("dice", "f1", "sensitivity", "precision"),
-    unit=("case",),
-    tests=(("inner maps too", "final maps"),),
+    comparisons=(
+        Planned("does supervising the inner maps help?", "inner maps too", "final maps", "f1"),
+    ),
     small=Scale(
         cases=24,
         shrink=2,

@@ -1,4 +1,4 @@
-"""The outcome of a study: scores by arm and seed, paired tests, and its result file."""
+"""The outcome of a study: scores by arm and seed, comparisons, and its result file."""
 
 import json
 import math
@@ -13,6 +13,7 @@ from cmrfast import methods, metrics
 from cmrfast.runs.evaluate import Evaluation
 from cmrfast.train import Run
 from cmrfast.train.run import versions
+from studies import comparisons
 from studies.design import Study
 
 Unit = tuple[Any, ...]
@@ -29,6 +30,7 @@ class Outcome:
         results: folder for the result files.
         runs: the runs of each arm, one per seed.
         evaluations: the evaluations of each arm, one per seed; more arms may be added.
+        power: what each planned comparison can find, from a pilot; empty without one.
         seconds: duration of the study, None if parts of it had been done before.
         facts: findings that are not scores of an arm.
     """
@@ -39,6 +41,7 @@ class Outcome:
     results: Path
     runs: Mapping[str, Sequence[Run]]
     evaluations: dict[str, list[Evaluation]]
+    power: Sequence[Mapping[str, Any]] = ()
     seconds: float | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -51,30 +54,33 @@ class Outcome:
             if all(name in summary for summary in summaries)
         }
 
-    def by_unit(self, arm: str, score: str) -> dict[Unit, float]:
-        """The score of each test unit, averaged over the seeds that have a value."""
+    def by_unit(self, arm: str, score: str, ids: Sequence[str]) -> dict[Unit, float]:
+        """The score of each unit of rows, averaged over the seeds that have a value."""
         values: dict[Unit, list[float]] = {}
         for evaluation in self.evaluations[arm]:
             for row in evaluation.rows:
                 value = row.scores.get(score, math.nan)
                 if not math.isnan(value):
-                    unit = tuple(row.ids[key] for key in self.study.unit)
+                    unit = tuple(row.ids[key] for key in ids)
                     values.setdefault(unit, []).append(value)
         return {unit: sum(scores) / len(scores) for unit, scores in values.items()}
 
-    def tests(self) -> list[dict[str, Any]]:
-        """Paired t-tests between the study's pairs of arms, over the units that both have."""
+    def as_the_paper_tested(self) -> list[dict[str, Any]]:
+        """The paper's paired t-tests, over the units that both arms have."""
+        paper = self.study.paper_test
+        if paper is None:
+            return []
         results = []
-        for first, second in self.study.tests:
-            for score in self.study.scores:
-                a, b = (self.by_unit(arm, score) for arm in (first, second))
+        for first, second in paper.pairs:
+            for score in paper.scores:
+                a, b = (self.by_unit(arm, score, paper.ids) for arm in (first, second))
                 both = sorted(a.keys() & b.keys(), key=str)
                 test = metrics.paired_t_test([a[u] for u in both], [b[u] for u in both])
                 if not math.isnan(test.p):
                     mean = sum(a[u] - b[u] for u in both) / len(both)
                     results.append(
                         {"first": first, "second": second, "score": score, "difference": mean}
-                        | {"t": test.t, "p": test.p, "units": test.cases}
+                        | {"t": test.t, "p": test.p, "units": test.cases, "unit": paper.unit}
                     )
         return results
 
@@ -83,6 +89,7 @@ class Outcome:
         scale = getattr(self.study, self.scale)
         published = methods.get(self.study.method).published
         plans = [runs[0].plan for runs in self.runs.values()]
+        measured = comparisons.measure(self.study, self.evaluations)
         arms = {}
         for name in self.evaluations:
             arm = self.study.arms.get(name)
@@ -105,7 +112,12 @@ class Outcome:
             },
             "scores": list(self.study.scores),
             "arms": arms,
-            "tests": self.tests(),
+            "comparisons": comparisons.compare(self.study, measured),
+            "other_scores": comparisons.other_scores(self.study, measured),
+            "as_the_paper_tested": self.as_the_paper_tested(),
+            "power": list(self.power),
+            "controls": [],
+            "measurements": measured,
             "facts": self.facts,
             "minutes": None if self.seconds is None else self.seconds / 60,
             "versions": {**versions(), "cores": os.cpu_count(), "cpu": _cpu()},
@@ -113,20 +125,11 @@ class Outcome:
 
     def save(self) -> dict[str, Any]:
         """Write ``<method>-<scale>.json`` to the results folder."""
-        content = self.as_json()
+        content: dict[str, Any] = comparisons.without_nan(self.as_json())
         self.results.mkdir(parents=True, exist_ok=True)
         path = self.results / f"{self.study.method}-{self.scale}.json"
-        path.write_text(json.dumps(_replace_nan(content), indent=1) + "\n", "utf-8")
+        path.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
         return content
-
-
-def _replace_nan(value: Any) -> Any:
-    """Replace non-finite numbers by None, as JSON has no NaN."""
-    if isinstance(value, dict):
-        return {key: _replace_nan(v) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_replace_nan(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _cpu() -> str:

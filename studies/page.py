@@ -1,4 +1,4 @@
-"""The results page: tables and figures of every study, from its result file.
+"""The results page: claims, tables and figures of every study, from its result file.
 
 python -m studies.page
 """
@@ -6,9 +6,12 @@ python -m studies.page
 import json
 import math
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+CLAIMS = "claims"  # the mark of the first table
+NOT_KEPT = "scores of single patients were not kept"
 BEGIN, END = "<!-- {}: begin -->", "<!-- {}: end -->"
 _HERE = Path(__file__).parent
 
@@ -29,7 +32,7 @@ def table(content: dict[str, Any]) -> str:
             if published:
                 line.append(arm["published"].get(score, "-"))
         lines.append(line)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return _markdown(lines)
 
 
 def mean_sd(values: list[float | None]) -> str:
@@ -43,12 +46,67 @@ def mean_sd(values: list[float | None]) -> str:
     return f"{mean:.{digits}f}{sd}"
 
 
-def tests(content: dict[str, Any]) -> str:
-    """The paired tests as a markdown list."""
+def claims(contents: Sequence[dict[str, Any]]) -> str:
+    """A row per planned comparison: the paper's claim, our test, its word, and why."""
+    lines = [["claim of the paper", "our test", "word", "why"], ["---"] * 4]
+    for content in contents:
+        for c in content["comparisons"]:
+            claim = f"none; ours: {c['claim']}" if c["word"] == "ours" else c["claim"]
+            test = f"{content['method']}, {content['scale']}: {_test(c)}"
+            lines.append([claim, test, f"**{c['word']}**", _why(c)])
+    return _markdown(lines)
+
+
+def other_scores(content: dict[str, Any]) -> str:
+    """Intervals of the scores that have no word, as a markdown table."""
+    if not content["other_scores"]:
+        return ""
+    lines = [["other scores", "difference [95 % interval]", "patients", "seeds"]]
+    lines += [["---", "---:", "---:", "---:"]]
+    for c in content["other_scores"]:
+        test = f"{_title(c['score'])}, {_arms(c)}"
+        lines.append([test, _difference(c), str(c["patients"]), str(c["seeds"])])
+    return _markdown(lines)
+
+
+def paper_tests(content: dict[str, Any]) -> str:
+    """The paper's own tests: pairs of arms down, scores across."""
+    tests = content["as_the_paper_tested"]
+    if not tests:
+        return "The paper reports no test."
+    scores = list(dict.fromkeys(t["score"] for t in tests))
+    cells = {
+        (_arms(t), t["score"]): f"{t['difference']:+.3g} (n = {t['units']}, p {_p(t['p'])})"
+        for t in tests
+    }
+    lines = [["as the paper tested", *map(_title, scores)], ["---", *["---:"] * len(scores)]]
+    for pair in dict.fromkeys(_arms(t) for t in tests):
+        lines.append([pair, *(cells.get((pair, score), "-") for score in scores)])
+    note = (
+        f"Paired t-test, unit: {tests[0]['unit']} (n), averaged over seeds. Several of them are of "
+        "one patient and not independent, so these p are too small; no word depends on them."
+    )
+    return f"{_markdown(lines)}\n\n{note}"
+
+
+def power(content: dict[str, Any]) -> str:
+    """What the study could find, and the controls of its phantoms."""
+    lines = [
+        f"* {_title(p['score'])}, {_arms(p)}: {_number(p['detectable'])} would be found with 80 % "
+        f"power ({p['patients']} patients, {p['seeds']} seeds; from two seeds on validation "
+        "patients)"
+        for p in content["power"]
+    ]
+    controls = [
+        f"* control, {c['name']}: {_number(c['value'])}; accepted if {c['accept']}: "
+        f"{'passed' if c['passed'] else 'not passed'}"
+        for c in content["controls"]
+    ]
     return "\n".join(
-        f"* {_title(t['score'])}, `{t['first']}` minus `{t['second']}`: {t['difference']:+.3g} "
-        f"(paired t-test, n = {t['units']}, p {_p(t['p'])})"
-        for t in content["tests"]
+        [
+            *(lines or ["* The power was not estimated."]),
+            *(controls or ["* No control of the phantoms has been run."]),
+        ]
     )
 
 
@@ -61,12 +119,15 @@ def section(content: dict[str, Any]) -> str:
     changes = ", ".join(f"{k} {v}" for k, v in content["changes"].items()) or "none"
     facts = "\n".join(f"* {name}: {_fact(value)}" for name, value in content["facts"].items())
     parts = [
+        claims([content]),
         table(content),
         f"{content['data']}: {patients['train']} training, {patients['validate']} validation and "
         f"{patients['test']} test patients; {content['seeds']} seeds, {content['steps']} steps "
         f"each{duration}, on {versions['cores']} cores, {versions['cpu']}; "
         f"torch {versions['torch']}. Changed from the published recipe: {changes}.",
-        "\n".join(part for part in (tests(content), facts) if part),
+        other_scores(content),
+        paper_tests(content),
+        "\n".join(part for part in (power(content), facts) if part),
         f"![scores and curves]({figure}.png)",
         f"![test patients]({figure}-cases.png)",
     ]
@@ -74,17 +135,60 @@ def section(content: dict[str, Any]) -> str:
 
 
 def update(page: Path, results: Path) -> None:
-    """Replace each study's section between its marks."""
+    """Replace each study's section and the table of all claims, each between its marks."""
+    contents = {f.stem: json.loads(f.read_text("utf-8")) for f in sorted(results.glob("*.json"))}
+    parts = {stem: section(content) for stem, content in contents.items()}
+    parts[CLAIMS] = claims(list(contents.values()))
     text = page.read_text("utf-8")
-    for file in sorted(results.glob("*.json")):
-        content = json.loads(file.read_text("utf-8"))
-        begin, end = (mark.format(file.stem) for mark in (BEGIN, END))
+    for name, part in parts.items():
+        begin, end = (mark.format(name) for mark in (BEGIN, END))
         before, mark, rest = text.partition(begin)
         _, closing, after = rest.partition(end)
         if not (mark and closing):
             raise SystemExit(f"{page} has no {begin} ... {end}")
-        text = f"{before}{begin}\n{section(content)}\n{end}{after}"
+        text = f"{before}{begin}\n{part}\n{end}{after}"
     page.write_text(text, "utf-8")
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _arms(compared: dict[str, Any]) -> str:
+    return f"`{compared['first']}` minus `{compared['second']}`"
+
+
+def _test(comparison: dict[str, Any]) -> str:
+    """What was compared, over which units."""
+    test = f"{_title(comparison['score'])}, {_arms(comparison)}"
+    if comparison["patients"] is None:
+        return test
+    left_out = comparison["left_out"]
+    without = f" ({left_out} more without a value)" if left_out else ""
+    return (
+        f"{test}, {comparison['patients']} patients{without} and {comparison['seeds']} seeds, "
+        "both random"
+    )
+
+
+def _why(comparison: dict[str, Any]) -> str:
+    if comparison["patients"] is None:
+        return NOT_KEPT
+    if comparison["p_holm"] is None:
+        return f"{_difference(comparison)}; too few patients or seeds for a test"
+    return f"{_difference(comparison)}, p {_p(comparison['p_holm'])} by Holm"
+
+
+def _difference(comparison: dict[str, Any]) -> str:
+    if comparison["low"] is None:
+        return _number(comparison["difference"], "+")
+    return "{} [{}, {}]".format(
+        *(_number(comparison[k], "+") for k in ("difference", "low", "high"))
+    )
+
+
+def _number(value: float | None, sign: str = "") -> str:
+    return "-" if value is None else f"{value:{sign}.3g}"
 
 
 def _title(score: str) -> str:

@@ -4,24 +4,75 @@ python -m studies.siamese_lesion [--scale small|paper] [--data ROOT]
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 
 from cmrfast import metrics
+from cmrfast.methods import Row
 from cmrfast.train.log import read_log
-from studies.design import Arm, Scale, Study
+from studies.design import Arm, Planned, Pooled, Scale, Study
 from studies.figures import draw
 from studies.outcome import Outcome
 from studies.page import section
 from studies.study import run
 
 VARIANTS = ("pure", "siamese", "partial", "decoupled")
+
+
+def count_patches(rows: Sequence[Row]) -> list[float]:
+    """Patches with lesion, those of them that are detected, and likewise of those without."""
+    counts = [0.0] * 4
+    for row in rows:
+        lesion = bool(row.ids["lesion"])
+        counts[0 if lesion else 2] += 1
+        counts[1 if lesion else 3] += (row.scores["probability"] > 0.5) == lesion
+    return counts
+
+
+def sensitivity(counts: list[list[float]]) -> float:
+    """Percent of the patches with lesion that are detected, NaN if there are none."""
+    return _percent(counts, 0)
+
+
+def specificity(counts: list[list[float]]) -> float:
+    """Percent of the patches without lesion that are recognised, NaN if there are none."""
+    return _percent(counts, 2)
+
+
+def balanced(counts: list[list[float]]) -> float:
+    """Mean of sensitivity and specificity, in percent."""
+    return (sensitivity(counts) + specificity(counts)) / 2
+
+
+def _percent(counts: list[list[float]], column: int) -> float:
+    patches, right = (sum(patient[column + n] for patient in counts) for n in (0, 1))
+    return 100 * right / patches if patches else math.nan
+
+
 STUDY = Study(
     method="siamese_lesion",
     arms={name: Arm({"variant": name}, published=name) for name in VARIANTS},
     scores=("balanced", "sensitivity", "specificity", "classification_loss", "pairing_loss"),
-    unit=("case", "slice", "patch"),
-    tests=(("siamese", "pure"), ("partial", "siamese"), ("decoupled", "partial")),
+    pooled={
+        score.__name__: Pooled(count_patches, score)
+        for score in (balanced, sensitivity, specificity)
+    },
+    comparisons=(
+        Planned("training with LGE improves it (table 1)", "siamese", "pure", "balanced", "higher"),
+        Planned(
+            "sharing half of the weights is better than all (table 1)",
+            *("partial", "siamese", "balanced", "higher"),
+        ),
+        Planned(
+            "sharing no weights is better than half (table 1)",
+            *("decoupled", "partial", "balanced", "higher"),
+        ),
+        Planned(
+            "training with LGE improves it, no weights shared (table 1)",
+            *("decoupled", "pure", "balanced", "higher"),
+        ),
+    ),
     small=Scale(
         cases=30,
         shrink=2,

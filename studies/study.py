@@ -4,7 +4,7 @@ import argparse
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +19,11 @@ from cmrfast.data.phantom import write_phantoms
 from cmrfast.runs.evaluate import Evaluation, evaluate
 from cmrfast.train import Run, train
 from cmrfast.train.plan import choose_split
+from studies import comparisons
 from studies.design import Scale, Study
 from studies.outcome import Outcome
 
+PILOT_SEEDS = 2
 _HERE = Path(__file__).parent
 
 
@@ -61,15 +63,31 @@ def run(study: Study) -> Outcome:
     recipe = method.configure(scale.changes)[1]
     layout, split = choose_split(method, data, recipe, seed=0)
     jobs = list(_jobs(study, scale, out, data, split, options))
-    waiting = [job for job in jobs if not _scored(job.folder)]
     new = not any(job.folder.exists() for job in jobs)  # otherwise the duration means nothing
-    log(f"{len(jobs)} trainings, {len(jobs) - len(waiting)} of them done before")
+    done_before = sum(_scored(job.folder, "test") for job in jobs)
+    log(f"{len(jobs)} trainings, {done_before} of them done before")
     context = multiprocessing.get_context("spawn")  # neither CUDA nor OpenMP survives a fork
     with ProcessPoolExecutor(options.workers, mp_context=context) as pool:
-        running = {pool.submit(_train_and_score, job): job for job in waiting}
-        for done in as_completed(running):
-            done.result()
-            log(f"{running[done].arm}, seed {running[done].seed}: trained and scored")
+
+        def complete(part: str, jobs: Sequence[_Job]) -> None:
+            """Train the jobs, and score them on one part of the split, unless this is done."""
+            waiting = [job for job in jobs if not _scored(job.folder, part)]
+            running = {pool.submit(_train_and_score, job, part): job for job in waiting}
+            for done in as_completed(running):
+                done.result()
+                log(f"{running[done].arm}, seed {running[done].seed}: trained, {part} scored")
+
+        power: list[dict[str, Any]] = []
+        if scale.seeds >= PILOT_SEEDS and min(len(split.validate), len(split.test)) >= 2:
+            pilot = [job for job in jobs if job.seed < PILOT_SEEDS]
+            complete("validate", pilot)
+            power = _power(study, pilot, patients=len(split.test), seeds=scale.seeds)
+            for line in power:
+                log(
+                    f"{line['score']}, {line['first']} minus {line['second']}: "
+                    f"{line['detectable']:.3g} would be found with 80 % power"
+                )
+        complete("test", jobs)
     runs: dict[str, list[Run]] = {}
     for job in jobs:
         runs.setdefault(job.arm, []).append(Run.open(job.folder))
@@ -79,10 +97,8 @@ def run(study: Study) -> Outcome:
         data=f"{layout}, " + (data.name if options.data else f"{scale.cases} phantoms"),
         results=options.results,
         runs=runs,
-        evaluations={
-            arm: [Evaluation.load(run.path, "test") for run in arm_runs]
-            for arm, arm_runs in runs.items()
-        },
+        evaluations=_evaluations(study, jobs, "test"),
+        power=power,
         seconds=time.monotonic() - start if new else None,
     )
 
@@ -122,11 +138,11 @@ def _jobs(
             )
 
 
-def _scored(folder: Path) -> bool:
-    return (folder / "evaluation-test.json").exists()
+def _scored(folder: Path, part: str) -> bool:
+    return (folder / f"evaluation-{part}.json").exists()
 
 
-def _train_and_score(job: _Job) -> None:
+def _train_and_score(job: _Job, part: str) -> None:
     torch.set_num_threads(job.threads)
     trained = train(
         job.study,
@@ -140,4 +156,24 @@ def _train_and_score(job: _Job) -> None:
         resume=True,
         cache=Cache(job.folder.parents[1] / "cache"),
     )
-    evaluate(trained, device=job.device).save(job.folder)
+    evaluate(trained, part=part, device=job.device).save(job.folder)
+
+
+def _evaluations(study: Study, jobs: Sequence[_Job], part: str) -> dict[str, list[Evaluation]]:
+    """The evaluations of each arm, one per seed; baselines first."""
+    trained: dict[str, list[Evaluation]] = {}
+    for job in jobs:
+        trained.setdefault(job.arm, []).append(Evaluation.load(job.folder, part))
+    first = next(iter(trained.values()))[0]
+    return {name: [derive(first)] for name, derive in study.baselines.items()} | trained
+
+
+def _power(
+    study: Study, pilot: Sequence[_Job], *, patients: int, seeds: int
+) -> list[dict[str, Any]]:
+    """What the study can find, from the pilot's validation patients, if any are labelled."""
+    evaluations = _evaluations(study, pilot, "validate")
+    if not any(evaluation.rows for own in evaluations.values() for evaluation in own):
+        return []
+    measured = comparisons.measure(study, evaluations)
+    return comparisons.detectable(study, measured, patients=patients, seeds=seeds)

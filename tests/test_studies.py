@@ -1,4 +1,4 @@
-"""Studies: end to end at a tiny size, resuming, and the tables and tests of the results page."""
+"""Studies: end to end at a tiny size, resuming, comparisons, and the tables of the results page."""
 
 import dataclasses
 import importlib
@@ -13,20 +13,22 @@ from cmrfast.data import Volume
 from cmrfast.methods import Row
 from cmrfast.models import MODELS
 from cmrfast.runs.evaluate import Evaluation
-from studies import design, page
+from studies import comparisons, design, page
 from studies.outcome import Outcome
 from tests.support.paths import ROOT
 
 
-def tiny(cases, shrink, *, steps=2, **changes):
-    return design.Scale(cases, shrink=shrink, changes=changes, steps=steps, seeds=1)
+def tiny(cases, shrink, *, steps=2, seeds=1, **changes):
+    return design.Scale(cases, shrink=shrink, changes=changes, steps=steps, seeds=seeds)
 
 
 TINY = {
     "siamese_lesion": tiny(4, 3, patch=32, spacing_mm=3.0, channels=(4, 4, 4, 4), hidden=8),
     "joint_scar": tiny(
+        6,
         3,
-        3,
+        seeds=2,  # enough for a pilot and for intervals
+        split=(2, 2, 2),
         **{"image": 32, "root": 32, "units": (1, 1, 1), "width": 8, "depth": 1, "batch": 4},
         **{"heads": 2, "hidden": 16, "decoder": (16, 8, 8, 8, 8)},
     ),
@@ -41,22 +43,50 @@ def test_every_study_runs_at_a_tiny_size():
     assert studies == set(TINY)
 
 
-def outcome(evaluations, scores=("dice",), tests=()):
-    told = design.Study(
+def outcome(evaluations, scores=("dice",), planned=(), **told):
+    study = design.Study(
         "new_lesions",
         {name: design.Arm({}) for name in evaluations},
         scores,
-        ("case",),
-        tests,
+        planned,
         design.Scale(3),
         design.Scale(3),
+        **told,
     )
-    return Outcome(told, "small", "phantoms", None, {}, evaluations)
+    return Outcome(study, "small", "phantoms", None, {}, evaluations)
 
 
 def evaluated(*dice):
     rows = [Row({"case": str(n)}, {"dice": value}) for n, value in enumerate(dice)]
     return Evaluation("new_lesions", "test", rows, {})
+
+
+def write_marks(file, *names):
+    marks = [mark.format(name) for name in names for mark in (page.BEGIN, page.END)]
+    file.write_text("\n".join(["before", *marks, "after"]))
+
+
+def check_content(content, study):
+    """Of a result file: the keys of each comparison, and that it follows from the measurements."""
+    for compared, planned in zip(content["comparisons"], study.comparisons, strict=True):
+        assert set(compared) == {
+            *("claim", "first", "second", "score", "difference", "low", "high", "p", "p_holm"),
+            *("word", "patients", "left_out", "seeds"),
+        }
+        assert compared["word"] == ("not decided" if planned.expected else "ours")
+        assert compared["patients"] + compared["left_out"] == content["patients"]["test"]
+        assert compared["seeds"] == content["seeds"]
+    assert set(content["measurements"]) == set(content["arms"])
+    assert content["controls"] == []
+    if content["seeds"] > 1:
+        assert all(power["detectable"] > 0 for power in content["power"])
+        assert [p["score"] for p in content["power"]] == [p.score for p in study.comparisons]
+    else:
+        assert content["power"] == []
+    again = {"method": content["method"], "measurements": content["measurements"]}
+    comparisons.recompute(again)
+    for key in ("comparisons", "other_scores"):
+        assert comparisons.without_nan(again[key]) == content[key]
 
 
 @pytest.mark.slow
@@ -68,20 +98,21 @@ def test_a_study_goes_from_nothing_to_its_page_and_again(method, tmp_path, monke
     words = ["--out", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
     monkeypatch.setattr(sys, "argv", [method, *words, "--workers", "1"])
     script.main()
-    assert f"{len(script.STUDY.arms)} trainings, 0 of them done" in capsys.readouterr().out
+    trainings = len(script.STUDY.arms) * TINY[method].seeds
+    assert f"{trainings} trainings, 0 of them done" in capsys.readouterr().out
     content = json.loads((tmp_path / "results" / f"{method}-small.json").read_text())
     assert content["minutes"] > 0
     assert set(script.STUDY.arms) <= set(content["arms"])
     assert all(any(arm["scores"].values()) for arm in content["arms"].values())
     for ending in ("", "-cases"):
         assert (tmp_path / "results" / f"{method}-small{ending}.png").stat().st_size > 10_000
-    marks = [mark.format(f"{method}-small") for mark in (page.BEGIN, page.END)]
-    (tmp_path / "README.md").write_text("\n".join(["before", *marks, "after"]))
+    check_content(content, script.STUDY)
+    write_marks(tmp_path / "README.md", "claims", f"{method}-small")
     page.update(tmp_path / "README.md", tmp_path / "results")
     assert "| variant |" in (tmp_path / "README.md").read_text()
     script.main()
     said = capsys.readouterr().out
-    assert f"{len(script.STUDY.arms)} of them done before" in said
+    assert f"{trainings} of them done before" in said
     again = json.loads((tmp_path / "results" / f"{method}-small.json").read_text())
     assert again["arms"] == content["arms"]
     assert again["minutes"] is None
@@ -92,13 +123,158 @@ def test_scores_are_means_of_each_seed():
     assert found.by_seed("a") == {"dice": [pytest.approx(0.3), 0.5]}
 
 
-def test_units_are_averaged_over_seeds_and_paired_by_name():
+def test_the_papers_test_averages_units_over_seeds_and_pairs_them_by_name():
     a = [evaluated(0.2, 0.4, math.nan), evaluated(0.4, 0.6, 0.9)]
     b = [evaluated(0.1, 0.5, math.nan)]
-    found = outcome({"a": a, "b": b}, tests=(("a", "b"),))
-    assert found.by_unit("a", "dice") == {("0",): pytest.approx(0.3), ("1",): 0.5, ("2",): 0.9}
-    (test,) = found.tests()
-    assert (test["units"], test["difference"]) == (2, pytest.approx(0.1))
+    paper = design.PaperTest("patients", ("case",), (("a", "b"),), ("dice",))
+    found = outcome({"a": a, "b": b}, paper_test=paper)
+    units = found.by_unit("a", "dice", ("case",))
+    assert units == {("0",): pytest.approx(0.3), ("1",): 0.5, ("2",): 0.9}
+    (test,) = found.as_the_paper_tested()
+    assert (test["units"], test["unit"], test["difference"]) == (2, "patients", pytest.approx(0.1))
+    assert outcome({"a": a}).as_the_paper_tested() == []
+
+
+def sliced(*patients):
+    """An evaluation with several slices of each patient."""
+    rows = [
+        Row({"case": str(n), "slice": k}, {"dice": value})
+        for n, values in enumerate(patients)
+        for k, value in enumerate(values)
+    ]
+    return Evaluation("new_lesions", "test", rows, {})
+
+
+def planned(expected="higher", score="dice"):
+    return design.Planned("a is better", "a", "b", score, expected)
+
+
+def test_patients_are_measured_once_and_an_arm_without_training_counts_for_every_seed():
+    a = [sliced([0.2, 0.4], [math.nan, 0.5], [math.nan]), sliced([0.6], [0.7, 0.9], [0.1])]
+    found = outcome({"a": a, "b": [sliced([0.1], [0.2], [0.3])]})
+    measured = comparisons.measure(found.study, found.evaluations)
+    expected = {"0": [pytest.approx(0.3), 0.6], "1": [0.5, pytest.approx(0.8)], "2": [None, 0.1]}
+    assert measured["a"]["dice"] == expected
+    assert measured["b"]["dice"] == {"0": [0.1, 0.1], "1": [0.2, 0.2], "2": [0.3, 0.3]}
+    (compared,) = comparisons.compare(
+        dataclasses.replace(found.study, comparisons=(planned(),)), measured
+    )
+    assert compared["difference"] == pytest.approx((0.45 - 0.1 + 0.65 - 0.2) / 2)
+    assert [compared[k] for k in ("patients", "left_out", "seeds")] == [2, 1, 2]
+    assert compared["word"] == "not decided"
+
+
+def test_a_clear_difference_gets_a_word_and_other_scores_an_interval():
+    generator = torch.Generator().manual_seed(0)
+
+    def arm(mean):
+        seeds = []
+        for _ in range(5):
+            dice = (mean + 0.01 * torch.randn(20, generator=generator)).tolist()
+            rows = [
+                Row({"case": str(n)}, {"dice": value, "f1": value / 2})
+                for n, value in enumerate(dice)
+            ]
+            seeds.append(Evaluation("new_lesions", "test", rows, {}))
+        return seeds
+
+    evaluations = {"a": arm(0.8), "b": arm(0.6)}
+    for expected, word in (("higher", "reproduced"), ("lower", "contradicted"), (None, "ours")):
+        found = outcome(evaluations, ("dice", "f1"), (planned(expected),))
+        measured = comparisons.measure(found.study, evaluations)
+        (compared,) = comparisons.compare(found.study, measured)
+        assert compared["word"] == word
+        assert compared["low"] < 0.2 < compared["high"]
+        (other,) = comparisons.other_scores(found.study, measured)
+        assert (other["score"], "word" in other) == ("f1", False)
+        (power,) = comparisons.detectable(found.study, measured, patients=20, seeds=5)
+        assert 0 < power["detectable"] < 0.05
+
+
+@pytest.mark.parametrize(
+    ("difference", "p_holm", "expected", "word"),
+    [
+        (1.0, 0.049, "higher", "reproduced"),
+        (-1.0, 0.049, "higher", "contradicted"),
+        (-1.0, 0.049, "lower", "reproduced"),
+        (1.0, 0.05, "higher", "not decided"),
+        (1.0, math.nan, "higher", "not decided"),
+        (1.0, 0.001, None, "ours"),
+    ],
+)
+def test_words(difference, p_holm, expected, word):
+    assert comparisons.choose_word(difference, p_holm, expected) == word
+
+
+def test_pooled_scores_come_from_the_counts_of_patients():
+    from studies import siamese_lesion
+
+    def patch(case, lesion, probability):
+        return Row({"case": case, "lesion": lesion}, {"probability": probability})
+
+    rows = [patch("p", 1, 0.9), patch("p", 1, 0.2), patch("p", 0, 0.1), patch("q", 0, 0.7)]
+    study = siamese_lesion.STUDY
+    measured = comparisons.measure(study, {"pure": [Evaluation("", "test", rows, {})]})
+    assert measured["pure"]["balanced"] == {"p": [[2, 1, 1, 1]], "q": [[0, 0, 1, 0]]}
+    counts = [seeds[0] for seeds in measured["pure"]["balanced"].values()]
+    assert study.pooled["balanced"].statistic(counts) == 50
+    assert math.isnan(study.pooled["balanced"].statistic(counts[1:]))
+
+
+def test_a_study_refuses_more_comparisons_than_five_and_unknown_names():
+    with pytest.raises(ValueError, match="comparisons must be at most 5; got 6"):
+        outcome({"a": [], "b": []}, planned=(planned(),) * 6)
+    with pytest.raises(ValueError, match="must name arms and scores of the study; got a, b, f1"):
+        outcome({"a": [], "b": []}, planned=(planned(score="f1"),))
+
+
+def test_claims_say_why():
+    kept = {"difference": 0.2, "low": 0.1, "high": 0.3, "p_holm": 0.012}
+    units = {"patients": 20, "left_out": 1, "seeds": 5}
+    none = dict.fromkeys((*kept, "patients", "left_out"))
+    names = {"claim": "a is better", "first": "a", "second": "b", "score": "scar_dice"}
+    compared = [
+        names | kept | units | {"word": "reproduced"},
+        names | kept | units | {"word": "ours", "low": None, "p_holm": None, "left_out": 0},
+        names | none | {"word": "not decided", "seeds": 3},
+    ]
+    text = page.claims([{"method": "m", "scale": "small", "comparisons": compared}])
+    test, units = "scar dice, `a` minus `b`", "20 patients{} and 5 seeds, both random"
+    assert text.splitlines()[2:] == [
+        f"| a is better | m, small: {test}, {units.format(' (1 more without a value)')} | "
+        "**reproduced** | +0.2 [+0.1, +0.3], p = 0.012 by Holm |",
+        f"| none; ours: a is better | m, small: {test}, {units.format('')} | **ours** | "
+        "+0.2; too few patients or seeds for a test |",
+        f"| a is better | m, small: {test} | **not decided** | {page.NOT_KEPT} |",
+    ]
+
+
+def test_the_papers_tests_name_their_unit():
+    test = {"first": "a", "second": "b", "score": "dice", "difference": 0.1, "p": 0.0001}
+    content = {"as_the_paper_tested": [test | {"units": 75, "unit": "pairs of slices"}]}
+    text = page.paper_tests(content)
+    assert "| `a` minus `b` | +0.1 (n = 75, p < 0.001) |" in text
+    assert "unit: pairs of slices" in text
+    assert page.paper_tests({"as_the_paper_tested": []}) == "The paper reports no test."
+
+
+def test_the_committed_page_is_that_of_the_committed_results(tmp_path):
+    committed = (ROOT / "studies" / "README.md").read_text("utf-8")
+    (tmp_path / "README.md").write_text(committed, "utf-8")
+    page.update(tmp_path / "README.md", ROOT / "studies" / "results")
+    assert (tmp_path / "README.md").read_text("utf-8") == committed
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "studies" / "results").glob("*.json")), ids=str)
+def test_committed_comparisons_are_those_planned(file):
+    content = json.loads(file.read_text("utf-8"))
+    study = importlib.import_module(f"studies.{content['method']}").STUDY
+    for compared, planned in zip(content["comparisons"], study.comparisons, strict=True):
+        for key in ("claim", "first", "second", "score"):
+            assert compared[key] == getattr(planned, key)
+    again = json.loads(file.read_text("utf-8"))
+    comparisons.recompute(again)
+    assert comparisons.without_nan(again) == content
 
 
 def test_table_sets_published_figures_beside_ours():
@@ -124,9 +300,8 @@ def test_mean_has_three_digits(values, text):
 
 
 def test_page_without_marks_says_so(tmp_path):
-    (tmp_path / "some.json").write_text("{}")
     (tmp_path / "README.md").write_text("nothing")
-    with pytest.raises(SystemExit, match="has no <!-- some: begin -->"):
+    with pytest.raises(SystemExit, match="has no <!-- claims: begin -->"):
         page.update(tmp_path / "README.md", tmp_path)
 
 

@@ -4,6 +4,7 @@ Overlap scores such as Dice are 1 if both masks are empty and 0 if one is; dista
 mask is empty, and means exclude and count them.
 """
 
+from cmrfast.metrics.comparison import Comparison, compare_arms, holm
 from cmrfast.metrics.components import LesionScores, connected_components, lesion_scores
 from cmrfast.metrics.overlap import (
     ClassScores,
@@ -24,6 +25,7 @@ from cmrfast.metrics.surface import (
 
 __all__ = [
     "ClassScores",
+    "Comparison",
     "LesionScores",
     "PairedTest",
     "Summary",
@@ -31,8 +33,10 @@ __all__ = [
     "average_surface_distance",
     "balanced_accuracy",
     "center_distance",
+    "compare_arms",
     "connected_components",
     "dice",
+    "holm",
     "jaccard",
     "lesion_scores",
     "paired_t_test",

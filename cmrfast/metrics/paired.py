@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cmrfast.metrics.student import student_p
+
 
 class PairedTest(NamedTuple):
     """Result of Student's paired two-sided t-test; NaN where undefined."""
@@ -47,34 +49,3 @@ def paired_t_test(first: Tensor | Sequence[float], second: Tensor | Sequence[flo
         return PairedTest(t, 0.0 if mean else math.nan, n)
     t = mean / error
     return PairedTest(t, student_p(t, n - 1), n)
-
-
-def student_p(t: float, freedom: int) -> float:
-    """Two-sided p of Student's t: I_x(freedom/2, 1/2) at x = freedom / (freedom + t²)."""
-    x, rest = freedom / (freedom + t * t), t * t / (freedom + t * t)
-    if x == 0:
-        return 0.0
-    a, b = freedom / 2, 0.5
-    if x < (a + 1) / (a + b + 2):  # where the continued fraction converges fast
-        return _beta_fraction(a, b, x, rest)
-    return 1 - _beta_fraction(b, a, rest, x) if rest else 1.0
-
-
-def _beta_fraction(a: float, b: float, x: float, rest: float) -> float:
-    """Regularised incomplete beta function, by its continued fraction.
-
-    ``rest`` is 1 - x, passed separately because the subtraction would cancel.
-    """
-    scale = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
-    scale += a * math.log(x) + b * math.log(rest)
-    c, d = 1.0, 1 / (1 - (a + b) * x / (a + 1))
-    value, m = d, 1
-    while True:
-        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
-        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
-        for term in (even, odd):
-            d, c = 1 / (1 + term * d), 1 + term / c
-            value *= c * d
-        if abs(c * d - 1) < 1e-15 or m > 10_000:
-            return math.exp(scale) * value / a
-        m += 1

@@ -90,7 +90,7 @@ def _own(descriptor: int, file: Path) -> None:
 
 
 def _is_renewed(file: Path) -> bool:
-    """Whether somebody renews the lock; opens it anew each time, as network file systems need."""
+    """Whether somebody renews the lock; opens it each time, as network file systems need."""
     seen, ends = _stamp(file), time.monotonic() + _WATCH_S
     while time.monotonic() < ends:
         time.sleep(_RENEW_S / 4)

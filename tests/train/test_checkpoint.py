@@ -204,7 +204,9 @@ def test_a_full_disk_leaves_the_old_one(tmp_path, monkeypatch, error):
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "save_file", full)
-        with pytest.raises(CheckpointError, match=r"could not be written: .*No space left on device"):
+        with pytest.raises(
+            CheckpointError, match=r"could not be written: .*No space left on device"
+        ):
             folder.save(checkpoint(2))
     assert [p.name for p in folder.folder.iterdir()] == ["step-000001"]
     assert folder.load_newest(MADE_FOR).step == 1

@@ -12,7 +12,9 @@ from cmrfast.train.log import Log, read_log
 
 
 def written(path, steps):
-    path.write_text("".join(json.dumps({"step": n, "loss": 1.0}) + "\n" for n in range(1, steps + 1)))
+    path.write_text(
+        "".join(json.dumps({"step": n, "loss": 1.0}) + "\n" for n in range(1, steps + 1))
+    )
 
 
 def test_a_full_disk_leaves_the_log_as_it_was(tmp_path, monkeypatch):

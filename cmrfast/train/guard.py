@@ -23,8 +23,8 @@ class Stop:
 
     @property
     def exit_code(self) -> int:
-        """Exit code of a process that a signal ended, by the convention of shells."""
-        return 128 + (self.signal or 0)
+        """Exit code of a process that a signal ended, its own or another rank's, as of shells."""
+        return 128 + (self.signal or signal.SIGTERM)
 
 
 @contextmanager

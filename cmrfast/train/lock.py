@@ -86,7 +86,8 @@ def _own(descriptor: int, file: Path) -> None:
     if owner:
         _log.warning("train: %s was left locked by %s, which has ended", file.parent, owner)
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    with contextlib.suppress(OSError):  # on a full disk it holds without a name
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 
 
 def _is_renewed(file: Path) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cmrfast.atomic import atomic_write
-from cmrfast.errors import CheckpointError
+from cmrfast.errors import CheckpointError, FileError
 from cmrfast.files import read_json
 from cmrfast.methods import Prediction
 
@@ -48,8 +48,11 @@ class Proof:
 
     def save(self, folder: Path) -> None:
         """Write it, whole or not at all."""
-        with atomic_write(folder / _FILE) as temporary:
-            temporary.write_text(json.dumps(self.parts, indent=1) + "\n", "utf-8")
+        try:
+            with atomic_write(folder / _FILE) as temporary:
+                temporary.write_text(json.dumps(self.parts, indent=1) + "\n", "utf-8")
+        except OSError as error:
+            raise FileError(f"train: {folder / _FILE}: {error.strerror or error}") from error
 
     def add(self, part: str, tensors: Mapping[str, Tensor]) -> None:
         """Hash a part's tensors."""

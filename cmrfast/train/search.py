@@ -56,21 +56,22 @@ def search(
     folder = Path(out)
     (folder / "trials").mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    study = optuna.create_study(
-        study_name=method,
-        storage=RDBStorage(
-            storage or f"sqlite:///{folder.resolve()}/search.db",
-            heartbeat_interval=30,
-            grace_period=120,
-            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=3),
-        ),
-        # As in the paper's tool: random until two results exist.
-        sampler=optuna.samplers.GPSampler(seed=seed, n_startup_trials=2),
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1),
-        direction="maximize",
-        load_if_exists=True,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study = optuna.create_study(
+            study_name=method,
+            storage=RDBStorage(
+                storage or f"sqlite:///{folder.resolve()}/search.db",
+                heartbeat_interval=30,
+                grace_period=120,
+                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=3),
+            ),
+            # As in the paper's tool: random until two results exist.
+            sampler=optuna.samplers.GPSampler(seed=seed, n_startup_trials=2),
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1),
+            direction="maximize",
+            load_if_exists=True,
+        )
 
     def objective(trial: Any) -> float:
         changes = {
@@ -92,10 +93,9 @@ def search(
         try:
             train(method, data, place, **own, resume=True, watch=watch)
         except FloatingPointError as error:
-            # Counted as the worst so far, so that the sampler avoids these values.
+            # Taken by the sampler for the worst so far, so that it avoids these values.
             trial.set_user_attr("diverged", str(error))
-            ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-            last[0] = min((float(t.value or 0.0) for t in ended), default=-1.0)
+            last[0] = -math.inf
         if math.isnan(last[0]):
             raise ValueError("search: the validation patients have nothing to score")
         if stream is not None:
@@ -103,9 +103,13 @@ def search(
         return last[0]
 
     over = (TrialState.COMPLETE, TrialState.PRUNED)
-    while len(study.get_trials(deepcopy=False, states=over)) < trials:
-        study.optimize(objective, n_trials=1)
-    result = {"best": study.best_params, "score": study.best_value, "trials": len(study.trials)}
+    while (ended := len(study.get_trials(deepcopy=False, states=over))) < trials:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Clip non-finite values")
+            study.optimize(objective, n_trials=1)
+    if study.best_value == -math.inf:
+        raise ValueError(f"search: all of {ended} trials diverged; lower the ranges")
+    result = {"best": study.best_params, "score": study.best_value, "trials": ended}
     with atomic_write(folder / "best.json") as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     _plot(study, folder)
@@ -116,7 +120,7 @@ def _plot(study: Any, folder: Path) -> None:
     """Score over trials, and over each field."""
     from matplotlib.figure import Figure
 
-    done = [t for t in study.trials if t.value is not None]
+    done = [t for t in study.trials if t.value is not None and math.isfinite(t.value)]
     names = list(done[0].params)
     figure = Figure((3 * (len(names) + 1), 3), layout="constrained")
     first, *others = figure.subplots(1, len(names) + 1, sharey=True)

@@ -163,7 +163,7 @@ class Trainer:
                     saved_at = pace.restart()
                 if ending and not last:
                     log.say(f"stopped after step {step}; --resume continues")
-                    raise SystemExit(stop.exit_code or 143)
+                    raise SystemExit(stop.exit_code)
         if self.ranks.first:
             self.prove_prediction()
             self.proof.save(run.path)

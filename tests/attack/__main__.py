@@ -22,8 +22,12 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}")
     parser.add_argument("--seconds", type=float, default=60.0, help="for each; default 60")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--list", action="store_true", help="print the names and stop")
     parser.add_argument("--only", metavar="NAME:CASE", help="repeat one case")
     options = parser.parse_args()
+    if options.list:
+        print(*NAMES, sep="\n")
+        return 0
     if options.only:
         name, number = options.only.split(":")
         plan = [(name, 0.0, int(number))]

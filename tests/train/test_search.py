@@ -1,6 +1,8 @@
 """Search: better values are found, studies are resumed, failures are one trial's own."""
 
 import json
+import math
+import warnings
 
 import pytest
 
@@ -52,8 +54,21 @@ def test_a_trial_that_diverges_counts_as_the_worst(tmp_path):
     diverged = [t for t in study.trials if "diverged" in t.user_attrs]
     assert 0 < len(diverged) < 6
     assert "first not finite" in diverged[0].user_attrs["diverged"]
-    assert found["score"] > max(t.value for t in diverged)
+    assert {t.value for t in diverged} == {-math.inf}
     assert found["best"]["lr"] < 1e14
+
+
+def test_a_first_trial_that_diverges_is_not_better_than_any(tmp_path):
+    with pytest.raises(ValueError, match="all of 2 trials diverged; lower the ranges"):
+        run_search(tmp_path, ranges={"lr": LogUniform(1e29, 1e30)}, trials=2)
+    found = run_search(tmp_path, trials=4)
+    assert 1e-6 <= found["best"]["lr"] <= 1e-2
+
+
+def test_warnings_of_the_process_stay_as_they_were(tmp_path):
+    before = list(warnings.filters)
+    run_search(tmp_path, trials=1)
+    assert warnings.filters == before
 
 
 def test_unknown_fields_are_refused(tmp_path):

@@ -41,7 +41,7 @@ def train(
     micro_batch: Annotated[
         str, typer.Option(help="Samples at a time: auto or a number; the batch size stays.")
     ] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    precision: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     compiled: Annotated[
         Compiled, typer.Option("--compile", help="torch.compile; graphs: CUDA graphs too.")
     ] = Compiled.no,
@@ -80,7 +80,7 @@ def train(
         device=device,
         resume=resume,
         micro_batch=positive("micro-batch", whole(micro_batch)),
-        precision=None if precision == "auto" else precision,
+        precision=precision,
         compiled=compiled.value,
         channels_last=channels_last,
         sharded=sharded,

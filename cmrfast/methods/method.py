@@ -109,8 +109,8 @@ class Method(Generic[ModelT, ConfigT, RecipeT]):
         objective: what validation optimises.
         search: what a search varies unless told otherwise.
         step: only where one loss and one optimiser do not do.
-        mean_loss: whether a batch's loss is the mean of its samples' losses, so that parts of a
-            batch add up.
+        mean_loss: whether, with a config, a batch's loss is the mean of its samples' losses, so
+            that parts of a batch add up.
         single_image: the sequence of an image that alone makes a case for ``predict``; None where
             a case takes several.
         structures: label value → name, for pictures.
@@ -129,7 +129,7 @@ class Method(Generic[ModelT, ConfigT, RecipeT]):
     objective: Objective
     search: Mapping[str, Range] = field(default_factory=dict)
     step: Step | None = None
-    mean_loss: bool = False
+    mean_loss: Callable[[ConfigT], bool] = lambda config: False
     single_image: str | None = None
     structures: Mapping[int, str] = field(default_factory=dict)
     published: Mapping[str, Published] = field(default_factory=dict)

@@ -137,11 +137,11 @@ class Recipe(recipe.Recipe):
         if not 0 < self.zoom[0] <= self.zoom[1]:
             raise ValueError(f"adversarial_transfer: zoom must be 0 < low <= high; got {self.zoom}")
 
-    def optimiser(self, network: str, weights: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    def optimiser(self, name: str, network: nn.Module) -> torch.optim.Optimizer:
         """Adam, except for the generator if ``optimizer_g`` is rmsprop."""
-        if self.optimizer_g == "adam" or network != "generator":
-            return super().optimiser(network, weights)
-        weights = list(weights)
+        if self.optimizer_g == "adam" or name != "generator":
+            return super().optimiser(name, network)
+        weights = list(network.parameters())
         rmsprop = torch.optim.RMSprop(weights, self.lr, alpha=0.9)
         rmsprop.register_step_pre_hook(lambda *_: nn.utils.clip_grad_value_(weights, 1.0))
         return rmsprop

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor, nn
 
 from cmrfast.losses import dice_ce_loss
@@ -32,6 +33,7 @@ from cmrfast.models.transunet import Decoder, Encoder, TransUNet
 from cmrfast.models.transunet_weights import load_imagenet
 
 Variant = Literal["jdl", "two_step", "direct", "mtl"]
+DiceOver = Literal["image", "batch"]
 
 
 @dataclass(frozen=True)
@@ -43,21 +45,29 @@ class Config(transunet.Config):
     detach_mask: bool = False  # P 2.2: the scar loss also trains the myocardium network
     myocardium_weight: float = 1.02  # P 3.1: λ
     dice_weight: float = 1.0  # D: w
+    dice_over: DiceOver = "image"  # P 2.2: a score per image; batch: one of all images together
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_option("joint_scar", "variant", self.variant, get_args(Variant))
         require_option("joint_scar", "classes", self.classes, (2,))
+        require_option("joint_scar", "dice_over", self.dice_over, get_args(DiceOver))
 
 
 @dataclass(frozen=True)
 class Recipe(recipe.Recipe):
-    """P: the paper, with its section; D: our decision."""
+    """P: the paper, with its section; D: our decision.
+
+    Args:
+        weight_decay: β_M of the paper, of the myocardium network and of the encoder of ``mtl``.
+        weight_decay_scar: β_S, of the scar network; None takes β_M.
+    """
 
     lr: float = 4.73e-4  # P 3.1, tuned for jdl; constant
     batch: int = 40  # P 3.1
     epochs: int = 500  # P 3.1; D: the last epoch is used
-    weight_decay: float = 5.58e-6  # P 3.1: β, the same for both networks
+    weight_decay: float = 5.58e-6  # P 3.1
+    weight_decay_scar: float | None = None  # P 3.1: the same for both networks
     split: tuple[float, float, float] = (126, 14, 28)  # P: 140 and 28; D: a tenth validates
     # P: these four kinds of augmentation; D: their ranges, and every slice is always augmented.
     rotate_deg: float = 20.0  # D: in either direction
@@ -65,6 +75,24 @@ class Recipe(recipe.Recipe):
     translate_share: float = 0.1  # D: fraction of a side, in either direction, per axis
     shear_deg: float = 10.0  # D: in either direction
     threshold: float = 0.5  # D: foreground where the probability is larger
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weight_decay_scar is not None and self.weight_decay_scar < 0:
+            raise ValueError(
+                f"joint_scar: weight_decay_scar must be >= 0; got {self.weight_decay_scar}"
+            )
+
+    def optimiser(self, name: str, network: nn.Module) -> torch.optim.Optimizer:
+        """Adam; the scar network and all others each have a weight decay of their own."""
+        scar = set(network.get_submodule("scar").parameters())
+        others = [weight for weight in network.parameters() if weight not in scar]
+        decay = self.weight_decay if self.weight_decay_scar is None else self.weight_decay_scar
+        groups = [
+            {"params": others, "weight_decay": self.weight_decay},
+            {"params": list(network.get_submodule("scar").parameters()), "weight_decay": decay},
+        ]
+        return torch.optim.Adam([g for g in groups if g["params"]], self.lr, fused=True)
 
 
 RECIPE = Recipe()
@@ -151,8 +179,8 @@ def loss(
 ) -> dict[str, Tensor]:
     """λ · myocardium loss + scar loss (equation 1 without its weight decays).
 
-    Each loss is cross entropy + w · (1 - Dice of each image's foreground), as in
-    ``joint_scar_loss``.
+    Each loss is cross entropy + w · (1 - Dice of the foreground), of each image as in
+    ``joint_scar_loss``, or of the batch.
 
     Args:
         outputs: the model's outputs.
@@ -169,7 +197,13 @@ def loss(
     for name, logits in outputs.items():
         shape = (logits.shape[0], *logits.shape[2:])
         require_labels("joint_scar", name, batch[name], shape, 2)
-        parts[name] = dice_ce_loss(logits, batch[name], dice_weight=config.dice_weight, group=group)
+        parts[name] = dice_ce_loss(
+            logits,
+            batch[name],
+            dice_weight=config.dice_weight,
+            over=config.dice_over,
+            group=group,
+        )
     total = parts["scar"]
     if "myocardium" in parts:
         total = total + config.myocardium_weight * parts["myocardium"]

@@ -1,6 +1,5 @@
 """Fields that all recipes share: optimiser, learning rate, batch size, epochs and split."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -58,6 +57,8 @@ class Recipe:
         """Keyword arguments for the method's own ``step`` in an epoch, if it has one."""
         return {}
 
-    def optimiser(self, network: str, weights: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """Adam for the network of this name; methods that train several may distinguish them."""
-        return torch.optim.Adam(weights, self.lr, weight_decay=self.weight_decay, fused=True)
+    def optimiser(self, name: str, network: nn.Module) -> torch.optim.Optimizer:
+        """Adam for a network; methods that train several with their own know them by name."""
+        return torch.optim.Adam(
+            network.parameters(), self.lr, weight_decay=self.weight_decay, fused=True
+        )

@@ -58,11 +58,10 @@ def build_network(
     method: AnyMethod, config: "DataclassInstance", options: TrainOptions, ranks: Ranks
 ) -> TrainingNetwork:
     """The method's network with weights drawn from the seed."""
-    precision = options.precision or _default_precision(ranks.device)
     torch.manual_seed(options.seed)
     model = method.model(config).to(ranks.device).train()
     model = sync_batch_norms(model, ranks)
-    on_gpu_in_half = precision != "float32" and ranks.device.type == "cuda"
+    on_gpu_in_half = options.precision != "float32" and ranks.device.type == "cuda"
     if options.channels_last or (options.channels_last is None and on_gpu_in_half):
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if options.sharded:
@@ -71,9 +70,6 @@ def build_network(
     if options.compiled != "no":
         mode = "reduce-overhead" if options.compiled == "graphs" else None
         forward = torch.compile(model, mode=mode)
-    return TrainingNetwork(model, forward, method.inputs, ranks.device, precision, options.sharded)
-
-
-def _default_precision(device: torch.device) -> str:
-    bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return "bfloat16" if bfloat16 else "float32"
+    return TrainingNetwork(
+        model, forward, method.inputs, ranks.device, options.precision, options.sharded
+    )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Compiled = Literal["no", "default", "graphs"]
+PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class TrainOptions:
         resume: continue from the newest whole checkpoint, or start where there is none.
         micro_batch: samples of all ranks that go through the network at a time; None finds what
             fits. Methods with a step of their own take a batch whole.
-        precision: float32, bfloat16 or float16; None is bfloat16 on a GPU that has it.
+        precision: float32, bfloat16 or float16; published recipes are float32.
         compiled: run the network through ``torch.compile``; ``graphs`` captures CUDA graphs.
         channels_last: memory format of 2-D features; None uses it in half precision on a GPU.
         sharded: shard weights and optimiser state over the ranks (FSDP), for large networks.
@@ -54,7 +55,7 @@ class TrainOptions:
     device: str = "auto"
     resume: bool = False
     micro_batch: int | None = None
-    precision: str | None = None
+    precision: str = "float32"
     compiled: Compiled = "no"
     channels_last: bool | None = None
     sharded: bool = False
@@ -70,6 +71,7 @@ class TrainOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"train: {name} must be at least 1; got {value}")
+        require_option("train", "precision", self.precision, PRECISIONS)
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> "TrainOptions":
@@ -123,7 +125,7 @@ class Plan:
         )
         require_option("plan", "method", plan.method, list(MODELS))
         require_option("plan", "layout", plan.layout, list(LAYOUTS))
-        require_option("plan", "precision", plan.precision, ("float32", "bfloat16", "float16"))
+        require_option("plan", "precision", plan.precision, PRECISIONS)
         if plan.steps < 1 or plan.micro_batch < 1:
             raise ValueError("plan: steps and micro_batch must be at least 1")
         return plan

@@ -50,13 +50,18 @@ class Update:
         model = network.model
         parts = dict(model.named_children()) if method.step else {"model": model}
         self.optimisers: dict[str, torch.optim.Optimizer] = {
-            name: recipe.optimiser(name, part.parameters()) for name, part in parts.items()
+            name: recipe.optimiser(name, part) for name, part in parts.items()
         }
         self.scaler = torch.amp.GradScaler(
             ranks.device.type, enabled=network.precision == "float16"
         )
         self.backward = Backward(
-            network, self._loss, ranks, self.scaler, mean_loss=method.mean_loss, size=micro_batch
+            network,
+            self._loss,
+            ranks,
+            self.scaler,
+            mean_loss=method.mean_loss(config),
+            size=micro_batch,
         )
 
     def __call__(self, batch: Batch, *, lr: float, epoch: int) -> dict[str, Tensor]:

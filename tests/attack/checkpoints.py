@@ -55,7 +55,11 @@ def _attack(numbers: random.Random, folder: Path) -> str:
 
 
 def _damage(numbers: random.Random, run: Path) -> None:
-    files = [path for path in sorted(run.rglob("*")) if path.is_file() and not path.is_symlink()]
+    files = [
+        path
+        for path in sorted(run.rglob("*"))
+        if path.is_file() and not path.is_symlink() and path.stat().st_size < 1 << 30
+    ]
     if not files:
         return
     file = numbers.choice(files)
@@ -74,8 +78,7 @@ def _damage(numbers: random.Random, run: Path) -> None:
             return
         file.write_text(json.dumps(damage_json(numbers, content)))
     else:
-        content = file.read_bytes() if file.stat().st_size < 1 << 30 else b""
-        file.write_bytes(damage_bytes(numbers, content))
+        file.write_bytes(damage_bytes(numbers, file.read_bytes()))
 
 
 def _open(path: Path, _: dict[int, Checkpoint]) -> str:

@@ -297,13 +297,14 @@ def test_messages():
 
 def test_the_generator_may_learn_by_rmsprop_with_clipped_gradients():
     weight = torch.nn.Parameter(torch.zeros(2))
+    network = torch.nn.ParameterList([weight])
     recipe = Recipe(optimizer_g="rmsprop", lr=0.1)
-    optimiser = recipe.optimiser("generator", [weight])
+    optimiser = recipe.optimiser("generator", network)
     weight.grad = torch.tensor([50.0, -0.5])
     optimiser.step()
     assert torch.equal(weight.grad, torch.tensor([1.0, -0.5]))
     # A step of lr · g / sqrt(0.1 · g²), whatever the gradient's size.
     torch.testing.assert_close(weight.detach(), torch.tensor([-1.0, 1.0]) * 0.1 / 0.1**0.5)
-    assert isinstance(recipe.optimiser("discriminator", [weight]), torch.optim.Adam)
+    assert isinstance(recipe.optimiser("discriminator", network), torch.optim.Adam)
     with pytest.raises(ValueError, match="optimizer_g must be one of adam, rmsprop; got 'sgd'"):
         Recipe(optimizer_g="sgd")

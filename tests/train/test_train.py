@@ -152,7 +152,7 @@ def test_parts_of_a_batch_add_up(tmp_path, monkeypatch, separable):
     # Without the pairing loss, whose every sample depends on all, the loss is a mean of samples.
     quiet = {**QUIET, "variant": "pure" if separable else "siamese"}
     whole = run_training(tmp_path / "whole", changes=quiet, micro_batch=8)
-    method = replace(training_task.METHOD, mean_loss=separable)
+    method = replace(training_task.METHOD, mean_loss=lambda config: separable)
     training_task.install(monkeypatch.setattr, method)
     parts = run_training(tmp_path / "parts", changes=quiet, micro_batch=3)
     for name, tensor in weights(whole).items():

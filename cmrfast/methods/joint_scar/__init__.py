@@ -26,7 +26,7 @@ METHOD = Method(
         "myocardium_weight": LogUniform(0.1, 10),
         "weight_decay": LogUniform(1e-7, 1e-3),
     },
-    mean_loss=True,
+    mean_loss=lambda config: config.dice_over == "image",
     single_image="LGE",
     structures={1: "myocardium", 2: "scar"},
     published=PUBLISHED,

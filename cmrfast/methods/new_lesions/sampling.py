@@ -30,9 +30,10 @@ class Windows:
 class LesionSampler:
     """Samples patches around lesions and elsewhere in the brain.
 
-    Each sample takes a random patient. If the patient has target voxels, then with probability
-    ``on_target`` the patch contains one: it is centred on a random one and shifted by a random
-    offset that keeps it inside. Otherwise it is centred on a random voxel of the region.
+    An epoch takes ``per_patient`` samples of every patient, the first patient's first; whoever
+    draws from it shuffles. If the patient has target voxels, then with probability ``on_target``
+    the patch contains one: it is centred on a random one and shifted by a random offset that keeps
+    it inside. Otherwise it is centred on a random voxel of the region.
 
     Args:
         targets: (*S) mask of each patient, nonzero at target voxels.
@@ -71,7 +72,7 @@ class LesionSampler:
         if not 0 <= on_target <= 1:
             raise ValueError(f"LesionSampler: on_target must be in [0, 1]; got {on_target}")
         self.size, self.on_target, self.seed = tuple(size), on_target, seed
-        self.count = per_patient * len(targets)
+        self.per_patient, self.count = per_patient, per_patient * len(targets)
         self._targets = _Voxels(targets)
         self._regions = _Voxels(regions)
         empty = (self._regions.counts == 0).nonzero().flatten().tolist()
@@ -90,17 +91,17 @@ class LesionSampler:
             samples: (P,) integer places in the epoch, from 0.
         """
         axes = len(self.size)
-        draw = uniforms(self.seed, epoch, samples, 3 + axes)
-        patient = (draw[:, 0] * len(self._targets.counts)).long()
-        on_target = (draw[:, 1] < self.on_target) & (self._targets.counts[patient] > 0)
+        draw = uniforms(self.seed, epoch, samples, 2 + axes)
+        patient = samples.long() // self.per_patient
+        on_target = (draw[:, 0] < self.on_target) & (self._targets.counts[patient] > 0)
         center = torch.where(
             on_target[:, None],
-            self._targets.pick(patient, draw[:, 2]),
-            self._regions.pick(patient, draw[:, 2]),
+            self._targets.pick(patient, draw[:, 1]),
+            self._regions.pick(patient, draw[:, 1]),
         )
         size = torch.tensor(self.size)
         # From -(size // 2), so that the target voxel stays in the patch.
-        jitter = (draw[:, 3:] * size).long() - size // 2
+        jitter = (draw[:, 2:] * size).long() - size // 2
         start = center - size // 2 - torch.where(on_target[:, None], jitter, 0)
         return Windows(patient, start)
 

@@ -21,7 +21,7 @@ from cmrfast.methods import Objective
 from cmrfast.methods.joint_scar import METHOD
 from cmrfast.methods.joint_scar.images import network_view, probabilities, segment
 from cmrfast.methods.joint_scar.task import SLICES, JointScarTask
-from cmrfast.models import joint_scar
+from cmrfast.models import build, joint_scar
 from cmrfast.models.joint_scar import RECIPE, Config, JointScar
 from tests.support.batches import pure_batch
 from tests.support.cases import phantoms, without
@@ -85,6 +85,50 @@ def test_the_task_is_found_and_its_recipe_is_the_papers():
     assert RECIPE.split[0] + RECIPE.split[1] == 140
     names = [{field.name for field in fields(kind)} for kind in (Config, joint_scar.Recipe)]
     assert not names[0] & names[1]
+
+
+@pytest.mark.parametrize("variant", ["jdl", "two_step", "direct", "mtl"])
+@pytest.mark.parametrize("scar_decay", [None, 0.5])
+def test_each_network_decays_by_its_own_beta(variant, scar_decay):
+    narrow = {"image": 32, "root": 32, "units": (1, 1, 1), "width": 8, "depth": 1, "heads": 2}
+    model = build("joint_scar", variant=variant, **narrow)
+    recipe = joint_scar.Recipe(lr=1.0, weight_decay=0.25, weight_decay_scar=scar_decay)
+    optimiser = recipe.optimiser("model", model)
+    decays = {
+        weight: group["weight_decay"]
+        for group in optimiser.param_groups
+        for weight in group["params"]
+    }
+    assert len(decays) == len(list(model.parameters()))
+    for name, weight in model.named_parameters():
+        of_scar = name.startswith("scar.") and scar_decay is not None
+        assert decays[weight] == (scar_decay if of_scar else 0.25), name
+
+
+def test_a_negative_beta_is_refused():
+    with pytest.raises(ValueError, match=r"weight_decay_scar must be >= 0; got -1"):
+        joint_scar.Recipe(weight_decay_scar=-1.0)
+
+
+def test_dice_may_be_taken_over_the_batch():
+    torch.manual_seed(0)
+    logits = torch.randn(3, 2, 8, 8)
+    labels = torch.zeros(3, 8, 8, dtype=torch.int64)
+    labels[0, :4] = 1  # two of the three slices hold no scar
+    batch = {"scar": labels}
+    per_image, of_batch = (
+        joint_scar.loss({"scar": logits}, batch, Config(variant="direct", dice_over=over))["loss"]
+        for over in ("image", "batch")
+    )
+    p = logits.softmax(1)[:, 1]
+    cross_entropy = torch.nn.functional.cross_entropy(logits, labels)
+    dice = 2 * (p * labels).sum() / (p.sum() + labels.sum())
+    torch.testing.assert_close(of_batch, cross_entropy + 1 - dice, rtol=1e-5, atol=1e-6)
+    assert per_image > of_batch
+    assert METHOD.mean_loss(Config())
+    assert not METHOD.mean_loss(Config(dice_over="batch"))  # parts of a batch do not add up
+    with pytest.raises(ValueError, match="dice_over must be one of image, batch; got 'all'"):
+        Config(dice_over="all")
 
 
 @pytest.mark.parametrize("layout", METHOD.datasets)

@@ -15,7 +15,12 @@ PICTURE = ROOT / "docs" / "images" / "architecture.svg"
 
 #: From bottom to top. A package imports from lower layers only, and never from its own layer.
 LAYERS: tuple[dict[str, str], ...] = (
-    {"errors": "exceptions", "atomic": "files written whole or not at all"},
+    {
+        "errors": "exceptions",
+        "atomic": "files written whole or not at all",
+        "files": "regular files, typed JSON",
+        "printable": "text for a terminal",
+    },
     {"ops": "fast functions of tensors"},
     {"losses": "of segmentation", "metrics": "scores of masks, classes, lesions"},
     {"models": "networks and their losses: tensors only"},

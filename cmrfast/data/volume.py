@@ -12,6 +12,7 @@ from torch import Tensor
 FLAT = 1e-6
 #: Limit for the steps and the origin of a matrix; its inverse is the shortest step.
 LONGEST_MM = 1e9
+_LARGEST = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +90,21 @@ class Volume:
         return self.shape == other.shape and same_grid(
             self.shape, self.world_from_vox, other.world_from_vox, tolerance_mm=tolerance_mm
         )
+
+
+def is_finite(data: Tensor) -> Tensor:
+    """Where values are finite in float32, in which networks compute; bool, of the data's shape."""
+    return data.abs() <= _LARGEST  # also false of NaN
+
+
+def count_non_finite(data: Tensor) -> int:
+    """How many values are NaN or infinite, or would be in float32."""
+    if not data.is_floating_point() or not data.numel():
+        return 0
+    low, high = data.aminmax()
+    if low >= -_LARGEST and high <= _LARGEST:  # also false of NaN
+        return 0
+    return int((~is_finite(data)).sum())
 
 
 def fault_of_matrix(world_from_vox: npt.NDArray[np.float64]) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from cmrfast.atomic import atomic_write
 from cmrfast.data.datasets.layout import natural_key
 from cmrfast.errors import FileError
+from cmrfast.files import read_json
 
 _PARTS = ("train", "validate", "test")
 
@@ -23,8 +25,8 @@ class Split:
     test: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        names = [*self.train, *self.validate, *self.test]
-        twice = sorted({name for name in names if names.count(name) > 1})
+        counts = Counter((*self.train, *self.validate, *self.test))
+        twice = sorted(name for name, count in counts.items() if count > 1)
         if twice:
             raise ValueError(f"Split: a patient belongs to one part; twice: {', '.join(twice)}")
 
@@ -40,13 +42,15 @@ class Split:
     def load(cls, path: str | os.PathLike[str]) -> "Split":
         """Read a split that ``save`` wrote."""
         try:
-            content = json.loads(Path(path).read_text("utf-8"))
+            content = read_json(Path(path))
         except OSError as error:
             raise FileError(f"load: {path}: {error.strerror or error}") from error
         except ValueError as error:
-            raise FileError(f"load: {path} is not JSON: {error}") from error
-        complete = isinstance(content, dict) and set(content) == set(_PARTS)
-        if not complete or not all(_is_names(names) for names in content.values()):
+            raise FileError(
+                f"load: {path} is not JSON that must map train, validate and test to lists of "
+                f"names: {error}"
+            ) from error
+        if set(content) != set(_PARTS) or not all(map(_is_names, content.values())):
             raise FileError(f"load: {path} must map train, validate and test to lists of names")
         try:
             return cls(**{part: tuple(names) for part, names in content.items()})

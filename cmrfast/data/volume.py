@@ -121,7 +121,9 @@ def fault_of_matrix(world_from_vox: npt.NDArray[np.float64]) -> str:
     if np.abs(world_from_vox[:3, 3]).max() > LONGEST_MM:
         return f"must have its origin within 1e9 mm; got {world_from_vox[:3, 3].tolist()}"
     directions = world_from_vox[:3, :3] / np.linalg.norm(world_from_vox[:3, :3], axis=0)
-    if abs(np.linalg.det(directions)) < FLAT:
+    with np.errstate(divide="ignore"):  # a singular matrix
+        flat = abs(np.linalg.det(directions)) < FLAT
+    if flat:
         return "must be invertible; its axes lie in one plane"
     return ""
 

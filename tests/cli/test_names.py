@@ -43,7 +43,7 @@ def test_check(run, image):
 def test_train_evaluate_report_and_predict(run, image):
     folder, options = (
         f"r{HOSTILE[:-1]}",
-        ["--data", HOSTILE, "--device", "cpu", "--steps", 1, *SMALL],
+        ["--data", HOSTILE[:-1], "--device", "cpu", "--steps", 1, *SMALL],
     )
     code, out, errors = run("train", "siamese_lesion", "--out", folder, *options)
     assert code == 0
@@ -55,7 +55,7 @@ def test_train_evaluate_report_and_predict(run, image):
     assert code == 0
     assert is_safe(out + errors)
     code, out, errors = run("report", folder)
-    assert (code, out) == (0, f"r{ESCAPED.removesuffix(r'\udcff')}/report.html\n")
+    assert (code, out) == (0, f"r{ESCAPED[:-6]}/report.html\n")
     assert is_safe(errors)
     for command in ("evaluate", "report"):
         code, out, errors = run(command, f"none{HOSTILE}")

@@ -19,7 +19,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
     Args:
         path: the file to replace or create; its folder must exist.
     """
-    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(6)}.tmp")
+    # A name has at most 255 bytes, whatever the number of characters.
+    start = os.fsencode(path.name)[:200].decode("utf-8", "ignore")
+    temporary = path.with_name(f".{start}.{secrets.token_hex(6)}.tmp")
     try:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         with suppress(FileNotFoundError):

@@ -1,5 +1,6 @@
 """Files that others may have made: regular ones only, hashed, and JSON that is read by type."""
 
+import errno
 import json
 import os
 import stat
@@ -28,12 +29,15 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
         OSError: it cannot be opened, or it is a pipe, a device or a folder, none of which ends.
     """
     if "\0" in os.fspath(path):
-        raise OSError(f"{os.fspath(path)!r} is not a file name")
+        raise OSError(errno.EINVAL, "is not a file name", os.fspath(path))
     # Without blocking, so that a named pipe that nobody writes to can be refused.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
         os.close(descriptor)
-        raise OSError(f"{os.fspath(path)} is not a regular file")
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+        raise OSError(errno.EINVAL, "is not a regular file", os.fspath(path))
     return os.fdopen(descriptor, "rb")
 
 

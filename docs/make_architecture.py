@@ -19,6 +19,7 @@ LAYERS: tuple[dict[str, str], ...] = (
         "errors": "exceptions",
         "atomic": "files written whole or not at all",
         "files": "opened, hashed, read by type",
+        "printable": "text for a terminal",
     },
     {"ops": "fast functions of tensors"},
     {"losses": "of segmentation", "metrics": "scores of masks, classes, lesions"},

@@ -56,3 +56,10 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
         fail_in_the_middle()
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
     assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize("name", ["é" * 125 + ".json", "x" * 255, "\udcff" * 255, "脳" * 85])
+def test_every_name_that_a_disk_takes(tmp_path, name):
+    with atomic_write(tmp_path / name) as temporary:
+        temporary.write_text("new")
+    assert [p.name for p in tmp_path.iterdir()] == [name]

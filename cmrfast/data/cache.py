@@ -2,9 +2,10 @@
 
 import contextlib
 import json
+import logging
+import math
 import os
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -13,9 +14,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cmrfast.errors import FileError
+from cmrfast.files import file_digest
+
 Tensors = dict[str, Tensor]
 
 _ABANDONED_S = 24 * 3600.0  # a temporary file this old belongs to a process that died
+_CLOCKS_APART_S = 600.0  # by which the clocks of the machines that share a folder may differ
+
+_log = logging.getLogger(__name__)
 
 
 class Cache:
@@ -25,6 +32,8 @@ class Cache:
     processes can share the folder: at worst two of them compute the same entry. The key hashes
     the bytes of every source file, so an entry is never stale; changed sources or options get
     another entry. Loaded tensors are memory-mapped: pages are read as voxels are accessed.
+    A folder that cannot be written to, such as one on a full disk, costs time but ends nothing: the
+    tensors are made and returned, and one warning is logged.
 
     Args:
         root: folder of the entries; created if missing.
@@ -46,8 +55,12 @@ class Cache:
         if limit_bytes < 1:
             raise ValueError(f"Cache: limit_bytes must be >= 1; got {limit_bytes}")
         self.root, self.limit_bytes = Path(root), limit_bytes
-        self.root.mkdir(parents=True, exist_ok=True)
-        self._digests: dict[tuple[str, int, int, int], bytes] = {}
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FileError(f"Cache: {self.root}: {error.strerror or error}") from error
+        self._digests: dict[tuple[str, int, int, int], str] = {}
+        self._warned = False
 
     def tensors(
         self,
@@ -62,16 +75,25 @@ class Cache:
             options: everything else it depends on, including a version of the preparation; must
                 be JSON.
             make: computes the tensors; called only if there is no intact entry.
+
+        Raises:
+            FileError: a source cannot be read.
         """
         entry = self.root / f"{self._key(sources, options)}.safetensors"
-        with contextlib.suppress(FileNotFoundError, SafetensorError):  # remake a damaged entry
+        # Remake a damaged entry. load_file opens it twice; RuntimeError: it was trimmed in between.
+        with contextlib.suppress(OSError, SafetensorError, RuntimeError):
             cached = load_file(entry)
             with contextlib.suppress(OSError):
                 os.utime(entry)  # marks it as recently used
             return cached
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in make().items()}
-        self._write(entry, tensors)
-        self._trim(keep=entry)
+        try:
+            self._write(entry, tensors)
+            self._trim(keep=entry)
+        except (OSError, SafetensorError) as error:
+            if not self._warned:
+                _log.warning("Cache: %s does not keep what was prepared: %s", self.root, error)
+            self._warned = True
         return tensors
 
     def _key(self, sources: Sequence[str | os.PathLike[str]], options: Mapping[str, object]) -> str:
@@ -81,18 +103,18 @@ class Cache:
             raise TypeError(f"Cache: options must be JSON; {error}") from None
         key = blake2b(text.encode(), digest_size=20)
         for source in sources:
-            key.update(self._digest(Path(source)))
+            key.update(self._digest(Path(source)).encode())
         return key.hexdigest()
 
-    def _digest(self, path: Path) -> bytes:
-        status = path.stat()
-        key = (str(path.resolve()), status.st_ino, status.st_size, status.st_mtime_ns)
-        if key not in self._digests:  # hash a file again only if it has changed
-            with path.open("rb") as file:
-                digest = blake2b(digest_size=20)
-                while chunk := file.read(1 << 20):
-                    digest.update(chunk)
-            self._digests[key] = digest.digest()
+    def _digest(self, path: Path) -> str:
+        try:
+            status = path.stat()
+            key = (str(path.resolve()), status.st_ino, status.st_size, status.st_mtime_ns)
+            if key not in self._digests:  # hash a file again only if it has changed
+                self._digests[key] = file_digest(path)
+        except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+            reason = getattr(error, "strerror", None) or error
+            raise FileError(f"Cache: {path}: {reason}") from error
         return self._digests[key]
 
     def _write(self, entry: Path, tensors: Tensors) -> None:
@@ -108,18 +130,24 @@ class Cache:
             raise
 
     def _trim(self, keep: Path) -> None:
+        # The time of the entry just written comes from the same clock as those of the others.
+        now = keep.stat().st_mtime
         entries: list[tuple[float, int, Path]] = []
         for path in self.root.iterdir():
-            with contextlib.suppress(FileNotFoundError):  # another process may trim as well
+            with contextlib.suppress(OSError):  # another process may trim as well
                 status = path.stat()
-                if path.suffix == ".making" and time.time() - status.st_mtime > _ABANDONED_S:
+                age_s = now - status.st_mtime
+                if path.suffix == ".making" and abs(age_s) > _ABANDONED_S:
                     path.unlink()
                 elif path.suffix == ".safetensors":
-                    entries.append((status.st_mtime, status.st_size, path))
+                    # An entry of the future was used before somebody set the clock right.
+                    used = status.st_mtime if age_s > -_CLOCKS_APART_S else -math.inf
+                    entries.append((used, status.st_size, path))
         total = sum(size for _, size, _ in entries)
         for _, size, path in sorted(entries):
             if total <= self.limit_bytes:
                 return
             if path != keep:
-                path.unlink(missing_ok=True)
-                total -= size
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+                    total -= size

@@ -12,6 +12,7 @@ from torch import Tensor
 FLAT = 1e-6
 #: Limit for the steps and the origin of a matrix; its inverse is the shortest step.
 LONGEST_MM = 1e9
+_LARGEST = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +92,21 @@ class Volume:
         )
 
 
+def is_finite(data: Tensor) -> Tensor:
+    """Where values are finite in float32, in which networks compute; bool, of the data's shape."""
+    return data.abs() <= _LARGEST  # also false of NaN
+
+
+def count_non_finite(data: Tensor) -> int:
+    """How many values are NaN or infinite, or would be in float32."""
+    if not data.is_floating_point() or not data.numel():
+        return 0
+    low, high = data.aminmax()
+    if low >= -_LARGEST and high <= _LARGEST:  # also false of NaN
+        return 0
+    return int((~is_finite(data)).sum())
+
+
 def fault_of_matrix(world_from_vox: npt.NDArray[np.float64]) -> str:
     """Describe what is wrong with a voxel-to-world matrix; empty if nothing is."""
     if world_from_vox.shape != (4, 4):
@@ -105,7 +121,9 @@ def fault_of_matrix(world_from_vox: npt.NDArray[np.float64]) -> str:
     if np.abs(world_from_vox[:3, 3]).max() > LONGEST_MM:
         return f"must have its origin within 1e9 mm; got {world_from_vox[:3, 3].tolist()}"
     directions = world_from_vox[:3, :3] / np.linalg.norm(world_from_vox[:3, :3], axis=0)
-    if abs(np.linalg.det(directions)) < FLAT:
+    with np.errstate(divide="ignore"):  # a singular matrix
+        flat = abs(np.linalg.det(directions)) < FLAT
+    if flat:
         return "must be invertible; its axes lie in one plane"
     return ""
 

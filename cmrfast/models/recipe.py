@@ -1,7 +1,7 @@
 """Fields that all recipes share: optimiser, learning rate, batch size, epochs and split."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -9,6 +9,7 @@ from torch import nn
 from cmrfast.models._check import require_option
 
 Keep = Literal["last", "best"]
+NonFinite = Literal["refuse", "zero"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Recipe:
         keep: which weights are used after training: those of the ``last`` step, or those with the
             ``best`` validation score.
         split: patients to train, validate and test on; other cohorts are split in proportion.
+        non_finite: images with NaN or infinite voxels are refused, or such voxels become 0.
     """
 
     lr: float
@@ -37,9 +39,11 @@ class Recipe:
     drop_last: bool = False
     keep: Keep = "last"
     split: tuple[float, float, float] = (70, 15, 15)
+    non_finite: NonFinite = "refuse"
 
     def __post_init__(self) -> None:
-        require_option("Recipe", "keep", self.keep, ("last", "best"))
+        require_option("Recipe", "keep", self.keep, get_args(Keep))
+        require_option("Recipe", "non_finite", self.non_finite, get_args(NonFinite))
         for name in ("batch", "epochs", "lr_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Recipe: {name} must be at least 1; got {getattr(self, name)}")

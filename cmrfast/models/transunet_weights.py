@@ -4,11 +4,15 @@ A table gives, for each of our tensors, the array of the file that it is loaded 
 array must have and how to convert it. A file that does not fit is rejected before anything changes.
 """
 
+import io
+import math
+import os
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -16,8 +20,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cmrfast.errors import FileError
+from cmrfast.files import open_regular
 from cmrfast.models.transunet_config import Config
 
+_HEADER_BYTES = 10_000  # of an array; NumPy's own limit
+_FAULTS = 20  # that a message lists
 _GRID = 14  # tokens along one side in the ImageNet file, which is for 224 pixels
 
 
@@ -36,39 +43,111 @@ def load_imagenet(
 ) -> list[str]:
     """Load ``R50+ViT-B_16.npz`` into state dicts of encoders; see ``TransUNet.load_imagenet``."""
     path = Path(path)
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: torch.from_numpy(file[name]) for name in file.files}
-    except FileNotFoundError as fault:
-        raise FileError(f"load_imagenet: {path.name} must be a file; got none") from fault
-    except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as fault:
-        raise FileError(
-            f"load_imagenet: {path.name} must be an archive of plain arrays; got {fault}"
-        ) from fault
     entries = [entry for encoder in encoders for entry in _imagenet_entries(config, encoder)]
-    _copy("load_imagenet", path, entries, arrays)
-    return sorted(set(arrays) - {entry.name for entry in entries})
+    wanted = {entry.name for entry in entries}
+    with (
+        _open("load_imagenet", path, "an archive of plain arrays") as file,
+        zipfile.ZipFile(file) as archive,
+    ):
+        members = {member.removesuffix(".npy"): member for member in archive.namelist()}
+        headers = {
+            name: _read_array_header(archive, members[name]) for name in wanted & members.keys()
+        }
+        _check("load_imagenet", path, entries, headers)
+        arrays = {name: _read_array(archive, header) for name, header in headers.items()}
+    _copy(entries, arrays)
+    return sorted(members.keys() - wanted)
 
 
 def load_official(config: Config, network: Mapping[str, Tensor], path: str | Path) -> None:
     """Load a file of the authors' code into a state dict; see ``TransUNet.load_official``."""
     path = Path(path)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as fault:
-        raise FileError(f"load_official: {path.name} must be a file; got none") from fault
-    except (OSError, RuntimeError, EOFError, UnpicklingError) as fault:
-        raise FileError(
-            f"load_official: {path.name} must be a saved state of tensors; got something else"
-        ) from fault
-    if not isinstance(state, Mapping) or not all(isinstance(x, Tensor) for x in state.values()):
+    with _open("load_official", path, "a saved state of tensors") as file:
+        _refuse_compressed(file)
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    named = isinstance(state, Mapping) and all(isinstance(name, str) for name in state)
+    if not named or not all(isinstance(x, Tensor) for x in state.values()):
         raise FileError(
             f"load_official: {path.name} must hold tensors by name; got {type(state).__name__}"
         )
     arrays = {name.removeprefix("module."): x for name, x in state.items()}  # from DataParallel
     entries = list(_official_entries(config, network))
     unexpected = set(arrays) - {entry.name for entry in entries}
-    _copy("load_official", path, entries, arrays, unexpected=unexpected)
+    _check("load_official", path, entries, arrays, unexpected=unexpected)
+    _copy(entries, arrays)
+
+
+@contextmanager
+def _open(who: str, path: Path, kind: str) -> Iterator[BinaryIO]:
+    """A regular file; whatever a damaged one makes its reader raise becomes ``FileError``."""
+    try:
+        with open_regular(path) as file:
+            yield file
+    except FileError:
+        raise
+    except FileNotFoundError as fault:
+        raise FileError(f"{who}: {path.name} must be a file; got none") from fault
+    except Exception as fault:  # a damaged file can raise almost anything
+        reason = " ".join(str(fault).split())[:200] or type(fault).__name__
+        raise FileError(f"{who}: {path.name} must be {kind}; got {reason}") from fault
+
+
+@dataclass(frozen=True)
+class _ArrayHeader:
+    """What an archive says about an array; ``shape`` and ``dtype`` are as of a tensor."""
+
+    member: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    stored: np.dtype[Any]
+    fortran: bool
+    offset: int
+
+
+def _read_array_header(archive: zipfile.ZipFile, member: str) -> _ArrayHeader:
+    """Read the start of a member, whose size is limited whatever length the header declares."""
+    info = archive.getinfo(member)
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{member}, packed by method {info.compress_type}")
+    with archive.open(member) as stream:
+        start = io.BytesIO(stream.read(_HEADER_BYTES))
+    read_header = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }[np.lib.format.read_magic(start)]
+    shape, fortran, stored = read_header(start, max_header_size=_HEADER_BYTES)
+    if stored.kind != "f" or stored.itemsize not in (2, 4, 8):
+        raise ValueError(f"{member} of {stored}")
+    if info.file_size != start.tell() + math.prod(shape) * stored.itemsize:
+        raise ValueError(f"{member} of {info.file_size} bytes for {shape} of {stored}")
+    dtype = getattr(torch, f"float{8 * stored.itemsize}")
+    return _ArrayHeader(member, shape, dtype, stored, fortran, start.tell())
+
+
+def _read_array(archive: zipfile.ZipFile, header: _ArrayHeader) -> Tensor:
+    """Read an array, within the size that its header declares."""
+    size = header.offset + math.prod(header.shape) * header.stored.itemsize
+    with archive.open(header.member) as stream:
+        content = stream.read(size)
+        if len(content) < size or stream.read(1):  # the read past the end verifies the checksum
+            raise ValueError(f"{header.member} of another size than it declares")
+    values = np.frombuffer(content, header.stored, offset=header.offset)
+    array = values.astype(header.stored.newbyteorder("="))
+    return torch.from_numpy(array.reshape(header.shape, order="F" if header.fortran else "C"))
+
+
+def _refuse_compressed(file: BinaryIO) -> None:
+    """torch stores tensors as they are, so a packed one has been made to burst."""
+    zipped = file.read(4) == b"PK\3\4"  # what torch goes by
+    file.seek(0)
+    if not zipped:
+        return
+    with zipfile.ZipFile(file) as archive:
+        packed = [m for m in archive.infolist() if m.compress_type != zipfile.ZIP_STORED]
+        size = sum(member.file_size for member in archive.infolist())
+    if packed or size > os.fstat(file.fileno()).st_size:
+        raise ValueError("compressed or overlapping entries")
+    file.seek(0)
 
 
 def _imagenet_entries(config: Config, state: Mapping[str, Tensor]) -> Iterator[_Entry]:
@@ -194,26 +273,43 @@ def resize_positions(positions: Tensor, grid: int) -> Tensor:
     return image.flatten(2).transpose(1, 2)
 
 
-def _copy(
+def _check(
     who: str,
     path: Path,
     entries: Sequence[_Entry],
-    arrays: Mapping[str, Tensor],
+    arrays: "Mapping[str, Tensor | _ArrayHeader]",
     unexpected: Collection[str] = (),
 ) -> None:
-    """Fill all targets, after checking that every array fits."""
+    """Raise unless every array fits its target."""
     faults = {}
     for entry in entries:
-        if entry.name not in arrays:
+        array, target = arrays.get(entry.name), entry.target
+        if array is None:
             faults[entry.name] = f"no {entry.name}"
-        elif tuple(arrays[entry.name].shape) != entry.shape:
-            shape = tuple(arrays[entry.name].shape)
-            faults[entry.name] = f"{entry.name} {shape} for {entry.shape}"
+        elif tuple(array.shape) != entry.shape:
+            faults[entry.name] = f"{entry.name} {tuple(array.shape)} for {entry.shape}"
+        elif array.dtype.is_complex or array.dtype.is_floating_point != target.is_floating_point():
+            faults[entry.name] = f"{entry.name} of {array.dtype} for {target.dtype}"
+        elif isinstance(array, Tensor) and not _is_plain(array):
+            faults[entry.name] = f"{entry.name} that is no plain tensor"
     faults |= {name: f"unexpected {name}" for name in sorted(unexpected)}
     if faults:
+        first = ", ".join(list(faults.values())[:_FAULTS])
+        more = f" and {len(faults) - _FAULTS} more" if len(faults) > _FAULTS else ""
         raise FileError(
-            f"{who}: {path.name} must fit this network; got {len(faults)} faults: "
-            f"{', '.join(faults.values())}"
+            f"{who}: {path.name} must fit this network; got {len(faults)} faults: {first}{more}"
         )
+
+
+def _is_plain(array: Tensor) -> bool:
+    """Whether a tensor has a stored value for each index."""
+    kind = (array.device.type, array.layout, array.is_quantized, array.is_nested)
+    if kind != ("cpu", torch.strided, False, False):
+        return False
+    return array.numel() * array.element_size() <= array.untyped_storage().nbytes()
+
+
+def _copy(entries: Sequence[_Entry], arrays: Mapping[str, Tensor]) -> None:
+    """Fill all targets."""
     for entry in entries:
         entry.target.copy_(entry.convert(arrays[entry.name]))

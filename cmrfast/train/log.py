@@ -11,6 +11,7 @@ from typing import Any, TextIO
 from cmrfast.atomic import atomic_write
 from cmrfast.errors import FileError
 from cmrfast.files import open_regular
+from cmrfast.printable import printable
 
 _PLAIN_EVERY_S = 5.0
 _LIMIT, _LINE_LIMIT = 4 << 30, 1 << 16  # far beyond ten million steps, and what a step logs
@@ -124,7 +125,7 @@ class Log:
     def say(self, text: str) -> None:
         """Write a line to the stream."""
         if self.stream is not None:
-            self.stream.write(f"{text}\n")
+            self.stream.write(f"{printable(text)}\n")
             self.stream.flush()
 
     def _show(self, line: str) -> None:

@@ -8,6 +8,7 @@ import torch
 from cmrfast import FileError
 from cmrfast.data import Volume, open_dataset, write_nifti
 from cmrfast.data.datasets import LAYOUTS
+from cmrfast.data.datasets.layout import Draft, read_pairs
 
 
 def put(path, values=(0,), *, step=1.0, dtype=torch.int16):
@@ -214,6 +215,21 @@ def test_a_frame_number_never_becomes_a_path(tree, number):
     case = open_dataset("acdc", root)[0]
     assert set(case.images) == {"4d", "ES"}
     assert f"Info.cfg must give ED as a frame number; got {number!r}" in case.faults
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_a_text_file_that_is_no_file(tmp_path, kind):
+    path, draft = tmp_path / "Info.cfg", Draft("patient001")
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    assert read_pairs(path, ":", draft) == {}
+    (fault,) = draft.faults
+    assert fault.startswith(f"{path}: ")
+    assert "None" not in fault
 
 
 def test_text_files_become_info(tree):

@@ -2,6 +2,7 @@
 
 import errno
 import gzip
+import math
 import os
 import resource
 import signal
@@ -410,3 +411,81 @@ def test_volume_properties():
     assert volume.shares_grid(Volume(volume.data, moved), tolerance_mm=0.02)
     with pytest.raises(ValueError, match="with_data: data must lie on the grid"):
         volume.with_data(torch.zeros(1, 3, 4, 6))
+
+
+def test_what_precedes_the_voxels_counts_for_the_limit(tmp_path, good):
+    """Megabytes whose voxels may lie behind gigabytes of zeros."""
+    path = tmp_path / "a.nii.gz"
+    offset = 2**31 + (17 << 20)
+    broken(tmp_path / "a.nii", good, vox_offset=offset)
+    head = (tmp_path / "a.nii").read_bytes()[:352] + bytes(600)
+    path.write_bytes(gzip.compress(head) + bytes(3 << 20))  # large enough to hold that much
+    begin = time.perf_counter()
+    with pytest.raises(FileError, match=r"vox_offset \d+ puts the end of the voxels more"):
+        read_nifti(path)
+    assert time.perf_counter() - begin < 1
+    broken(tmp_path / "a.nii", good, vox_offset=1 << 20)
+    raw = (tmp_path / "a.nii").read_bytes()
+    (tmp_path / "a.nii").write_bytes(raw[:352] + bytes((1 << 20) - 352) + raw[352:])
+    assert read_nifti(tmp_path / "a.nii", max_bytes=96).data.sum() == 276
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"), [("u1", 4), ("i2", 4), ("f4", 4), ("i4", 8), (">i2", 4)]
+)
+def test_scaling_takes_no_more_memory_than_the_result(tmp_path, dtype, size):
+    shape = (300, 100, 100)
+    data = np.arange(math.prod(shape)).reshape(shape).astype(dtype)
+    header = nib.Nifti1Image(data, np.eye(4), dtype=data.dtype).header.as_byteswapped(
+        data.dtype.byteorder if data.dtype.byteorder == ">" else "<"
+    )
+    header["scl_slope"], header["scl_inter"], header["vox_offset"] = 0.25, -3, 352
+    header["magic"] = b"n+1"
+    path = tmp_path / "a.nii"
+    path.write_bytes(header.binaryblock + bytes(4) + data.tobytes(order="F"))
+    read_nifti(path)  # imports happen once, outside the measurement
+    tracemalloc.start()
+    volume = read_nifti(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    result = size * data.size
+    assert volume.data.nbytes == result
+    assert peak < result + (6 << 20)
+    expected = data.astype("f8") * 0.25 - 3
+    np.testing.assert_array_equal(volume.data[0].numpy(), expected.astype(f"f{size}"))
+
+
+@pytest.mark.parametrize("without_isal", [False, True])
+def test_a_long_name_in_a_gzip_header(tmp_path, good, monkeypatch, without_isal):
+    if without_isal:
+        monkeypatch.setitem(sys.modules, "isal", None)
+        monkeypatch.setitem(sys.modules, "isal.igzip_lib", None)
+    plain = gzip.compress(good, mtime=0)
+    path = tmp_path / "a.nii.gz"
+    path.write_bytes(plain[:3] + b"\x08" + plain[4:10] + b"n" * 600_000 + b"\0" + plain[10:])
+    try:
+        assert read_nifti(path).shape == (2, 3, 4)
+    except FileError as error:
+        assert "damaged gzip stream" in str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize("ending", [".img", ".hdr", ".img.gz", ".nii"])
+@pytest.mark.parametrize("mark", ["a", "é", "脳", "\udcff"])
+def test_names_that_are_too_long(tmp_path, ending, mark):
+    for length in (84, 127, 251, 300):
+        with pytest.raises(FileError, match=r"read_nifti: .*(No such file|File name too long)"):
+            read_nifti(tmp_path / (mark * length + ending))
+
+
+def test_the_longest_names_are_written(tmp_path):
+    for name in ("é" * 125 + ".nii", "x" * 248 + ".nii.gz"):
+        write_nifti(tmp_path / name, Volume(torch.zeros(1, 1, 1, 1), torch.eye(4)))
+        assert read_nifti(tmp_path / name).shape == (1, 1, 1)
+
+
+def test_a_pair_whose_other_name_is_too_long(tmp_path):
+    nib.Nifti1Pair(np.zeros((2, 2, 2), "i2"), np.eye(4)).to_filename(tmp_path / "a.img")
+    name = "a" * 251 + ".hdr"  # its name with .gz would have 258 bytes
+    (tmp_path / "a.hdr").rename(tmp_path / name)
+    (tmp_path / "a.img").rename(tmp_path / f"{'a' * 251}.img")
+    assert read_nifti(tmp_path / name).shape == (2, 2, 2)

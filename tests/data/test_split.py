@@ -1,5 +1,8 @@
 """Patients dealt out to training, validation and test."""
 
+import os
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,11 +41,19 @@ def test_a_split_is_kept_in_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is not JSON"),
+        ("{", "must map train"),
         ("[]", "must map train, validate and test to lists of names"),
         ('{"train": ["a"], "validate": ["b"], "test": "c"}', "must map train"),
         ('{"train": ["a"], "validate": ["b"], "test": [1]}', "must map train"),
         ('{"train": ["a"], "validate": ["b"], "test": ["a"]}', "to one part; twice: a"),
+        ("null", "must map train"),
+        ('"text"', "must map train"),
+        ("[" * 100_000, "is nested too deeply"),
+        ('{"a":' * 100_000, "is nested too deeply"),
+        ('{"train": 5, "validate": null, "test": {}}', "must map train"),
+        ('{"train": [["a"]], "validate": [], "test": []}', "must map train"),
+        ("", "must map train"),
+        ("\ufeff{}", "must map train"),
     ],
 )
 def test_a_damaged_split(tmp_path, content, message):
@@ -56,6 +67,27 @@ def test_a_split_that_is_not_there(tmp_path):
         Split.load(tmp_path / "split.json")
     with pytest.raises(FileError, match=r"save: .*split\.json: No such file"):
         Split(("a",), ("b",), ("c",)).save(tmp_path / "none/split.json")
+
+
+def test_a_split_that_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero", "/dev/stdin"):
+        with pytest.raises(FileError, match="is not a regular file"):
+            Split.load(path)
+    for path in (tmp_path, "a\0b", "a" * 300):
+        with pytest.raises(FileError, match="load: "):
+            Split.load(path)
+    (tmp_path / "latin.json").write_bytes(b'{"train": ["\xff"]}')
+    with pytest.raises(FileError, match="must map train"):
+        Split.load(tmp_path / "latin.json")
+
+
+def test_a_long_split_takes_no_long(tmp_path):
+    names = [f"p{n}" for n in range(200_000)]
+    Split(tuple(names), ("a",), ("b",)).save(tmp_path / "split.json")
+    begin = time.perf_counter()
+    assert len(Split.load(tmp_path / "split.json").train) == 200_000
+    assert time.perf_counter() - begin < 5
 
 
 @pytest.mark.parametrize("parts", [(1, 1), (1, 1, 0), (1, 1, -1)])

@@ -9,8 +9,9 @@ import torch
 
 from cmrfast.data.nifti.header import Header, read_header
 from cmrfast.data.nifti.read import read_volume
-from cmrfast.data.volume import Volume, same_grid
+from cmrfast.data.volume import Volume, count_non_finite, is_finite, same_grid
 from cmrfast.errors import FileError
+from cmrfast.models.recipe import NonFinite
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,16 @@ class Case:
         for name in labels:
             self._path("label", self.labels, name)
 
-    def image(self, sequence: str, *, channels: int | None = None) -> Volume:
+    def image(
+        self, sequence: str, *, channels: int | None = None, non_finite: NonFinite = "refuse"
+    ) -> Volume:
         """Read an image. Unlike ``read_nifti``, it does not warn: ``check`` reports oddities.
 
         Args:
             sequence: a key of ``images``.
             channels: required number of channels or time points; None accepts any number.
+            non_finite: ``refuse`` an image with voxels that are not finite in float32, in which
+                networks compute, or set these to ``zero``. Methods pass their recipe's choice.
         """
         path = self._path("image", self.images, sequence)
         image = read_volume(read_header(path))
@@ -82,6 +87,14 @@ class Case:
                 f"image: {path} must have {channels} channel{'' if channels == 1 else 's'}; "
                 f"got {image.channels} channels or time points"
             )
+        count = count_non_finite(image.data)
+        if count and non_finite == "refuse":
+            raise FileError(
+                f"image: {path} holds {count} NaN or infinite voxels of {image.data.numel()}; "
+                "non_finite=zero reads them as 0"
+            )
+        if count:
+            image.data.masked_fill_(~is_finite(image.data), 0)
         return image
 
     def mask_on(self, image: Volume, name: str) -> Volume:

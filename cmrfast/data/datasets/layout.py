@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 from cmrfast.data.datasets.case import Case, Dataset, Labelling
 from cmrfast.errors import FileError
+from cmrfast.files import open_regular
 
 #: At most this many bytes of a data set's text file are read.
 _TEXT_LIMIT = 1 << 16
@@ -116,10 +117,10 @@ def stem(path: Path) -> str | None:
 def read_pairs(path: Path, separator: str, draft: Draft) -> dict[str, str]:
     """Read the ``key : value`` lines of a text file; add a fault if it cannot be read."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             text = file.read(_TEXT_LIMIT).decode("utf-8", "replace")
     except OSError as error:
-        draft.faults.append(f"{path}: {error.strerror}")
+        draft.faults.append(f"{path}: {error.strerror or error}")
         return {}
     lines = (line.partition(separator) for line in text.splitlines())
     return {key.strip(): value.strip() for key, separator, value in lines if separator}

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,8 +26,8 @@ class Split:
     test: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        names = [*self.train, *self.validate, *self.test]
-        twice = sorted({name for name in names if names.count(name) > 1})
+        counts = Counter((*self.train, *self.validate, *self.test))
+        twice = sorted(name for name, count in counts.items() if count > 1)
         if twice:
             raise ValueError(f"Split: a patient belongs to one part; twice: {', '.join(twice)}")
 
@@ -46,7 +47,9 @@ class Split:
         except OSError as error:
             raise FileError(f"load: {path}: {error.strerror or error}") from error
         except ValueError as error:
-            raise FileError(f"load: {path} is no split: {error}") from error
+            raise FileError(
+                f"load: {path} must map train, validate and test to lists of names: {error}"
+            ) from error
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Split":
@@ -54,7 +57,7 @@ class Split:
         parts = [take(content, part, list) for part in _PARTS]
         names = [name for part in parts for name in part]
         if len(content) > len(_PARTS) or not all(isinstance(name, str) for name in names):
-            raise ValueError("it must map train, validate and test to lists of names")
+            raise ValueError("it must hold nothing but these lists of names")
         return cls(*map(tuple, parts))
 
 

@@ -214,4 +214,5 @@ def _split_gz(path: Path) -> tuple[str, str]:
 def _first_existing(sibling: Path, name: str, gz: str) -> Path:
     """``name`` in the folder of ``sibling``, plain or gzip, whichever exists."""
     first, second = (sibling.with_name(name + end) for end in (gz, "" if gz else ".gz"))
-    return second if second.exists() and not first.exists() else first
+    # Not Path.exists, which raises for a name that is too long.
+    return second if os.path.exists(second) and not os.path.exists(first) else first

@@ -1,5 +1,6 @@
 """Read a NIfTI file into a Volume, or refuse it before anything is allocated."""
 
+import math
 import os
 import warnings
 from typing import Any
@@ -10,9 +11,14 @@ import torch
 from torch import Tensor
 
 from cmrfast.data.nifti.header import Header, read_header
-from cmrfast.data.nifti.source import open_source
+from cmrfast.data.nifti.source import Source, open_source
 from cmrfast.data.volume import Volume
 from cmrfast.errors import FileError
+
+#: What may precede the voxels beyond ``max_bytes``: header and extensions.
+_PREFIX_BYTES = 16 << 20
+#: Voxels that are scaled at a time.
+_PIECE = 1 << 17
 
 
 def read_nifti(path: str | os.PathLike[str], *, max_bytes: int = 2**31) -> Volume:
@@ -23,7 +29,9 @@ def read_nifti(path: str | os.PathLike[str], *, max_bytes: int = 2**31) -> Volum
 
     Args:
         path: .nii, .nii.gz, or either file of a .hdr/.img pair.
-        max_bytes: limit for the voxels as stored; a larger file is refused.
+        max_bytes: limit for the voxels as stored; a larger file is refused. What precedes them may
+            take 16 MiB more than the limit leaves. Memory holds the result, 1 to 4 times the
+            stored voxels, and 1 MiB for each of its few copies of a piece.
 
     Returns:
         The volume, on the CPU, in the stored dtype; if the header scales the values, float32, or
@@ -46,8 +54,14 @@ def read_volume(header: Header, *, max_bytes: int = 2**31) -> Volume:
             f"read_nifti: {header.path} holds {header.voxel_bytes} bytes of voxels, "
             f"more than max_bytes={max_bytes}"
         )
+    # The offset counts too: in a gzip file, all that precedes the voxels has to be inflated.
+    if header.offset + header.voxel_bytes > max_bytes + _PREFIX_BYTES:
+        raise FileError(
+            f"read_nifti: {header.path}: vox_offset {header.offset} puts the end of the voxels "
+            f"more than 16 MiB beyond max_bytes={max_bytes}"
+        )
     try:
-        data = _apply_scaling(_read_voxels(header), header)
+        data = _read_voxels(header)
     except MemoryError as error:  # max_bytes may be larger than this machine's memory
         raise FileError(
             f"read_nifti: {header.path} holds {header.voxel_bytes} bytes of voxels, "
@@ -56,29 +70,45 @@ def read_volume(header: Header, *, max_bytes: int = 2**31) -> Volume:
     return Volume(data, torch.from_numpy(header.world_from_vox))
 
 
-def _read_voxels(header: Header) -> npt.NDArray[Any]:
-    """The voxels as (C, K, J, I), in this machine's byte order."""
-    buffer = np.empty(header.voxel_bytes, np.uint8)
+def _read_voxels(header: Header) -> Tensor:
+    """The voxels, scaled if the header says so, in this machine's byte order."""
+    count = math.prod(header.shape)
+    voxels = np.empty(count, _result_dtype(header))
     with open_source(header.voxel_path) as source:
         source.seek(header.offset)
-        filled = source.fill(buffer.data)
-        if filled < len(buffer):
+        if header.scaling is None:
+            filled = source.fill(voxels.view(np.uint8).data)
+        else:
+            filled = _fill_scaled(voxels, source, header.dtype, *header.scaling)
+        if filled < header.voxel_bytes:
             raise FileError(
-                f"read_nifti: {header.path} promises {len(buffer)} bytes of voxels, "
+                f"read_nifti: {header.path} promises {header.voxel_bytes} bytes of voxels, "
                 f"but holds {filled}"
             )
         source.read(1)  # gzip verifies its checksum only when read past the end
-    voxels = buffer.view(header.dtype)
-    if not header.dtype.isnative:
-        voxels = voxels.byteswap(inplace=True).view(header.dtype.newbyteorder("="))
-    return voxels.reshape(header.shape[0], *header.shape[:0:-1])
+    if header.scaling is None and not header.dtype.isnative:
+        voxels.byteswap(inplace=True)
+    stored = voxels.reshape(header.shape[0], *header.shape[:0:-1])  # (C, K, J, I)
+    return torch.from_numpy(stored).permute(0, 3, 2, 1)
 
 
-def _apply_scaling(voxels: npt.NDArray[Any], header: Header) -> Tensor:
-    data = torch.from_numpy(voxels).permute(0, 3, 2, 1)
+def _result_dtype(header: Header) -> np.dtype[Any]:
+    dtype = header.dtype.newbyteorder("=")
     if header.scaling is None:
-        return data
-    slope, intercept = header.scaling
-    scaled = data.double().mul_(slope).add_(intercept)
-    single = data.dtype == torch.float32 or data.dtype.itemsize <= 2  # float32 is precise enough
-    return scaled.float() if single else scaled
+        return dtype
+    single = dtype == np.float32 or dtype.itemsize <= 2  # float32 is precise enough
+    return np.dtype(np.float32 if single else np.float64)
+
+
+def _fill_scaled(
+    voxels: npt.NDArray[Any], source: Source, dtype: np.dtype[Any], slope: float, intercept: float
+) -> int:
+    """Read and scale in float64, piece by piece; returns the number of bytes read."""
+    piece = np.empty(_PIECE, dtype)
+    filled = 0
+    for part in np.split(voxels, range(_PIECE, len(voxels), _PIECE)):
+        stored = piece[: len(part)]
+        filled += source.fill(stored.view(np.uint8).data)
+        with np.errstate(over="ignore", invalid="ignore"):  # a value may overflow in float32
+            part[:] = stored.astype(np.float64) * slope + intercept
+    return filled

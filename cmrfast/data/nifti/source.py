@@ -2,7 +2,6 @@
 
 import gzip
 import os
-import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from cmrfast.errors import FileError
+from cmrfast.files import open_regular
 
 #: Largest expansion factor of DEFLATE.
 GZIP_LIMIT = 1032
@@ -44,30 +44,20 @@ class Source:
         return filled
 
     def seek(self, position: int) -> None:
-        """Move forward to a position in the decompressed content."""
+        """Move forward to a position in the decompressed content; all before it is inflated."""
         self._stream.seek(position)
 
 
 @contextmanager
 def open_source(path: Path) -> Iterator[Source]:
     """Open a regular file; any failure while it is open is raised as ``FileError``."""
-    if "\0" in str(path):
-        raise FileError(f"read_nifti: {str(path)!r} is not a file name")
     try:
-        with open(path, "rb", opener=_open_nonblocking) as stream:
-            status = os.fstat(stream.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise FileError(f"read_nifti: {path} is not a regular file")
-            yield Source(path, stream, status.st_size)
+        with open_regular(path) as stream:
+            yield Source(path, stream, os.fstat(stream.fileno()).st_size)
     except OSError as error:
         raise FileError(f"read_nifti: {path}: {error.strerror or error}") from error
     except _gzip_errors() as error:
         raise FileError(f"read_nifti: {path}: damaged gzip stream ({error})") from error
-
-
-def _open_nonblocking(path: str, flags: int) -> int:
-    """Open without blocking, so that a named pipe can be refused."""
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _decompressed(stream: BinaryIO) -> BinaryIO:
@@ -85,4 +75,5 @@ def _gzip_errors() -> tuple[type[Exception], ...]:
         from isal.igzip_lib import IsalError
     except ImportError:
         return EOFError, zlib.error
-    return EOFError, zlib.error, cast(type[Exception], IsalError)
+    # OverflowError: a file name in the gzip header that exceeds isal's buffer.
+    return EOFError, zlib.error, OverflowError, cast(type[Exception], IsalError)

@@ -28,7 +28,7 @@ def _prepare(source: Source[Config, Recipe]) -> Tensors:
     """
     case = source.case
     (sequence,), (lender,) = case.images, case.labels
-    image = case.image(sequence, channels=1)
+    image = case.image(sequence, channels=1, non_finite=source.recipe.non_finite)
     if sequence == lender:
         slices, labels = list(range(image.shape[2])), case.mask_on(image, lender).data
     else:
@@ -46,6 +46,7 @@ OWN_MASKS = {
         _prepare,
         images=(sequence,),
         labels=(sequence,),
+        recipe=("non_finite",),
     )
     for sequence in (*_OTHERS, _LGE)
 }
@@ -55,7 +56,7 @@ BORROWED_MASKS = {
         _prepare,
         images=(_LGE,),
         labels=(lender,),
-        recipe=("slice_map",),
+        recipe=("slice_map", "non_finite"),
     )
     for lender in _OTHERS
 }
@@ -97,7 +98,7 @@ class AdversarialTransferTask(Task[AdversarialTransfer, Config, Recipe]):
 
     def predict(self, model: AdversarialTransfer, case: Case) -> Prediction:
         """``labels``: 1 left ventricle, 2 myocardium, 3 right ventricle; their volumes in ml."""
-        labels = self._segment(model, case.image(_LGE, channels=1))
+        labels = self._segment(model, self._image(case))
         facts = {
             f"{name}_ml": labels.with_data(labels.data == value).mask_ml()
             for name, value in STRUCTURES.items()
@@ -108,7 +109,7 @@ class AdversarialTransferTask(Task[AdversarialTransfer, Config, Recipe]):
         """One row: 3-D Dice, Jaccard and surface distances of each structure; mean Dice."""
         if _LGE not in case.labels:
             return []
-        image = case.image(_LGE, channels=1)
+        image = self._image(case)
         truth = case.mask_on(image, _LGE)
         labels = self._segment(model, image).data[0].cpu()
         scores: dict[str, float] = {}
@@ -127,9 +128,12 @@ class AdversarialTransferTask(Task[AdversarialTransfer, Config, Recipe]):
 
     def picture(self, model: AdversarialTransfer, case: Case) -> Picture:
         """The LGE stack with its labels."""
-        image = case.image(_LGE)
+        image = self._image(case)
         reference = case.label(_LGE) if _LGE in case.labels else None
         return Picture(image, self._segment(model, image), reference)
+
+    def _image(self, case: Case) -> Volume:
+        return case.image(_LGE, channels=1, non_finite=self.recipe.non_finite)
 
     def _segment(self, model: AdversarialTransfer, image: Volume) -> Volume:
         return segment(model, image, self.recipe, batch=self.predict_batch).labels

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cmrfast.data.prepare import min_max, percentiles, resample_labels, spacing_grid
 from cmrfast.data.slices import SlicePair, slice_pairs, slice_pairs_by_index
-from cmrfast.data.volume import Volume
+from cmrfast.data.volume import Volume, count_non_finite
 from cmrfast.models.joint_registration import RECIPE, Recipe
 from cmrfast.ops import resample
 
@@ -74,6 +74,10 @@ def shared_grid(cine: Volume, lge: Volume, recipe: Recipe = RECIPE) -> SharedGri
             raise ValueError(
                 f"joint_registration: {name} must be one image; "
                 f"got {volume.channels} channels or time points"
+            )
+        if wrong := count_non_finite(volume.data):
+            raise ValueError(
+                f"joint_registration: {name} must be finite; got {wrong} NaN or infinite values"
             )
     slices, cine_world = tuple(range(cine.shape[2])), cine.world_from_vox
     if recipe.pairing == "position":

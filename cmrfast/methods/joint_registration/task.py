@@ -35,7 +35,7 @@ def _prepare(source: Source[Config, Recipe]) -> Tensors:
     """``cine``, ``lge`` (N, 1, side, side) float32, ``cine_labels``, ``lge_labels``
     (N, side, side) uint8, ``slices`` (N, 2): which cine and LGE slice."""
     case = source.case
-    cine, lge = _read_stacks(case)
+    cine, lge = _read_stacks(case, source.recipe)
     grid = _grid_of(case, cine, lge, source.recipe)
     images = network_view(grid, cine, lge, source.recipe)
     labels = label_view(grid, case.label(_CINE), case.label(_LGE))
@@ -61,7 +61,7 @@ PAIRS = Preparation(
     _prepare,
     images=(_CINE, _LGE),
     labels=(_CINE, _LGE),
-    recipe=("spacing_mm", "side", "pairing", "clip_percent"),
+    recipe=("spacing_mm", "side", "pairing", "clip_percent", "non_finite"),
 )
 
 
@@ -85,7 +85,7 @@ class JointRegistrationTask(Task[JointRegistration, Config, Recipe]):
 
     def predict(self, model: JointRegistration, case: Case) -> Prediction:
         """``lge_on_cine``, both segmentations, and theta and its matrix in mm for each pair."""
-        cine, lge = _read_stacks(case)
+        cine, lge = _read_stacks(case, self.recipe)
         _grid_of(case, cine, lge, self.recipe)
         result = register(model, cine, lge, self.recipe, batch=self.predict_batch)
         images = {"lge_on_cine": Output(result.warped, case.images[_CINE])}
@@ -136,7 +136,7 @@ class JointRegistrationTask(Task[JointRegistration, Config, Recipe]):
     def picture(self, model: JointRegistration, case: Case) -> Picture:
         """Cine slices with their labels, and with the LGE labels (the network's, where there are
         no others) moved by theta."""
-        cine, lge = _read_stacks(case)
+        cine, lge = _read_stacks(case, self.recipe)
         grid = _grid_of(case, cine, lge, self.recipe)
         images = network_view(grid, cine, lge, self.recipe)
         batches = list(
@@ -254,8 +254,11 @@ def _patient_row(rows: Sequence[Row]) -> Row:
     return Row({"case": rows[0].case, "slices": len(rows)}, means)
 
 
-def _read_stacks(case: Case) -> tuple[Volume, Volume]:
-    return case.image(_CINE, channels=1), case.image(_LGE, channels=1)
+def _read_stacks(case: Case, recipe: Recipe) -> tuple[Volume, Volume]:
+    cine, lge = (
+        case.image(name, channels=1, non_finite=recipe.non_finite) for name in (_CINE, _LGE)
+    )
+    return cine, lge
 
 
 def _grid_of(case: Case, cine: Volume, lge: Volume, recipe: Recipe) -> SharedGrid:

@@ -66,7 +66,7 @@ def network_view(slices: Tensor, side: int) -> Tensor:
     image, where phase-sensitive images would be bright.
 
     Args:
-        slices: (N, I, J), real.
+        slices: (N, I, J), real; pixels that are not finite do not count either, and become 0.
         side: of the square, in pixels; what lies beyond the slice is 0.
 
     Returns:
@@ -74,7 +74,7 @@ def network_view(slices: Tensor, side: int) -> Tensor:
     """
     square = center_slices(slices, (side, side))
     values = square.movedim(0, -1)[None]  # one range a slice of the last axis
-    counts = values.isfinite() & (values != 0)
-    scaled = min_max(values, mask=counts[0], over="slice").float()
-    # Pixels outside the mask may be NaN or leave [0, 1].
-    return scaled.nan_to_num(0.0, 0.0, 0.0).clamp(0, 1).movedim(-1, 0)
+    known = values.isfinite()
+    scaled = min_max(values, mask=(known & (values != 0))[0], over="slice").float()
+    # Zeros may lie outside the range of the other pixels.
+    return torch.where(known, scaled.clamp(0, 1), 0.0).movedim(-1, 0)

@@ -32,14 +32,19 @@ _CLASSES = ("myocardium", "scar")  # scar lies in the myocardium, no-reflow in t
 def _prepare(source: Source[Config, Recipe]) -> Tensors:
     """``images`` (N, 1, side, side) float32 and ``labels`` (N, 2, side, side) uint8."""
     side = source.config.image
-    image, masks = _annotated(source.case)
+    image, masks = _annotated(source.case, source.recipe)
     labels = [center_slices(pack_slices(mask[None]), (side, side)) for mask in masks]
     images = network_view(pack_slices(image.data), side)
     return {"images": images, "labels": torch.stack(labels, 1)}
 
 
 SLICES = Preparation(
-    "joint_scar", _prepare, images=(_SEQUENCE,), labels=(_SEQUENCE,), config=("image",)
+    "joint_scar",
+    _prepare,
+    images=(_SEQUENCE,),
+    labels=(_SEQUENCE,),
+    config=("image",),
+    recipe=("non_finite",),
 )
 
 
@@ -69,7 +74,7 @@ class JointScarTask(Task[JointScar, Config, Recipe]):
 
     def predict(self, model: JointScar, case: Case) -> Prediction:
         """Masks ``myocardium`` and ``scar``, and their volumes in ml."""
-        masks = self._segment(model, case.image(_SEQUENCE))
+        masks = self._segment(model, _read_image(case, self.recipe))
         facts = {f"{name}_ml": mask.mask_ml() for name, mask in masks.items()}
         if facts.get("myocardium_ml"):
             facts["scar_share"] = facts["scar_ml"] / facts["myocardium_ml"]
@@ -84,7 +89,7 @@ class JointScarTask(Task[JointScar, Config, Recipe]):
         """
         if _SEQUENCE not in case.labels:
             return []
-        image, reference = _annotated(case)
+        image, reference = _annotated(case, self.recipe)
         truth = dict(zip(_CLASSES, (pack_slices(mask[None]) for mask in reference), strict=True))
         scores: dict[str, Tensor] = {}
         for name, mask in self._segment(model, image).items():
@@ -100,12 +105,12 @@ class JointScarTask(Task[JointScar, Config, Recipe]):
 
     def picture(self, model: JointScar, case: Case) -> Picture:
         """The stack; label 1 is myocardium, 2 scar."""
-        image = case.image(_SEQUENCE)
+        image = _read_image(case, self.recipe)
         masks = self._segment(model, image)
         predicted = _join_masks(**{name: mask.data for name, mask in masks.items()})
         reference = None
         if _SEQUENCE in case.labels:
-            myocardium, scar = _annotated(case)[1]
+            myocardium, scar = _annotated(case, self.recipe)[1]
             reference = image.with_data(_join_masks(scar, myocardium)[None])
         return Picture(image, image.with_data(predicted), reference)
 
@@ -135,9 +140,13 @@ class _SliceFeed:
         return {"images": images, "myocardium": labels[:, 0], "scar": labels[:, 1]}
 
 
-def _annotated(case: Case) -> tuple[Volume, Tensor]:
+def _read_image(case: Case, recipe: Recipe, *, channels: int | None = None) -> Volume:
+    return case.image(_SEQUENCE, channels=channels, non_finite=recipe.non_finite)
+
+
+def _annotated(case: Case, recipe: Recipe) -> tuple[Volume, Tensor]:
     """LGE, and its masks of myocardium and scar (2, I, J, K) uint8."""
-    image = case.image(_SEQUENCE, channels=1)
+    image = _read_image(case, recipe, channels=1)
     label, labelling = case.mask_on(image, _SEQUENCE), case.labelling[_SEQUENCE]
     return image, torch.cat([labelling.mask(label, name).data for name in _CLASSES]).byte()
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cmrfast.data.prepare import crop_or_pad, spacing_grid, z_score
-from cmrfast.data.volume import Volume
+from cmrfast.data.volume import Volume, count_non_finite
 from cmrfast.infer import sliding_window
 from cmrfast.methods.new_lesions.brain import brain_union, correct_bias, foreground
 from cmrfast.methods.new_lesions.histogram import standardise_histogram
@@ -57,8 +57,7 @@ def align(
     for name, volume in {"earlier": earlier, "later": later}.items():
         if volume.channels != 1:
             raise ValueError(f"new_lesions: {name} must have one channel; got {volume.channels}")
-        if volume.data.is_floating_point() and not volume.data.isfinite().all():
-            wrong = int((~volume.data.isfinite()).sum())
+        if wrong := count_non_finite(volume.data):
             raise ValueError(f"new_lesions: {name} must be finite; got {wrong} NaN or infinite")
     masks = [m.with_data(m.data != 0) for m in brains]
     masks = masks or [v.with_data(foreground(v.data[0])[None]) for v in (earlier, later)]

@@ -26,7 +26,7 @@ _MASKS = ("consensus", *_RATERS)
 def _align(source: Source[Config, Recipe]) -> Tensors:
     """Images, brain and masks on the network's grid, intensities as they are."""
     case = source.case
-    earlier, later = (case.image(name) for name in _IMAGES)
+    earlier, later = _read_visits(case, source.recipe)
     visits = align(earlier, later, _brains(case), recipe=source.recipe)
     masks = {
         name: resample(
@@ -59,7 +59,7 @@ ALIGNED = Preparation(
     images=_IMAGES,
     labels=("consensus",),
     optional_labels=(*_RATERS, "brain"),
-    recipe=("spacing_mm", "bias_field"),
+    recipe=("spacing_mm", "bias_field", "non_finite"),
 )
 NORMALISED = Preparation(
     "new_lesions, normalised",
@@ -140,18 +140,24 @@ class NewLesionsTask(Task[NewLesions, Config, Recipe]):
     def picture(self, model: NewLesions, case: Case) -> Picture:
         """The later image with both masks."""
         reference = case.label("consensus") if "consensus" in case.labels else None
-        return Picture(case.image("later"), self._segment(model, case).mask, reference)
+        return Picture(
+            _read_visits(case, self.recipe)[1], self._segment(model, case).mask, reference
+        )
 
     def _segment(self, model: NewLesions, case: Case) -> NewLesionMap:
-        images = case.image("earlier"), case.image("later")
         return segment(
             model,
-            *images,
+            *_read_visits(case, self.recipe),
             _brains(case),
             landmarks=_landmarks(self.recipe, self.fitted),
             recipe=self.recipe,
             batch=self.predict_batch,
         )
+
+
+def _read_visits(case: Case, recipe: Recipe) -> tuple[Volume, Volume]:
+    earlier, later = (case.image(name, non_finite=recipe.non_finite) for name in _IMAGES)
+    return earlier, later
 
 
 def _landmarks(recipe: Recipe, fitted: Facts) -> Tensor | None:

@@ -112,8 +112,12 @@ def classify(
 
 
 def standardise(t1_ms: Tensor, mean_ms: float, sd_ms: float) -> Tensor:
-    """T1 in standard deviations about the mean, float32; 0 where it is not finite."""
-    return ((t1_ms.float() - mean_ms) / sd_ms).nan_to_num(0.0, 0.0, 0.0)
+    """T1 in standard deviations about the mean, float32; 0 where it is not finite.
+
+    Prepared slices are NaN outside the map.
+    """
+    scaled = (t1_ms.float() - mean_ms) / sd_ms
+    return torch.where(scaled.isfinite(), scaled, 0.0)
 
 
 def patch_centers(myocardium: Tensor, stride: int) -> Tensor:

@@ -12,12 +12,13 @@ from cmrfast.data.volume import Volume
 from cmrfast.errors import FileError
 from cmrfast.methods.siamese_lesion.alignment import align_masks
 from cmrfast.methods.siamese_lesion.lesions import lesion_mask
+from cmrfast.models.recipe import NonFinite
 from cmrfast.ops import resample
 
 
-def read_t1(case: Case) -> tuple[Volume, Volume]:
-    """T1 in ms and the myocardium drawn on it."""
-    t1 = case.image("t1", channels=1)
+def read_t1(case: Case, non_finite: NonFinite = "refuse") -> tuple[Volume, Volume]:
+    """T1 in ms and the myocardium drawn on it; ``non_finite`` as in ``Case.image``."""
+    t1 = case.image("t1", channels=1, non_finite=non_finite)
     myocardium = case.mask_on(t1, "t1_myocardium")
     try:
         return t1_in_ms(t1, name=f"t1 of {case.name}"), myocardium
@@ -25,7 +26,9 @@ def read_t1(case: Case) -> tuple[Volume, Volume]:
         raise FileError(f"siamese_lesion: {error}") from None
 
 
-def lge_lesion(case: Case, *, deviations: float) -> tuple[Volume, Volume, Volume]:
+def lge_lesion(
+    case: Case, *, deviations: float, non_finite: NonFinite = "refuse"
+) -> tuple[Volume, Volume, Volume]:
     """LGE, its myocardium and its lesion; if none is drawn, from its brightness, slice by slice.
 
     On slices without a drawn reference the darkest sector of the myocardium is the reference.
@@ -33,8 +36,9 @@ def lge_lesion(case: Case, *, deviations: float) -> tuple[Volume, Volume, Volume
     Args:
         case: of layout t1_lge.
         deviations: a lesion is brighter than healthy muscle's mean plus this many SD.
+        non_finite: as in ``Case.image``.
     """
-    lge = case.image("lge", channels=1)
+    lge = case.image("lge", channels=1, non_finite=non_finite)
     myocardium = case.mask_on(lge, "lge_myocardium")
     if "lge_lesion" in case.labels:
         return lge, myocardium, case.mask_on(lge, "lge_lesion")
@@ -58,7 +62,9 @@ def lge_lesion(case: Case, *, deviations: float) -> tuple[Volume, Volume, Volume
     return lge, myocardium, myocardium.with_data(lesion)
 
 
-def aligned_pairs(case: Case, *, spacing_mm: float, deviations: float) -> Tensors:
+def aligned_pairs(
+    case: Case, *, spacing_mm: float, deviations: float, non_finite: NonFinite = "refuse"
+) -> Tensors:
     """Every T1 slice that lies in an LGE slice, resampled onto its grid after aligning the masks.
 
     The grid is that of LGE with square pixels of ``spacing_mm``. Pairs where either myocardium is
@@ -67,7 +73,7 @@ def aligned_pairs(case: Case, *, spacing_mm: float, deviations: float) -> Tensor
     Args:
         case: of layout t1_lge, with both images and both myocardia.
         spacing_mm: of the pixels.
-        deviations: as in ``lge_lesion``.
+        deviations, non_finite: as in ``lge_lesion``.
 
     Returns:
         ``t1`` (N, 1, I, J) in ms, NaN outside the map; ``lge`` (N, 1, I, J), z-scores of each
@@ -77,8 +83,8 @@ def aligned_pairs(case: Case, *, spacing_mm: float, deviations: float) -> Tensor
     Raises:
         FileError: a file is missing or odd, or no pair is left.
     """
-    t1, t1_wall = read_t1(case)
-    lge, lge_wall, lesion = lge_lesion(case, deviations=deviations)
+    t1, t1_wall = read_t1(case, non_finite)
+    lge, lge_wall, lesion = lge_lesion(case, deviations=deviations, non_finite=non_finite)
     pairs = []
     for pair in slice_pairs(lge, t1):
         moving, fixed = slice_plane(t1_wall, pair.target), slice_plane(lge_wall, pair.source)
@@ -122,8 +128,8 @@ def lesion_on_t1(pairs: Tensors, lesion: Volume, t1: Volume) -> Volume:
 
 
 def _on_grid(image: Plane, grid: Tensor, shape: tuple[int, ...], fill: float = 0.0) -> Tensor:
-    """(1, *shape) float32; non-finite values count as 0."""
-    values = image.data.float().nan_to_num(0.0, 0.0, 0.0)
+    """(1, *shape) float32."""
+    values = image.data.float()
     return resample(values, image.world_from_vox, grid, shape, fill=fill, antialias=True)
 
 

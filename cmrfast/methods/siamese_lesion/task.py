@@ -31,7 +31,12 @@ from cmrfast.ops import nt_xent
 
 def _prepare(source: Source[Config, Recipe]) -> Tensors:
     recipe = source.recipe
-    return aligned_pairs(source.case, spacing_mm=recipe.spacing_mm, deviations=recipe.deviations)
+    return aligned_pairs(
+        source.case,
+        spacing_mm=recipe.spacing_mm,
+        deviations=recipe.deviations,
+        non_finite=recipe.non_finite,
+    )
 
 
 PAIRS = Preparation(
@@ -40,7 +45,7 @@ PAIRS = Preparation(
     images=("t1", "lge"),
     labels=("t1_myocardium", "lge_myocardium"),
     optional_labels=("lge_reference", "lge_lesion"),
-    recipe=("spacing_mm", "deviations"),
+    recipe=("spacing_mm", "deviations", "non_finite"),
 )
 
 
@@ -55,7 +60,7 @@ class SiameseLesionTask(Task[SiameseLesion, Config, Recipe]):
 
     def fit(self, cases: Sequence[Case]) -> dict[str, float]:
         """Mean and SD of T1 over all pixels of the training patients' myocardium, in ms."""
-        values = torch.cat(prepare_cases("siamese_lesion", cases, _myocardial_t1))
+        values = torch.cat(prepare_cases("siamese_lesion", cases, self._myocardial_t1))
         if not len(values) or values.std(correction=0) == 0:
             raise FileError(
                 "siamese_lesion: T1 of the training patients' myocardium must vary; "
@@ -129,11 +134,13 @@ class SiameseLesionTask(Task[SiameseLesion, Config, Recipe]):
 
     def picture(self, model: SiameseLesion, case: Case) -> Picture:
         """T1; where the map is above one half, and the lesion that LGE shows, both labelled 1."""
-        t1, _ = read_t1(case)
+        t1, _ = read_t1(case, self.recipe.non_finite)
         predicted = (self._classify(model, case).map.data > 0.5).byte()
         reference = None
         if _is_paired(case):
-            lesion = lge_lesion(case, deviations=self.recipe.deviations)[2]
+            lesion = lge_lesion(
+                case, deviations=self.recipe.deviations, non_finite=self.recipe.non_finite
+            )[2]
             reference = lesion_on_t1(self.prepared(PAIRS, case), lesion, t1)
         return Picture(t1, t1.with_data(predicted), reference)
 
@@ -142,7 +149,7 @@ class SiameseLesionTask(Task[SiameseLesion, Config, Recipe]):
         recipe = self.recipe
         return classify(
             model,
-            *read_t1(case),
+            *read_t1(case, recipe.non_finite),
             mean_ms=mean_ms,
             sd_ms=sd_ms,
             spacing_mm=recipe.spacing_mm,
@@ -163,6 +170,13 @@ class SiameseLesionTask(Task[SiameseLesion, Config, Recipe]):
             device=self.device,
         )
 
+    def _myocardial_t1(self, case: Case) -> Tensor:
+        """Fitted values of the myocardium, (N,) float64."""
+        t1, myocardium = read_t1(case, self.recipe.non_finite)
+        values = t1.data[myocardium.data != 0].double()
+        failed = torch.isin(values, torch.tensor(FIT_FAILURES, dtype=torch.float64))
+        return values[~failed]
+
     def _scale(self) -> tuple[float, float]:
         if not self.fitted:
             raise ValueError("siamese_lesion: fitted must hold what fit returned; it is empty")
@@ -171,11 +185,3 @@ class SiameseLesionTask(Task[SiameseLesion, Config, Recipe]):
 
 def _is_paired(case: Case) -> bool:
     return set(PAIRS.images) <= case.images.keys() and set(PAIRS.labels) <= case.labels.keys()
-
-
-def _myocardial_t1(case: Case) -> Tensor:
-    """Fitted values of the myocardium, (N,) float64."""
-    t1, myocardium = read_t1(case)
-    values = t1.data[myocardium.data != 0].double()
-    failed = torch.isin(values, torch.tensor(FIT_FAILURES, dtype=torch.float64))
-    return values[values.isfinite() & ~failed]

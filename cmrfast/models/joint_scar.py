@@ -15,7 +15,7 @@ Where the paper is silent or contradicts itself:
   whose scale is not stated.
 - L2 regularisation is the optimiser's weight decay.
 - The tuned dropout is that of the transformer; attention itself has none.
-- The ResNet, like the transformer, starts from ImageNet weights (``load_imagenet``).
+- The ResNet, like the transformer, starts from ImageNet weights (``Recipe.pretrained``).
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ from cmrfast.losses import dice_ce_loss
 from cmrfast.models import recipe, transunet
 from cmrfast.models._check import require_batch, require_images, require_labels, require_option
 from cmrfast.models.transunet import Decoder, Encoder, TransUNet
-from cmrfast.models.transunet_weights import load_imagenet
+from cmrfast.models.transunet_weights import load_imagenet, load_official_encoder
 
 Variant = Literal["jdl", "two_step", "direct", "mtl"]
 DiceOver = Literal["image", "batch"]
@@ -61,6 +61,8 @@ class Recipe(recipe.Recipe):
     Args:
         weight_decay: β_M of the paper, of the myocardium network and of the encoder of ``mtl``.
         weight_decay_scar: β_S, of the scar network; None takes β_M.
+        pretrained: file of public weights that the encoders start from; see ``load_pretrained``.
+            None starts from random weights.
     """
 
     lr: float = 4.73e-4  # P 3.1, tuned for jdl; constant
@@ -75,6 +77,7 @@ class Recipe(recipe.Recipe):
     translate_share: float = 0.1  # D: fraction of a side, in either direction, per axis
     shear_deg: float = 10.0  # D: in either direction
     threshold: float = 0.5  # D: foreground where the probability is larger
+    pretrained: str | None = None  # P 3.1: ImageNet-21k, which has to be downloaded
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -82,6 +85,15 @@ class Recipe(recipe.Recipe):
             raise ValueError(
                 f"joint_scar: weight_decay_scar must be >= 0; got {self.weight_decay_scar}"
             )
+
+    def files(self) -> dict[str, Path]:
+        """The file of weights, where there is one."""
+        return {"pretrained": Path(self.pretrained)} if self.pretrained else {}
+
+    def initialise(self, network: nn.Module) -> None:
+        """Load the file of weights, where there is one."""
+        if self.pretrained and isinstance(network, JointScar):
+            network.load_pretrained(self.pretrained)
 
     def optimiser(self, name: str, network: nn.Module) -> torch.optim.Optimizer:
         """Adam; the scar network and all others each have a weight decay of their own."""
@@ -157,17 +169,18 @@ class JointScar(nn.Module):
             mask = myocardium[:, None]
         return {"myocardium": logits, "scar": self.scar(images * mask)}
 
-    def load_imagenet(self, path: str | Path) -> list[str]:
-        """Load ``R50+ViT-B_16.npz`` into every encoder; decoders are not changed.
+    def load_pretrained(self, path: str | Path) -> None:
+        """Load public weights into every encoder; decoders are not changed.
 
         Args:
-            path: path of the file, which is never unpickled.
-
-        Returns:
-            Names of the arrays in the file that this network does not use.
+            path: ``R50+ViT-B_16.npz`` of ImageNet-21k, or a state dict of the TransUNet authors'
+                code (``.pth``), whose decoder is left out.
         """
         encoders = [m.state_dict() for m in self.modules() if isinstance(m, Encoder)]
-        return load_imagenet(self.config, encoders, path)
+        if Path(path).suffix == ".npz":
+            load_imagenet(self.config, encoders, path)
+        else:
+            load_official_encoder(self.config, encoders, path)
 
 
 def loss(

@@ -1,6 +1,7 @@
 """Fields that all recipes share: optimiser, learning rate, batch size, epochs and split."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -60,6 +61,13 @@ class Recipe:
     def step_options(self, epoch: int) -> dict[str, Any]:
         """Keyword arguments for the method's own ``step`` in an epoch, if it has one."""
         return {}
+
+    def files(self) -> dict[str, Path]:
+        """Files that its fields name, by field."""
+        return {}
+
+    def initialise(self, network: nn.Module) -> None:
+        """Set weights that training starts from, where they are not random."""
 
     def optimiser(self, name: str, network: nn.Module) -> torch.optim.Optimizer:
         """Adam for a network; methods that train several with their own know them by name."""

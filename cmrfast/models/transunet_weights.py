@@ -61,7 +61,29 @@ def load_imagenet(
 
 def load_official(config: Config, network: Mapping[str, Tensor], path: str | Path) -> None:
     """Load a file of the authors' code into a state dict; see ``TransUNet.load_official``."""
-    path = Path(path)
+    path, arrays = Path(path), _read_official(Path(path))
+    entries = list(_official_entries(config, network))
+    unexpected = set(arrays) - {entry.name for entry in entries}
+    _check("load_official", path, entries, arrays, unexpected=unexpected)
+    _copy(entries, arrays)
+
+
+def load_official_encoder(
+    config: Config, encoders: Sequence[Mapping[str, Tensor]], path: str | Path
+) -> None:
+    """Load the encoder of a file of the authors' code into state dicts of encoders."""
+    path, arrays = Path(path), _read_official(Path(path))
+    entries = [
+        entry
+        for encoder in encoders
+        for entry in _official_entries(config, {f"encoder.{n}": x for n, x in encoder.items()})
+    ]
+    _check("load_official", path, entries, arrays)
+    _copy(entries, arrays)
+
+
+def _read_official(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file of the authors' code, by name."""
     with _open("load_official", path, "a saved state of tensors") as file:
         _refuse_compressed(file)
         state = torch.load(file, map_location="cpu", weights_only=True)
@@ -70,11 +92,7 @@ def load_official(config: Config, network: Mapping[str, Tensor], path: str | Pat
         raise FileError(
             f"load_official: {path.name} must hold tensors by name; got {type(state).__name__}"
         )
-    arrays = {name.removeprefix("module."): x for name, x in state.items()}  # from DataParallel
-    entries = list(_official_entries(config, network))
-    unexpected = set(arrays) - {entry.name for entry in entries}
-    _check("load_official", path, entries, arrays, unexpected=unexpected)
-    _copy(entries, arrays)
+    return {name.removeprefix("module."): x for name, x in state.items()}  # from DataParallel
 
 
 @contextmanager

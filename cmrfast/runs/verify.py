@@ -32,7 +32,7 @@ class Verification:
         return not any(self.parts.values())
 
     def __str__(self) -> str:
-        lines = ["images: the same files"]
+        lines = ["files: the same"]
         for part, differing in self.parts.items():
             if differing:
                 more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
@@ -57,7 +57,7 @@ def verify(
 
     Raises:
         CheckpointError: the run has no hashes, or did not finish.
-        FileError: an image is missing or is not the one that the run began with.
+        FileError: a file is missing or is not the one that the run began with.
     """
     proof, conditions = Proof.load(run.path), run.conditions
     if conditions is None or not any(part.startswith(PREDICTION) for part in proof.parts):

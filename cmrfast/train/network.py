@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cmrfast.methods import AnyMethod, Batch
+from cmrfast.models.recipe import Recipe
 from cmrfast.train.norm import sync_batch_norms
 from cmrfast.train.plan import TrainOptions
 from cmrfast.train.ranks import Ranks
@@ -55,11 +56,17 @@ class TrainingNetwork:
 
 
 def build_network(
-    method: AnyMethod, config: "DataclassInstance", options: TrainOptions, ranks: Ranks
+    method: AnyMethod,
+    config: "DataclassInstance",
+    recipe: Recipe,
+    options: TrainOptions,
+    ranks: Ranks,
 ) -> TrainingNetwork:
-    """The method's network with weights drawn from the seed."""
+    """The method's network with weights drawn from the seed, or those its recipe starts from."""
     torch.manual_seed(options.seed)
-    model = method.model(config).to(ranks.device).train()
+    model = method.model(config)
+    recipe.initialise(model)
+    model = model.to(ranks.device).train()
     model = sync_batch_norms(model, ranks)
     on_gpu_in_half = options.precision != "float32" and ranks.device.type == "cuda"
     if options.channels_last or (options.channels_last is None and on_gpu_in_half):

@@ -21,7 +21,7 @@ from cmrfast.methods import AnyMethod, AnyTask
 from cmrfast.models.recipe import Recipe
 from cmrfast.train.checkpoint import Checkpoint, CheckpointFolder, load_checkpoint
 from cmrfast.train.conditions import Conditions
-from cmrfast.train.images import Digests, digests_from_json
+from cmrfast.train.inputs import Digests, digests_from_json
 from cmrfast.train.plan import Plan, fields_from_json
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Run:
 
     ::
 
-        run.json       the plan, where the data is, what was fitted, hashes of images, conditions
+        run.json       the plan, where the data is, what was fitted, hashes of files, conditions
         proof.json     hashes of the first step and of a prediction, for ``verify``
         log.jsonl      one line per optimiser step
         checkpoints/   the newest two and the best
@@ -46,7 +46,7 @@ class Run:
         plan: what it does.
         data: root of the data set.
         fitted: what preparation learned from the training patients.
-        images: hashes of the training and validation patients' files.
+        inputs: hashes of the training and validation patients' files.
         conditions: what its bits depend on besides; None of a run from before they were stored.
     """
 
@@ -56,11 +56,11 @@ class Run:
         plan: Plan,
         data: str,
         fitted: Mapping[str, Any],
-        images: Digests,
+        inputs: Digests,
         conditions: Conditions | None,
     ) -> None:
         self.path, self.plan, self.data = Path(path), plan, data
-        self.fitted, self.images, self.conditions = fitted, images, conditions
+        self.fitted, self.inputs, self.conditions = fitted, inputs, conditions
         self.checkpoints = CheckpointFolder(path)
 
     @classmethod
@@ -79,7 +79,7 @@ class Run:
                 Plan.from_json(take(stored, "plan", dict)),
                 take(stored, "data", str),
                 take(stored, "fitted", dict),
-                digests_from_json(take(stored, "images", dict) if "images" in stored else {}),
+                digests_from_json(take(stored, "inputs", dict) if "inputs" in stored else {}),
                 Conditions.from_json(conditions) if conditions else None,
             )
             _ = run.config, run.recipe  # a field that does not fit is an error here, not later
@@ -95,7 +95,7 @@ class Run:
             "plan": asdict(self.plan),
             "data": self.data,
             "fitted": self.fitted,
-            "images": self.images,
+            "inputs": self.inputs,
             "conditions": asdict(self.conditions) if self.conditions else None,
         }
         try:

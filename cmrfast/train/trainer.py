@@ -20,7 +20,7 @@ from cmrfast.methods import AnyMethod, AnyTask, Batch, Row
 from cmrfast.train.checkpoint import Checkpoint
 from cmrfast.train.conditions import Conditions, threads
 from cmrfast.train.guard import Stop, all_finite, catch_signals, first_not_finite
-from cmrfast.train.images import Digests, image_digests, require_same_images
+from cmrfast.train.inputs import Digests, input_digests, require_same_inputs
 from cmrfast.train.lock import hold
 from cmrfast.train.log import Log, Pace
 from cmrfast.train.memory import micro_batch_that_fits
@@ -112,7 +112,7 @@ class Trainer:
         self.task = task(fitted)
         self.feed = self.task.feed(cases, seed=options.seed)
         self.order = SampleOrder(options.seed, len(self.feed), self.recipe)
-        network = build_network(method, config, options, ranks)
+        network = build_network(method, config, self.recipe, options, ranks)
         plan = Plan(
             method.name,
             fields_as_json(config),
@@ -124,12 +124,12 @@ class Trainer:
             micro_batch=self._micro_batch(network, stored),
             precision=network.precision,
         )
-        images = self._images([*cases, *dataset.subset(split.validate)], stored)
+        inputs = self._inputs([*cases, *dataset.subset(split.validate)], stored)
         conditions = Conditions.here(options, ranks)
         begun = (stored.conditions if stored else None) or conditions
         self.changed_conditions = begun.differences(conditions)
         self.cases, self.proof = cases, Proof.load(Path(out)) if stored else Proof()
-        self.run = Run(out, plan, str(Path(data).resolve()), fitted, images, begun)
+        self.run = Run(out, plan, str(Path(data).resolve()), fitted, inputs, begun)
         own_samples = -(-plan.micro_batch // ranks.count)
         self.update = Update(method, config, self.recipe, network, ranks, micro_batch=own_samples)
 
@@ -279,13 +279,13 @@ class Trainer:
             self.update.load(newest.state)
         return step
 
-    def _images(self, cases: Sequence[Case], stored: Run | None) -> Digests:
-        """Hashes of the patients' files, which must be those that the run began with."""
+    def _inputs(self, cases: Sequence[Case], stored: Run | None) -> Digests:
+        """Hashes of the files to learn from, which must be those that the run began with."""
         ranks = self.ranks
-        images: Digests = ranks.broadcast(image_digests(self.task, cases) if ranks.first else None)
-        if stored and stored.images:
-            require_same_images(stored.images, images)
-        return images
+        inputs: Digests = ranks.broadcast(input_digests(self.task, cases) if ranks.first else None)
+        if stored and stored.inputs:
+            require_same_inputs(stored.inputs, inputs)
+        return inputs
 
     def _micro_batch(self, network: TrainingNetwork, stored: Run | None) -> int:
         """Samples of all ranks that go through the network at a time."""

@@ -261,7 +261,7 @@ def test_imagenet_without_what_is_not_used(tmp_path):
 def test_imagenet_into_both_networks_of_joint_scar(tmp_path):
     model = build("joint_scar", **SMALL)
     np.savez(tmp_path / "a.npz", **imagenet_arrays(model.config))
-    assert model.load_imagenet(tmp_path / "a.npz") == UNUSED
+    model.load_pretrained(tmp_path / "a.npz")
     assert constants(model.myocardium.encoder) == constants(model.scar.encoder)
 
 

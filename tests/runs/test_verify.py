@@ -45,7 +45,7 @@ def test_the_same_machine_has_the_same_bits(run):
     assert verification.conditions == ()
     (patient,) = (part for part in verification.parts if part.startswith("a prediction of "))
     assert str(verification).splitlines() == [
-        "images: the same files",
+        "files: the same",
         "the first batch: same bits",
         "the first weights: same bits",
         "the weights after one step: same bits",

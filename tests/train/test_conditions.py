@@ -105,14 +105,14 @@ def images(tmp_path, monkeypatch):
 def test_changed_images_are_refused_by_name(tmp_path, images):
     run = run_training(tmp_path / "run", 2)
     split = run.plan.split
-    assert set(run.images) == {*split.train, *split.validate}
+    assert set(run.inputs) == {*split.train, *split.validate}
     images[split.test[0]].write_bytes(b"other")  # no part in training
     run_training(tmp_path / "run", 3, resume=True)
     images[split.train[0]].write_bytes(b"other")
     images[split.validate[0]].unlink()
     with pytest.raises(FileError) as refused:
         run_training(tmp_path / "run", 4, resume=True)
-    assert str(refused.value).startswith("train: images have changed since the run began")
+    assert str(refused.value).startswith("train: files have changed since the run began")
     assert f"{split.train[0]} image lge" in str(refused.value)
     assert f"{split.validate[0]} image lge" in str(refused.value)
     assert split.train[1] not in str(refused.value)
@@ -159,7 +159,7 @@ def edited(path, **entries):
         ("plan__recipe__lr", -1.0, "lr must be positive"),
         ("data", 3, "data must be text"),
         ("fitted", None, "fitted must be an object"),
-        ("images", {"subject1": 3}, "subject1 must map files to hashes"),
+        ("inputs", {"subject1": 3}, "subject1 must map files to hashes"),
         ("conditions", {"threads": 2}, "ranks is missing"),
     ],
 )
@@ -173,9 +173,9 @@ def test_a_description_is_read_by_type(tmp_path, entry, value, problem):
 def test_a_run_of_an_older_version_opens(tmp_path):
     run = run_training(tmp_path / "run", 1)
     content = json.loads((run.path / "run.json").read_text())
-    del content["images"], content["conditions"]
+    del content["inputs"], content["conditions"]
     (run.path / "run.json").write_text(json.dumps(content))
     opened = Run.open(run.path)
-    assert (opened.images, opened.conditions) == ({}, None)
+    assert (opened.inputs, opened.conditions) == ({}, None)
     run_training(tmp_path / "run", 2, resume=True)
     assert Run.open(run.path).conditions == HERE

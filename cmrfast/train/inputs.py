@@ -1,4 +1,4 @@
-"""Hashes of the images that a run was trained on, so that a change of one is noticed."""
+"""Inputs: hashes of the files that a run learned from, so that a change of one is noticed."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,19 +8,22 @@ from cmrfast.errors import FileError
 from cmrfast.files import file_digest
 from cmrfast.methods import AnyTask
 
-#: patient → file, such as ``image LGE`` → hash; None for a file that cannot be read.
+#: patient → file, such as ``image LGE`` → hash; None for a file that cannot be read. Files that the
+#: recipe names are those of the patient ``recipe``.
 Digests = Mapping[str, Mapping[str, str | None]]
 
 
-def image_digests(task: AnyTask, cases: Sequence[Case]) -> Digests:
-    """Hashes of all files that a task may read of these cases."""
+def input_digests(task: AnyTask, cases: Sequence[Case]) -> Digests:
+    """Hashes of the files that a task may read of these cases, and of those its recipe names."""
+    files = {case.name: task.files(case) for case in cases}
+    if named := task.recipe.files():
+        files["recipe"] = named
     return {
-        case.name: {name: _digest(path) for name, path in task.files(case).items()}
-        for case in cases
+        case: {name: _digest(path) for name, path in paths.items()} for case, paths in files.items()
     }
 
 
-def require_same_images(stored: Digests, now: Digests) -> None:
+def require_same_inputs(stored: Digests, now: Digests) -> None:
     """Raise ``FileError`` unless all stored hashes are those of now; names what differs."""
     changed = [
         f"{case} {name}"
@@ -31,19 +34,19 @@ def require_same_images(stored: Digests, now: Digests) -> None:
     if changed:
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise FileError(
-            "train: images have changed since the run began, so it cannot go on: "
+            "train: files have changed since the run began, so it cannot go on: "
             f"{', '.join(changed[:5])}{more}"
         )
 
 
 def digests_from_json(stored: Mapping[str, object]) -> Digests:
-    """Read what ``image_digests`` made; anything else raises ``ValueError``."""
+    """Read what ``input_digests`` made; anything else raises ``ValueError``."""
     digests: dict[str, dict[str, str | None]] = {}
     for case, files in stored.items():
         if not isinstance(files, dict) or not all(
             isinstance(digest, str | None) for digest in files.values()
         ):
-            raise ValueError(f"images: {case} must map files to hashes")
+            raise ValueError(f"inputs: {case} must map files to hashes")
         digests[case] = files
     return digests
 

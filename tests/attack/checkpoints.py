@@ -132,4 +132,4 @@ def _assert_same_tree(one: object, other: object) -> None:
         assert one == other
 
 
-ATTACK = Attack("checkpoints", _attack, seconds=5.0)
+ATTACK = Attack("checkpoints", _attack, prepare=_whole)

@@ -90,7 +90,7 @@ def _sparse(path: Path, size: int) -> None:
 
 def _places(node: Any) -> Any:
     """Every holder and key below a JSON value."""
-    children = node.items() if isinstance(node, dict) else enumerate(node)
+    children = {dict: dict.items, list: enumerate}.get(type(node), lambda _: ())(node)
     for key, value in list(children):
         yield node, key
         if isinstance(value, dict | list):

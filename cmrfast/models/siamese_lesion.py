@@ -78,7 +78,9 @@ class Recipe(recipe.Recipe):
     split: tuple[float, float, float] = (12, 1, 2)  # P: 13 and 2 subjects; D: one of 13 validates
     spacing_mm: float = 1.0  # D: pixel spacing, after alignment by their masks
     stride: int = 6  # D: pixels between the centres of neighbouring patches
+    clip_sd: float = 4.0  # D: T1 is clipped to the training myocardium's mean ± this many SD
     deviations: float = 6.0  # P: lesion is brighter than mean + 6 SD of healthy myocardium
+    border_px: int = 1  # D: bright pixels of the border count beside bright inner ones; P: 0
     lesion_share: float = 0.25  # P: fraction of a slice's lesion pixels that makes a patch positive
     flip: float = 0.5  # D: fraction of pairs with a flipped copy, made once for all epochs
     distinct_slices: bool = False  # D: if possible, no two patches of a slice in a batch
@@ -89,6 +91,11 @@ class Recipe(recipe.Recipe):
             raise ValueError(
                 "siamese_lesion: stride must be at least 1, spacing_mm positive; "
                 f"got {self.stride} and {self.spacing_mm}"
+            )
+        if not self.clip_sd > 0 or self.border_px < 0:
+            raise ValueError(
+                "siamese_lesion: clip_sd must be positive, border_px >= 0; "
+                f"got {self.clip_sd} and {self.border_px}"
             )
         if not 0 <= self.flip <= 1 or not 0 < self.lesion_share <= 1:
             raise ValueError(

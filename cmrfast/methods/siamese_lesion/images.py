@@ -37,6 +37,7 @@ def classify(
     *,
     mean_ms: float,
     sd_ms: float,
+    clip_sd: float = 4.0,
     spacing_mm: float = 1.0,
     stride: int = 6,
     batch: int = 64,
@@ -51,6 +52,7 @@ def classify(
         t1: one channel, ms (seconds and tenths of ms are converted, with a warning).
         myocardium: on the grid of ``t1``, nonzero inside.
         mean_ms, sd_ms: of the myocardium of the training patients.
+        clip_sd: T1 is clipped to the mean ± this many SD.
         spacing_mm: of the patches' pixels.
         stride: between the centres of neighbouring patches, in such pixels.
         batch: patches in one forward pass.
@@ -80,8 +82,13 @@ def classify(
     for k in range(t1.shape[2]):
         native, wall = slice_plane(t1, k), slice_plane(myocardium, k)
         shape, grid = spacing_grid(native.data.shape[1:], native.world_from_vox, [spacing_mm] * 2)
-        scaled = standardise(native.data.to(device), mean_ms, sd_ms)
-        image = resample(scaled, native.world_from_vox, grid, shape, antialias=True)
+        values = native.data.to(device).float()
+        image = standardise(
+            resample(values, native.world_from_vox, grid, shape, fill=float("nan"), antialias=True),
+            mean_ms,
+            sd_ms,
+            clip_sd,
+        )
         region = resample_labels(wall.data[0] != 0, native.world_from_vox, grid, shape)
         center = patch_centers(region, stride)
         if not len(center):
@@ -111,13 +118,14 @@ def classify(
     )
 
 
-def standardise(t1_ms: Tensor, mean_ms: float, sd_ms: float) -> Tensor:
-    """T1 in standard deviations about the mean, float32; 0 where it is not finite.
+def standardise(t1_ms: Tensor, mean_ms: float, sd_ms: float, clip_sd: float = 4.0) -> Tensor:
+    """T1 in standard deviations about the mean, float32, clipped; 0 where it is not finite.
 
-    Prepared slices are NaN outside the map.
+    Air and lung have no T1: there a map is noise of many SD, which would drown the myocardium.
+    Slices are NaN outside the map.
     """
     scaled = (t1_ms.float() - mean_ms) / sd_ms
-    return torch.where(scaled.isfinite(), scaled, 0.0)
+    return torch.where(scaled.isfinite(), scaled.clamp(-clip_sd, clip_sd), 0.0)
 
 
 def patch_centers(myocardium: Tensor, stride: int) -> Tensor:

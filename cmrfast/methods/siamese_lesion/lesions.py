@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from cmrfast.ops import window_counts
 
@@ -16,9 +17,13 @@ def lesion_mask(
     reference: Tensor | None = None,
     *,
     deviations: float = 6.0,
+    border_px: int = 1,
     spacing_mm: Sequence[float] = (1.0, 1.0),
 ) -> Tensor:
     """Myocardium brighter than healthy muscle's mean plus six (sample) standard deviations.
+
+    Pixels of the border hold blood or fat in part and are bright without a lesion. They count only
+    near a bright pixel of the inner myocardium.
 
     Args:
         image: (I, J), an LGE slice, real.
@@ -26,6 +31,7 @@ def lesion_mask(
         reference: (I, J), nonzero in healthy muscle, at least 10 pixels; default
             ``reference_sector``.
         deviations: how many standard deviations; brighter is strict.
+        border_px: width of the border; 0 makes the rule as published.
         spacing_mm: in plane; used for the sector only.
 
     Returns:
@@ -41,7 +47,15 @@ def lesion_mask(
             f"got {len(healthy)}"
         )
     limit = healthy.mean() + deviations * healthy.std()
-    return (image.double() > limit) & (myocardium != 0)
+    inside = myocardium != 0
+    bright = (image.double() > limit) & inside
+    return bright & _grow(bright & ~_grow(~inside, border_px), border_px)
+
+
+def _grow(mask: Tensor, pixels: int) -> Tensor:
+    """The pixels within a square of ``pixels`` about those of a mask."""
+    near = F.max_pool2d(mask[None].float(), 2 * pixels + 1, stride=1, padding=pixels)
+    return near[0] > 0
 
 
 def reference_sector(

@@ -27,7 +27,7 @@ def read_t1(case: Case, non_finite: NonFinite = "refuse") -> tuple[Volume, Volum
 
 
 def lge_lesion(
-    case: Case, *, deviations: float, non_finite: NonFinite = "refuse"
+    case: Case, *, deviations: float, border_px: int = 1, non_finite: NonFinite = "refuse"
 ) -> tuple[Volume, Volume, Volume]:
     """LGE, its myocardium and its lesion; if none is drawn, from its brightness, slice by slice.
 
@@ -36,6 +36,7 @@ def lge_lesion(
     Args:
         case: of layout t1_lge.
         deviations: a lesion is brighter than healthy muscle's mean plus this many SD.
+        border_px: as in ``lesion_mask``.
         non_finite: as in ``Case.image``.
     """
     lge = case.image("lge", channels=1, non_finite=non_finite)
@@ -55,6 +56,7 @@ def lge_lesion(
                 myocardium.data[0, ..., k],
                 reference[..., k] if reference is not None and drawn else None,
                 deviations=deviations,
+                border_px=border_px,
                 spacing_mm=(i_mm, j_mm),
             )
         except ValueError as error:
@@ -63,7 +65,12 @@ def lge_lesion(
 
 
 def aligned_pairs(
-    case: Case, *, spacing_mm: float, deviations: float, non_finite: NonFinite = "refuse"
+    case: Case,
+    *,
+    spacing_mm: float,
+    deviations: float,
+    border_px: int = 1,
+    non_finite: NonFinite = "refuse",
 ) -> Tensors:
     """Every T1 slice that lies in an LGE slice, resampled onto its grid after aligning the masks.
 
@@ -73,7 +80,7 @@ def aligned_pairs(
     Args:
         case: of layout t1_lge, with both images and both myocardia.
         spacing_mm: of the pixels.
-        deviations, non_finite: as in ``lge_lesion``.
+        deviations, border_px, non_finite: as in ``lge_lesion``.
 
     Returns:
         ``t1`` (N, 1, I, J) in ms, NaN outside the map; ``lge`` (N, 1, I, J), z-scores of each
@@ -84,7 +91,9 @@ def aligned_pairs(
         FileError: a file is missing or odd, or no pair is left.
     """
     t1, t1_wall = read_t1(case, non_finite)
-    lge, lge_wall, lesion = lge_lesion(case, deviations=deviations, non_finite=non_finite)
+    lge, lge_wall, lesion = lge_lesion(
+        case, deviations=deviations, border_px=border_px, non_finite=non_finite
+    )
     pairs = []
     for pair in slice_pairs(lge, t1):
         moving, fixed = slice_plane(t1_wall, pair.target), slice_plane(lge_wall, pair.source)

@@ -46,6 +46,7 @@ class PairPatches:
         lesion_share: float,
         mean_ms: float,
         sd_ms: float,
+        clip_sd: float,
         device: torch.device,
     ) -> "PairPatches":
         """Patches all over the myocardium of each slice that ``aligned_pairs`` returned.
@@ -54,14 +55,14 @@ class PairPatches:
             subjects: what it returned for each.
             size, stride: side of a patch, and from centre to centre, in pixels.
             lesion_share: of a slice's lesion makes a patch positive.
-            mean_ms, sd_ms: T1 of the training patients' myocardium.
+            mean_ms, sd_ms, clip_sd: T1 of the training patients' myocardium; see ``standardise``.
             device: where the slices are kept.
         """
         images: list[Tensor] = []
         lesions: list[Tensor] = []
         starts: list[Tensor] = []
         for pairs in subjects:
-            t1 = standardise(pairs["t1"], mean_ms, sd_ms)
+            t1 = standardise(pairs["t1"], mean_ms, sd_ms, clip_sd)
             images += torch.cat((t1, pairs["lge"]), 1).unbind()
             lesions += pairs["lesion"].unbind()
             starts += [patch_centers(m, stride) - size // 2 for m in pairs["myocardium"]]

@@ -35,6 +35,7 @@ def _prepare(source: Source[Config, Recipe]) -> Tensors:
         source.case,
         spacing_mm=recipe.spacing_mm,
         deviations=recipe.deviations,
+        border_px=recipe.border_px,
         non_finite=recipe.non_finite,
     )
 
@@ -45,7 +46,7 @@ PAIRS = Preparation(
     images=("t1", "lge"),
     labels=("t1_myocardium", "lge_myocardium"),
     optional_labels=("lge_reference", "lge_lesion"),
-    recipe=("spacing_mm", "deviations", "non_finite"),
+    recipe=("spacing_mm", "deviations", "border_px", "non_finite"),
 )
 
 
@@ -138,8 +139,12 @@ class SiameseLesionTask(Task[SiameseLesion, Config, Recipe]):
         predicted = (self._classify(model, case).map.data > 0.5).byte()
         reference = None
         if _is_paired(case):
+            recipe = self.recipe
             lesion = lge_lesion(
-                case, deviations=self.recipe.deviations, non_finite=self.recipe.non_finite
+                case,
+                deviations=recipe.deviations,
+                border_px=recipe.border_px,
+                non_finite=recipe.non_finite,
             )[2]
             reference = lesion_on_t1(self.prepared(PAIRS, case), lesion, t1)
         return Picture(t1, t1.with_data(predicted), reference)
@@ -152,6 +157,7 @@ class SiameseLesionTask(Task[SiameseLesion, Config, Recipe]):
             *read_t1(case, recipe.non_finite),
             mean_ms=mean_ms,
             sd_ms=sd_ms,
+            clip_sd=recipe.clip_sd,
             spacing_mm=recipe.spacing_mm,
             stride=recipe.stride,
             batch=self.predict_batch,
@@ -167,6 +173,7 @@ class SiameseLesionTask(Task[SiameseLesion, Config, Recipe]):
             lesion_share=recipe.lesion_share,
             mean_ms=mean_ms,
             sd_ms=sd_ms,
+            clip_sd=recipe.clip_sd,
             device=self.device,
         )
 

@@ -25,6 +25,20 @@ def test_lesions_are_brighter_than_six_deviations():
     assert not lesion_mask(image, reference, reference).any()  # strictly brighter
 
 
+def test_the_border_counts_only_beside_a_bright_inner_pixel():
+    wall = torch.zeros(24, 24, dtype=torch.bool)
+    wall[4:14, 4:20] = True
+    reference = torch.zeros_like(wall)
+    reference[10:13, 6:18] = True
+    image = torch.arange(24.0 * 24).view(24, 24) % 7
+    image[4, 4:20] = 1000.0  # blood in part, all along the border
+    assert lesion_mask(image, wall, reference, border_px=0).sum() == 16
+    assert not lesion_mask(image, wall, reference).any()
+    image[5, 8:10] = 1000.0  # a lesion that reaches the border
+    found = lesion_mask(image, wall, reference)
+    assert found.nonzero().tolist() == [[4, j] for j in range(7, 11)] + [[5, 8], [5, 9]]
+
+
 def test_reference_sector_is_the_darkest_sixth():
     ring = ellipse((80, 80), (41, 38), 25) & ~ellipse((80, 80), (41, 38), 17)
     i, j = torch.meshgrid(torch.arange(80.0), torch.arange(80.0), indexing="ij")

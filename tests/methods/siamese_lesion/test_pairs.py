@@ -16,7 +16,12 @@ from cmrfast.methods.siamese_lesion.lesions import lesion_mask
 from cmrfast.methods.siamese_lesion.pairs import lge_lesion
 from cmrfast.methods.siamese_lesion.task import PAIRS
 from cmrfast.models.siamese_lesion import RECIPE
-from tests.support.cases import without
+from tests.support.cases import phantoms, without
+
+
+@pytest.fixture(scope="module")
+def full_size(tmp_path_factory):
+    return phantoms("t1_lge", tmp_path_factory.mktemp("full"), cases=10)
 
 
 def sampled(image, at, shape):
@@ -71,7 +76,7 @@ def test_preparation_is_the_plain_statement(task, cohort):
 
 def test_lesion_is_drawn_by_brightness_where_no_mask_is(cohort):
     case = without(cohort[0], labels=["lge_lesion"])
-    lge, wall, lesion = lge_lesion(case, deviations=6.0)
+    lge, wall, lesion = lge_lesion(case, deviations=6.0, border_px=0)
     reference = case.label("lge_reference").data
     for k in range(lge.shape[2]):
         healthy = lge.data[..., k][reference[..., k] > 0].double()
@@ -81,6 +86,22 @@ def test_lesion_is_drawn_by_brightness_where_no_mask_is(cohort):
     sector = lge_lesion(without(case, labels=["lge_reference"]), deviations=6.0)[2]
     expected = lesion_mask(lge.data[0, ..., 1], wall.data[0, ..., 1], spacing_mm=lge.spacing_mm[:2])
     assert torch.equal(sector.data[0, ..., 1] > 0, expected)
+
+
+@pytest.mark.parametrize("labels", [["lge_lesion"], ["lge_lesion", "lge_reference"]])
+def test_the_rule_finds_the_drawn_lesions_and_nothing_where_there_is_none(full_size, labels):
+    overlaps = []
+    for case in full_size:
+        drawn = case.label("lge_lesion").data[0] > 0
+        _, wall, found = lge_lesion(without(case, labels=labels), deviations=6.0)
+        for k in wall.data[0].any(0).any(0).nonzero().flatten().tolist():
+            one, other = drawn[..., k], found.data[0, ..., k] > 0
+            if not one.any():
+                assert not other.any(), f"{case.name}, slice {k}"
+            else:
+                overlaps.append(2 * (one & other).sum().item() / (one.sum() + other.sum()).item())
+    assert len(overlaps) > 8
+    assert sum(overlaps) / len(overlaps) >= 0.8
 
 
 def test_a_small_reference_is_an_error_none_is_not(cohort, tmp_path):

@@ -10,6 +10,7 @@ from cmrfast.ops._check import (
     HALF_DTYPES,
     require_floating,
     require_one_device,
+    require_real,
     require_sizes,
     require_starts,
 )
@@ -84,6 +85,8 @@ class PatchMerger:
         self._size = require_sizes("PatchMerger", "size", size, axes=len(self._shape))
         if channels < 1:
             raise ValueError(f"PatchMerger: channels must be at least 1; got {channels}")
+        if weight is not None:
+            require_real("PatchMerger", "weight", weight)
         dtype = torch.float64 if weight is not None and weight.dtype == torch.float64 else None
         dtype = dtype or torch.float32
         self._weight = None if weight is None else weight.to(device, dtype)
@@ -122,6 +125,8 @@ def _checked(
     require_sizes(op, "size of the patches", patches.shape[2:])
     shape = require_sizes(op, "shape", shape, axes=axes)
     start_vox = require_starts(op, start_vox, axes)
+    if weight is not None:
+        require_real(op, "weight", weight)
     require_one_device(op, patches=patches, start_vox=start_vox, weight=weight)
     if start_vox.shape[0] != patches.shape[0]:
         raise ValueError(

@@ -35,8 +35,8 @@ def window_counts(
         >>> window_counts(mask, torch.tensor([[0, 0], [8, 8], [20, 0]]), (4, 4)).tolist()
         [16, 4, 0]
     """
-    axes = len(tuple(size))
     size = require_sizes("window_counts", "size", size)
+    axes = len(size)
     if axes not in (2, 3):
         raise ValueError(f"window_counts: size must have 2 or 3 entries; got {size}")
     start_vox = require_starts("window_counts", start_vox, axes)

@@ -46,10 +46,11 @@ void linear_row(const T* images, const Row<DIMS>& row, const Call<DIMS>& call, T
 template <class T, int DIMS>
 void nearest_row(const T* images, const Row<DIMS>& row, const Call<DIMS>& call, T* out,
                  int64_t out_channel) {
+  const T fill = static_cast<T>(call.fill);
   for (int64_t k = 0; k < call.size[DIMS - 1]; ++k) {
     const int64_t at = row.nearest(static_cast<double>(k), call.mode);
     for (int64_t c = 0; c < call.C; ++c) {
-      out[c * out_channel + k] = at < 0 ? static_cast<T>(call.fill) : images[c * row.numel + at];
+      out[c * out_channel + k] = at < 0 ? fill : images[c * row.numel + at];
     }
   }
 }
@@ -214,9 +215,9 @@ Tensor affine_sample(const Tensor& images_any, const Tensor& matrix_any,
     }
     STD_TORCH_CHECK(call.mode != Mode::kLinear,
                     "affine_sample: linear sampling needs floating images");
-    switch (images.element_size()) {
+    switch (images.element_size()) {  // of signed integers, except for uint8 and bool
       case 1:
-        return run(uint8_t{});
+        return images.scalar_type() == ScalarType::Char ? run(int8_t{}) : run(uint8_t{});
       case 2:
         return run(int16_t{});
       case 4:

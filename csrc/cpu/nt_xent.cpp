@@ -88,7 +88,9 @@ struct UnitRows {
       squares += scaled * scaled;
     }
     const double length = std::sqrt(squares) * static_cast<double>(largest);
-    inverse_norm[i] = largest == 0 ? 0.0 : 1.0 / length;
+    // The inverse of a subnormal row is infinite, and its product with a zero would be NaN.
+    const double inverse = std::min(1.0 / length, std::numeric_limits<double>::max());
+    inverse_norm[i] = largest == 0 ? 0.0 : inverse;
     const double factor = largest == 0 ? 0.0 : 1.0 / std::sqrt(squares);
     T* to = row(i);
     for (int64_t d = 0; d < D; ++d) {

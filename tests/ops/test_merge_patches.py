@@ -114,3 +114,14 @@ def test_merger_messages():
         ops.PatchMerger((4, 4), 0, (3, 3))
     with pytest.raises(ValueError, match="size must have one entry per space axis"):
         ops.PatchMerger((4, 4), 1, (3,))
+
+
+def test_complex_weights_and_float_shapes_are_refused():
+    patches, start = torch.ones(1, 1, 2, 2), torch.zeros(1, 2, dtype=torch.int64)
+    weight = torch.ones(2, 2, dtype=torch.complex64)
+    with pytest.raises(TypeError, match="merge_patches: weight must be a real tensor"):
+        ops.merge_patches(patches, start, (2, 2), weight=weight)
+    with pytest.raises(TypeError, match="PatchMerger: weight must be a real tensor"):
+        ops.PatchMerger((2, 2), 1, (2, 2), weight=weight)
+    with pytest.raises(TypeError, match=r"^merge_patches: shape must be integers; got \(2\.0, 2\)"):
+        ops.merge_patches(patches, start, (2.0, 2))

@@ -95,9 +95,7 @@ class PatchMerger:
 
     def add(self, patches: Tensor, start_vox: Tensor) -> None:
         """Add a batch: patches (P, C, *size), start_vox (P, d). Not differentiable."""
-        start_vox, _, weight = _checked(
-            "PatchMerger.add", patches, start_vox, self._shape, self._weight
-        )
+        start_vox, _, _ = _checked("PatchMerger.add", patches, start_vox, self._shape, self._weight)
         expected = (self._sums.shape[0], *self._size)
         if tuple(patches.shape[1:]) != expected:
             raise ValueError(
@@ -105,7 +103,7 @@ class PatchMerger:
                 f"got {tuple(patches.shape)}"
             )
         values = patches.detach().to(self._sums.dtype)
-        merge_add_op(self._sums, self._totals, values, start_vox, weight)
+        merge_add_op(self._sums, self._totals, values, start_vox, self._weight)
 
     def merged(self, fill: float = 0.0) -> Tensor:
         """The mean of what was added, (C, *shape); ``fill`` where the total weight is 0."""

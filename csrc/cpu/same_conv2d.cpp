@@ -328,10 +328,12 @@ void backward_directly(const TileGrid& grid, const std::vector<FarTiles::Tile>& 
   const int64_t C = x.size(1), O = grad.size(1), image = grid.H * grid.W, width = padded<T>(O);
   const auto count = static_cast<int64_t>(tiles.size());
   std::vector<T> grads(static_cast<size_t>(count * OUT * OUT * width));  // (tiles, pixels, O)
+  std::vector<uint8_t> exists(static_cast<size_t>(count * OUT * OUT));
   for_each_task(count, [&](int64_t n) {
     const T* from = read<T>(grad) + TileLine(grid, tiles[n].line).sample * O * image;
     T* to = grads.data() + n * OUT * OUT * width;
     for_each_pixel(grid, tiles[n], OUT, 0, [&](int at, int64_t offset) {
+      exists[n * OUT * OUT + at] = offset >= 0;
       for (int64_t o = 0; offset >= 0 && o < O; ++o) to[at * width + o] = from[o * image + offset];
     });
   });
@@ -339,7 +341,7 @@ void backward_directly(const TileGrid& grid, const std::vector<FarTiles::Tile>& 
     std::vector<T> sums(static_cast<size_t>(all * width));  // (taps, O)
     for (int64_t n = 0; n < count; ++n) {
       T pixels[kProducts];
-      bool inside[kProducts];  // 0 times an infinite gradient is not 0
+      bool inside[kProducts];  // 0 times an infinite number is not 0
       const T* from = read<T>(x) + (TileLine(grid, tiles[n].line).sample * C + c) * image;
       for_each_pixel(grid, tiles[n], kSide, TAPS / 2, [&](int at, int64_t offset) {
         inside[at] = offset >= 0;
@@ -354,7 +356,7 @@ void backward_directly(const TileGrid& grid, const std::vector<FarTiles::Tile>& 
 #pragma GCC unroll 16
           for (int p = 0; p < OUT * OUT; ++p) {
             const int at = p / OUT * kSide + p % OUT;
-            if (inside[k / TAPS * kSide + k % TAPS + at])
+            if (exists[n * OUT * OUT + p] && inside[k / TAPS * kSide + k % TAPS + at])
               sum += first[at] * Tile<T>::load(g + p * width);
           }
           std::memcpy(to, &sum, sizeof(sum));

@@ -235,3 +235,13 @@ def test_nearest_keeps_integers_that_no_float_holds(dtype):
     out = ops.resample(volume, torch.eye(4), moved, (1, 1, 4), mode="nearest", fill=limits.min)
     assert out.dtype == dtype
     assert out.flatten().tolist() == [*values[2:], limits.min, limits.min]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_nearest_fills_half_precision_with_the_number(dtype):
+    """The kernel copies bits; the fill was once taken for the bits of an int16."""
+    moved = torch.eye(4)
+    moved[2, 3] = 2
+    volume = torch.arange(4.0).view(1, 1, 1, 4).to(dtype)
+    out = ops.resample(volume, torch.eye(4), moved, (1, 1, 4), mode="nearest", fill=300.0)
+    assert out.flatten().tolist() == [2, 3, 300, 300]

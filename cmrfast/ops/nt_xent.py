@@ -145,7 +145,7 @@ def _unit(rows: Tensor) -> tuple[Tensor, Tensor]:
     scaled = torch.where(largest > 0, rows / largest, rows)
     norm = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
     unit = torch.where(largest > 0, scaled / norm, scaled)
-    inverse = 1 / (norm.double() * largest)  # of a subnormal row infinite, and 0 x inf is NaN
+    inverse = 1 / norm.double() / largest  # of a subnormal row infinite, and 0 x inf is NaN
     inverse = inverse.clamp(max=torch.finfo(torch.float64).max)
     return unit, torch.where(largest > 0, inverse, 0)
 

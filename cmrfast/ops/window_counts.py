@@ -51,7 +51,9 @@ def window_counts(
         packed = Packed("window_counts", VolumeStore([m[None] for m in mask]), axes)
     index = window_volumes("window_counts", volume_index, start_vox, packed)
     require_one_device("window_counts", mask=packed.buffer, start_vox=start_vox, volume_index=index)
-    counts: Tensor = window_counts_op(packed.buffer != 0, packed.table, start_vox, index, size)
+    bits = packed.buffer  # a bool is not compared with 0: that would make an int64 of it first
+    bits = bits if bits.dtype == torch.bool else bits != 0
+    counts: Tensor = window_counts_op(bits, packed.table, start_vox, index, size)
     return counts
 
 

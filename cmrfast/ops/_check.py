@@ -1,6 +1,7 @@
 """Argument checks that several ops share, with the same messages."""
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -42,6 +43,12 @@ def require_integer(op: str, name: str, tensor: Tensor) -> None:
         raise TypeError(f"{op}: {name} must be an integer tensor; got {kind(tensor)}")
 
 
+def require_real(op: str, name: str, tensor: Tensor) -> None:
+    """Raise unless the value is a tensor of a real dtype."""
+    if not isinstance(tensor, Tensor) or tensor.is_complex():
+        raise TypeError(f"{op}: {name} must be a real tensor; got {kind(tensor)}")
+
+
 def require_one_device(op: str, **tensors: Tensor | None) -> None:
     """Raise unless all tensors are on one device."""
     devices = {name: t.device for name, t in tensors.items() if t is not None}
@@ -58,13 +65,41 @@ def kind(value: object) -> str:
 def require_sizes(
     op: str, name: str, sizes: Sequence[int], axes: int | None = None
 ) -> tuple[int, ...]:
-    """Return the sizes as a tuple; raise unless there is one positive entry per axis."""
-    given = tuple(sizes)
+    """Return the sizes as a tuple; raise unless there is one positive integer per axis."""
+    given = integers(op, name, sizes)
     if axes is not None and len(given) != axes:
         raise ValueError(f"{op}: {name} must have one entry per space axis ({axes}); got {given}")
     if any(n < 1 for n in given):
         raise ValueError(f"{op}: {name} must be at least 1 on every axis; got {given}")
     return given
+
+
+def integers(op: str, name: str, values: Sequence[int]) -> tuple[int, ...]:
+    """Return the values as a tuple; raise unless they are integers, symbolic ones included."""
+    try:
+        given = tuple(values)
+    except TypeError:
+        raise TypeError(f"{op}: {name} must be a sequence of integers; got {values!r}") from None
+    if not all(_is_integer(n) for n in given):
+        raise TypeError(f"{op}: {name} must be integers; got {given}")
+    return given
+
+
+def _is_integer(value: object) -> bool:
+    if isinstance(value, int | torch.SymInt | Integral):
+        return True
+    return isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex())
+
+
+def require_fill(op: str, name: str, fill: float, dtype: torch.dtype) -> None:
+    """Raise unless an integer dtype can hold the value; floating dtypes and bool hold any."""
+    if dtype.is_floating_point or dtype == torch.bool:
+        return
+    limits = torch.iinfo(dtype)
+    if not limits.min <= fill <= limits.max:
+        raise ValueError(
+            f"{op}: {name} must fit {dtype} ({limits.min} to {limits.max}); got {fill}"
+        )
 
 
 def require_starts(op: str, start_vox: Tensor, axes: int) -> Tensor:

@@ -7,8 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from cmrfast.ops._check import upcast
+
+_are_transforms_active = torch._C._are_functorch_transforms_active
 
 _LIBRARY = torch.library.Library("cmrfast", "DEF")
 
@@ -28,6 +31,8 @@ class Op:
     of: tuple[str, ...]
     gradients: tuple[int, ...]
     cpu_only: bool = False
+    #: The autograd.Function of the op, None for one that works in place.
+    derivative: Any = field(default=None, compare=False)
     #: Device types whose kernel reads half precision.
     half_devices: set[str] = field(default_factory=set, compare=False)
 
@@ -37,6 +42,9 @@ class Op:
         return bool(self.gradients)
 
     def __call__(self, *args: Any) -> Any:
+        transformed = not torch.compiler.is_compiling() and _are_transforms_active()
+        if transformed and self.derivative is not None:  # torch.func does not reach kernels in it
+            return self.derivative.apply(*args)
         return self.call(*args)
 
     def implement(self, key: str, kernel: Callable[..., Any]) -> None:
@@ -86,42 +94,85 @@ def define(
     _LIBRARY.define(schema)
     _LIBRARY.impl(name, _outside_autocast(reference), "CompositeExplicitAutograd")
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
+    call = getattr(torch.ops.cmrfast, name).default
+    # In place there is no output to differentiate. An op without a formula has a derivative too:
+    # taking it then raises an error that names the op.
+    mutable = call._schema.is_mutable
+    derivative = None if mutable else _derivative(call, name, backward, saves_output)
     op = Op(
         name,
-        getattr(torch.ops.cmrfast, name).default,
+        call,
         reference,
         (name,) if of is None else (of,) if isinstance(of, str) else tuple(of),
         gradients if backward else (),
         cpu_only,
+        derivative,
     )
     OPS[name] = op
-    if op.call._schema.is_mutable:  # in place, so there is no output to differentiate
-        return op
-
-    # An op without a formula is registered too: differentiating it then raises an error that names
-    # the op.
-    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        saved = [x if isinstance(x, Tensor) else None for x in inputs]
-        outputs = output if isinstance(output, tuple) else (output,)
-        if saves_output:
-            saved.extend(outputs)
-        ctx.mark_non_differentiable(*outputs[1:])
-        ctx.save_for_backward(*saved)
-        ctx.others = [None if isinstance(x, Tensor) else x for x in inputs]
-        ctx.set_materialize_grads(False)
-
-    def apply(ctx: Any, grad: Tensor | None, *_: None) -> Any:
-        if backward is None:
-            raise RuntimeError(f"{name}: has no second derivative")
-        if grad is None:
-            return (None,) * len(ctx.others)
-        count = len(ctx.others)
-        saved, outputs = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
-        inputs = [o if s is None else s for s, o in zip(saved, ctx.others, strict=True)]
-        return backward(inputs, outputs or None, grad, ctx.needs_input_grad)
-
-    torch.library.register_autograd(qualified, apply, setup_context=setup, lib=_LIBRARY)
+    if derivative is not None:
+        _LIBRARY.impl(name, _autograd_kernel(call, derivative), "Autograd", with_keyset=True)
     return op
+
+
+def _derivative(
+    call: Any, name: str, backward: Backward | None, saves_output: bool
+) -> type[torch.autograd.Function]:
+    """The op as an autograd.Function.
+
+    ``torch.library.register_autograd`` would write most of it, but not in the form that
+    ``torch.func`` needs, and it would drop forward-mode tangents without a word.
+    """
+
+    class Derivative(torch.autograd.Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(*args: Any) -> Any:
+            with torch._C._AutoDispatchBelowAutograd():
+                return call(*args)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            saved = [x if isinstance(x, Tensor) else None for x in inputs]
+            outputs = output if isinstance(output, tuple) else (output,)
+            if saves_output:
+                saved.extend(outputs)
+            ctx.mark_non_differentiable(*outputs[1:])
+            ctx.save_for_backward(*saved)
+            ctx.others = [None if isinstance(x, Tensor) else x for x in inputs]
+            ctx.set_materialize_grads(False)
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor | None) -> Any:
+            if backward is None:
+                raise RuntimeError(f"{name}: has no second derivative")
+            if grads[0] is None:
+                return (None,) * len(ctx.others)
+            count = len(ctx.others)
+            saved, outputs = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+            inputs = [o if s is None else s for s, o in zip(saved, ctx.others, strict=True)]
+            return backward(inputs, outputs or None, grads[0], ctx.needs_input_grad)
+
+        @staticmethod
+        def jvp(ctx: Any, *tangents: Any) -> Any:
+            raise RuntimeError(
+                f"{name}: has no forward-mode derivative; use reverse mode (torch.func.vjp)"
+            )
+
+    return type(name, (Derivative,), {})  # graphs show the name
+
+
+def _autograd_kernel(call: Any, derivative: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """The op's kernel for tensors that may have a gradient or a tangent."""
+
+    def kernel(keyset: Any, *args: Any) -> Any:
+        reverse = torch.is_grad_enabled() and torch._C._any_requires_grad(*args)
+        if reverse or forward_ad._current_level >= 0:
+            return derivative.apply(*args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return call.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+
+    return kernel
 
 
 def _outside_autocast(reference: Callable[..., Any]) -> Callable[..., Any]:

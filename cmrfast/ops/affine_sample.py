@@ -104,15 +104,35 @@ def vox_from_theta(
 
 
 def sample(
-    images: Tensor, matrix: Tensor, size: Sequence[int], mode: int, border: int, fill: float = 0.0
+    images: Tensor, matrix: Tensor, size: Sequence[int], mode: int, border: int, fill: float = 0
 ) -> Tensor:
     """Images at the voxel positions ``matrix @ (output voxel, 1)``, in the images' dtype."""
     matrix = matrix.expand(images.shape[0], -1, -1)
     dtype = images.dtype
+    if not dtype.is_floating_point:
+        return _sample_integers(images, matrix, size, mode, border, int(fill))
     if mode == LINEAR:
         images = affine_sample_op.upcast(images)
     sampled: Tensor = affine_sample_op(images, matrix, size, mode, border, fill)
     return sampled.to(dtype)
+
+
+_SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+
+
+def _sample_integers(
+    images: Tensor, matrix: Tensor, size: Sequence[int], mode: int, border: int, fill: int
+) -> Tensor:
+    """Nearest voxels, bit by bit: PyTorch does little in unsigned dtypes beside uint8."""
+    dtype = images.dtype
+    images = images.view(_SIGNED.get(dtype, dtype))
+    limits = torch.iinfo(images.dtype)
+    fill = (fill - limits.min) % 2**limits.bits + limits.min  # the signed integer of these bits
+    offset = fill if abs(fill) > 2**53 else 0  # the op's fill is a double; sums wrap around
+    sampled: Tensor = affine_sample_op(
+        images - offset, matrix, size, mode, border, float(fill - offset)
+    )
+    return (sampled + offset).view(dtype)
 
 
 def _positions(matrix: Tensor, size: Sequence[int]) -> Tensor:
@@ -180,6 +200,8 @@ def _reference(
             values = values * weight[:, None].to(values.dtype)
         out = out + torch.where(inside[:, None], values, 0)
         sampled = valid if border == CLAMP_HALF else None if linear else inside
+    if not images.is_floating_point():
+        fill = int(fill)  # a float would turn all values into float32
     return (out if sampled is None else torch.where(sampled[:, None], out, fill)).to(images.dtype)
 
 

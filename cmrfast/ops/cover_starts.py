@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cmrfast.ops._check import require_sizes
+from cmrfast.ops._check import integers, require_sizes
 
 
 def cover_starts(shape: Sequence[int], size: Sequence[int], overlap: int | Sequence[int]) -> Tensor:
@@ -27,7 +27,8 @@ def cover_starts(shape: Sequence[int], size: Sequence[int], overlap: int | Seque
     """
     shape = require_sizes("cover_starts", "shape", shape)
     size = require_sizes("cover_starts", "size", size, axes=len(shape))
-    overlaps = (overlap,) * len(shape) if isinstance(overlap, int) else tuple(overlap)
+    per_axis = (overlap,) * len(shape) if isinstance(overlap, int | float) else overlap
+    overlaps = integers("cover_starts", "overlap", per_axis)
     if len(overlaps) != len(shape):
         raise ValueError(
             f"cover_starts: overlap must be an int or one per axis ({len(shape)}); got {overlaps}"

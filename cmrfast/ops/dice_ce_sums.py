@@ -121,14 +121,25 @@ def _check(logits: Tensor, target: Tensor, activation: str) -> bool:
     return True
 
 
+def _is_ignored(target: Tensor, ignore_index: int) -> Tensor:
+    """Where the target is exactly ``ignore_index``, which its dtype may be unable to hold."""
+    dtype = target.dtype
+    if dtype.is_floating_point:
+        held = int(torch.tensor(ignore_index, dtype=dtype)) == ignore_index
+    else:
+        limits = torch.iinfo(torch.uint8 if dtype == torch.bool else dtype)
+        held = limits.min <= ignore_index <= limits.max
+    return target == ignore_index if held else torch.zeros_like(target, dtype=torch.bool)
+
+
 def _masks(
     target: Tensor, classes: int, ignore_index: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """The target as masks (B, K, N), and which of its entries count."""
     if target.dim() == 3:
-        valid = target != ignore_index
+        valid = ~_is_ignored(target, ignore_index)
         return torch.where(valid, target.to(dtype), 0), valid
-    valid = (target >= 0) & (target < classes) & (target != ignore_index)
+    valid = (target >= 0) & (target < classes) & ~_is_ignored(target, ignore_index)
     labels = torch.where(valid, target, 0).long()
     masks = F.one_hot(labels, classes).movedim(-1, 1) * valid[:, None]
     return masks.to(dtype), valid[:, None].expand(-1, classes, -1)
@@ -178,7 +189,7 @@ def _backward(inputs: Any, outputs: None, grad: Tensor, needs_input_grad: Any) -
 
 
 def _reference_faults(target: Tensor, classes: int, ignore_index: int) -> Tensor:
-    return (((target < 0) | (target >= classes)) & (target != ignore_index)).sum()
+    return (((target < 0) | (target >= classes)) & ~_is_ignored(target, ignore_index)).sum()
 
 
 sums_op = define(

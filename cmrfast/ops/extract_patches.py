@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from cmrfast.ops._check import (
+    integers,
     kind,
     require_integer,
     require_one_device,
+    require_real,
     require_sizes,
     require_starts,
     values_readable,
@@ -54,7 +56,7 @@ def extract_patches(
         tensor([[[[ 6.,  7., -1.],
                   [10., 11., -1.]]]])
     """
-    size = tuple(size)
+    size = integers("extract_patches", "size", size)
     axes = len(size)  # an int under dynamic shapes too, where the sizes of a tensor are symbolic
     if isinstance(start_vox, Tensor) and start_vox.dim() == 2 and start_vox.shape[1] != axes:
         require_sizes("extract_patches", "size", size, axes=int(start_vox.shape[1]))
@@ -128,6 +130,7 @@ def _per_channel(name: str, value: float | Tensor, packed: Packed) -> Tensor:
                 f"extract_patches: {name} must be a number or tensor; got {kind(value)}"
             )
         return torch.full(shape, float(value), dtype=torch.float64, device=device)
+    require_real("extract_patches", name, value)
     given = tuple(value.shape)
     if given != () and given != shape[1:] and given != shape:
         raise ValueError(
@@ -152,7 +155,7 @@ def _cast(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 def needs_double(dtype: torch.dtype) -> bool:
     """Whether float32 cannot represent all values of a dtype."""
-    return dtype in (torch.float64, torch.int32, torch.int64)
+    return dtype in (torch.float64, torch.int32, torch.int64, torch.uint32, torch.uint64)
 
 
 def _window_index(

@@ -10,6 +10,7 @@ from cmrfast.ops._check import (
     HALF_DTYPES,
     require_floating,
     require_one_device,
+    require_real,
     require_sizes,
     require_starts,
 )
@@ -84,6 +85,8 @@ class PatchMerger:
         self._size = require_sizes("PatchMerger", "size", size, axes=len(self._shape))
         if channels < 1:
             raise ValueError(f"PatchMerger: channels must be at least 1; got {channels}")
+        if weight is not None:
+            require_real("PatchMerger", "weight", weight)
         dtype = torch.float64 if weight is not None and weight.dtype == torch.float64 else None
         dtype = dtype or torch.float32
         self._weight = None if weight is None else weight.to(device, dtype)
@@ -92,9 +95,7 @@ class PatchMerger:
 
     def add(self, patches: Tensor, start_vox: Tensor) -> None:
         """Add a batch: patches (P, C, *size), start_vox (P, d). Not differentiable."""
-        start_vox, _, weight = _checked(
-            "PatchMerger.add", patches, start_vox, self._shape, self._weight
-        )
+        start_vox, _, _ = _checked("PatchMerger.add", patches, start_vox, self._shape, self._weight)
         expected = (self._sums.shape[0], *self._size)
         if tuple(patches.shape[1:]) != expected:
             raise ValueError(
@@ -102,7 +103,7 @@ class PatchMerger:
                 f"got {tuple(patches.shape)}"
             )
         values = patches.detach().to(self._sums.dtype)
-        merge_add_op(self._sums, self._totals, values, start_vox, weight)
+        merge_add_op(self._sums, self._totals, values, start_vox, self._weight)
 
     def merged(self, fill: float = 0.0) -> Tensor:
         """The mean of what was added, (C, *shape); ``fill`` where the total weight is 0."""
@@ -122,6 +123,8 @@ def _checked(
     require_sizes(op, "size of the patches", patches.shape[2:])
     shape = require_sizes(op, "shape", shape, axes=axes)
     start_vox = require_starts(op, start_vox, axes)
+    if weight is not None:
+        require_real(op, "weight", weight)
     require_one_device(op, patches=patches, start_vox=start_vox, weight=weight)
     if start_vox.shape[0] != patches.shape[0]:
         raise ValueError(

@@ -39,7 +39,7 @@ def nt_xent(
     Args:
         anchors: (N, D), floating; rows of any finite magnitude, zero rows have cosine 0.
         candidates: (M, D), of the anchors' dtype.
-        temperature: > 0.
+        temperature: > 0, with a finite inverse.
         targets: (N,) integer, the candidate that is each anchor's positive; default its own index.
             Checked on the CPU; under compilation and on other devices an invalid target gives NaN.
         symmetric: average with the loss of candidates as anchors (N = M, no targets).
@@ -111,6 +111,12 @@ def _check(
     require_one_device("nt_xent", anchors=anchors, candidates=candidates, targets=targets)
     if not temperature > 0:
         raise ValueError(f"nt_xent: temperature must be > 0; got {temperature}")
+    least = torch.finfo(sum_dtype(anchors)).tiny
+    if temperature < least:
+        raise ValueError(
+            f"nt_xent: temperature must have a finite inverse in {sum_dtype(anchors)}, so be at "
+            f"least {least}; got {temperature}"
+        )
     if symmetric and targets is not None:
         raise ValueError("nt_xent: symmetric pairs row i with row i; leave out targets")
     if targets is not None:
@@ -139,7 +145,9 @@ def _unit(rows: Tensor) -> tuple[Tensor, Tensor]:
     scaled = torch.where(largest > 0, rows / largest, rows)
     norm = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
     unit = torch.where(largest > 0, scaled / norm, scaled)
-    return unit, torch.where(largest > 0, 1 / (norm * largest), 0)
+    inverse = 1 / norm.double() / largest  # of a subnormal row infinite, and 0 x inf is NaN
+    inverse = inverse.clamp(max=torch.finfo(torch.float64).max)
+    return unit, torch.where(largest > 0, inverse, 0)
 
 
 def _reference(
@@ -158,7 +166,7 @@ def _reference(
     grad_a, grad_c = grad @ c, grad.T @ a
     grad_a = (grad_a - a * (a * grad_a).sum(1, keepdim=True)) * a_inverse
     grad_c = (grad_c - c * (c * grad_c).sum(1, keepdim=True)) * c_inverse
-    return loss, grad_a, grad_c
+    return loss, grad_a.to(a.dtype), grad_c.to(c.dtype)
 
 
 def _fake(

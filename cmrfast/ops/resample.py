@@ -9,8 +9,9 @@ from torch import Tensor
 from cmrfast.ops._check import (
     FLOATS,
     HALF_DTYPES,
-    kind,
+    require_fill,
     require_floating,
+    require_real,
     require_sizes,
     values_readable,
 )
@@ -53,8 +54,7 @@ def resample(
         >>> resample(volume, torch.eye(4), finer, (1, 1, 6))
         tensor([[[[0.0000, 0.5000, 1.0000, 1.5000, 2.0000, 0.0000]]]])
     """
-    if not isinstance(volume, Tensor) or volume.is_complex():
-        raise TypeError(f"resample: volume must be a real tensor; got {kind(volume)}")
+    require_real("resample", "volume", volume)
     axes = volume.dim() - 1
     if axes not in (2, 3):
         raise ValueError(
@@ -76,6 +76,7 @@ def resample(
         require_floating("resample", name, affine)
         if tuple(affine.shape) != (4, 4):
             raise ValueError(f"resample: {name} must be (4, 4); got {tuple(affine.shape)}")
+    require_fill("resample", "fill", fill, volume.dtype)
     matrix = _vox_from_vox(volume, world_from_vox, to_world_from_vox)
     dtype = volume.dtype
     if antialias:

@@ -1,9 +1,14 @@
 """One affine warp of images and their labels, for augmentation."""
 
-import torch
 from torch import Tensor
 
-from cmrfast.ops._check import require_floating, require_integer, require_one_device
+from cmrfast.ops._check import (
+    kind,
+    require_fill,
+    require_floating,
+    require_integer,
+    require_one_device,
+)
 from cmrfast.ops.affine_sample import (
     LINEAR,
     NEAREST_EVEN,
@@ -55,12 +60,9 @@ def warp_pair(
             f"got {tuple(images.shape[2:])} and {tuple(space)}"
         )
     require_one_device("warp_pair", images=images, labels=labels, gamma=gamma)
-    limits = torch.iinfo(labels.dtype)
-    if not limits.min <= fill_label <= limits.max:
-        raise ValueError(
-            f"warp_pair: fill_label must fit {labels.dtype} ({limits.min} to {limits.max}); "
-            f"got {fill_label}"
-        )
+    if not isinstance(fill_label, int):
+        raise TypeError(f"warp_pair: fill_label must be an int; got {kind(fill_label)}")
+    require_fill("warp_pair", "fill_label", fill_label, labels.dtype)
     size = tuple(images.shape[2:])
     matrix = vox_from_theta(theta, size, size, align_corners=False)
     warped = sample(images, matrix, size, mode=LINEAR, border=ZEROS)
@@ -73,7 +75,5 @@ def warp_pair(
         exponent = gamma.view(-1, *[1] * (images.dim() - 1)).to(warped.dtype)
         warped = warped.clamp(min=0) ** exponent
     stack = labels if per_class else labels[:, None]
-    nearest = sample(
-        stack, matrix.detach(), size, mode=NEAREST_EVEN, border=ZEROS, fill=float(fill_label)
-    )
+    nearest = sample(stack, matrix.detach(), size, mode=NEAREST_EVEN, border=ZEROS, fill=fill_label)
     return warped, nearest.view(labels.shape)

@@ -35,8 +35,8 @@ def window_counts(
         >>> window_counts(mask, torch.tensor([[0, 0], [8, 8], [20, 0]]), (4, 4)).tolist()
         [16, 4, 0]
     """
-    axes = len(tuple(size))
     size = require_sizes("window_counts", "size", size)
+    axes = len(size)
     if axes not in (2, 3):
         raise ValueError(f"window_counts: size must have 2 or 3 entries; got {size}")
     start_vox = require_starts("window_counts", start_vox, axes)
@@ -51,7 +51,9 @@ def window_counts(
         packed = Packed("window_counts", VolumeStore([m[None] for m in mask]), axes)
     index = window_volumes("window_counts", volume_index, start_vox, packed)
     require_one_device("window_counts", mask=packed.buffer, start_vox=start_vox, volume_index=index)
-    counts: Tensor = window_counts_op(packed.buffer != 0, packed.table, start_vox, index, size)
+    bits = packed.buffer  # a bool is not compared with 0: that would make an int64 of it first
+    bits = bits if bits.dtype == torch.bool else bits != 0
+    counts: Tensor = window_counts_op(bits, packed.table, start_vox, index, size)
     return counts
 
 

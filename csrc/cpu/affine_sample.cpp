@@ -5,6 +5,7 @@
 // are filled; the few in between are checked one by one. Within a block, coordinates are float
 // offsets from a base in double. Minimum traffic: images and output once; the 8 (4) taps of a voxel
 // come from the caches.
+#include <bit>
 #include <limits>
 #include <vector>
 
@@ -44,18 +45,19 @@ void linear_row(const T* images, const Row<DIMS>& row, const Call<DIMS>& call, T
 }
 
 template <class T, int DIMS>
-void nearest_row(const T* images, const Row<DIMS>& row, const Call<DIMS>& call, T* out,
+void nearest_row(const T* images, const Row<DIMS>& row, const Call<DIMS>& call, T fill, T* out,
                  int64_t out_channel) {
   for (int64_t k = 0; k < call.size[DIMS - 1]; ++k) {
     const int64_t at = row.nearest(static_cast<double>(k), call.mode);
     for (int64_t c = 0; c < call.C; ++c) {
-      out[c * out_channel + k] = at < 0 ? static_cast<T>(call.fill) : images[c * row.numel + at];
+      out[c * out_channel + k] = at < 0 ? fill : images[c * row.numel + at];
     }
   }
 }
 
 template <class T, int DIMS>
-void sample(const Tensor& images, const double* matrix, const Call<DIMS>& call, Tensor& out) {
+void sample(const Tensor& images, const double* matrix, const Call<DIMS>& call, T fill,
+            Tensor& out) {
   const Grid<DIMS> grid(call);
   for_each_task(call.B * grid.rows, [&](int64_t task) {
     const int64_t b = task / grid.rows, r = task % grid.rows;
@@ -63,7 +65,7 @@ void sample(const Tensor& images, const double* matrix, const Call<DIMS>& call, 
     const T* from = read<T>(images) + b * call.C * grid.numel;
     T* to = write<T>(out) + b * call.C * grid.out_numel + r * call.size[DIMS - 1];
     if (call.mode != Mode::kLinear) {
-      nearest_row<T, DIMS>(from, row, call, to, grid.out_numel);
+      nearest_row<T, DIMS>(from, row, call, fill, to, grid.out_numel);
     } else if constexpr (std::is_floating_point_v<T>) {
       if (grid.numel < std::numeric_limits<int32_t>::max()) {
         linear_row<T, int32_t, DIMS>(from, row, call, to, grid.out_numel);
@@ -197,32 +199,41 @@ Tensor affine_sample(const Tensor& images_any, const Tensor& matrix_any,
   const Tensor matrix = torch::stable::contiguous(matrix_any);
   Tensor out = fresh(images, concat({images.size(0), images.size(1)}, size), images.scalar_type());
   with_dims(images, matrix, size.data(), mode, border, fill, [&]<int DIMS>(Call<DIMS> call) {
-    const auto run = [&](auto zero) {
-      using T = decltype(zero);
+    const auto run = [&](auto fill) {
+      using T = decltype(fill);
       if constexpr (DIMS == 3 && std::is_floating_point_v<T>) {
         if (separable<T>(images, read<double>(matrix), call, out)) return;
       }
-      sample<T, DIMS>(images, read<double>(matrix), call, out);
+      sample<T, DIMS>(images, read<double>(matrix), call, fill, out);
     };
     switch (images.scalar_type()) {
       case ScalarType::Float:
-        return run(float{});
+        return run(static_cast<float>(fill));
       case ScalarType::Double:
-        return run(double{});
+        return run(fill);
       default:
         break;
     }
     STD_TORCH_CHECK(call.mode != Mode::kLinear,
                     "affine_sample: linear sampling needs floating images");
-    switch (images.element_size()) {
-      case 1:
-        return run(uint8_t{});
-      case 2:
-        return run(int16_t{});
-      case 4:
-        return run(int32_t{});
+    switch (images.scalar_type()) {  // nearest voxels are copied, whatever their bits mean
+      case ScalarType::Half:
+        return run(std::bit_cast<int16_t>(torch::headeronly::Half(static_cast<float>(fill))));
+      case ScalarType::BFloat16:
+        return run(std::bit_cast<int16_t>(torch::headeronly::BFloat16(static_cast<float>(fill))));
+      case ScalarType::Bool:
+      case ScalarType::Byte:
+        return run(static_cast<uint8_t>(fill));
+      case ScalarType::Char:
+        return run(static_cast<int8_t>(fill));
+      case ScalarType::Short:
+        return run(static_cast<int16_t>(fill));
+      case ScalarType::Int:
+        return run(static_cast<int32_t>(fill));
+      case ScalarType::Long:
+        return run(static_cast<int64_t>(fill));
       default:
-        return run(int64_t{});
+        STD_TORCH_CHECK(false, "affine_sample: no kernel for this dtype");
     }
   });
   return out;

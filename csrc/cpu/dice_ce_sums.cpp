@@ -51,12 +51,24 @@ void load_labels(const void* from, int64_t begin, int64_t n, int64_t K, int64_t 
   }
 }
 
+// Whether a dtype holds an integer exactly; only then can a value be equal to it.
+template <class From>
+bool holds(int64_t value) {
+  if constexpr (std::is_floating_point_v<From>) {
+    const auto rounded = static_cast<From>(value);
+    return rounded >= -0x1p63 && rounded < 0x1p63 && static_cast<int64_t>(rounded) == value;
+  } else {
+    return value == static_cast<int64_t>(static_cast<From>(value));
+  }
+}
+
 template <class From, class T>
 void load_mask(const void* from, int64_t begin, int64_t n, int64_t ignore, T* t, T* valid) {
   const From* source = static_cast<const From*>(from) + begin;
+  const bool any = holds<From>(ignore);
+  const From ignored = any ? static_cast<From>(ignore) : From{0};
   for (int64_t i = 0; i < n; ++i) {
-    const bool counts = source[i] != static_cast<From>(ignore) ||
-                        static_cast<int64_t>(static_cast<From>(ignore)) != ignore;
+    const bool counts = !any || source[i] != ignored;
     t[i] = counts ? static_cast<T>(source[i]) : T{0};
     valid[i] = counts ? T{1} : T{0};
   }

@@ -24,15 +24,24 @@ constexpr bool is_floating = std::is_same_v<T, float> || std::is_same_v<T, doubl
 template <class T>
 constexpr bool needs_double = std::is_same_v<T, double> || (!is_floating<T> && sizeof(T) > 2);
 
+struct Bool {
+  uint8_t value;
+  explicit operator float() const { return value; }
+  explicit operator double() const { return value; }
+};
+
+// Integers saturate, NaN becomes 0; a bool is whether the rounded value is at least 1.
 template <class To, class Real>
 To cast(Real value) {
-  if constexpr (is_floating<To>) {
+  if constexpr (std::is_same_v<To, Bool>) {
+    return {static_cast<uint8_t>(std::nearbyint(value) >= 1)};
+  } else if constexpr (is_floating<To>) {
     return static_cast<To>(value);
   } else {
     using Limits = std::numeric_limits<To>;
     const Real rounded = std::nearbyint(value);
     if (!(rounded >= static_cast<Real>(Limits::min()))) {
-      return rounded < 0 ? Limits::min() : To{0};  // NaN becomes 0
+      return rounded < 0 ? Limits::min() : To{0};
     }
     return rounded >= static_cast<Real>(Limits::max()) ? Limits::max() : static_cast<To>(rounded);
   }
@@ -69,8 +78,15 @@ template <class Body>
 void with_dtype(ScalarType dtype, const Body& body) {
   switch (dtype) {
     case ScalarType::Bool:
+      return body(Bool{});
     case ScalarType::Byte:
       return body(uint8_t{});
+    case ScalarType::UInt16:
+      return body(uint16_t{});
+    case ScalarType::UInt32:
+      return body(uint32_t{});
+    case ScalarType::UInt64:
+      return body(uint64_t{});
     case ScalarType::Char:
       return body(int8_t{});
     case ScalarType::Short:

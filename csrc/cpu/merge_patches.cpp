@@ -106,6 +106,9 @@ void with_patches(const Tensor& patches_any, const Tensor& start_any,
   const Tensor start = torch::stable::contiguous(start_any);
   const std::optional<Tensor> weight = contiguous(weight_any);
   const Patches w(patches, start, shape);
+  STD_TORCH_CHECK(!weight || (weight->scalar_type() == patches.scalar_type() &&
+                              weight->numel() == w.size.voxels()),
+                  "merge_patches: patches and weight do not fit one another");
   with_real("merge_patches: patches", patches.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     body(zero, w, read<T>(patches), weight ? read<T>(*weight) : nullptr);

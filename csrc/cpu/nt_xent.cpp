@@ -88,7 +88,12 @@ struct UnitRows {
       squares += scaled * scaled;
     }
     const double length = std::sqrt(squares) * static_cast<double>(largest);
-    inverse_norm[i] = largest == 0 ? 0.0 : 1.0 / length;
+    // A subnormal length is inexact and its inverse infinite, which times a zero would be NaN.
+    using Limits = std::numeric_limits<double>;
+    const double inverse = length < Limits::min()
+                               ? 1.0 / std::sqrt(squares) / static_cast<double>(largest)
+                               : 1.0 / length;
+    inverse_norm[i] = largest == 0 ? 0.0 : std::min(inverse, Limits::max());
     const double factor = largest == 0 ? 0.0 : 1.0 / std::sqrt(squares);
     T* to = row(i);
     for (int64_t d = 0; d < D; ++d) {

@@ -8,6 +8,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "wide_range.h"
 #include "winograd.h"
 
 namespace cmrfast::cpu {
@@ -93,6 +94,129 @@ std::vector<T> packed(const T* weights, int64_t O, int64_t C) {
   return to;
 }
 
+// Pairs of planes and rows, 2 x 2 rows each, that are computed directly because a far pixel
+// (wide_range.h) is in one of the 4 x 4 rows that their transforms mix.
+class FarRows {
+ public:
+  struct Rows {
+    int64_t sample, z, y;
+  };
+
+  explicit FarRows(const Bands& b) : b_(b), planes_((b.D + 1) / 2), rows_((b.H + 1) / 2) {}
+
+  // Adds those whose `side` x `side` rows, from `before` ahead, hold a far pixel.
+  template <class T>
+  void add(const FarPixels<T>& far, int side, int before) {
+    for (int64_t n = 0; n < b_.B * planes_ * rows_; ++n) {
+      const Rows at = rows(n);
+      if (!far.in(at.sample)) continue;
+      for (int64_t z = std::max<int64_t>(0, at.z - before);
+           z < std::min(b_.D, at.z - before + side); ++z) {
+        for (int64_t y = std::max<int64_t>(0, at.y - before);
+             y < std::min(b_.H, at.y - before + side); ++y) {
+          for (int64_t x = 0; x < b_.W; ++x) {
+            if (far.at(at.sample, (z * b_.H + y) * b_.W + x)) mark(n);
+          }
+        }
+      }
+    }
+  }
+  void add_all() {
+    for (int64_t n = 0; n < b_.B * planes_ * rows_; ++n) mark(n);
+  }
+  bool has(const Band& band, int64_t pair) const {
+    return !marked_.empty() &&
+           marked_[(band.sample * planes_ + band.z / 2) * rows_ + band.y / 2 + pair];
+  }
+  std::vector<Rows> list() const {
+    std::vector<Rows> all;
+    for (int64_t n = 0; n < static_cast<int64_t>(marked_.size()); ++n) {
+      if (marked_[n]) all.push_back(rows(n));
+    }
+    return all;
+  }
+
+ private:
+  Rows rows(int64_t n) const {
+    return {n / (planes_ * rows_), n / rows_ % planes_ * 2, n % rows_ * 2};
+  }
+  void mark(int64_t n) {
+    marked_.resize(static_cast<size_t>(b_.B * planes_ * rows_));
+    marked_[n] = 1;
+  }
+
+  const Bands& b_;
+  int64_t planes_, rows_;
+  std::vector<uint8_t> marked_;  // empty if there are none
+};
+
+// Calls body(tap, offset of an output row, of the input row, first and last x) for every pair of an
+// output row and an input row under one of its taps; taps outside are left out.
+template <class Body>
+void for_each_tap(const Bands& b, const FarRows::Rows& rows, const Body& body) {
+  for (int64_t z = rows.z; z < std::min(b.D, rows.z + 2); ++z) {
+    for (int64_t y = rows.y; y < std::min(b.H, rows.y + 2); ++y) {
+      for (int tap = 0; tap < 27; ++tap) {
+        const int64_t dz = z + tap / 9 - 1, dy = y + tap / 3 % 3 - 1, dx = tap % 3 - 1;
+        if (dz < 0 || dz >= b.D || dy < 0 || dy >= b.H) continue;
+        body(tap, (z * b.H + y) * b.W, (dz * b.H + dy) * b.W + dx, std::max<int64_t>(0, -dx),
+             std::min(b.W, b.W - dx));
+      }
+    }
+  }
+}
+
+template <class T>
+void forward_directly(const Bands& b, const std::vector<FarRows::Rows>& rows, const Tensor& x,
+                      const Tensor& weight, const Tensor& bias, T slope, const Tensor& out) {
+  const int64_t O = weight.size(0);
+  for_each_task(static_cast<int64_t>(rows.size()) * O, [&](int64_t task) {
+    const FarRows::Rows& at = rows[task / O];
+    const int64_t o = task % O;
+    T* to = write<T>(out) + (at.sample * O + o) * b.size();
+    const auto each_row = [&](const auto& finish) {
+      for (int64_t z = at.z; z < std::min(b.D, at.z + 2); ++z) {
+        for (int64_t y = at.y; y < std::min(b.H, at.y + 2); ++y) {
+          T* row = to + (z * b.H + y) * b.W;
+          std::transform(row, row + b.W, row, finish);
+        }
+      }
+    };
+    each_row([&](T) { return read<T>(bias)[o]; });
+    for (int64_t c = 0; c < b.C; ++c) {
+      const T* from = read<T>(x) + (at.sample * b.C + c) * b.size();
+      const T* w = read<T>(weight) + (o * b.C + c) * 27;
+      for_each_tap(b, at, [&](int tap, int64_t row, int64_t under, int64_t begin, int64_t end) {
+        for (int64_t k = begin; k < end; ++k) to[row + k] += w[tap] * from[under + k];
+      });
+    }
+    each_row([&](T value) { return value > 0 ? value : slope * value; });
+  });
+}
+
+// Adds to the gradients of the weight (O, C, 27) and of the bias.
+template <class T>
+void backward_directly(const Bands& b, const std::vector<FarRows::Rows>& rows, const Tensor& x,
+                       const Tensor& grad, double* weights, double* bias) {
+  const int64_t O = grad.size(1);
+  for_each_task(O, [&](int64_t o) {
+    for (const FarRows::Rows& at : rows) {
+      const T* g = read<T>(grad) + (at.sample * O + o) * b.size();
+      for (int64_t c = 0; c < b.C; ++c) {
+        const T* from = read<T>(x) + (at.sample * b.C + c) * b.size();
+        double* to = weights + (o * b.C + c) * 27;
+        for_each_tap(b, at, [&](int tap, int64_t row, int64_t under, int64_t begin, int64_t end) {
+          for (int64_t k = begin; k < end; ++k)
+            to[tap] += static_cast<double>(g[row + k]) * from[under + k];
+        });
+      }
+      for_each_tap(b, at, [&](int tap, int64_t row, int64_t, int64_t begin, int64_t end) {
+        for (int64_t k = begin; tap == 13 && k < end; ++k) bias[o] += g[row + k];
+      });
+    }
+  });
+}
+
 template <class T>
 void forward(const Tensor& x, const Tensor& weight, const Tensor& bias, T slope, Tensor& out) {
   const Bands b(x, x.size(1));
@@ -125,6 +249,10 @@ void forward(const Tensor& x, const Tensor& weight, const Tensor& bias, T slope,
       });
     }
   });
+  FarRows far(b);
+  moderate<T>(weight) ? far.add(FarPixels<T>(x, b.size()), 4, 1) : far.add_all();
+  const std::vector<FarRows::Rows> rows = far.list();
+  if (!rows.empty()) forward_directly(b, rows, x, weight, bias, slope, out);
 }
 
 // Adds to N x 3 vectors of sums the products of N gradients with the input at three shifts.
@@ -157,10 +285,10 @@ void correlate(const T* x, const T* grad, int64_t stride, int64_t n, T* sums) {
 
 // Sums in double, by product, group, C, channel in group and tap; then the sums of grad by channel.
 template <class T>
-std::vector<double> gradients(const Tensor& x, const Tensor& grad) {
+std::vector<double> gradients(const Tensor& x, const Tensor& grad, const Bands& b,
+                              const FarRows& far) {
   constexpr int64_t lanes = Tile<T>::lanes, run = 8;  // bands summed in T before double
   const int64_t C = x.size(1), O = grad.size(1), size = kLines * O * C * 3 + O;
-  const Bands b(x, C + O);
   const int64_t line = b.line(), per_task = std::max(run, (b.count + 63) / 64);
   const int64_t tasks = (b.count + per_task - 1) / per_task;
   std::vector<double> totals(static_cast<size_t>((tasks + 1) * size));
@@ -179,6 +307,15 @@ std::vector<double> gradients(const Tensor& x, const Tensor& grad) {
         for (int f = 0; f < kLines; ++f) std::fill_n(to + f * O * line + n, 4 * lanes, T{0});
         to_lines<2>(b, band, read<T>(grad) + (band.sample * O + o) * b.size(), 0, zeros.data(), to,
                     O * line, grad_transform);
+      }
+      for (int64_t pair = 0; pair < band.pairs; ++pair) {
+        if (!far.has(band, pair)) continue;
+        const auto clear = [&](std::vector<T>& of, int64_t channels, int64_t first) {
+          for (int64_t l = 0; l < kLines * channels; ++l)
+            std::fill_n(of.data() + l * line + first + pair * b.pitch(), b.W, T{0});
+        };
+        clear(lines, C, 1);
+        clear(grads, O, 0);
       }
       T* to = sums.data();
       for (int f = 0; f < kLines; ++f) {
@@ -214,10 +351,14 @@ std::vector<double> gradients(const Tensor& x, const Tensor& grad) {
 
 template <class T>
 void backward(const Tensor& x, const Tensor& grad, Tensor& weights, Tensor& bias) {
-  const std::vector<double> totals = gradients<T>(x, grad);
+  const Bands b(x, x.size(1) + grad.size(1));
+  FarRows far(b);
+  far.add(FarPixels<T>(x, b.size()), 4, 1);
+  far.add(FarPixels<T>(grad, b.size()), 2, 0);
+  std::vector<double> totals = gradients<T>(x, grad, b, far);
   const int64_t C = x.size(1), O = grad.size(1);
   std::vector<double> sums(static_cast<size_t>(O * C * 27));
-  const double* from = totals.data();
+  double* from = totals.data();
   for (int f = 0; f < kLines; ++f) {
     for_each_group<4>(O, [&](int64_t first, auto group) {
       for (int64_t c = 0; c < C; ++c) {
@@ -229,6 +370,7 @@ void backward(const Tensor& x, const Tensor& grad, Tensor& weights, Tensor& bias
       }
     });
   }
+  backward_directly<T>(b, far.list(), x, grad, sums.data(), from);
   const auto cast = [](double value) { return static_cast<T>(value); };
   std::transform(sums.begin(), sums.end(), write<T>(weights), cast);
   std::transform(from, from + O, write<T>(bias), cast);

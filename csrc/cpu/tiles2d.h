@@ -43,24 +43,30 @@ __attribute__((always_inline)) inline void transpose(Vector<T>* v) {
 // Images (B, C, H, W) as tiles of out x out output pixels, `dilation` pixels apart. Rows of tiles
 // are numbered across images and, within an image, across the interleaved grids of such pixels.
 struct TileGrid {
-  int64_t B, H, W, dilation, out, rows, per_row;
+  int64_t B, H, W, dilation, out, grids_y, grids_x, rows, per_row;
 
   TileGrid(const Tensor& x, int64_t dilation, int64_t out)
-      : B(x.size(0)), H(x.size(2)), W(x.size(3)), dilation(dilation), out(out) {
+      : B(x.size(0)),
+        H(x.size(2)),
+        W(x.size(3)),
+        dilation(dilation),
+        out(out),
+        grids_y(std::min(dilation, H)),
+        grids_x(std::min(dilation, W)) {
     const int64_t pixels = dilation * out;
     rows = (H + pixels - 1) / pixels;
     per_row = (W + pixels - 1) / pixels;
   }
-  int64_t lines() const { return H && W ? B * dilation * dilation * rows : 0; }
+  int64_t lines() const { return B * grids_y * grids_x * rows; }
 };
 
 // A row of tiles: its image and its first pixel.
 struct TileLine {
   int64_t sample, y, x, columns;
   TileLine(const TileGrid& g, int64_t line)
-      : sample(line / (g.dilation * g.dilation * g.rows)),
-        y(line % g.rows * g.dilation * g.out + line / (g.rows * g.dilation) % g.dilation),
-        x(line / g.rows % g.dilation),
+      : sample(line / (g.grids_y * g.grids_x * g.rows)),
+        y(line % g.rows * g.dilation * g.out + line / (g.rows * g.grids_x) % g.grids_y),
+        x(line / g.rows % g.grids_x),
         columns(std::max<int64_t>(0, (g.W - x + g.dilation - 1) / g.dilation)) {}
 };
 

@@ -69,6 +69,12 @@ inline Dtype dtype_of(const char* op, ScalarType dtype) {
       return Dtype::kInt32;
     case ScalarType::Long:
       return Dtype::kInt64;
+    case ScalarType::UInt16:
+      return Dtype::kUint16;
+    case ScalarType::UInt32:
+      return Dtype::kUint32;
+    case ScalarType::UInt64:
+      return Dtype::kUint64;
     case ScalarType::Half:
       return Dtype::kFloat16;
     case ScalarType::BFloat16:

@@ -65,6 +65,9 @@ constexpr Dtype kDtypeOf = [] {
   if constexpr (std::is_same_v<T, int16_t>) return Dtype::kInt16;
   if constexpr (std::is_same_v<T, int32_t>) return Dtype::kInt32;
   if constexpr (std::is_same_v<T, int64_t>) return Dtype::kInt64;
+  if constexpr (std::is_same_v<T, uint16_t>) return Dtype::kUint16;
+  if constexpr (std::is_same_v<T, uint32_t>) return Dtype::kUint32;
+  if constexpr (std::is_same_v<T, uint64_t>) return Dtype::kUint64;
   if constexpr (std::is_same_v<T, __half>) return Dtype::kFloat16;
   if constexpr (std::is_same_v<T, __nv_bfloat16>) return Dtype::kBFloat16;
   if constexpr (std::is_same_v<T, float>) return Dtype::kFloat32;
@@ -87,8 +90,8 @@ __host__ __device__ void with_one_of(Dtype dtype, const Body& body) {
 #endif
 template <class Body>
 __host__ __device__ void with_dtype(Dtype dtype, const Body& body) {
-  with_one_of<Bool, uint8_t, int8_t, int16_t, int32_t, int64_t, __half, __nv_bfloat16, float,
-              double>(dtype, body);
+  with_one_of<Bool, uint8_t, int8_t, int16_t, int32_t, int64_t, uint16_t, uint32_t, uint64_t,
+              __half, __nv_bfloat16, float, double>(dtype, body);
 }
 
 // Integers of a target; bool is stored as uint8.

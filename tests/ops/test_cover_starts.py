@@ -19,3 +19,13 @@ def test_cover_leaves_no_voxel_out(shape, size, overlap):
     assert starts[0] == 0
     assert starts[-1] == shape - size
     assert all(b - a <= size - overlap for a, b in pairwise(starts))
+
+
+def test_floats_are_refused_by_name():
+    for name, arguments in (
+        ("shape", ((8.0, 8), (2, 2), 1)),
+        ("size", ((8, 8), (2, 2.0), 1)),
+        ("overlap", ((8, 8), (2, 2), 0.5)),
+    ):
+        with pytest.raises(TypeError, match=f"^cover_starts: {name} must be integers; got"):
+            ops.cover_starts(*arguments)

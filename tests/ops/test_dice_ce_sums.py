@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from cmrfast import ops
+from cmrfast.ops._op import OPS
 
 
 def test_sums_of_uniform_logits():
@@ -84,3 +85,21 @@ LOGITS, LABELS = torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.int64
 def test_messages(arguments, options, error, message):
     with pytest.raises(error, match=message):
         ops.dice_ce_sums(*arguments, **options)
+
+
+@pytest.mark.parametrize("ignore", [-100, 3, 156, 412, 2**24 + 1, 2**63 - 1, -(2**63)])
+@pytest.mark.parametrize(
+    "dtype", [torch.bool, torch.uint8, torch.int16, torch.int64, torch.float32]
+)
+def test_ignore_index_is_never_rounded_into_the_dtype_of_the_target(ignore, dtype):
+    """156 is what is left of -100 in uint8; float32 rounds 2^24 + 1 to 2^24."""
+    values = torch.tensor([0, 1, 3, 156, 2**24])
+    if dtype in (torch.bool, torch.uint8, torch.int16):
+        values = values[: 4 - (dtype == torch.bool) * 2]
+    target = values.to(dtype).view(1, 1, -1).contiguous()
+    logits = torch.zeros(target.shape, dtype=torch.float64)
+    sums = ops.dice_ce_sums(logits, target, activation="none", ignore_index=ignore)
+    kept = [v for v in values.tolist() if v != ignore]
+    assert sums[0, 0, 2].item() == sum(kept)
+    args = logits, target, 2, ignore, 1e-4, True
+    torch.testing.assert_close(OPS["dice_ce_sums"].reference(*args), sums)

@@ -138,3 +138,33 @@ def test_messages(arguments, error, message):
 def test_option_messages(options, error, message):
     with pytest.raises(error, match=message):
         ops.extract_patches(VOLUME, START, (2, 2, 2), **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64])
+def test_unsigned_volumes_and_patches(dtype):
+    values = [0, 1, 40_000, torch.iinfo(dtype).max]
+    volume, start = torch.tensor(values, dtype=dtype).view(1, 2, 2), torch.tensor([[0, -1]])
+    patches = ops.extract_patches(volume, start, (2, 3), dtype=torch.float64)
+    assert patches[0, 0, :, 1:].flatten().tolist() == [float(v) for v in values]
+    patches = ops.extract_patches(volume, start, (2, 3), fill=7, dtype=dtype)
+    assert patches.flatten().tolist() == [7, *values[:2], 7, *values[2:]]
+    scaled = ops.extract_patches(volume.double(), start, (2, 2), scale=-1.0, fill=9e99, dtype=dtype)
+    assert scaled.flatten().tolist() == [values[3], 0, values[3], 0]
+    assert ops.window_counts(volume[0], start, (2, 2)).tolist() == [1]
+    assert ops.VolumeStore([volume, volume]).dtype == dtype
+
+
+def test_bool_patches_hold_ones():
+    patches = ops.extract_patches(
+        torch.tensor([[[0.0, 1, 2, 0.5]]]), torch.tensor([[0, 0]]), (1, 4), dtype=torch.bool
+    )
+    assert patches.view(torch.uint8).flatten().tolist() == [0, 1, 1, 0]
+
+
+def test_sizes_and_factors_of_a_wrong_type():
+    for size in ((2.0, 2, 2), 2):
+        with pytest.raises(TypeError, match=r"^extract_patches: size must be .*integers; got"):
+            ops.extract_patches(VOLUME, START, size)
+    complex_scale = torch.ones(2, dtype=torch.complex64)
+    with pytest.raises(TypeError, match="scale must be a real tensor; got"):
+        ops.extract_patches(VOLUME, START, (2, 2, 2), scale=complex_scale)

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmrfast import ops
+from cmrfast.ops._op import OPS
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(2, 3))
@@ -114,3 +115,34 @@ def test_merger_messages():
         ops.PatchMerger((4, 4), 0, (3, 3))
     with pytest.raises(ValueError, match="size must have one entry per space axis"):
         ops.PatchMerger((4, 4), 1, (3,))
+
+
+def test_complex_weights_and_float_shapes_are_refused():
+    patches, start = torch.ones(1, 1, 2, 2), torch.zeros(1, 2, dtype=torch.int64)
+    weight = torch.ones(2, 2, dtype=torch.complex64)
+    with pytest.raises(TypeError, match="merge_patches: weight must be a real tensor"):
+        ops.merge_patches(patches, start, (2, 2), weight=weight)
+    with pytest.raises(TypeError, match="PatchMerger: weight must be a real tensor"):
+        ops.PatchMerger((2, 2), 1, (2, 2), weight=weight)
+    with pytest.raises(TypeError, match=r"^merge_patches: shape must be integers; got \(2\.0, 2\)"):
+        ops.merge_patches(patches, start, (2.0, 2))
+
+
+@pytest.mark.parametrize("patches_dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("weight_dtype", [torch.float16, torch.float32, torch.float64])
+def test_merger_with_a_weight_of_another_dtype(patches_dtype, weight_dtype):
+    """The kernel once read the weight in the dtype of the sums, whatever its own."""
+    start = torch.tensor([[0, 0], [1, 1]])
+    patches = torch.arange(8.0).view(2, 1, 2, 2)
+    weight = torch.tensor([[1.0, 2.0], [0.5, 4.0]])
+    merger = ops.PatchMerger((3, 3), 1, (2, 2), weight=weight.to(weight_dtype))
+    merger.add(patches.to(patches_dtype), start)
+    wanted = ops.merge_patches(patches, start, (3, 3), weight=weight)
+    torch.testing.assert_close(merger.merged().float(), wanted)
+
+
+def test_kernel_refuses_a_weight_that_does_not_fit():
+    patches, start = torch.ones(1, 1, 2, 2), torch.zeros(1, 2, dtype=torch.int64)
+    for weight in (torch.ones(2, 2).double(), torch.ones(2, 1)):
+        with pytest.raises(RuntimeError):
+            OPS["merge_patches"](patches, start, weight, (2, 2), 0.0)

@@ -154,3 +154,26 @@ def test_two_ranks_give_the_loss_and_gradient_of_one(tmp_path):
         for side, x in enumerate(whole):
             parts = torch.cat([of_rank[symmetric][1][side] for of_rank in found])
             torch.testing.assert_close(parts, x.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_subnormal_rows(dtype):
+    """Their gradient overflows; where it is 0 it stays 0 and is never NaN."""
+    tiny = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    a = (tiny * torch.tensor([[1, 0, 0], [0, 3, 4]], dtype=torch.float64)).to(dtype)
+    c = torch.eye(3, dtype=dtype)
+    wanted = ops.nt_xent((a / tiny).double(), c.double())
+    rows = [x.clone().requires_grad_() for x in (a, c)]
+    loss = ops.nt_xent(*rows)
+    loss.backward()
+    torch.testing.assert_close(loss.double(), wanted)
+    assert not any(x.grad.isnan().any() for x in rows)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "dtype"), [(1e-40, torch.float32), (1e-310, torch.float64)]
+)
+def test_a_temperature_without_a_finite_inverse(temperature, dtype):
+    with pytest.raises(ValueError, match=f"^nt_xent: temperature must have a .* in {dtype}, so be"):
+        ops.nt_xent(A.to(dtype), A.to(dtype), temperature=temperature)
+    ops.nt_xent(A.half(), A.half(), temperature=1e-37)

@@ -213,3 +213,35 @@ VOLUME = torch.ones(1, 4, 4, 4)
 def test_messages(arguments, options, error, message):
     with pytest.raises(error, match=message):
         ops.resample(*arguments, **options)
+
+
+@pytest.mark.parametrize("fill", [300, -129, 1e30, float("nan")])
+def test_a_fill_that_an_integer_volume_cannot_hold_is_refused(fill):
+    volume = torch.ones(1, 2, 2, 2, dtype=torch.int8)
+    message = r"^resample: fill must fit torch.int8 \(-128 to 127\); got "
+    with pytest.raises(ValueError, match=message):
+        ops.resample(volume, torch.eye(4), torch.eye(4), (2, 2, 2), mode="nearest", fill=fill)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.int8, torch.uint16, torch.int32, torch.uint64, torch.int64]
+)
+def test_nearest_keeps_integers_that_no_float_holds(dtype):
+    limits = torch.iinfo(dtype)
+    values = [limits.min, limits.max, limits.max - 1, 1]
+    volume = torch.tensor(values, dtype=dtype).view(1, 1, 1, 4)
+    moved = torch.eye(4)
+    moved[2, 3] = 2
+    out = ops.resample(volume, torch.eye(4), moved, (1, 1, 4), mode="nearest", fill=limits.min)
+    assert out.dtype == dtype
+    assert out.flatten().tolist() == [*values[2:], limits.min, limits.min]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_nearest_fills_half_precision_with_the_number(dtype):
+    """The kernel copies bits; the fill was once taken for the bits of an int16."""
+    moved = torch.eye(4)
+    moved[2, 3] = 2
+    volume = torch.arange(4.0).view(1, 1, 1, 4).to(dtype)
+    out = ops.resample(volume, torch.eye(4), moved, (1, 1, 4), mode="nearest", fill=300.0)
+    assert out.flatten().tolist() == [2, 3, 300, 300]

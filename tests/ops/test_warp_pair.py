@@ -43,3 +43,21 @@ def test_warp_pair_takes_labels_without_a_channel():
 def test_warp_pair_messages(labels, options, error, message):
     with pytest.raises(error, match=message):
         ops.warp_pair(IMAGES, labels, THETA, **options)
+
+
+@pytest.mark.parametrize("fill", [2**53 + 1, 2**63 - 1, -(2**63), -(2**53) - 1])
+def test_labels_beyond_2_to_53_stay_exact(fill):
+    labels = torch.tensor([2**53 + 3, -(2**63), 2**63 - 1, 5]).view(1, 1, 4)
+    shift = torch.tensor([[[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]]])  # by half the width
+    _, warped = ops.warp_pair(torch.rand(1, 1, 1, 4), labels, shift, fill_label=fill)
+    assert warped.flatten().tolist() == [2**63 - 1, 5, fill, fill]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64])
+def test_unsigned_labels(dtype):
+    most = torch.iinfo(dtype).max
+    labels = torch.tensor([1, 2, most, most - 1], dtype=dtype).view(1, 1, 4)
+    shift = torch.tensor([[[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]]])
+    _, warped = ops.warp_pair(torch.rand(1, 1, 1, 4), labels, shift, fill_label=most)
+    assert warped.dtype == dtype
+    assert warped.flatten().tolist() == [most, most - 1, most, most]

@@ -43,7 +43,8 @@ def check(args, dilation=1, call=kernel):
     st.integers(1, 4),
 )
 def test_is_torchs_convolution(batch, size, before, after, side, dilation):
-    check(arguments(batch, size, before, after, side), dilation)
+    args = arguments(batch, size, before, after, side)
+    check((args[0], args[1], args[2].abs() + 5), dilation)  # no output is a difference near 0
 
 
 @pytest.mark.parametrize("side", [3, 5])
@@ -61,6 +62,84 @@ def test_rounds_little_more_than_torch():
     wanted = theirs(*(a.double() for a in args))
     ours, torchs = ((f(*args) - wanted).square().mean().sqrt() for f in (same_conv2d, theirs))
     assert 0 < ours < 4 * torchs
+
+
+@pytest.mark.parametrize("side", [3, 5])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_error_keeps_the_bound_of_the_docstring(side, dilation):
+    for case in range(12):
+        torch.manual_seed(case)
+        channels = (3, 16, 40, 300)[case % 4]
+        x, weight = torch.randn(2, channels, 25, 24), torch.randn(17, channels, side, side)
+        if case % 3 == 1:
+            x = 10 ** (20 * torch.rand_like(x) - 10) * x  # of very different sizes
+        if case % 3 == 2:
+            x, weight = x.abs(), weight.abs()  # sums that only grow
+        wanted = theirs(x.double(), weight.double(), None, dilation)
+        error = (kernel(x, weight, torch.zeros(17), dilation) - wanted).abs()
+        reach = 5 * dilation
+        largest = F.max_pool2d(x.abs().double(), 2 * reach + 1, 1, reach)
+        bound = torch.einsum("oc,bchw->bohw", weight.abs().double().sum((2, 3)), largest)
+        assert (error <= (channels + 20) * torch.finfo(torch.float32).eps * bound).all()
+
+
+@pytest.mark.parametrize("value", [1e8, -1e37, torch.inf, torch.nan])
+@pytest.mark.parametrize("side", [3, 5])
+@pytest.mark.parametrize("dilation", [1, 3])
+def test_a_spike_does_not_leave_its_receptive_field(value, side, dilation):
+    x, weight, bias = arguments(2, (40, 41), 16, 18, side)
+    spiked = x.clone()
+    spiked[0, 3, 20, 22] = spiked[1, 5, 0, 40] = value
+    reached = theirs((spiked != x).float(), torch.ones(1, 16, side, side), None, dilation) > 0
+    reached = reached.expand(-1, 18, -1, -1)
+    output, wanted = kernel(spiked, weight, bias, dilation), theirs(spiked, weight, bias, dilation)
+    torch.testing.assert_close(output[~reached], wanted[~reached], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(output[reached], wanted[reached], equal_nan=True)
+
+
+@pytest.mark.parametrize("value", [1e8, torch.inf, torch.nan])
+@pytest.mark.parametrize("side", [3, 5])
+@pytest.mark.parametrize("spiked", [0, 1])
+def test_a_spike_does_not_leave_its_receptive_field_backward(value, side, spiked):
+    """At the corner of an image, some taps do not see it."""
+    torch.manual_seed(0)
+    grad, x = torch.randn(2, 18, 9, 11), torch.randn(2, 16, 9, 11)
+    (grad, x)[spiked][1, 2, 0, 0] = value
+    output = OPS["same_conv2d_backward"](grad, x, side, 1)
+    wanted = torch.nn.grad.conv2d_weight(x, (18, 16, side, side), grad, padding=side // 2)
+    torch.testing.assert_close(output, wanted, rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
+def test_huge_numbers_do_not_overflow():
+    x, weight, bias = arguments(1, (9, 10), 16, 16)
+    for factors in ((1e36, 1), (1, 1e36)):
+        args = factors[0] * x, factors[1] * weight, bias
+        torch.testing.assert_close(kernel(*args), theirs(*args), rtol=1e-4, atol=1e32)
+
+
+def test_same_bits_for_any_thread_count_where_tiles_are_summed_directly(threads):
+    x, weight, bias = arguments(2, (40, 41), 16, 18)
+    x[0, 3, 20, 22] = 1e8
+    x[1, :, 10:20] *= 1e37
+    results = []
+    for count in (1, 2, 3, 4):
+        threads(count)
+        grad = OPS["same_conv2d_backward"](x[:, :2], x, 3, 1)
+        results.append((kernel(x, weight, bias).view(torch.int32), grad.view(torch.int32)))
+    assert all(torch.equal(a, b) for r in results for a, b in zip(r, results[0], strict=True))
+
+
+@pytest.mark.parametrize("dilation", [4, 5, 3000, 2**32, 2**62])
+@pytest.mark.parametrize("channels", [2, 16])
+def test_dilation_beyond_the_image_leaves_the_central_tap(dilation, channels):
+    """At a cost that does not grow with the dilation."""
+    x, weight, bias = arguments(2, (4, 3), channels, channels)
+    wanted = F.conv2d(x, weight[..., 1:2, 1:2], bias)
+    torch.testing.assert_close(
+        same_conv2d(x, weight, bias, dilation=dilation), wanted, rtol=1e-5, atol=1e-5
+    )
+    grad = OPS["same_conv2d_backward"](x, x, 3, dilation)
+    assert grad[..., 0, :].abs().max() < 1e-5 < grad[..., 1, 1].abs().max()
 
 
 def test_takes_any_strides():

@@ -116,3 +116,56 @@ def test_kernel_refuses_what_does_not_fit():
             OPS["thin_conv3d"](*args)
     with pytest.raises(RuntimeError):
         OPS["thin_conv3d_backward"](x[:, :, 1:], x)
+
+
+def wide_arguments(value):
+    """A spike inside a volume and one in a corner of another."""
+    x, weight, bias = arguments(2, (7, 8, 30), 3, 6)
+    x[0, 1, 3, 4, 9] = x[1, 2, 0, 7, 29] = value
+    return x, weight, bias
+
+
+@pytest.mark.parametrize("value", [1e8, -1e37, torch.inf, torch.nan])
+def test_a_spike_does_not_leave_its_receptive_field(value):
+    args = wide_arguments(value)
+    output, wanted = thin_conv3d(*args, slope=0.1), F.leaky_relu(torchs(*args), 0.1)
+    calm = wanted.abs() < 1e3
+    torch.testing.assert_close(output[calm], wanted[calm], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(output[~calm], wanted[~calm], rtol=1e-4, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("value", [1e8, torch.inf, torch.nan])
+@pytest.mark.parametrize("spiked", [0, 1])
+def test_a_spike_does_not_leave_its_receptive_field_backward(value, spiked):
+    torch.manual_seed(0)
+    grad, x = torch.randn(2, 4, 5, 6, 11), torch.randn(2, 3, 5, 6, 11)
+    (grad, x)[spiked][1, 2, 0, 0, 0] = value
+    weight, bias = OPS["thin_conv3d_backward"](grad, x)
+    wanted = torch.nn.grad.conv3d_weight(x, (4, 3, 3, 3, 3), grad, padding=1)
+    torch.testing.assert_close(weight, wanted, rtol=1e-4, atol=1e-4, equal_nan=True)
+    torch.testing.assert_close(bias, grad.sum((0, 2, 3, 4)), rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
+def test_error_keeps_the_bound_of_the_docstring():
+    for case in range(9):
+        torch.manual_seed(case)
+        channels = (1, 14, 48)[case % 3]
+        x, weight = torch.randn(2, channels, 6, 9, 20), torch.randn(5, channels, 3, 3, 3)
+        if case // 3 == 1:
+            x = 10 ** (20 * torch.rand_like(x) - 10) * x  # of very different sizes
+        if case // 3 == 2:
+            x, weight = x.abs(), weight.abs()  # sums that only grow
+        error = (thin_conv3d(x, weight, torch.zeros(5)) - torchs(x.double(), weight.double())).abs()
+        largest = F.max_pool3d(x.abs().double(), (7, 7, 3), 1, (3, 3, 1))
+        bound = torch.einsum("oc,bcdhw->bodhw", weight.abs().double().sum((2, 3, 4)), largest)
+        assert (error <= (channels + 20) * torch.finfo(torch.float32).eps * bound).all()
+
+
+def test_same_bits_for_any_thread_count_where_rows_are_summed_directly(threads):
+    args = wide_arguments(1e8)
+    results = []
+    for count in (1, 2, 3, 4):
+        threads(count)
+        grads = OPS["thin_conv3d_backward"](args[0], args[0])
+        results.append([x.view(torch.int32) for x in (thin_conv3d(*args), *grads)])
+    assert all(torch.equal(a, b) for r in results for a, b in zip(r, results[0], strict=True))

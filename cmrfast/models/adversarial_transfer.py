@@ -105,6 +105,7 @@ class Recipe(recipe.Recipe):
         rotate_deg: largest rotation of a copy in either direction.
         shear_rad: largest shear angle in either direction.
         zoom: smallest and largest factor of a copy's field of view, drawn for each axis.
+        pixel_mm: side of the pixels to which all sequences are brought; 0 keeps their own.
         view_px: side of the central square of a slice that is segmented; 0 for the whole slice.
     """
 
@@ -122,6 +123,7 @@ class Recipe(recipe.Recipe):
     rotate_deg: float = 15.0  # C
     shear_rad: float = 0.1  # C
     zoom: tuple[float, float] = (0.8, 1.2)  # C
+    pixel_mm: float = 1.25  # D; C: every slice is resized to 480 x 480
     view_px: int = 256  # C: 224 or 256
 
     def __post_init__(self) -> None:
@@ -134,6 +136,8 @@ class Recipe(recipe.Recipe):
                 raise ValueError(
                     f"adversarial_transfer: {name} must be >= 0; got {getattr(self, name)}"
                 )
+        if not 0 <= self.pixel_mm < float("inf"):
+            raise ValueError(f"adversarial_transfer: pixel_mm must be >= 0; got {self.pixel_mm}")
         if not 0 < self.zoom[0] <= self.zoom[1]:
             raise ValueError(f"adversarial_transfer: zoom must be 0 < low <= high; got {self.zoom}")
 

@@ -5,11 +5,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cmrfast.data.slices import pack_slices
+from cmrfast.data.prepare import resample_labels, spacing_grid
+from cmrfast.data.slices import pack_slices, world_from_slice
 from cmrfast.data.volume import Volume
 from cmrfast.infer import predict_batches
 from cmrfast.models.adversarial_transfer import RECIPE, AdversarialTransfer, Recipe
-from cmrfast.ops import VolumeStore, extract_patches
+from cmrfast.ops import VolumeStore, extract_patches, resample
 
 #: Label value of each structure, in the order of the paper's tables.
 STRUCTURES = {"lv": 1, "myocardium": 2, "rv": 3}
@@ -70,9 +71,9 @@ def segment(
 ) -> Segmentation:
     """Label each slice of a stack of any sequence.
 
-    The network sees the middle of each slice, ``recipe.view_px`` wide; the rest is background.
-    Memory holds the input, the results, the slices as the network sees them (4 bytes a pixel),
-    and one batch in the network.
+    The network sees the middle of each slice, ``recipe.view_px`` wide, with pixels of
+    ``recipe.pixel_mm``; the rest is background. Memory holds the input, the results, the slices as
+    the network sees them (4 bytes a pixel), and one batch in the network.
 
     Args:
         model: an ``AdversarialTransfer`` in evaluation mode.
@@ -88,20 +89,62 @@ def segment(
         >>> result.labels.data.shape, result.labels.data.dtype
         (torch.Size([1, 40, 300, 3]), torch.uint8)
     """
-    stack = pack_slices(volume.data)[:, None]  # (C · K, 1, I, J)
-    start, size = middle_window(volume.shape[:2], recipe.view_px)
+    image = even_pixels(volume, recipe.pixel_mm)
+    stack = pack_slices(image.data)[:, None]  # (C · K, 1, I, J)
+    start, size = middle_window(image.shape[:2], recipe.view_px)
     starts, which = start.expand(len(stack), 2).to(stack.device), torch.arange(len(stack))
     seen = Slices(list(stack), stack.device).windows(which.to(stack.device), starts, size)
     labels: list[Tensor] = []
     classes: list[Tensor] = []
     for outputs in predict_batches("adversarial_transfer", model, {"images": seen}, batch):
-        probability = outputs["logits"].float().softmax(1)
-        labels.append(_restore(probability.argmax(1, keepdim=True).byte(), start, volume))
+        probability = _restore(outputs["logits"].float().softmax(1), start, image)
+        probability[:, 0] += probability.sum(1) == 0  # beyond the window
+        if recipe.pixel_mm:
+            probability = _on_pixels_of(volume, probability, image)
+        labels.append(probability.argmax(1, keepdim=True).byte())
         if probabilities:
-            probability = _restore(probability, start, volume)
-            probability[:, 0] += probability.sum(1) == 0  # beyond the window
             classes.append(probability)
     return Segmentation(_stacked(labels, volume), _stacked(classes, volume) if classes else None)
+
+
+def even_pixels(volume: Volume, pixel_mm: float) -> Volume:
+    """The volume with square pixels of one size, float32; slices stay where they are.
+
+    Sequences differ in their pixels, so a heart would have another size in each.
+
+    Args:
+        volume: an image.
+        pixel_mm: side of the pixels; 0 leaves the volume as it is.
+    """
+    if not pixel_mm:
+        return volume
+    shape, grid = _even_grid(volume, pixel_mm)
+    data = resample(volume.data.float(), volume.world_from_vox, grid, shape, antialias=True)
+    return Volume(data, grid)
+
+
+def even_label_pixels(labels: Volume, pixel_mm: float) -> Volume:
+    """``even_pixels`` of labels, (1, I, J, K) in their dtype."""
+    if not pixel_mm:
+        return labels
+    shape, grid = _even_grid(labels, pixel_mm)
+    return Volume(resample_labels(labels.data[0], labels.world_from_vox, grid, shape)[None], grid)
+
+
+def _even_grid(volume: Volume, pixel_mm: float) -> tuple[tuple[int, ...], Tensor]:
+    spacing_mm = (pixel_mm, pixel_mm, volume.spacing_mm[2])
+    return spacing_grid(volume.shape, volume.world_from_vox, spacing_mm)
+
+
+def _on_pixels_of(volume: Volume, slices: Tensor, image: Volume) -> Tensor:
+    """Slices (B, K, *) of an image of even pixels as (B, K, I, J) on the volume's pixels."""
+    moved: Tensor = resample(
+        slices.flatten(0, 1),
+        world_from_slice(image, 0),
+        world_from_slice(volume, 0),
+        volume.shape[:2],
+    ).unflatten(0, slices.shape[:2])
+    return moved
 
 
 def middle_window(shape: tuple[int, ...], view_px: int) -> tuple[Tensor, tuple[int, int]]:

@@ -10,7 +10,12 @@ from cmrfast.data.random import order
 from cmrfast.data.volume import Volume
 from cmrfast.errors import FileError
 from cmrfast.methods.adversarial_transfer.crops import Crops
-from cmrfast.methods.adversarial_transfer.images import STRUCTURES, segment
+from cmrfast.methods.adversarial_transfer.images import (
+    STRUCTURES,
+    even_label_pixels,
+    even_pixels,
+    segment,
+)
 from cmrfast.methods.adversarial_transfer.transfer import borrowed_masks
 from cmrfast.methods.preparation import Preparation, Source, prepare_cases
 from cmrfast.methods.task import Batch, Feed, Output, Picture, Prediction, Row, Task
@@ -24,15 +29,18 @@ def _prepare(source: Source[Config, Recipe]) -> Tensors:
     """Slices of the one image with the one mask, its own or that of another sequence's slices.
 
     Returns:
-        ``images`` (S, 1, I, J) as stored, ``labels`` (S, 1, I, J) uint8, of slices with a mask.
+        ``images`` (S, 1, I, J) and ``labels`` (S, 1, I, J) uint8, of slices with a mask, with
+        pixels of ``pixel_mm``.
     """
-    case = source.case
+    case, recipe = source.case, source.recipe
     (sequence,), (lender,) = case.images, case.labels
-    image = case.image(sequence, channels=1, non_finite=source.recipe.non_finite)
+    stored = case.image(sequence, channels=1, non_finite=recipe.non_finite)
+    image = even_pixels(stored, recipe.pixel_mm)
     if sequence == lender:
-        slices, labels = list(range(image.shape[2])), case.mask_on(image, lender).data
+        own = even_label_pixels(case.mask_on(stored, lender), recipe.pixel_mm)
+        slices, labels = list(range(image.shape[2])), own.data
     else:
-        slices, labels = borrowed_masks(case.label(lender), image, source.recipe.slice_map)
+        slices, labels = borrowed_masks(case.label(lender), image, recipe.slice_map)
     shown = (labels[0] != 0).flatten(0, 1).any(0)
     return {
         "images": image.data[..., slices][..., shown].movedim(-1, 0).contiguous(),
@@ -46,7 +54,7 @@ OWN_MASKS = {
         _prepare,
         images=(sequence,),
         labels=(sequence,),
-        recipe=("non_finite",),
+        recipe=("pixel_mm", "non_finite"),
     )
     for sequence in (*_OTHERS, _LGE)
 }
@@ -56,7 +64,7 @@ BORROWED_MASKS = {
         _prepare,
         images=(_LGE,),
         labels=(lender,),
-        recipe=("slice_map", "non_finite"),
+        recipe=("pixel_mm", "slice_map", "non_finite"),
     )
     for lender in _OTHERS
 }

@@ -22,7 +22,7 @@ from cmrfast.models.adversarial_transfer import RECIPE, Config, Recipe, step
 from tests.support.batches import pure_batch
 from tests.support.cases import phantoms, without
 
-SMALL = Recipe(view_px=0, crop_shift_px=3)
+SMALL = Recipe(view_px=0, crop_shift_px=3, pixel_mm=0)  # pixels as stored
 NARROW = Config(size=56, width=4, disc_widths=(4, 6, 8))
 METHOD = methods.get("adversarial_transfer")
 TASK = METHOD.task
@@ -70,6 +70,8 @@ def test_recipe_is_the_papers():
         Recipe(zoom=(1.2, 0.8))
     with pytest.raises(ValueError, match="slice_map must be one of paper, code; got 'index'"):
         Recipe(slice_map="index")
+    with pytest.raises(ValueError, match=r"pixel_mm must be >= 0; got -1"):
+        Recipe(pixel_mm=-1)
 
 
 def test_batches_are_what_the_step_takes(feed):
@@ -263,7 +265,9 @@ def test_the_middle_is_seen_and_put_back(shape, view_px):
 
     seen = []
     volume = Volume(torch.randn(2, *shape, 3), torch.eye(4))
-    found = segment(Sign().eval(), volume, Recipe(view_px=view_px), probabilities=True, batch=4)
+    found = segment(
+        Sign().eval(), volume, replace(SMALL, view_px=view_px), probabilities=True, batch=4
+    )
     assert [len(part) for part in seen] == [4, 2]
     normal = z_score(volume.data, over="slice")
     sides = [min(n, view_px) if view_px else n for n in shape]
@@ -280,6 +284,41 @@ def test_the_middle_is_seen_and_put_back(shape, view_px):
         shares[:, 3], torch.where(inside[..., None], normal.exp() / (3 + normal.exp()), 0)
     )
     assert segment(Sign().eval(), volume).probabilities is None
+
+
+def test_a_heart_has_one_size_in_all_sequences(tmp_path):
+    case = phantoms("mscmrseg", tmp_path, cases=1)[0]
+    across = {}
+    for pixel_mm in (0.0, 1.25):
+        stacks = TASK(NARROW, replace(SMALL, pixel_mm=pixel_mm))._stacks(case, True)[0]
+        wide = [(stack["labels"] != 0).amax((0, 1, 3)).sum().item() for stack in stacks]
+        across[pixel_mm] = max(wide) / min(wide)
+    assert across[0.0] > 1.3  # the sequences' own pixels
+    assert across[1.25] < 1.15
+    assert {stack["images"].dtype for stack in stacks} == {torch.float32}
+
+
+@pytest.mark.parametrize("own_mm", [0.7, 1.25, 2.0])
+def test_labels_come_back_on_the_images_pixels(own_mm):
+    class Bright(nn.Module):
+        def forward(self, images):
+            seen.append(images)
+            return {"logits": torch.cat((images * 0, images * 0, images * 0, 9 * images), 1)}
+
+    seen = []
+    side = round(120 / own_mm)
+    volume = Volume(torch.zeros(1, side, side + 5, 2), torch.diag(torch.tensor([own_mm] * 3 + [1])))
+    i, j = torch.meshgrid(torch.arange(side), torch.arange(side + 5), indexing="ij")
+    disc = ((i - side // 2) ** 2 + (j - side // 2) ** 2).sqrt() * own_mm < 25
+    volume.data[0, ..., 1] = disc.float()
+    found = segment(Bright().eval(), volume, Recipe(view_px=0), probabilities=True)
+    assert abs(seen[0].shape[-2] * 1.25 - 120) < 10
+    assert found.labels.data.shape == volume.data.shape
+    assert not found.labels.data[..., 0].any()
+    labelled = found.labels.data[0, ..., 1] == 3
+    assert 2 * (labelled & disc).sum() / (labelled.sum() + disc.sum()) > 0.95
+    total = found.probabilities.data.sum(0)
+    torch.testing.assert_close(total, torch.ones_like(total))
 
 
 def test_one_image_makes_a_case(cases):

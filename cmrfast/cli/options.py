@@ -23,6 +23,9 @@ Changes = Annotated[
 ]
 
 
+NamedRecipe = Annotated[str, typer.Option("--recipe", help="A named recipe of the method.")]
+
+
 class Compiled(StrEnum):
     """How a network is compiled."""
 
@@ -53,17 +56,23 @@ def whole(text: str) -> int | None:
         raise typer.BadParameter(f"must be auto or a whole number; got {text}") from None
 
 
-def changes_of(method: str, pairs: list[str], extra: list[str]) -> dict[str, Any]:
-    """Fields from ``--set field=value`` and from ``--field value``."""
+def changes_of(method: str, recipe: str, pairs: list[str], extra: list[str]) -> dict[str, Any]:
+    """Fields of a named recipe, from ``--set field=value`` and from ``--field value``."""
     from cmrfast import methods
 
+    recipes = methods.get(method).recipes
+    if recipe not in recipes:
+        raise typer.BadParameter(f"--recipe must be one of {', '.join(recipes)}; got {recipe!r}")
     words = [word for pair in pairs for word in ("--" + pair.replace("=", " ", 1)).split(" ", 1)]
     words += [part for word in extra for part in word.split("=", 1)]
     if len(words) % 2 or not all(name.startswith("--") for name in words[::2]):
         raise typer.BadParameter(f"options come as --field value; got {' '.join(words)}")
     changes = {
-        name[2:].replace("-", "_"): _value(text)
-        for name, text in zip(words[::2], words[1::2], strict=True)
+        **recipes[recipe],
+        **{
+            name[2:].replace("-", "_"): _value(text)
+            for name, text in zip(words[::2], words[1::2], strict=True)
+        },
     }
     try:
         methods.get(method).configure(changes)

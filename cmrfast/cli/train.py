@@ -13,6 +13,7 @@ from cmrfast.cli.options import (
     Data,
     Device,
     Method,
+    NamedRecipe,
     changes_of,
     known_method,
     positive,
@@ -57,6 +58,7 @@ def train(
     cache: Annotated[Path | None, typer.Option(help="Folder that keeps prepared images.")] = None,
     save_every: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 600.0,
     timeout: Annotated[float, typer.Option(help="Seconds a rank waits for others.")] = 600.0,
+    recipe: NamedRecipe = "paper",
     changes: Changes = None,
 ) -> None:
     """Train a method as published.
@@ -72,7 +74,7 @@ def train(
         known_method(method),
         data,
         out,
-        changes=changes_of(method, changes or [], context.args),
+        changes=changes_of(method, recipe, changes or [], context.args),
         split=Patients.load(patients) if patients else None,
         steps=positive("steps", steps),
         epochs=positive("epochs", epochs),
@@ -113,6 +115,7 @@ def search(
     epochs: Annotated[int | None, typer.Option(help="Passes of a trial.")] = None,
     seed: Annotated[int, typer.Option(help="Seeds every random choice.")] = 0,
     device: Device = "auto",
+    recipe: NamedRecipe = "paper",
     changes: Changes = None,
 ) -> None:
     """Search for better values of a recipe.
@@ -132,7 +135,7 @@ def search(
         storage=storage,
         seed=seed,
         stream=sys.stderr,
-        changes=changes_of(method, changes or [], context.args),
+        changes=changes_of(method, recipe, changes or [], context.args),
         steps=positive("steps", steps),
         epochs=positive("epochs", epochs),
         device=device,

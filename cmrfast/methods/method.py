@@ -115,6 +115,7 @@ class Method(Generic[ModelT, ConfigT, RecipeT]):
             a case takes several.
         structures: label value → name, for pictures.
         published: rows of the paper's tables, by name.
+        recipes: named sets of changes of Config and Recipe, where there is more than the default.
     """
 
     name: str
@@ -133,6 +134,7 @@ class Method(Generic[ModelT, ConfigT, RecipeT]):
     single_image: str | None = None
     structures: Mapping[int, str] = field(default_factory=dict)
     published: Mapping[str, Published] = field(default_factory=dict)
+    recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"paper": {}})
 
     def configure(self, changes: Mapping[str, Any]) -> tuple[ConfigT, RecipeT]:
         """The published Config and Recipe with some fields changed, each by its name alone."""

@@ -2,6 +2,7 @@
 
 from cmrfast.methods.adversarial_transfer.images import STRUCTURES, Segmentation, segment
 from cmrfast.methods.adversarial_transfer.published import PUBLISHED
+from cmrfast.methods.adversarial_transfer.recipes import RECIPES
 from cmrfast.methods.adversarial_transfer.task import AdversarialTransferTask
 from cmrfast.methods.method import LogUniform, Method, Objective, Uniform
 from cmrfast.models.adversarial_transfer import AdversarialTransfer, Config, Recipe, loss, step
@@ -29,4 +30,5 @@ METHOD = Method(
     single_image="LGE",
     structures={value: name for name, value in STRUCTURES.items()},
     published=PUBLISHED,
+    recipes=RECIPES,
 )

@@ -1,9 +1,15 @@
-"""The command itself: its options, and errors in one line."""
+"""The command itself: its options, errors in one line, and text that a terminal may show."""
 
+import logging
 import sys
-from typing import Annotated
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
 
 import typer
+
+from cmrfast.printable import printable
 
 app = typer.Typer(
     name="cmrfast",
@@ -12,19 +18,69 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+#: The base of all errors of usage, in whichever click typer brings.
+_ClickException: Any = typer.BadParameter.__mro__[2]
 
 
 def main() -> None:
     """Run the command; exit with 0, 1 when it failed, 2 when it was used wrongly."""
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
+    words = [word for word in arguments if word != "--debug"]
     try:
-        app([word for word in arguments if word != "--debug"], prog_name="cmrfast")
+        with _printable_messages():
+            code = app(words, prog_name="cmrfast", standalone_mode=False)
+    except _ClickException as error:
+        error.message = "\n".join(map(printable, error.message.split("\n")))
+        error.show()
+        sys.exit(error.exit_code)
     except Exception as error:
         if debug:
             raise
-        typer.echo(f"cmrfast: {' '.join(str(error).split()) or type(error).__name__}", err=True)
+        show(f"cmrfast: {' '.join(str(error).split()) or type(error).__name__}", err=True)
         sys.exit(1)
+    sys.exit(code or 0)
+
+
+def show(text: object, *, err: bool = False) -> None:
+    """Print a line that may hold names of files: nothing in it reaches the terminal as a command.
+
+    Args:
+        text: a line; a line break in it comes from a name and is escaped as well.
+        err: print on standard error.
+    """
+    typer.echo(printable(text), err=err)
+
+
+def show_lines(text: str) -> None:
+    """Print several lines, such as a table."""
+    for line in text.split("\n"):
+        show(line)
+
+
+@contextmanager
+def _printable_messages() -> Iterator[None]:
+    """Warnings and log records, which name files too, as lines that a terminal may show."""
+    handler = logging.StreamHandler()
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(_PrintableFormatter())
+    before = logging.lastResort, warnings.formatwarning
+    logging.lastResort = handler
+
+    def format_warning(message: Warning | str, *_: object, **__: object) -> str:
+        return f"{printable(message)}\n"
+
+    warnings.formatwarning = format_warning
+    try:
+        yield
+    finally:
+        logging.lastResort, warnings.formatwarning = before
+
+
+class _PrintableFormatter(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        """The record's message in one line."""
+        return printable(super().formatMessage(record))
 
 
 @app.callback()

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cmrfast.cli.app import app
+from cmrfast.cli.app import app, show, show_lines
 from cmrfast.cli.options import AsJson, Device, Folder, Split, known_split
 
 
@@ -26,7 +26,7 @@ def predict(
     from cmrfast.train.ranks import is_first_rank
     from cmrfast.train.run import Run
 
-    outcome = run_prediction(Run.open(run), inputs, out, device=device, progress=typer.echo)
+    outcome = run_prediction(Run.open(run), inputs, out, device=device, progress=show)
     if not is_first_rank():
         return
     typer.echo(
@@ -34,7 +34,7 @@ def predict(
         f"{len(outcome.failed)} failed"
     )
     for name, reason in outcome.failed.items():
-        typer.echo(f"failed: {name}: {reason}", err=True)
+        show(f"failed: {name}: {reason}", err=True)
     if outcome.failed:
         raise typer.Exit(1)
 
@@ -60,7 +60,7 @@ def evaluate(
     if not is_first_rank():
         return
     evaluation.save(opened.path)
-    typer.echo(json.dumps(evaluation.as_json(), indent=1) if as_json else evaluation.table())
+    show_lines(json.dumps(evaluation.as_json(), indent=1) if as_json else evaluation.table())
 
 
 @app.command(epilog="Example: cmrfast report run1")
@@ -78,7 +78,7 @@ def report(
     part, root = known_split(split), str(data) if data else None
     page = write_report(Run.open(run), part=part, data=root, device=device)
     if is_first_rank():
-        typer.echo(str(page))
+        show(page)
 
 
 @app.command(epilog="Example: cmrfast demo --out demo/")
@@ -88,4 +88,4 @@ def demo(
     """Train on synthetic patients, in under two minutes."""
     from cmrfast.runs.demo import demo as run_demo
 
-    run_demo(out, say=typer.echo)
+    run_demo(out, say=show_lines)

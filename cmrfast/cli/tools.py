@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from cmrfast.cli.app import app
+from cmrfast.cli.app import app, show, show_lines
 from cmrfast.cli.options import AsJson, known_method
 
 
@@ -52,11 +52,11 @@ def check(
     for path in files:
         report = examine(path)
         failed += not report.readable
-        typer.echo(f"{path}")
+        show(path)
         for fact in report.facts:
-            typer.echo(f"  {fact}")
+            show(f"  {fact}")
         for fault in report.faults:
-            typer.echo(f"  {'odd' if report.readable else 'fault'}: {fault}")
+            show(f"  {'odd' if report.readable else 'fault'}: {fault}")
     if failed:
         typer.echo(f"{failed} of {len(files)} could not be read", err=True)
         raise typer.Exit(1)
@@ -91,7 +91,7 @@ def phantom(
     layout = layout or layouts[0]
     with _counting("patients") as progress:
         write_phantoms(layout, out, cases=cases, seed=seed, shrink=shrink, progress=progress)
-    typer.echo(f"{out}: {cases} synthetic patients as {layout}")
+    show(f"{out}: {cases} synthetic patients as {layout}")
 
 
 @app.command(epilog="Example: cmrfast compare predicted/scar.nii.gz drawn/scar.nii.gz")
@@ -105,7 +105,7 @@ def compare(
     from cmrfast.runs.compare import compare as compare_masks
 
     scores = compare_masks(predicted, reference)
-    typer.echo(json.dumps(scores, indent=1) if as_json else as_table(scores))
+    show_lines(json.dumps(scores, indent=1) if as_json else as_table(scores))
 
 
 @contextmanager

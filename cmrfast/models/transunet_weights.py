@@ -105,7 +105,7 @@ class _ArrayHeader:
 
 
 def _read_array_header(archive: zipfile.ZipFile, member: str) -> _ArrayHeader:
-    """Read the start of a member, whose size is limited whatever the header says of its own."""
+    """Read the start of a member, whose size is limited whatever length the header declares."""
     info = archive.getinfo(member)
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"{member}, packed by method {info.compress_type}")

@@ -1,9 +1,13 @@
 """Read a folder of DICOM slices into a Volume; T1 maps are converted to milliseconds."""
 
+import math
 import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -12,12 +16,18 @@ import torch
 from cmrfast.data.t1_units import t1_in_ms
 from cmrfast.data.volume import Volume, fault_of_matrix
 from cmrfast.errors import FileError
+from cmrfast.files import open_regular
 
 Vector = npt.NDArray[np.float64]
 
 # DICOM's x and y point to the patient's left and back, NIfTI's to the right and front.
 _RAS_FROM_LPS = np.array([[-1.0], [-1.0], [1.0]])
 _DICOMDIR = "1.2.840.10008.1.3.10"
+_DEFLATED = "1.2.840.10008.1.2.1.99"
+#: What a file may hold besides its pixels, where the whole of it is inflated to read any of it.
+_HEADER_BYTES = 16 << 20
+#: How far the directions of an image may be from unit length and from a right angle.
+_MAX_SKEW = 1e-2
 #: How far a slice may lie off its place in an evenly spaced stack, relative to the slice distance.
 _MAX_UNEVEN = 0.02
 
@@ -51,7 +61,8 @@ def read_dicom_folder(
     Args:
         folder: folder of the files; other files in it are ignored, subfolders are not searched.
         series: the UID, number or description of the series; required if there are several.
-        max_bytes: limit for all pixels together; a larger series is refused.
+        max_bytes: limit for all pixels together; a larger series is refused, and so is a deflated
+            file that inflates to 16 MiB more.
 
     Returns:
         (1, I, J, K) in the stored dtype, or float32 if the files rescale it; I runs along a row
@@ -61,7 +72,7 @@ def read_dicom_folder(
         FileError: if anything is wrong with the files, including uneven or duplicate slices.
     """
     folder = Path(folder)
-    slices = _select_series(folder, _read_headers(folder), series)
+    slices = _select_series(folder, _read_headers(folder, max_bytes), series)
     promised = sum(s.rows * s.columns * s.bits // 8 for s in slices)
     if promised > max_bytes:
         raise _file_error(
@@ -71,7 +82,8 @@ def read_dicom_folder(
     # File names and instance numbers are not reliable.
     slices.sort(key=lambda s: float(s.position_mm @ normal))
     world_from_vox = _world_from_vox(folder, slices)
-    data = torch.from_numpy(np.stack([_read_pixels(s) for s in slices])).permute(2, 1, 0)[None]
+    planes = np.stack([_read_pixels(s, max_bytes) for s in slices])
+    data = torch.from_numpy(planes).permute(2, 1, 0)[None]
     volume = Volume(data, torch.from_numpy(world_from_vox))
     if not slices[0].is_t1_map:
         return volume
@@ -81,7 +93,31 @@ def read_dicom_folder(
         raise _file_error(folder, str(error)) from error
 
 
-def _read_headers(folder: Path) -> list[_Slice]:
+@contextmanager
+def _open(path: Path, max_bytes: int) -> Iterator[BinaryIO]:
+    """A DICOM file that does not inflate beyond the limit: pydicom inflates all of it."""
+    with open_regular(path) as file:
+        meta = _import_pydicom().filereader.read_file_meta_info(path)
+        if meta.get("TransferSyntaxUID") == _DEFLATED:
+            _refuse_burst(path, file, max_bytes)
+            file.seek(0)
+        yield file
+
+
+def _refuse_burst(path: Path, file: BinaryIO, max_bytes: int) -> None:
+    """Count what a deflated file inflates to, piece by piece."""
+    reader = _import_pydicom().filereader
+    reader.read_preamble(file, force=False)
+    reader.read_dataset(file, False, True, stop_when=lambda tag, *_: tag.group != 2)
+    inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    piece = b""
+    while not inflater.eof and (piece := inflater.unconsumed_tail or file.read(1 << 20)):
+        size += len(inflater.decompress(piece, 1 << 20))
+        if size > max_bytes + _HEADER_BYTES:
+            raise _file_error(path, f"inflates to more than 16 MiB beyond max_bytes={max_bytes}")
+
+
+def _read_headers(folder: Path, max_bytes: int) -> list[_Slice]:
     """Read the header of every DICOM image in the folder."""
     pydicom = _import_pydicom()
     slices = []
@@ -91,7 +127,8 @@ def _read_headers(folder: Path) -> list[_Slice]:
         raise _file_error(folder, error.strerror or str(error)) from error
     for path in paths:
         try:
-            header = pydicom.dcmread(path, stop_before_pixels=True)
+            with _open(path, max_bytes) as file:
+                header = pydicom.dcmread(file, stop_before_pixels=True)
             slices += [_parse_header(path, header)] if _is_image(header) else []
         except pydicom.errors.InvalidDicomError as error:
             if path.suffix.lower() in (".dcm", ".ima"):
@@ -121,6 +158,22 @@ def _parse_header(path: Path, header: Any) -> _Slice:
             raise _file_error(path, f"{name} must be {count} numbers; it is {value}")
         return numbers
 
+    def size(name: str) -> int:
+        number = int(vector(name, 1)[0])
+        if number < 1:
+            raise _file_error(path, f"{name} must be positive; it is {number}")
+        return number
+
+    spacing_mm = vector("PixelSpacing", 2)
+    if spacing_mm.min() < 0:
+        raise _file_error(path, f"PixelSpacing must be positive; it is {spacing_mm.tolist()}")
+    axes = vector("ImageOrientationPatient", 6).reshape(2, 3)
+    if not np.abs(axes @ axes.T - np.eye(2)).max() <= _MAX_SKEW:
+        raise _file_error(
+            path,
+            f"ImageOrientationPatient must be two unit vectors at a right angle; "
+            f"it is {axes.ravel().tolist()}",
+        )
     words = [*(header.get("ImageType") or []), header.get("ImageComments", "")]
     return _Slice(
         path=path,
@@ -129,14 +182,15 @@ def _parse_header(path: Path, header: Any) -> _Slice:
             str(header.get("SeriesNumber", "")),
             str(header.get("SeriesDescription", "")),
         ),
-        rows=int(vector("Rows", 1)[0]),
-        columns=int(vector("Columns", 1)[0]),
-        bits=int(vector("BitsAllocated", 1)[0]),
-        spacing_mm=vector("PixelSpacing", 2),
-        axes=vector("ImageOrientationPatient", 6).reshape(2, 3),
+        rows=size("Rows"),
+        columns=size("Columns"),
+        bits=size("BitsAllocated"),
+        spacing_mm=spacing_mm,
+        axes=axes,
         position_mm=vector("ImagePositionPatient", 3),
-        thickness_mm=float(
-            header.get("SpacingBetweenSlices") or header.get("SliceThickness") or 1.0
+        # Some scanners give the spacing a sign.
+        thickness_mm=abs(
+            float(header.get("SpacingBetweenSlices") or header.get("SliceThickness") or 1.0)
         ),
         frames=int(header.get("NumberOfFrames") or 1),
         is_t1_map=any("T1 MAP" in str(word).upper().replace("_", " ") for word in words),
@@ -198,26 +252,33 @@ def _slice_step_mm(folder: Path, slices: list[_Slice]) -> Vector:
     return step
 
 
-def _read_pixels(header: _Slice) -> npt.NDArray[Any]:
+def _read_pixels(header: _Slice, max_bytes: int) -> npt.NDArray[Any]:
     """The pixels of a slice, (rows, columns)."""
     try:
-        file = _import_pydicom().dcmread(header.path)
-        plane: npt.NDArray[Any] = file.pixel_array
+        with _open(header.path, max_bytes) as stream:
+            file = _import_pydicom().dcmread(stream)
+            plane: npt.NDArray[Any] = file.pixel_array
         slope = float(file.get("RescaleSlope", 1))
         intercept = float(file.get("RescaleIntercept", 0))
+    except FileError:
+        raise
     except Exception as error:  # a damaged file can raise almost anything
         raise _file_error(header.path, f"its pixels cannot be read ({error})") from error
     if plane.shape != (header.rows, header.columns):
         raise _file_error(header.path, f"must hold one grey plane; it holds {plane.shape}")
+    if not (math.isfinite(slope) and math.isfinite(intercept)):
+        raise _file_error(header.path, f"rescales by {slope} and {intercept}")
     if (slope, intercept) == (1, 0):
         return plane
-    return (plane * slope + intercept).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # a value may overflow in float32
+        return (plane * slope + intercept).astype(np.float32)
 
 
 def _import_pydicom() -> Any:
     try:
         import pydicom
         import pydicom.errors
+        import pydicom.filereader
     except ImportError as error:
         raise ImportError(
             'read_dicom_folder: pydicom is needed; install it with pip install "cmrfast[dicom]"'

@@ -7,7 +7,7 @@ import sys
 from tests.attack.frame import Attack, run
 
 #: Modules of this package; each holds one ATTACK.
-NAMES = ("nifti", "weights", "checkpoints", "ops")
+NAMES = ("nifti", "dicom", "weights", "checkpoints", "ops")
 
 
 def attack(name: str) -> Attack:

@@ -188,7 +188,7 @@ def _lying_state(numbers: random.Random) -> Any:
             lambda x=x: x.half(),
             lambda x=x: x.bool(),
             lambda x=x: x.to_sparse() if x.dim() else x,
-            lambda x=x: torch.zeros(1, dtype=x.dtype).expand(x.shape),
+            lambda x=x: torch.zeros((), dtype=x.dtype).expand(x.shape),
             lambda x=x: torch.empty(x.shape, dtype=x.dtype, device="meta"),
             lambda x=x: x[None],
             lambda x=x: x.flatten()[:-1],

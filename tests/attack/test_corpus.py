@@ -7,8 +7,10 @@ import pytest
 
 from cmrfast import FileError
 from tests.attack import weights
-from tests.attack.corpus import READ, REFUSED, Maker
 from tests.attack.frame import _alarm, _peak, _start_peak
+
+pytest.importorskip("pydicom")
+from tests.attack.corpus import READ, REFUSED, Maker
 
 
 def read(make: Maker, folder: Path) -> str:

@@ -34,6 +34,8 @@ def main() -> None:
         error.message = "\n".join(map(printable, error.message.split("\n")))
         error.show()
         sys.exit(error.exit_code)
+    except typer.Abort:  # Ctrl-C
+        sys.exit(130)
     except Exception as error:
         if debug:
             raise

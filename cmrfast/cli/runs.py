@@ -98,7 +98,7 @@ def verify(
 
     verification = run_verification(Run.open(run), data, device=device)
     if is_first_rank():
-        typer.echo(str(verification))
+        show_lines(str(verification))
     if not verification.same:
         raise typer.Exit(1)
 

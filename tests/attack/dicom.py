@@ -222,4 +222,4 @@ def one(numbers: random.Random, folder: Path) -> str:
     return "read"
 
 
-ATTACK = Attack("dicom", one, seconds=2.0, mebibytes=32)
+ATTACK = Attack("dicom", one, seconds=5.0, mebibytes=32)

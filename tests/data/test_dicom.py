@@ -1,7 +1,9 @@
 """DICOM folders against SimpleITK's reader and the NIfTI export of the same map."""
 
+import os
 import shutil
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -13,7 +15,12 @@ from cmrfast.data import read_dicom_folder, read_nifti
 
 pydicom = pytest.importorskip("pydicom")
 from pydicom.dataset import FileDataset, FileMetaDataset  # noqa: E402
-from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid  # noqa: E402
+from pydicom.uid import (  # noqa: E402
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    MRImageStorage,
+    generate_uid,
+)
 
 AXES = np.array([[0.8, 0.0, -0.6], [0.36, 0.8, 0.48]])
 SERIES = generate_uid(entropy_srcs=["one"])
@@ -136,6 +143,18 @@ def test_one_of_two_series(stack):
         ([(0, {"NumberOfFrames": 5})], "0.dcm: holds many frames in one file"),
         ([(0, {"PixelData": b"12"})], "0.dcm: its pixels cannot be read"),
         ([(0, {"PixelSpacing": [0, 1]})], "its geometry must have steps between"),
+        ([(0, {"PixelSpacing": [-1.5, 1]})], "PixelSpacing must be positive"),
+        ([(0, {"Rows": 0})], "Rows must be positive; it is 0"),
+        ([(0, {"Rows": 65535})], "0.dcm: its pixels cannot be read"),
+        (
+            [(0, {"ImageOrientationPatient": [2, 0, 0, 0, 1, 0]})],
+            "must be two unit vectors at a right angle",
+        ),
+        (
+            [(0, {"ImageOrientationPatient": [1, 0, 0, 0.6, 0.8, 0]})],
+            "must be two unit vectors at a right angle",
+        ),
+        ([(0, {"RescaleSlope": "1e400"})], "0.dcm: rescales by inf and"),
     ],
 )
 def test_what_is_no_stack_is_refused(tmp_path, slices, message):
@@ -208,3 +227,31 @@ def test_the_real_map(real_images, tmp_path):
     ]
     there = whole.data[0].numpy()[np.ix_(*index)]
     np.testing.assert_array_equal(volume.data[0].numpy(), there)
+
+
+def deflate(path, tail=b""):
+    """Write a slice again with its data set deflated, and perhaps more behind it."""
+    file = pydicom.dcmread(path)
+    file.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    file.save_as(path, enforce_file_format=True)
+    raw = path.read_bytes()
+    start = 144 + int.from_bytes(raw[140:144], "little")  # after the group with the syntax
+    packer = zlib.compressobj(1, zlib.DEFLATED, -15)
+    body = packer.compress(zlib.decompress(raw[start:], -15))
+    path.write_bytes(raw[:start] + body + packer.compress(tail) + packer.flush())
+
+
+def test_deflated_slices_are_read_within_the_limit(stack):
+    whole = read_dicom_folder(stack)
+    for name in "abc":
+        deflate(stack / f"{name}.dcm")
+    assert torch.equal(read_dicom_folder(stack).data, whole.data)
+    deflate(stack / "b.dcm", bytes(64 << 20))
+    with pytest.raises(FileError, match=r"b\.dcm: inflates to more than 16 MiB beyond"):
+        read_dicom_folder(stack, max_bytes=72)
+
+
+def test_pipes_and_devices_are_no_slices(stack):
+    os.mkfifo(stack / "pipe.dcm")
+    (stack / "zero.dcm").symlink_to("/dev/zero")
+    assert read_dicom_folder(stack).shape[2] == 3

@@ -4,6 +4,7 @@ import errno
 import gzip
 import math
 import os
+import random
 import resource
 import signal
 import subprocess
@@ -489,3 +490,45 @@ def test_a_pair_whose_other_name_is_too_long(tmp_path):
     (tmp_path / "a.hdr").rename(tmp_path / name)
     (tmp_path / "a.img").rename(tmp_path / f"{'a' * 251}.img")
     assert read_nifti(tmp_path / name).shape == (2, 2, 2)
+
+
+OVERWRITE = """
+import sys, torch
+from cmrfast.data import Volume, write_nifti
+print("ready", flush=True)
+n = 0
+while True:
+    n += 1
+    data = torch.full((1, 64, 64, 40), n % 2, dtype=torch.int16)
+    write_nifti(sys.argv[1], Volume(data, torch.eye(4)))
+    print(n, flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_a_process_killed_while_it_writes_leaves_a_whole_image(tmp_path, name):
+    """25 kills at random moments: the old image or the new one, and nothing but temporary files."""
+    path, numbers = tmp_path / name, random.Random(name)
+    write_nifti(path, Volume(torch.zeros(1, 64, 64, 40, dtype=torch.int16), torch.eye(4)))
+    interrupted = 0
+    for _ in range(25):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", OVERWRITE, str(path)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+        )
+        for _ in range(1 + numbers.randrange(3)):  # until it writes
+            writer.stdout.readline()
+        time.sleep(numbers.uniform(0, 0.03))
+        writer.kill()
+        writer.communicate()
+        values = read_nifti(path).data.unique().tolist()
+        assert values in ([0], [1])
+        left = [p for p in tmp_path.iterdir() if p != path]
+        assert all(p.suffix == ".tmp" and p.name.startswith(f".{name}.") for p in left), left
+        interrupted += len(left)
+        for p in left:
+            p.unlink()
+    assert interrupted >= 5  # or the test shows nothing

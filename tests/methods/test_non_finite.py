@@ -1,5 +1,6 @@
 """Images with NaN or infinite voxels, in every method: refused by name, or read with zeros."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -8,9 +9,11 @@ import torch
 
 from cmrfast import methods
 from cmrfast.data import write_nifti
-from cmrfast.data.datasets import Case
+from cmrfast.data.datasets import Case, Split
 from cmrfast.errors import FileError
 from cmrfast.models import MODELS
+from cmrfast.train import Run
+from cmrfast.train.plan import Plan, fields_as_json
 from tests.support.cases import phantoms
 
 #: Fields that make each method fast on phantoms.
@@ -104,3 +107,17 @@ def test_every_preparation_declares_the_rule(name):
 def test_a_recipe_takes_no_other_rule(name):
     with pytest.raises(ValueError, match="non_finite must be one of refuse, zero; got 'ignore'"):
         methods.get(name).configure({"non_finite": "ignore"})
+
+
+@every_method
+def test_a_run_of_an_older_version_refuses_them(name, tmp_path):
+    method = methods.get(name)
+    config, recipe = method.configure({"non_finite": "zero"})
+    fields = [fields_as_json(side) for side in (config, recipe)]
+    split = Split(("a",), ("b",), ("c",))
+    Run(tmp_path, Plan(name, *fields, 1, 0, method.datasets[0], split, 1), "data", {}).save()
+    assert Run.open(tmp_path).recipe.non_finite == "zero"
+    stored = json.loads((tmp_path / "run.json").read_text())
+    del stored["plan"]["recipe"]["non_finite"]
+    (tmp_path / "run.json").write_text(json.dumps(stored))
+    assert Run.open(tmp_path).recipe.non_finite == "refuse"

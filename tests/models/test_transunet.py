@@ -1,5 +1,8 @@
 """TransUNet against its definition written out, and its loaders on files of known content."""
 
+import tracemalloc
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -279,6 +282,58 @@ def test_imagenet_names_every_fault_and_changes_nothing(tmp_path):
         network.load_imagenet(tmp_path / "a.npz")
     for key, value in network.state_dict().items():
         assert torch.equal(value, before[key])
+
+
+def test_arrays_that_nobody_asked_for_are_not_inflated(tmp_path):
+    network, path = small(), tmp_path / "a.npz"
+    np.savez(path, **imagenet_arrays(network.config, **dict.fromkeys(UNUSED)))
+    with (
+        zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("more.npy", "w") as member,
+    ):
+        for _ in range(64):
+            member.write(bytes(1 << 20))
+    network.load_imagenet(path)  # imports happen once, outside the measurement
+    tracemalloc.start()
+    assert network.load_imagenet(path) == ["more"]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 32 << 20
+
+
+@pytest.mark.parametrize("dtype", ["<f2", ">f4", "<f8"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_imagenet_in_any_floating_dtype_and_order(tmp_path, dtype, order):
+    network = small()
+    arrays = imagenet_arrays(network.config, **dict.fromkeys(UNUSED))
+    for name, x in arrays.items():
+        x[...] = np.arange(x.size).reshape(x.shape) % 50
+        arrays[name] = np.asarray(x, dtype, order=order)
+    np.savez_compressed(tmp_path / "a.npz", **arrays)
+    network.load_imagenet(tmp_path / "a.npz")
+    kernel = arrays["block1/unit1/conv2/kernel"].astype(np.float32).transpose(3, 2, 0, 1)
+    loaded = network.encoder.get_parameter("resnet.blocks.0.0.conv2.weight").detach()
+    np.testing.assert_array_equal(loaded.numpy(), kernel)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x.to_sparse(), "that is no plain tensor"),
+        (lambda x: torch.empty_like(x, device="meta"), "that is no plain tensor"),
+        (lambda x: torch.zeros(1).expand(x.shape), "that is no plain tensor"),
+        (lambda x: x.to(torch.complex64), "of torch.complex64 for torch.float32"),
+        (lambda x: x.to(torch.int64), "of torch.int64 for torch.float32"),
+    ],
+)
+def test_tensors_that_cannot_be_copied_change_nothing(tmp_path, change, message):
+    network, path = small(), tmp_path / "w.pth"
+    state, before = official_state(network), network.decoder.head.weight.detach().clone()
+    name = "decoder.conv_more.0.weight"
+    torch.save(state | {name: change(state[name])}, path)
+    with pytest.raises(FileError, match=rf"got 1 faults: {name} {message}"):
+        network.load_official(path)
+    assert torch.equal(network.decoder.head.weight, before)
 
 
 def test_files_that_are_no_weights(tmp_path):

@@ -38,7 +38,7 @@ STUDY = Study(
         shrink=2,
         changes={
             **{"spacing_mm": 1.6, "patch": 24, "overlap": 6, "batch": 8, "per_patient": 100},
-            **{"split": (16, 2, 6), "dropout": 0.1},
+            **{"split": (16, 2, 6), "dropout": 0.1, "bias_field": False},
         },
         steps=600,
     ),

@@ -33,7 +33,9 @@ TINY = {
         **{"heads": 2, "hidden": 16, "decoder": (16, 8, 8, 8, 8)},
     ),
     "joint_registration": tiny(3, 3, steps=None, widths=(4, 8), side=64, spacing_mm=2.6, epochs=1),
-    "new_lesions": tiny(4, 4, spacing_mm=4.0, patch=16, overlap=4, batch=4, per_patient=4),
+    "new_lesions": tiny(
+        4, 4, spacing_mm=4.0, patch=16, overlap=4, batch=4, per_patient=4, bias_field=False
+    ),
     "adversarial_transfer": tiny(4, 4, width=4, size=32, view_px=32, copies=0, pretrain_epochs=0),
 }
 

@@ -56,7 +56,7 @@ _JOBS = {
     "siamese_lesion": Job("siamese_lesion", 32),
     "joint_scar": Job("joint_scar", 2),
     "joint_registration": Job("joint_registration", 4),
-    "new_lesions": Job("new_lesions", 4, shrink=2, recipe={"spacing_mm": 1.6}),
+    "new_lesions": Job("new_lesions", 4, shrink=2, recipe={"spacing_mm": 1.6, "bias_field": False}),
     "adversarial_transfer": Job("adversarial_transfer", 4, recipe={"lge_masks": 1}),
 }
 #: Whole jobs: a training step of each method, and inference on one case.

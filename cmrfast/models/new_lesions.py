@@ -19,13 +19,14 @@ literally every convolution. These choices are also ours:
   With ``aux_weight`` the maps of the later time point are also compared with the new lesions,
   because the paper mentions deep supervision.
 - Images are cropped to the box around the brain and set to 0 outside the brain; where no brain mask
-  is available, the foreground is used. Coil shading is corrected only with ``bias_field``: the
-  challenge's own script had removed it from the paper's images.
+  is available, the foreground is used. Coil shading is corrected by N4 where the extra ``n4`` is
+  installed; from the paper's images the challenge's own script had removed it.
 """
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
 import torch
@@ -78,7 +79,8 @@ class Recipe(recipe.Recipe):
 
     Args:
         spacing_mm: voxel spacing of the network's images, along all axes.
-        bias_field: correct coil shading first (N4; takes a minute per volume).
+        bias_field: correct coil shading first (N4; takes a minute per volume); by default where the
+            extra n4 is installed. A run keeps what it began with.
         histogram: map intensities to landmarks learned from the training set.
         patch: edge of a window in voxels, a multiple of 8.
         per_patient: patches per patient and epoch.
@@ -95,7 +97,8 @@ class Recipe(recipe.Recipe):
     epochs: int = 40  # P 1.4
     lr_factor: float = 0.9  # P 1.4, after every epoch
     spacing_mm: float = 0.8  # P 1.1
-    bias_field: bool = False  # D; P 1.1: done by the challenge's own script
+    # P 1.1, by the challenge's own script; D: N4
+    bias_field: bool = field(default_factory=lambda: find_spec("SimpleITK") is not None)
     histogram: bool = True  # P 1.1
     patch: int = 56  # P 1.3
     per_patient: int = 872  # P 1.3

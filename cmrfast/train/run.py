@@ -56,11 +56,11 @@ class Run:
         plan: Plan,
         data: str,
         fitted: Mapping[str, Any],
-        inputs: Digests,
-        conditions: Conditions | None,
+        inputs: Digests | None = None,
+        conditions: Conditions | None = None,
     ) -> None:
         self.path, self.plan, self.data = Path(path), plan, data
-        self.fitted, self.inputs, self.conditions = fitted, inputs, conditions
+        self.fitted, self.inputs, self.conditions = fitted, inputs or {}, conditions
         self.checkpoints = CheckpointFolder(path)
 
     @classmethod

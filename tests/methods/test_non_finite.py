@@ -23,7 +23,10 @@ SMALL: dict[str, dict[str, Any]] = {
     | {"heads": 3, "hidden": 40, "decoder": (8, 8, 8, 8, 4)},
     "joint_registration": {"widths": (4, 6, 8), "head_width": 4, "hidden": 8, "side": 56}
     | {"spacing_mm": 3.0},
-    "new_lesions": {"spacing_mm": 4.0, "patch": 16, "overlap": 4, "per_patient": 4},
+    "new_lesions": {
+        **{"spacing_mm": 4.0, "patch": 16, "overlap": 4, "per_patient": 4},
+        "bias_field": False,
+    },
     "adversarial_transfer": {"size": 32, "width": 4, "view_px": 32, "variant": "u"},
 }
 #: The values that are planted; the last is finite in the file, but not in float32.

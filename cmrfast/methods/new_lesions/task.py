@@ -1,5 +1,6 @@
 """new_lesions on images: pairs of visits prepared, cut into patches, predicted and scored."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from cmrfast.metrics import connected_components, dice, lesion_scores
 from cmrfast.models.new_lesions import Config, NewLesions, Recipe
 from cmrfast.ops import resample
 
+_log = logging.getLogger(__name__)
 _IMAGES = ("earlier", "later")
 _RATERS = ("rater1", "rater2", "rater3", "rater4")
 _MASKS = ("consensus", *_RATERS)
@@ -86,6 +88,11 @@ class NewLesionsTask(Task[NewLesions, Config, Recipe]):
 
     def fit(self, cases: Sequence[Case]) -> dict[str, Any]:
         """Landmarks of the histogram, from both visits of the training patients."""
+        if not self.recipe.bias_field and not Recipe().bias_field:
+            _log.warning(
+                "new_lesions: coil shading is not corrected, unlike in the paper's images: that "
+                "needs the extra n4: pip install 'cmrfast[n4]'"
+            )
         if not self.recipe.histogram:
             return {}
 

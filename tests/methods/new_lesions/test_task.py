@@ -24,7 +24,15 @@ from cmrfast.models import build
 from cmrfast.models.new_lesions import RECIPE, Config, Recipe, loss
 from tests.support.cases import phantoms
 
-SMALL = Recipe(spacing_mm=4.0, patch=16, overlap=4, per_patient=8, batch=4, stored="float32")
+SMALL = Recipe(
+    bias_field=False,
+    spacing_mm=4.0,
+    patch=16,
+    overlap=4,
+    per_patient=8,
+    batch=4,
+    stored="float32",
+)
 METHOD = methods.get("new_lesions")
 TASK = METHOD.task
 
@@ -371,6 +379,18 @@ def test_both_visits_see_one_brain(ljubljana):
     assert not images[:, ~whole.brain].any()
     torch.testing.assert_close(images[:, whole.brain].mean(1), torch.zeros(2), rtol=0, atol=1e-5)
     assert whole.brain.any(dim=2).any(dim=1)[[0, -1]].all()  # the box is tight
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_coil_shading_is_corrected_where_the_extra_is(cases, monkeypatch, caplog, installed):
+    monkeypatch.setattr(
+        "cmrfast.models.new_lesions.find_spec", lambda name: object() if installed else None
+    )
+    recipe = Recipe()
+    assert recipe.bias_field is installed
+    assert METHOD.configure({"bias_field": not installed})[1].bias_field is not installed
+    TASK(Config(), replace(SMALL, histogram=False, bias_field=False)).fit(cases)
+    assert ("coil shading is not corrected" in caplog.text) is not installed
 
 
 def test_bias_field_is_taken_out(ljubljana):

@@ -59,17 +59,21 @@ class Row:
 
 
 def rows_of_columns(
-    case: str, ids: Mapping[str, Sequence[int]], scores: Mapping[str, Tensor]
+    case: str | Sequence[str], ids: Mapping[str, Sequence[int]], scores: Mapping[str, Tensor]
 ) -> list[Row]:
-    """Rows from columns of one case, all of one length."""
+    """Rows from columns of one length; a single case is that of all rows."""
     columns = {name: values.tolist() for name, values in scores.items()}
+    count = len(next(iter(columns.values())))
+    columns_of_ids: dict[str, Sequence[str | int]] = {
+        "case": [case] * count if isinstance(case, str) else case,
+        **ids,
+    }
     return [
-        Row(
-            {"case": case, **dict(zip(ids, unit, strict=True))},
-            dict(zip(columns, values, strict=True)),
-        )
+        Row(dict(zip(columns_of_ids, unit, strict=True)), dict(zip(columns, values, strict=True)))
         for unit, values in zip(
-            zip(*ids.values(), strict=True), zip(*columns.values(), strict=True), strict=True
+            zip(*columns_of_ids.values(), strict=True),
+            zip(*columns.values(), strict=True),
+            strict=True,
         )
     ]
 
@@ -122,6 +126,8 @@ class Task(ABC, Generic[ModelT, ConfigT, RecipeT]):
     preparations: ClassVar[tuple[Preparation[Any, Any], ...]] = ()
     #: Slices, patches or windows that the network is given at a time, outside training.
     predict_batch: int = 8
+    #: Whether scores of a case depend on the cases it is evaluated with.
+    mixes_cases: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -163,6 +169,10 @@ class Task(ABC, Generic[ModelT, ConfigT, RecipeT]):
     @abstractmethod
     def evaluate(self, model: ModelT, case: Case) -> list[Row]:
         """Score a prediction against the case's labels; no rows where it has none."""
+
+    def evaluate_all(self, model: ModelT, cases: Sequence[Case]) -> list[Row]:
+        """Score several cases; a method whose scores depend on which are together overrides it."""
+        return [row for case in cases for row in self.evaluate(model, case)]
 
     def pooled(self, rows: Sequence[Row]) -> dict[str, float]:
         """Scores of all rows together that are not means over rows; often none."""

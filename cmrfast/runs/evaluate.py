@@ -123,7 +123,8 @@ def evaluate(
 ) -> Evaluation:
     """Predict the patients of one part of a run's split and score them against their labels.
 
-    Under torchrun the processes share the patients; all of them return the scores of all.
+    Under torchrun the processes share the patients, unless their scores depend on each other; all
+    of them return the scores of all.
 
     Args:
         run: a trained one.
@@ -133,9 +134,13 @@ def evaluate(
     """
     with process_group(device) as ranks:
         model, task = run.model(device=ranks.device), run.task(device=ranks.device)
-        cases = run.cases(part, data)[ranks.rank :: ranks.count]
+        cases = run.cases(part, data)
+        if not task.mixes_cases:
+            cases = cases[ranks.rank :: ranks.count]
+        elif not ranks.first:
+            cases = []
         with torch.inference_mode():
-            own = [row for case in cases for row in task.evaluate(model, case)]
+            own = task.evaluate_all(model, cases)
         rows = [row for rank_rows in ranks.gather(own) for row in rank_rows]
     return _evaluation(run, part, rows)
 

@@ -57,6 +57,7 @@ class SiameseLesionTask(Task[SiameseLesion, Config, Recipe]):
     """
 
     preparations = (PAIRS,)
+    mixes_cases = True
     predict_batch = 64
 
     def fit(self, cases: Sequence[Case]) -> dict[str, float]:
@@ -95,19 +96,27 @@ class SiameseLesionTask(Task[SiameseLesion, Config, Recipe]):
         return Prediction(images, {"patches": patches})
 
     def evaluate(self, model: SiameseLesion, case: Case) -> list[Row]:
+        """A row a patch; see ``evaluate_all``."""
+        return self.evaluate_all(model, [case])
+
+    def evaluate_all(self, model: SiameseLesion, cases: Sequence[Case]) -> list[Row]:
         """A row a patch; means over the rows are the paper's scores, but see ``pooled``.
 
         ``sensitivity`` is NaN where a patch has no lesion, ``specificity`` where it has one. The
-        pairing loss of a row is that of its batch, of the case's patches in random order.
+        pairing loss of a row is that of its batch, of patches of all patients in random order, as
+        in training; patches left over from the last whole batch have none.
         """
-        if not _is_paired(case):
+        paired = [case for case in cases if _is_paired(case)]
+        if not paired:
             return []
-        pairs = self.prepared(PAIRS, case)
-        patches = self._patches([pairs])
+        subjects = [self.prepared(PAIRS, case) for case in paired]
+        patches = self._patches(subjects)
+        names = [c.name for c, s in zip(paired, subjects, strict=True) for _ in s["t1_slice"]]
+        t1_slice = torch.cat([pairs["t1_slice"] for pairs in subjects])
         rows: list[Row] = []
         # A fixed order: the pairing loss depends on which patches share a batch.
         for samples in order(0, 0, len(patches)).split(self.recipe.batch):
-            batch = patches.cut(samples)
+            batch, volume = patches.cut(samples), patches.volume[samples].cpu()
             with torch.inference_mode():
                 outputs = model(batch["t1"], batch["lge"])
             logits, labels = outputs["logits"].double(), batch["labels"]
@@ -118,13 +127,17 @@ class SiameseLesionTask(Task[SiameseLesion, Config, Recipe]):
             if "lge" in outputs:
                 temperature = self.config.temperature
                 pairing = nt_xent(outputs["t1"], outputs["lge"], temperature=temperature)
-                scores["pairing_loss"] = pairing.expand(len(samples))
+                whole = len(samples) == min(self.recipe.batch, len(patches))
+                scores["pairing_loss"] = pairing.expand(len(samples)) * (1 if whole else torch.nan)
             right = 100.0 * (logits.argmax(1) == labels)
             scores["sensitivity"] = torch.where(labels == 1, right, torch.nan)
             scores["specificity"] = torch.where(labels == 0, right, torch.nan)
-            slices = pairs["t1_slice"][patches.volume[samples]].tolist()
-            ids = {"slice": slices, "patch": samples.tolist(), "lesion": labels.tolist()}
-            rows += rows_of_columns(case.name, ids, scores)
+            ids = {
+                "slice": t1_slice[volume].tolist(),
+                "patch": samples.tolist(),
+                "lesion": labels.tolist(),
+            }
+            rows += rows_of_columns([names[k] for k in volume.tolist()], ids, scores)
         return sorted(rows, key=lambda row: row.ids["patch"])
 
     def pooled(self, rows: Sequence[Row]) -> dict[str, float]:

@@ -173,11 +173,27 @@ def test_true_classes_score_perfectly_through_the_whole_path(task, cohort, varia
     assert METHOD.objective == Objective("classification_loss", maximise=False)
     assert METHOD.objective.name in names
     if variant != "pure":
-        # One feature for all patches: ln 32, as methods' anchor has it; less in the last batch.
+        # One feature for all patches: ln 32, as methods' anchor has it; none in the last batch.
         losses = [row.scores["pairing_loss"] for row in rows]
         assert sum(abs(loss - math.log(32)) < 1e-4 for loss in losses) == len(rows) // 32 * 32
-        least = math.log(len(rows) % 32)
-        assert sum(abs(loss - least) < 1e-4 for loss in losses) == len(rows) % 32
+        assert sum(map(math.isnan, losses)) == len(rows) % 32 > 0
+
+
+def test_pairing_is_scored_in_batches_that_mix_patients(task, cohort):
+    torch.manual_seed(0)
+    model = SiameseLesion(NARROW).eval()
+    alone = [row for case in cohort for row in task.evaluate(model, case)]
+    together = task.evaluate_all(model, cohort)
+    assert [row.case for row in together] == [row.case for row in alone]
+    for one, other in zip(alone, together, strict=True):
+        assert one.ids["lesion"] == other.ids["lesion"]
+        assert one.scores["probability"] == pytest.approx(other.scores["probability"], abs=1e-5)
+    batches = {}  # rows of one batch share its loss
+    for row in together:
+        batches.setdefault(row.scores["pairing_loss"], set()).add(row.case)
+    mixed = [cases for loss, cases in batches.items() if not math.isnan(loss)]
+    assert len(mixed) == len(together) // task.recipe.batch
+    assert all(len(cases) > 1 for cases in mixed)
 
 
 def test_a_network_that_always_says_yes_is_balanced_at_50(task, cohort):

@@ -4,6 +4,7 @@ import argparse
 import importlib
 import logging
 import sys
+import warnings
 
 from tests.attack.frame import Attack, run
 
@@ -33,7 +34,8 @@ def main() -> int:
         plan = [(name, 0.0, int(number))]
     else:
         plan = [(name, options.seconds, 0) for name in options.names or NAMES]
-    logging.disable()  # warnings of what was passed over, a line each case
+    logging.disable()  # of what was passed over, a line each case
+    warnings.simplefilter("ignore")
     faults = 0
     for name, seconds, first in plan:
         outcome = run(attack(name), options.seed, seconds=seconds, first=first)

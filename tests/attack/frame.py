@@ -8,7 +8,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -66,9 +66,9 @@ def _case(attack: Attack, seed: int, number: int, outcome: Outcome) -> str | Non
     """Run one case; its fault in words, or None."""
     numbers = random.Random(f"{attack.name}/{seed}/{number}")
     folder = Path(tempfile.mkdtemp(prefix=f"attack-{attack.name}-"))
-    before, began = _start_peak(), time.process_time()
+    before, began = start_peak(), time.process_time()
     try:
-        with _alarm(20 * attack.seconds):
+        with alarm(20 * attack.seconds):
             word = attack.one(numbers, folder)
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
@@ -77,7 +77,7 @@ def _case(attack: Attack, seed: int, number: int, outcome: Outcome) -> str | Non
         return traceback.format_exc()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    took, grew = time.process_time() - began, _peak() - before
+    took, grew = time.process_time() - began, peak() - before
     outcome.counts[word] += 1
     outcome.slowest_s = max(outcome.slowest_s, took)
     outcome.most_mebibytes = max(outcome.most_mebibytes, grew)
@@ -93,7 +93,7 @@ class _HangError(BaseException):
 
 
 @contextmanager
-def _alarm(seconds: float) -> Iterator[None]:
+def alarm(seconds: float) -> Iterator[None]:
     """End a case that hangs in Python; one that hangs in native code hangs the attack."""
 
     def ring(*_: object) -> None:
@@ -108,12 +108,13 @@ def _alarm(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def _start_peak() -> float:
-    """Memory in use, in MiB; Linux counts the peak anew from here."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return _peak()
+def start_peak() -> float:
+    """Memory in use, in MiB; from here on Linux counts the peak again, where it may be asked to."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return peak()
 
 
-def _peak() -> float:
+def peak() -> float:
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1024

@@ -42,7 +42,8 @@ STUDY = Study(
         cases=45,
         shrink=3,
         changes={
-            **{"width": 16, "size": 64, "view_px": 80, "crop_shift_px": 6, "batch": 8},
+            **{"width": 16, "pixel_mm": 3.75, "size": 64, "view_px": 80, "crop_shift_px": 6},
+            "batch": 8,
             **{"copies": 0, "epochs": 5, "pretrain_epochs": 2},
         },
     ),

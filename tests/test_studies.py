@@ -36,7 +36,9 @@ TINY = {
     "new_lesions": tiny(
         4, 4, spacing_mm=4.0, patch=16, overlap=4, batch=4, per_patient=4, bias_field=False
     ),
-    "adversarial_transfer": tiny(4, 4, width=4, size=32, view_px=32, copies=0, pretrain_epochs=0),
+    "adversarial_transfer": tiny(
+        4, 4, pixel_mm=5.0, width=4, size=32, view_px=32, copies=0, pretrain_epochs=0
+    ),
 }
 
 

@@ -12,7 +12,10 @@ from cmrfast.train import Run, train
 
 #: The paper's generator at half its width, on images of a third of the resolution.
 _METHOD, _LAYOUT, _SHRINK, _STEPS = "adversarial_transfer", "mscmrseg", 3, 250
-_CHANGES = {"variant": "u", "width": 16, "size": 80, "view_px": 80, "lr": 2e-3, "batch": 8}
+_CHANGES = {
+    **{"variant": "u", "width": 16, "lr": 2e-3, "batch": 8},
+    **{"pixel_mm": 3.75, "size": 80, "view_px": 80},
+}
 
 
 def demo(out: Path, *, say: Callable[[str], None] = print) -> Run:

@@ -22,8 +22,9 @@ Where the paper is silent or differs from its authors' code:
   their running statistics.
 - Variant ``u`` keeps the cross entropy: its "Dice loss" is the paper's mixture (equation 2).
 - Without pseudo masks the generator's loss is the individual-domain loss, at full weight.
-- Slices are normalised one by one (the code: per volume), keep their own spacing (the code: resized
-  to 480 pixels), and are cropped around the annotated region.
+- Slices are normalised one by one (the code: per volume), brought to pixels of 1.25 mm, so that a
+  heart has one size in all sequences (the code: resized to 480 pixels), and cropped around the
+  annotated region.
 - Augmented copies of the crops are drawn again in every epoch.
 - No training patient is tested on. The paper also trains on LGE images, with pseudo masks, of the
   patients on whose LGE masks it is then tested.

@@ -182,7 +182,9 @@ def load_checkpoint(
     path = Path(path)
     try:
         stored = read_json(path / _STATE)
-        if stored.pop("blake2b", None) != _digest_of(stored):
+        if "blake2b" not in stored:
+            raise ValueError("it is of an older version, which this one cannot continue")
+        if stored.pop("blake2b") != _digest_of(stored):
             raise ValueError("its description is not the one it was saved with")
         size, digest = take(stored, "tensors_bytes", int), take(stored, "tensors_blake2b", str)
         # The size first: to hash a file takes long where it is endless.
@@ -199,7 +201,7 @@ def load_checkpoint(
         missing = Path(error.filename or path).name
         raise _DamagedError(f"load_checkpoint: {path}: {missing} is missing") from None
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise _DamagedError(f"load_checkpoint: {path} is damaged: {error}") from error
+        raise _DamagedError(f"load_checkpoint: {path} cannot be used: {error}") from error
     # Compare as JSON, which turns tuples into lists.
     wanted = None if made_for is None else json.loads(json.dumps(made_for))
     if wanted is not None and wanted != loaded.made_for:

@@ -147,6 +147,15 @@ def test_any_change_of_its_description_is_noticed(tmp_path, place):
         load_checkpoint(path.parent)
 
 
+def test_one_of_an_older_version_is_refused_by_name(tmp_path):
+    path = CheckpointFolder(tmp_path).save(checkpoint(1)) / "state.json"
+    content = json.loads(path.read_text())
+    del content["blake2b"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="cannot be used: it is of an older version"):
+        load_checkpoint(path.parent)
+
+
 def test_endless_tensors_are_refused_at_once(tmp_path):
     path = CheckpointFolder(tmp_path).save(checkpoint(1)) / "tensors.safetensors"
     os.truncate(path, 1 << 40)

@@ -15,10 +15,11 @@ Where the paper is silent or contradicts itself:
 - The last layer of a branch is linear (SigNet's has a ReLU), so that cosines can be negative.
 - The classifier's widths are ours. Its input, the feature, is not normalised to unit length.
 - The factor y_i after the logarithms of equations 1 and 2 is read as the index of the target.
-- T1 is clipped to four SD about the mean of the training patients' myocardium: air and lung have no
-  T1, and a map is noise there.
-- The rule of six SD finds bright pixels at every border of the myocardium, which hold blood in part.
-  They count only beside a bright pixel of the inner myocardium; ``border_px=0`` is the plain rule.
+- T1 is clipped to four SD about the mean of the training patients' myocardium: air and lung have
+  no T1, and a map is noise there.
+- The rule of six SD finds bright pixels at every border of the myocardium, which hold blood in
+  part. They count only beside a bright pixel of the inner myocardium; ``border_px=0`` is the plain
+  rule.
 - Response normalisation divides alpha by the window size, as PyTorch's does.
 - ``norm="batch"`` uses batch norm instead of response normalisation, as SigNet's code does.
 """

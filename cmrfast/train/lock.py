@@ -72,15 +72,18 @@ def _lock(file: Path) -> int:
 def _own(descriptor: int, file: Path) -> None:
     """Become the owner of an open lock file."""
     owner = os.pread(descriptor, 1000, 0).decode("utf-8", "replace").strip()
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        held = False
-    except OSError as error:
-        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-            raise
-        held = True
     # The kernel knows the processes of this machine, and need not know those of others.
     elsewhere = owner and owner.rpartition(" on ")[2] != socket.gethostname()
+    held = False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            held = True
+        elif error.errno in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+            elsewhere = owner  # this file system has no locks: the time stamp has to tell
+        else:
+            raise
     if held or (elsewhere and _is_renewed(file)):
         raise FileError(f"train: {file.parent} is being trained by {owner or 'another process'}")
     if owner:

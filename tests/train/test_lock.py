@@ -1,5 +1,6 @@
 """One training at a time in a folder; the lock of one that was killed is taken over."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -77,6 +78,25 @@ def test_an_owner_elsewhere_counts_while_it_renews_its_lock(tmp_path, monkeypatc
             pass
     with hold(folder):
         assert "was left locked by process 7 on elsewhere, which has ended" in caplog.text
+
+
+def test_a_file_system_without_locks_goes_by_the_time_stamp(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "_WATCH_S", 1.0)
+    monkeypatch.setattr(lock, "_RENEW_S", 0.1)
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(lock.fcntl, "flock", refuse)
+    with (
+        hold(tmp_path / "run"),
+        pytest.raises(FileError, match=f"by process {os.getpid()}"),
+        hold(tmp_path / "run"),
+    ):
+        pass
+    (tmp_path / "lock").write_text(f"process 1 on {os.uname().nodename}\n")
+    with hold(tmp_path):  # nobody renews it
+        pass
 
 
 def test_a_held_lock_is_renewed(tmp_path, monkeypatch):

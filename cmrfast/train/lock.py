@@ -73,7 +73,7 @@ def _own(descriptor: int, file: Path) -> None:
     """Become the owner of an open lock file."""
     owner = os.pread(descriptor, 1000, 0).decode("utf-8", "replace").strip()
     # The kernel knows the processes of this machine, and need not know those of others.
-    elsewhere = owner and owner.rpartition(" on ")[2] != socket.gethostname()
+    elsewhere = bool(owner) and owner.rpartition(" on ")[2] != socket.gethostname()
     held = False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -81,7 +81,7 @@ def _own(descriptor: int, file: Path) -> None:
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             held = True
         elif error.errno in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
-            elsewhere = owner  # this file system has no locks: the time stamp has to tell
+            elsewhere = bool(owner)  # this file system has no locks: the time stamp has to tell
         else:
             raise
     if held or (elsewhere and _is_renewed(file)):

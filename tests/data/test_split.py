@@ -239,6 +239,14 @@ def test_parts_may_be_of_both_kinds(tmp_path):
         Split(("b",), (), Part({"a": ("C0",)}, {"a": ("LGE",)}))
 
 
+def test_whole_patients_are_stored_as_they_always_were():
+    """Runs and checkpoints of earlier versions hold this, and are compared with it."""
+    stored = {"train": ["b", "a"], "validate": ["c"], "test": []}
+    split = Split.from_json(stored)
+    assert split == Split(("b", "a"), ("c",), ())
+    assert split.as_json() == stored
+
+
 def test_a_sequence_that_a_case_lacks():
     for part in (Part({"a": ("C0", "LGE")}), Part({"a": ("C0",)}, {"a": ("LGE",)})):
         with pytest.raises(FileError, match="image: a has no LGE image; it has C0, T2"):

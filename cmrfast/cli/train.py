@@ -32,7 +32,10 @@ def train(
     data: Data,
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
     patients: Annotated[
-        Path | None, typer.Option(help="JSON file: patients to train, validate and test on.")
+        Path | None,
+        typer.Option(
+            help="JSON file: patients, or sequences of them, to train, validate and test on."
+        ),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps in all.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training set.")] = None,

@@ -99,7 +99,8 @@ class Recipe(recipe.Recipe):
         lr_decay: the learning rate at optimiser step t is lr / (1 + lr_decay · t).
         pretrain_epochs: initial epochs, in which only the generator is trained.
         lge_masks: training patients whose LGE masks are used, if there are as many training
-            patients as in ``split``; in proportion with fewer patients, at least one.
+            patients as in ``split``; in proportion with fewer patients, at least one. A split per
+            sequence lists the masks to use itself, and this field is not used.
         slice_map: how the LGE slice of a transferred mask is chosen, see ``transfer_slices``.
         crop_shift_px: largest shift of four of the five crops of a slice from the fifth.
         copies: augmented samples in addition to each unchanged crop.

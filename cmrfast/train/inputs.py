@@ -15,7 +15,9 @@ Digests = Mapping[str, Mapping[str, str | None]]
 
 def input_digests(task: AnyTask, cases: Sequence[Case]) -> Digests:
     """Hashes of the files that a task may read of these cases, and of those its recipe names."""
-    files = {case.name: task.files(case) for case in cases}
+    files: dict[str, dict[str, Path]] = {}
+    for case in cases:  # a patient occurs twice where it trains and validates with other sequences
+        files.setdefault(case.name, {}).update(task.files(case))
     if named := task.recipe.files():
         files["recipe"] = named
     return {

@@ -28,7 +28,8 @@ class TrainOptions:
     """How a method is trained: the command's options and the keyword arguments of ``train``.
 
     Args:
-        split: patients by name; default split from the seed in the recipe's proportions.
+        split: patients by name, or some of their sequences; default whole patients, split from the
+            seed in the recipe's proportions.
         steps: optimiser steps in all; default those of the epochs.
         epochs: passes over the training set; default the recipe's.
         seed: of weights, split, sampling, augmentation and dropout.
@@ -94,7 +95,7 @@ class Plan:
         steps: optimiser steps in all.
         seed: of every random choice.
         layout: the data set, as ``open_dataset`` names it.
-        split: patients by name.
+        split: patients by name, or some of their sequences.
         micro_batch: samples of all ranks that go through the network at a time.
         precision: of the network's arithmetic: float32, bfloat16 or float16.
     """
@@ -111,7 +112,7 @@ class Plan:
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> "Plan":
-        """Read what ``asdict`` made; an entry of another kind raises ``ValueError``."""
+        """Read what ``as_json`` made; an entry of another kind raises ``ValueError``."""
         plan = cls(
             method=take(stored, "method", str),
             config=take(stored, "config", dict),
@@ -130,10 +131,14 @@ class Plan:
             raise ValueError("plan: steps and micro_batch must be at least 1")
         return plan
 
+    def as_json(self) -> dict[str, Any]:
+        """The plan as ``run.json`` holds it."""
+        return {**asdict(self), "split": self.split.as_json()}
+
     @property
     def made_for(self) -> dict[str, Any]:
         """What a checkpoint must have been written for to be resumed under this plan."""
-        plan = asdict(self)
+        plan = self.as_json()
         return {"method": plan.pop("method"), **{k: v for k, v in plan.items() if k != "steps"}}
 
 
@@ -147,7 +152,7 @@ def choose_split(
     """The layout that a folder has, among those the method reads, and its patients' split.
 
     Raises:
-        FileError: the folder has none of them, or lacks patients of a given split.
+        FileError: the folder has none of them, or lacks patients or sequences of a given split.
     """
     refused = []
     for layout in method.datasets:
@@ -162,6 +167,8 @@ def choose_split(
         if missing:
             names = ", ".join(sorted(missing))
             raise FileError(f"train: {data} lacks patients of the split: {names}")
+        for part in (split.train, split.validate, split.test):
+            dataset.subset(part)  # raises where a sequence is missing
         return layout, split
     raise FileError("; ".join(refused))
 

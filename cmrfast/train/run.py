@@ -92,7 +92,7 @@ class Run:
     def save(self) -> None:
         """Write the description, whole or not at all."""
         content = {
-            "plan": asdict(self.plan),
+            "plan": self.plan.as_json(),
             "data": self.data,
             "fitted": self.fitted,
             "inputs": self.inputs,

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cmrfast.data.datasets import Split
+from cmrfast.data.datasets import Part, Split
 from cmrfast.train import Run
 from tests.support import training_task
 
@@ -57,6 +57,17 @@ def test_patients_may_be_named(run, tmp_path):
     code, _, errors = train(run, "--out", "r", "--patients", "patients.json", "--steps", 1, *SMALL)
     assert (code, errors.count("1 patients to train, 4 to validate")) == (0, 1)
     assert Run.open("r").plan.split == own
+
+
+def test_sequences_of_patients_may_be_named(run, tmp_path):
+    split = Split(Part({"subject1": ("T1",)}), ("subject2",), ())
+    split.save(tmp_path / "patients.json")
+    code, _, errors = train(run, "--out", "r", "--patients", "patients.json", *SMALL)
+    assert (code, errors) == (1, "cmrfast: image: subject1 has no T1 image; it has none\n")
+    (tmp_path / "patients.json").write_text('{"train": {"subject1": "T1"}}')
+    code, _, errors = train(run, "--out", "r", "--patients", "patients.json", *SMALL)
+    assert (code, errors.count("\n")) == (1, 1)
+    assert errors.startswith("cmrfast: load: patients.json must map train, validate and test to")
 
 
 def test_failures_are_one_line(run):

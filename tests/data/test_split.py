@@ -1,14 +1,17 @@
 """Patients dealt out to training, validation and test."""
 
+import json
 import os
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cmrfast import FileError
-from cmrfast.data import Split, split_by_patient
+from cmrfast.data import Part, Split, split_by_patient
+from cmrfast.data.datasets import Case, Dataset, Labelling
 
 
 @given(st.integers(3, 200), st.tuples(*[st.integers(1, 100)] * 3), st.integers(0, 5))
@@ -54,6 +57,35 @@ def test_a_split_is_kept_in_a_file(tmp_path):
         ('{"train": [["a"]], "validate": [], "test": []}', "must map train"),
         ("", "must map train"),
         ("\ufeff{}", "must map train"),
+        (
+            '{"train": ["a"], "validate": [], "test": [], "other": []}',
+            "map names to lists of sequences: it must hold nothing else; got other",
+        ),
+        ('{"train": {"a": "LGE"}, "validate": [], "test": []}', "a must be a list; it is text"),
+        ('{"train": {"a": [1]}, "validate": [], "test": []}', "a must be a list of text"),
+        ('{"train": {"a": []}, "validate": [], "test": []}', "a must have one .* got none"),
+        ('{"train": {"a": ["C0", "C0"]}, "validate": [], "test": []}', "once; got C0, C0"),
+        ('{"train": {"a": ["C0"]}, "validate": [], "test": ["a"]}', "to one part; twice: a"),
+        (
+            '{"train": {"a": ["C0", "T2"]}, "validate": {"b": ["C0"]}, "test": {"a": ["T2"]}}',
+            "Split: a sequence belongs to one part; twice: T2 of a",
+        ),
+        (
+            '{"train": ["a"], "validate": [], "test": [], "unlabelled": {"a": ["LGE"]}}',
+            "unlabelled goes with an object for train",
+        ),
+        (
+            '{"train": {"a": ["T2"]}, "validate": [], "test": [], "unlabelled": ["a"]}',
+            "unlabelled must be an object; it is a list",
+        ),
+        (
+            '{"train": {"a": ["T2"]}, "validate": [], "test": [], "unlabelled": {"b": ["T2"]}}',
+            "b must have sequences with masks besides the unlabelled ones",
+        ),
+        (
+            '{"train": {"a": ["T2"]}, "validate": [], "test": [], "unlabelled": {"a": ["T2"]}}',
+            "with its mask or without; a has both of T2",
+        ),
     ],
 )
 def test_a_damaged_split(tmp_path, content, message):
@@ -96,3 +128,126 @@ def test_wrong_parts(parts):
         split_by_patient(["a", "b", "c"], parts)
     with pytest.raises(ValueError, match="split_by_patient: three patients are needed; got 2"):
         split_by_patient(["a", "b", "b"])
+
+
+SEQUENCES = ("C0", "LGE", "T2")
+#: A part, or None, of every sequence of some patients.
+choices = st.dictionaries(
+    st.sampled_from([f"patient{n}" for n in range(1, 8)]),
+    st.fixed_dictionaries(
+        {
+            sequence: st.sampled_from(["train", "validate", "test", "unlabelled", None])
+            for sequence in SEQUENCES
+        }
+    ),
+)
+
+
+def split_of(chosen):
+    """The split that gives each sequence to the chosen part."""
+
+    def part(name):
+        listed = {
+            patient: tuple(sequence for sequence, its in parts.items() if its == name)
+            for patient, parts in chosen.items()
+        }
+        return {patient: sequences for patient, sequences in listed.items() if sequences}
+
+    train = part("train")
+    unlabelled = {patient: its for patient, its in part("unlabelled").items() if patient in train}
+    return Split(Part(train, unlabelled), Part(part("validate")), Part(part("test")))
+
+
+def cohort(names, sequences=SEQUENCES):
+    """Cases whose masks are named otherwise than the images that they lie on."""
+    return Dataset(
+        "mscmrseg",
+        Path("nowhere"),
+        tuple(
+            Case(
+                name,
+                {s: Path(f"{name}_{s}.nii") for s in sequences},
+                {
+                    f"heart on {sequence}": Path(f"{name}_{sequence}_m.nii")
+                    for sequence in sequences
+                },
+                {f"heart on {sequence}": Labelling(sequence, {}, {}) for sequence in sequences},
+            )
+            for name in names
+        ),
+    )
+
+
+@given(choices)
+def test_a_part_shows_its_sequences_alone(chosen):
+    split = split_of(chosen)
+    dataset = cohort(chosen)
+    seen = []
+    for name in ("train", "validate", "test"):
+        part = getattr(split, name)
+        cases = dataset.subset(part)
+        assert cases.names == tuple(part)
+        for case in cases:
+            wanted = {s for s in SEQUENCES if chosen[case.name][s] == name}
+            images = {s for s in SEQUENCES if chosen[case.name][s] == "unlabelled"}
+            assert case.images.keys() == wanted | (images if name == "train" else set())
+            assert case.labels.keys() == {f"heart on {s}" for s in wanted}
+            assert case.labelling.keys() == case.labels.keys()
+            assert case.sequences == tuple(sorted(wanted))
+            seen += [(case.name, label) for label in case.labels]
+    assert len(seen) == len(set(seen))
+
+
+@given(choices, st.data())
+def test_a_split_per_sequence_reads_back(chosen, data):
+    split = split_of(chosen)
+    text = json.dumps(split.as_json())
+    back = Split.from_json(json.loads(text))
+    assert back == split
+    assert json.dumps(back.as_json()) == text
+    shuffled = {
+        part: {name: data.draw(st.permutations(its)) for name, its in content.items()}
+        for part, content in split.as_json().items()
+    }
+    assert Split.from_json(shuffled) == split  # the order of sequences means nothing
+
+
+@given(choices, st.integers(-3, 3), st.integers(-3, 8))
+def test_a_part_is_a_sequence_of_names(chosen, start, stop):
+    part = split_of(chosen).train
+    names = list(part)
+    assert (len(part), [*part[start:stop]]) == (len(names), names[start:stop])
+    assert list(reversed(part)) == names[::-1]
+    assert all(name in part and part[k] == name for k, name in enumerate(names))
+    cases = cohort(chosen).subset(part)
+    assert cohort(chosen).subset(part[start:stop]).cases == cases.cases[start:stop]
+
+
+def test_parts_may_be_of_both_kinds(tmp_path):
+    split = Split(Part({"a": ("C0", "T2")}, {"a": ("LGE",)}), ("b",), Part({"a": ("LGE",)}))
+    split.save(tmp_path / "split.json")
+    assert Split.load(tmp_path / "split.json") == split
+    assert json.loads((tmp_path / "split.json").read_text()) == {
+        "train": {"a": ["C0", "T2"]},
+        "validate": ["b"],
+        "test": {"a": ["LGE"]},
+        "unlabelled": {"a": ["LGE"]},
+    }
+    assert len(cohort("ab").subset(split.validate)[0].images) == 3
+    assert cohort("ab").subset(split.validate)[0].sequences is None
+    with pytest.raises(ValueError, match="only the training part may have unlabelled sequences"):
+        Split(("b",), (), Part({"a": ("C0",)}, {"a": ("LGE",)}))
+
+
+def test_whole_patients_are_stored_as_they_always_were():
+    """Runs and checkpoints of earlier versions hold this, and are compared with it."""
+    stored = {"train": ["b", "a"], "validate": ["c"], "test": []}
+    split = Split.from_json(stored)
+    assert split == Split(("b", "a"), ("c",), ())
+    assert split.as_json() == stored
+
+
+def test_a_sequence_that_a_case_lacks():
+    for part in (Part({"a": ("C0", "LGE")}), Part({"a": ("C0",)}, {"a": ("LGE",)})):
+        with pytest.raises(FileError, match="image: a has no LGE image; it has C0, T2"):
+            cohort("a", ("C0", "T2")).subset(part)

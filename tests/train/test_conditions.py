@@ -146,7 +146,7 @@ def edited(path, **entries):
         ("plan__steps", "7", "steps must be a whole number; it is text"),
         ("plan__steps", -1, "must be at least 1"),
         ("plan__split", {}, "train is missing"),
-        ("plan__split__train", [1], "must hold nothing but these lists of names"),
+        ("plan__split__train", [1], "train must be a list of text"),
         ("plan__layout", "none", "layout must be one of"),
         ("plan__precision", "int8", "precision must be one of"),
         ("plan__config__hidden", "many", "hidden must be a whole number; got 'many'"),

@@ -6,6 +6,7 @@ from pathlib import Path
 from cmrfast.data.datasets import acdc, emidec, mscmrseg, msseg2, myops, open_ms, t1_lge
 from cmrfast.data.datasets.case import Case, Dataset, Labelling
 from cmrfast.data.datasets.layout import Layout
+from cmrfast.data.datasets.part import Part
 from cmrfast.data.datasets.split import Split, split_by_patient
 
 #: Every layout by its name.
@@ -36,6 +37,7 @@ __all__ = [
     "Case",
     "Dataset",
     "Labelling",
+    "Part",
     "Split",
     "open_dataset",
     "split_by_patient",

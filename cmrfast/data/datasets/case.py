@@ -7,6 +7,7 @@ from typing import overload
 
 import torch
 
+from cmrfast.data.datasets.part import Part
 from cmrfast.data.nifti.header import Header, read_header
 from cmrfast.data.nifti.read import read_volume
 from cmrfast.data.volume import Volume, count_non_finite, is_finite, same_grid
@@ -47,12 +48,13 @@ class Case:
     """The files of one patient.
 
     Attributes:
-        name: unique in its data set; the unit that a split keeps together.
+        name: unique in its data set; a split keeps its files together, unless it lists sequences.
         images: sequence → file.
         labels: mask → file.
         labelling: mask → meaning of its values.
         info: fields of the data set's own text files, verbatim.
         faults: what is missing or unusual, judging by file names; ``check`` also reads headers.
+        sequences: those that a split lists for its part; None where it has the whole patient.
     """
 
     name: str
@@ -61,6 +63,26 @@ class Case:
     labelling: Mapping[str, Labelling]
     info: Mapping[str, str] = field(default_factory=dict)
     faults: tuple[str, ...] = ()
+    sequences: tuple[str, ...] | None = None
+
+    def only(self, sequences: Iterable[str], unlabelled: Iterable[str] = ()) -> "Case":
+        """The case with the files of some sequences alone; a mask belongs to the image it lies on.
+
+        Args:
+            sequences: keys of ``images``.
+            unlabelled: keys of ``images`` whose masks are left out.
+        """
+        labelled = tuple(sequences)
+        shown = (*labelled, *unlabelled)
+        self.require(images=shown)
+        labels = [name for name in self.labels if self.labelling[name].on in labelled]
+        return replace(
+            self,
+            images={name: path for name, path in self.images.items() if name in shown},
+            labels={name: self.labels[name] for name in labels},
+            labelling={name: self.labelling[name] for name in labels},
+            sequences=labelled,
+        )
 
     def require(self, *, images: Iterable[str] = (), labels: Iterable[str] = ()) -> None:
         """Raise ``FileError`` unless the case has these files."""
@@ -181,7 +203,11 @@ class Dataset(Sequence[Case]):
         return [f"{case.name}: {fault}" for case in self.cases for fault in case.faults]
 
     def subset(self, names: Iterable[str]) -> "Dataset":
-        """The named cases, such as one part of a split, in the order of the names."""
+        """The named cases, such as one part of a split, in the order of the names.
+
+        Args:
+            names: of cases; of those of a ``Part``, only the part's images and masks are left.
+        """
         by_name = {case.name: case for case in self.cases}
         wanted = list(names)
         missing = [name for name in wanted if name not in by_name]
@@ -190,7 +216,13 @@ class Dataset(Sequence[Case]):
                 f"subset: every name must be a case of {self.name} in {self.root}; "
                 f"not there: {', '.join(missing)}"
             )
-        return replace(self, cases=tuple(by_name[name] for name in wanted))
+        cases = [by_name[name] for name in wanted]
+        if isinstance(names, Part):
+            cases = [
+                case.only(names.sequences[case.name], names.unlabelled.get(case.name, ()))
+                for case in cases
+            ]
+        return replace(self, cases=tuple(cases))
 
 
 def _same_grid(image: Header, label: Header) -> bool:

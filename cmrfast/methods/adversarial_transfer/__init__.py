@@ -1,13 +1,14 @@
 """adversarial_transfer: LGE segmentation against an adversary, with masks of bSSFP and T2."""
 
 from cmrfast.methods.adversarial_transfer.images import STRUCTURES, Segmentation, segment
+from cmrfast.methods.adversarial_transfer.protocols import PROTOCOLS, protocol_split
 from cmrfast.methods.adversarial_transfer.published import PUBLISHED
 from cmrfast.methods.adversarial_transfer.recipes import RECIPES
 from cmrfast.methods.adversarial_transfer.task import AdversarialTransferTask
 from cmrfast.methods.method import LogUniform, Method, Objective, Uniform
 from cmrfast.models.adversarial_transfer import AdversarialTransfer, Config, Recipe, loss, step
 
-__all__ = ["METHOD", "Segmentation", "segment"]
+__all__ = ["METHOD", "PROTOCOLS", "Segmentation", "protocol_split", "segment"]
 
 METHOD = Method(
     name="adversarial_transfer",

@@ -1,13 +1,10 @@
 """Tables 1 to 3 of the paper."""
 
 from cmrfast.methods.adversarial_transfer.images import STRUCTURES
+from cmrfast.methods.adversarial_transfer.protocols import PROTOCOLS
 from cmrfast.methods.method import Published
 
-_PROTOCOLS = {
-    "": "LGE masks of patients 1 to 5 to train, mean over the challenge's patients 6 to 45",
-    "median": "LGE masks of patients 1 to 5 to train, median over the challenge's patients 6 to 45",
-    "patients 4 and 5": "patients 4 and 5 held out of training, mean over these two",
-}
+_PROTOCOL_OF = {"": "table 2", "median": "table 3", "patients 4 and 5": "table 1"}
 _TABLES = {
     "dice_percent": {
         "u, patients 4 and 5": "70.5 50.0 70.0",
@@ -49,7 +46,7 @@ def _row(name: str) -> Published:
         if name in rows
         for structure, cell in zip(STRUCTURES, rows[name].split(), strict=True)
     }
-    return Published(_PROTOCOLS[name.partition(", ")[2]], cells)
+    return Published(PROTOCOLS[_PROTOCOL_OF[name.partition(", ")[2]]], cells)
 
 
 PUBLISHED = {name: _row(name) for name in _TABLES["dice_percent"]}

@@ -76,6 +76,9 @@ class AdversarialTransferTask(Task[AdversarialTransfer, Config, Recipe]):
     As in the paper, LGE masks of few training patients are used (``recipe.lge_masks``): the first
     ones that have any. LGE slices of the other patients borrow the masks of their bSSFP and T2
     slices, whether or not they have masks of their own. LGE stacks are scored patient by patient.
+
+    A split per sequence decides instead of ``recipe.lge_masks``: all LGE masks of its training part
+    are used, and its unlabelled LGE images borrow. ``protocol_split`` makes those of the paper.
     """
 
     preparations = (*OWN_MASKS.values(), *BORROWED_MASKS.values())
@@ -149,6 +152,8 @@ class AdversarialTransferTask(Task[AdversarialTransfer, Config, Recipe]):
     def _lge_lenders(self, cases: Sequence[Case]) -> set[str]:
         """Names of the patients whose LGE masks are used."""
         having = [c.name for c in cases if _LGE in c.images and _LGE in c.labels]
+        if any(case.sequences is not None for case in cases):  # the split lists them
+            return set(having)
         fraction = self.recipe.lge_masks / self.recipe.split[0]
         count = max(1, round(fraction * len(cases))) if fraction else 0
         return set(having[:count])

@@ -292,7 +292,7 @@ def test_nothing_of_the_kind(tmp_path, name):
 def test_unknown_names(tree):
     with pytest.raises(ValueError, match=r"open_dataset: name must be one of mscmrseg, .*'brats'"):
         open_dataset("brats", ".")
-    with pytest.raises(ValueError, match=r"subset: every name must be a case of msseg2 .*: 7, 8"):
+    with pytest.raises(FileError, match=r"subset: every name must be a case of msseg2 .*: 7, 8"):
         open_dataset("msseg2", tree("msseg2")).subset(["013", "7", "8"])
 
 

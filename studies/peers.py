@@ -1,10 +1,11 @@
-"""Other programs on a study's patients: nnU-Net, for scar, LGE and new lesions (extra ``peers``).
+"""Other programs on a study's patients (extra ``peers``).
 
 python -m studies.peers joint_scar [--scale small|paper] [--data ROOT] [--minutes 20]
 
-trains it on the study's training patients, scores it on its test patients in the study's own way,
-and adds the row to the study's result file. The study must have been run before: its folder has the
-patients. nnU-Net trains its 2-D configuration, its smallest, from one seed on the CPU.
+scores them on the study's test patients, in the study's own way, and adds their rows to its result
+file. The study must have been run before: its folder has the patients. For scar, LGE and new
+lesions, nnU-Net trains its 2-D configuration, its smallest, on the study's training patients, from
+one seed on the CPU; for registration, SimpleITK aligns each pair of slices.
 """
 
 import argparse
@@ -20,6 +21,9 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from cmrfast import methods
 from cmrfast.data import Volume, open_dataset, read_nifti
@@ -250,6 +254,69 @@ def _call(out: Path, arguments: Sequence[str], environment: Mapping[str, str]) -
         raise RuntimeError(f"nnU-Net failed: {lines[-1] if lines else ''} ({log})")
 
 
+class _Registration(nn.Module):
+    """SimpleITK in place of a registration network, on the slices that a network would get."""
+
+    def __init__(self, *, affine: bool) -> None:
+        super().__init__()
+        self.affine = affine
+
+    def forward(self, cine: Tensor, lge: Tensor) -> dict[str, Tensor]:
+        """``theta`` (B, 2, 3) of slices (B, 1, H, W)."""
+        pairs = zip(cine[:, 0], lge[:, 0], strict=True)
+        return {"theta": torch.stack([_register(*pair, affine=self.affine) for pair in pairs])}
+
+
+def _register(fixed: Tensor, moving: Tensor, *, affine: bool) -> Tensor:
+    """Centres of mass aligned and, with ``affine``, Mattes' mutual information maximised."""
+    import SimpleITK as sitk  # noqa: N813
+
+    images = [sitk.GetImageFromArray(image.float().cpu().numpy()) for image in (fixed, moving)]
+    moments = sitk.CenteredTransformInitializerFilter.MOMENTS
+    transform = sitk.CenteredTransformInitializer(*images, sitk.AffineTransform(2), moments)
+    if affine:
+        method = sitk.ImageRegistrationMethod()
+        method.SetMetricAsMattesMutualInformation(32)
+        method.SetInterpolator(sitk.sitkLinear)
+        method.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-4, 200)
+        method.SetOptimizerScalesFromPhysicalShift()
+        method.SetShrinkFactorsPerLevel([4, 2, 1])
+        method.SetSmoothingSigmasPerLevel([2, 1, 0])
+        method.SetInitialTransform(transform, inPlace=False)
+        transform = method.Execute(*images)
+    origin, *ends = (
+        torch.tensor(transform.TransformPoint(point), dtype=torch.float64)
+        for point in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0))
+    )
+    linear = torch.stack([end - origin for end in ends], 1)
+    # From pixels to coordinates from -1 to 1, in SimpleITK's order: columns before rows.
+    half = torch.tensor(fixed.shape[::-1], dtype=torch.float64) / 2
+    middle = half - 0.5
+    offset = linear @ middle + origin - middle
+    return torch.cat((linear * half / half[:, None], (offset / half)[:, None]), 1).float()
+
+
+def registrations(test: Sequence[Case], **changes: Any) -> list[Peer]:
+    """SimpleITK's registrations, scored as ``joint_registration``'s networks."""
+    method = methods.get("joint_registration")
+    task = method.task(*method.configure(changes))
+    found = []
+    for name, affine in (("centres of mass", False), ("affine, mutual information", True)):
+        start = time.monotonic()
+        model: Any = _Registration(affine=affine).eval()
+        rows = [row for case in test for row in task.evaluate(model, case)]
+        found.append(
+            Peer(
+                f"SimpleITK, {name}",
+                version("SimpleITK"),
+                time.monotonic() - start,
+                Evaluation("joint_registration", "test", rows, {}),
+                "each pair of slices on its own, as the networks get it; no training",
+            )
+        )
+    return found
+
+
 def add(results: Path, study: Study, scale: str, peer: Peer, patients: Sequence[str]) -> str:
     """Put a peer into the study's result file, in place of its older row; returns its table.
 
@@ -279,7 +346,7 @@ def add(results: Path, study: Study, scale: str, peer: Peer, patients: Sequence[
 def main() -> None:
     """Run nnU-Net on a study's patients; parses the command line."""
     parser = argparse.ArgumentParser(prog="python -m studies.peers")
-    parser.add_argument("study", choices=PROBLEMS)
+    parser.add_argument("study", choices=(*PROBLEMS, "joint_registration"))
     parser.add_argument("--scale", choices=("small", "paper"), default="small")
     parser.add_argument("--data", type=Path, help="root of the data set; default the phantoms")
     parser.add_argument("--out", type=Path, help="folder of the study's trainings")
@@ -295,16 +362,16 @@ def main() -> None:
     method = methods.get(study.method)
     layout, split = choose_split(method, data, method.configure(scale.changes)[1], seed=0)
     patients = open_dataset(layout, data)
-    with tempfile.TemporaryDirectory() as folder:
-        peer = nnunet(
-            study.method,
-            patients.subset(split.train),
-            patients.subset(split.test),
-            minutes=options.minutes,
-            out=Path(folder),
-            **scale.changes,
-        )
-    print(add(options.results, study, options.scale, peer, split.test))
+    train, test = patients.subset(split.train), patients.subset(split.test)
+    if study.method == "joint_registration":
+        found = registrations(test, **scale.changes)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            minutes, out = options.minutes, Path(folder)
+            found = [nnunet(study.method, train, test, minutes=minutes, out=out, **scale.changes)]
+    for peer in found:
+        text = add(options.results, study, options.scale, peer, split.test)
+    print(text)
 
 
 if __name__ == "__main__":

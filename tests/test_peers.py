@@ -1,16 +1,19 @@
 """Peers of the studies: the same patients and units as the arms, and their rows."""
 
+import functools
 import importlib
 import json
 import sys
 
 import pytest
+import torch
 
 from cmrfast import methods
 from cmrfast.data import open_dataset
 from cmrfast.data.datasets import read_nnunet
 from cmrfast.data.phantom import write_phantoms
 from cmrfast.methods import Row
+from cmrfast.ops import affine_sample
 from cmrfast.runs.evaluate import Evaluation
 from studies import page, peers
 
@@ -22,12 +25,15 @@ PERFECT = {"joint_scar": ("scar_dice", 1), "new_lesions": ("dice", 1)}
 PERFECT["adversarial_transfer"] = ("dice_percent", 100)
 
 
-@pytest.fixture
-def patients(tmp_path):
-    def make(name, cases=4, shrink=4):
+@pytest.fixture(scope="module")
+def patients(tmp_path_factory):
+    """Four phantoms of a study, written once."""
+
+    @functools.cache
+    def make(name):
         layout = methods.get(name).datasets[0]
-        write_phantoms(layout, tmp_path / "in", cases=cases, shrink=shrink)
-        return open_dataset(layout, tmp_path / "in")
+        folder = tmp_path_factory.mktemp(layout)
+        return open_dataset(layout, write_phantoms(layout, folder, cases=4, shrink=4))
 
     return make
 
@@ -88,6 +94,41 @@ def test_nnunet_itself(tmp_path, patients):
     row = peer.as_json(STUDIES["joint_scar"])
     assert 0 <= row["scores"]["myocardium_dice"] <= 1
     assert row["seconds"] > 6
+
+
+def test_a_known_motion_is_found_by_both_registrations():
+    pytest.importorskip("SimpleITK")
+    texture = torch.rand(1, 1, 10, 13, generator=torch.Generator().manual_seed(0))
+    texture = torch.nn.functional.interpolate(texture, (60, 80), mode="bicubic")
+    y, x = torch.meshgrid(torch.arange(60.0), torch.arange(80.0), indexing="ij")
+    distance = (y - 28) ** 2 / 300 + (x - 40) ** 2 / 500
+    moved = torch.tensor([[[1, 0, 4 / 40], [0, 1, 3 / 30]]])  # lge(theta p) is cine(p)
+    for width, affine in ((0.15, False), (1, True)):
+        image = texture * (-distance / width).exp()
+        network = peers._Registration(affine=affine).eval()
+        theta = network(image, image.roll((3, 4), (2, 3)))["theta"]
+        torch.testing.assert_close(theta, moved, atol=0.005, rtol=0)
+    linear = torch.tensor([[0.95, 0.1], [-0.1, 1.05]])
+    theta = torch.cat((linear, torch.tensor([[0.1], [-0.05]])), 1)[None]
+    network = peers._Registration(affine=True).eval()
+    found = network(affine_sample(image, theta), image)["theta"]
+    torch.testing.assert_close(found, theta, atol=0.005, rtol=0)
+
+
+def test_registrations_are_scored_as_networks(patients):
+    pytest.importorskip("SimpleITK")
+    cohort = patients("joint_registration")
+    study = importlib.import_module("studies.joint_registration").STUDY
+    small = {"side": 64, "spacing_mm": 2.6}
+    first, second = (peer.as_json(study) for peer in peers.registrations(cohort[3:], **small))
+    assert (first["name"], second["name"]) == (
+        "SimpleITK, centres of mass",
+        "SimpleITK, affine, mutual information",
+    )
+    for row in (first, second):
+        assert set(row["scores"]) == set(study.scores) - {"cine_dice_percent", "lge_dice_percent"}
+        assert row["scores"]["lv_cd_mm"] > 0
+        assert row["measurements"]["lv_cd_mm"].keys() == {cohort.names[3]}
 
 
 def test_what_nnunet_says_when_it_fails(tmp_path, monkeypatch):

@@ -110,6 +110,24 @@ def power(content: dict[str, Any]) -> str:
     )
 
 
+def peers(content: dict[str, Any]) -> str:
+    """Other programs on the same patients, as a markdown table; scores are means as of one seed."""
+    if not content.get("peers"):
+        return ""
+    scores = [s for s in content["scores"] if any(s in peer["scores"] for peer in content["peers"])]
+    lines = [
+        ["other programs", "version", *map(_title, scores), "test patients", "minutes", "how"],
+        ["---", "---", *["---:"] * len(scores), "---:", "---:", "---"],
+    ]
+    for peer in content["peers"]:
+        values = (mean_sd([peer["scores"].get(score)]) for score in scores)
+        minutes = f"{peer['seconds'] / 60:.1f}"
+        lines.append(
+            [peer["name"], peer["version"], *values, str(peer["patients"]), minutes, peer["note"]]
+        )
+    return _markdown(lines)
+
+
 def section(content: dict[str, Any]) -> str:
     """The generated part of a study's section, between its marks."""
     method, versions = content["method"], content["versions"]
@@ -125,6 +143,7 @@ def section(content: dict[str, Any]) -> str:
         f"{patients['test']} test patients; {content['seeds']} seeds, {content['steps']} steps "
         f"each{duration}, on {versions['cores']} cores, {versions['cpu']}; "
         f"torch {versions['torch']}. Changed from the published recipe: {changes}.",
+        peers(content),
         other_scores(content),
         paper_tests(content),
         "\n".join(part for part in (power(content), facts) if part),

@@ -1,5 +1,6 @@
 """Data sets: tiny trees in every published layout, and real folders."""
 
+import json
 import os
 
 import pytest
@@ -96,6 +97,17 @@ def t1_lge(root):
     put(root / "s02/lge_lesion.nii", (0, 1))
 
 
+def nnunet(root):
+    for kind, names in (("Tr", ("case_2", "case_10")), ("Ts", ("late",))):
+        for name in names:
+            for channel in (0, 1):
+                put(root / f"images{kind}/{name}_{channel:04d}.nii.gz", (5, 6, 7))
+            put(root / f"labels{kind}/{name}.nii.gz", (0, 1, 2), dtype=torch.uint8)
+    labels = {"background": 0, "heart": [1, 2], "scar": 2}
+    content = {"channel_names": {"0": "LGE", "1": "T2"}, "labels": labels, "numTraining": 2}
+    (root / "dataset.json").write_text(json.dumps(content | {"file_ending": ".nii.gz"}))
+
+
 TREES = {
     "mscmrseg": (mscmrseg, ("patient1", "patient2", "patient10", "patient36")),
     "myops": (myops, ("myops_test_201", "myops_training_101", "myops_training_102")),
@@ -104,6 +116,7 @@ TREES = {
     "msseg2": (msseg2, ("013", "100")),
     "open_ms": (open_ms, ("patient02", "patient11")),
     "t1_lge": (t1_lge, ("s01", "s02")),
+    "nnunet": (nnunet, ("case_2", "case_10", "late")),
 }
 every_set = pytest.mark.parametrize("name", TREES)
 
@@ -170,6 +183,7 @@ def test_the_root_may_be_any_level(tree, name):
         ("msseg2", "013", "rater4", [0, 1]),
         ("open_ms", "patient11", "brain", [0, 1]),
         ("t1_lge", "s02", "lge_lesion", [0, 1]),
+        ("nnunet", "late", "LGE", [0, 1, 2]),
     ],
 )
 def test_labels_are_remapped(tree, name, case, label, values):

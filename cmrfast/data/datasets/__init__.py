@@ -1,18 +1,19 @@
-"""Public data sets of the five methods, recognised by their published layouts."""
+"""Public data sets of the five methods, recognised by their published layouts, and nnU-Net's."""
 
 import os
 from pathlib import Path
 
-from cmrfast.data.datasets import acdc, emidec, mscmrseg, msseg2, myops, open_ms, t1_lge
+from cmrfast.data.datasets import acdc, emidec, mscmrseg, msseg2, myops, nnunet, open_ms, t1_lge
 from cmrfast.data.datasets.case import Case, Dataset, Labelling
-from cmrfast.data.datasets.layout import Layout
+from cmrfast.data.datasets.layout import DataLayout
+from cmrfast.data.datasets.nnunet import read_nnunet, write_nnunet
 from cmrfast.data.datasets.part import Part
 from cmrfast.data.datasets.split import Split, split_by_patient
 
 #: Every layout by its name.
-LAYOUTS: dict[str, Layout] = {
+LAYOUTS: dict[str, DataLayout] = {
     module.LAYOUT.name: module.LAYOUT
-    for module in (mscmrseg, myops, emidec, acdc, msseg2, open_ms, t1_lge)
+    for module in (mscmrseg, myops, emidec, acdc, msseg2, open_ms, t1_lge, nnunet)
 }
 
 
@@ -20,8 +21,8 @@ def open_dataset(name: str, root: str | os.PathLike[str]) -> Dataset:
     """Find the cases of a data set, without reading any image.
 
     Args:
-        name: mscmrseg, myops, emidec, acdc, msseg2, open_ms or t1_lge; the module of that name
-            under ``cmrfast.data.datasets`` shows the layout.
+        name: mscmrseg, myops, emidec, acdc, msseg2, open_ms, t1_lge or nnunet; the module of that
+            name under ``cmrfast.data.datasets`` shows the layout.
         root: the published root, or any folder below it, down to that of one patient.
 
     Returns:
@@ -40,5 +41,7 @@ __all__ = [
     "Part",
     "Split",
     "open_dataset",
+    "read_nnunet",
     "split_by_patient",
+    "write_nnunet",
 ]

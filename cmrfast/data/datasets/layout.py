@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 from cmrfast.data.datasets.case import Case, Dataset, Labelling
 from cmrfast.errors import FileError
@@ -45,6 +45,19 @@ class Draft:
     def folder(self) -> Path:
         """The folder of the first file."""
         return next(iter([*self.images.values(), *self.labels.values()])).parent
+
+
+class DataLayout(Protocol):
+    """What ``open_dataset`` needs of a layout."""
+
+    @property
+    def name(self) -> str:
+        """The name that ``open_dataset`` takes."""
+        ...
+
+    def open(self, root: Path) -> Dataset:
+        """Find the cases at or below a root, without reading any image."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
+import cmrfast
 from cmrfast import methods, metrics
 from cmrfast.runs.evaluate import Evaluation
 from cmrfast.train import Run
-from cmrfast.train.run import versions
 from studies import comparisons
 from studies.design import Study
 
@@ -120,7 +122,7 @@ class Outcome:
             "measurements": measured,
             "facts": self.facts,
             "minutes": None if self.seconds is None else self.seconds / 60,
-            "versions": {**versions(), "cores": os.cpu_count(), "cpu": _cpu()},
+            "versions": _versions(),
         }
 
     def save(self) -> dict[str, Any]:
@@ -130,6 +132,18 @@ class Outcome:
         path = self.results / f"{self.study.method}-{self.scale}.json"
         path.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
         return content
+
+
+def _versions() -> dict[str, Any]:
+    """Of the programs and the machine."""
+    return {
+        "cmrfast": cmrfast.__version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "cpu": _cpu(),
+    }
 
 
 def _cpu() -> str:

@@ -1,5 +1,6 @@
 """Controls: is a data set fit for a study's question? Simple rules, scored as its networks are."""
 
+import math
 import shutil
 import statistics
 from collections.abc import Iterable, Sequence
@@ -136,7 +137,7 @@ def shuffled_lge(outcome: Outcome) -> Control:
         f"gain of {name} over pure, in points of balanced accuracy",
         difference,
         "interval holds 0, and below 3",
-        bool(low <= 0 <= high and difference < 3),
+        None if math.isnan(low) else low <= 0 <= high and difference < 3,
     )
 
 

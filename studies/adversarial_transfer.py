@@ -3,6 +3,7 @@
 python -m studies.adversarial_transfer [--scale small|paper] [--data ROOT]
 """
 
+from studies import controls
 from studies.design import Arm, Planned, Scale, Study
 from studies.figures import draw
 from studies.page import section
@@ -54,6 +55,7 @@ STUDY = Study(
 def main() -> None:
     """Run the study and keep its results."""
     outcome = run(STUDY)
+    outcome.controls.append(controls.borrowed_masks_alone(outcome, "u"))
     print(section(outcome.save()))
     draw(outcome)
 

@@ -77,6 +77,23 @@ class Pooled:
 
 
 @dataclass(frozen=True)
+class Control:
+    """What a control measured.
+
+    Args:
+        name: what was measured, with its unit.
+        value: None if it was not run.
+        accept: the condition on the value.
+        passed: whether the value meets it; None if it is only reported.
+    """
+
+    name: str
+    value: float | None
+    accept: str
+    passed: bool | None
+
+
+@dataclass(frozen=True)
 class PaperTest:
     """The paper's own test, a paired t-test.
 

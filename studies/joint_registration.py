@@ -5,6 +5,7 @@ python -m studies.joint_registration [--scale small|paper] [--data ROOT]
 
 from cmrfast.methods import Row
 from cmrfast.runs.evaluate import Evaluation
+from studies import controls
 from studies.design import Arm, PaperTest, Planned, Scale, Study
 from studies.figures import draw
 from studies.page import section
@@ -87,6 +88,7 @@ STUDY = Study(
 def main() -> None:
     """Run the study and keep its results."""
     outcome = run(STUDY)
+    outcome.controls += controls.classical_registration(outcome, "stn")
     print(section(outcome.save()))
     draw(outcome)
 

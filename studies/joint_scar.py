@@ -5,6 +5,7 @@ python -m studies.joint_scar [--scale small|paper] [--data ROOT]
 
 import statistics
 
+from studies import controls
 from studies.design import Arm, Planned, Scale, Study
 from studies.figures import draw
 from studies.outcome import Outcome
@@ -70,6 +71,7 @@ def main() -> None:
         outcome.facts[f"percent of slices without scar left clean, {arm}"] = percent_clean(
             outcome, arm
         )
+    outcome.controls += controls.six_sd_rule(outcome, "jdl")
     print(section(outcome.save()))
     draw(outcome)
 

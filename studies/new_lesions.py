@@ -17,6 +17,7 @@ from cmrfast.data import Volume
 from cmrfast.data.datasets import open_dataset
 from cmrfast.data.nifti import read_nifti
 from cmrfast.data.phantom.lesions import HISTORIES
+from studies import controls
 from studies.design import Arm, Planned, Scale, Study
 from studies.figures import draw
 from studies.outcome import Outcome
@@ -113,6 +114,7 @@ def main() -> None:
     real = os.environ.get("CMRFAST_TEST_DATA")
     if real:
         evaluate_real_pairs(outcome, Path(real) / "open_ms_longitudinal" / "coregistered")
+    outcome.controls.append(controls.difference_threshold(outcome, "final maps"))
     print(section(outcome.save()))
     draw(outcome)
 

@@ -5,7 +5,7 @@ import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from cmrfast import methods, metrics
 from cmrfast.runs.evaluate import Evaluation
 from cmrfast.train import Run
 from studies import comparisons
-from studies.design import Study
+from studies.design import Control, Study
 
 Unit = tuple[Any, ...]
 
@@ -35,6 +35,7 @@ class Outcome:
         power: what each planned comparison can find, from a pilot; empty without one.
         seconds: duration of the study, None if parts of it had been done before.
         facts: findings that are not scores of an arm.
+        controls: whether the data can answer the study's question.
     """
 
     study: Study
@@ -46,6 +47,7 @@ class Outcome:
     power: Sequence[Mapping[str, Any]] = ()
     seconds: float | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    controls: list[Control] = field(default_factory=list)
 
     def by_seed(self, arm: str) -> dict[str, list[float]]:
         """Each score's mean for each seed: {score: one value per seed}."""
@@ -118,7 +120,7 @@ class Outcome:
             "other_scores": comparisons.other_scores(self.study, measured),
             "as_the_paper_tested": self.as_the_paper_tested(),
             "power": list(self.power),
-            "controls": [],
+            "controls": [asdict(control) for control in self.controls],
             "peers": [],  # studies.peers adds them
             "measurements": measured,
             "facts": self.facts,

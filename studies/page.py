@@ -97,11 +97,7 @@ def power(content: dict[str, Any]) -> str:
         "patients)"
         for p in content["power"]
     ]
-    controls = [
-        f"* control, {c['name']}: {_number(c['value'])}; accepted if {c['accept']}: "
-        f"{'passed' if c['passed'] else 'not passed'}"
-        for c in content["controls"]
-    ]
+    controls = [f"* control, {_control(c)}" for c in content["controls"]]
     return "\n".join(
         [
             *(lines or ["* The power was not estimated."]),
@@ -171,6 +167,14 @@ def update(page: Path, results: Path) -> None:
 
 def _markdown(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _control(control: dict[str, Any]) -> str:
+    value = f"{control['name']}: {_number(control['value'])}"
+    if control["passed"] is None:
+        return f"{value} ({control['accept']})"
+    verdict = "passed" if control["passed"] else "not passed"
+    return f"{value}; accepted if {control['accept']}: {verdict}"
 
 
 def _arms(compared: dict[str, Any]) -> str:

@@ -10,8 +10,10 @@ import torch
 
 from cmrfast import metrics
 from cmrfast.methods import Row
+from cmrfast.methods.siamese_lesion.task import PAIRS
 from cmrfast.train.log import read_log
-from studies.design import Arm, Planned, Pooled, Scale, Study
+from studies import controls
+from studies.design import Arm, Control, Planned, Pooled, Scale, Study
 from studies.figures import draw
 from studies.outcome import Outcome
 from studies.page import section
@@ -119,12 +121,26 @@ def final_pairing_loss(outcome: Outcome) -> list[float]:
     return values
 
 
+def shape_alone(outcome: Outcome) -> Control:
+    """The control of that name, on all subjects of the study."""
+    trained = outcome.runs["pure"][0]
+    task = controls.cached_task(trained)
+    cases = [case for part in ("train", "validate", "test") for case in trained.cases(part)]
+    return controls.shape_alone(
+        [task.prepared(PAIRS, case) for case in cases], task.config.patch, task.recipe
+    )
+
+
 def main() -> None:
     """Run the study and keep its results."""
     outcome = run(STUDY)
     outcome.facts["balanced accuracy of mean T1 alone, percent"] = t1_threshold_accuracy(outcome)
     outcome.facts["training pairing loss at the end, decoupled"] = final_pairing_loss(outcome)
     outcome.facts["the same of guessing, ln 32"] = math.log(32)
+    outcome.controls += [shape_alone(outcome), controls.shuffled_lge(outcome)]
+    outcome.controls += [controls.lge_itself(outcome)]
+    if (outcome.runs["pure"][0].path.parents[1] / "patients.done").exists():  # phantoms
+        outcome.controls.append(controls.null_t1(outcome))
     print(section(outcome.save()))
     draw(outcome)
 

@@ -10,9 +10,11 @@ from cmrfast.files import file_digest, open_regular, read_json, take
 
 def test_only_regular_files_are_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path / "pipe", "/dev/zero", tmp_path):
+    for path in (tmp_path / "pipe", "/dev/zero"):
         with pytest.raises(OSError, match="not a regular file"):
             open_regular(path)
+    with pytest.raises(IsADirectoryError):
+        open_regular(tmp_path)
     with pytest.raises(OSError, match="is not a file name"):
         open_regular("a\0b")
     with pytest.raises(FileNotFoundError):

@@ -81,7 +81,9 @@ def check_content(content, study):
         assert compared["patients"] + compared["left_out"] == content["patients"]["test"]
         assert compared["seeds"] == content["seeds"]
     assert set(content["measurements"]) == set(content["arms"])
-    assert content["controls"] == []
+    assert content["controls"]
+    for control in content["controls"]:
+        assert set(control) == {"name", "value", "accept", "passed"}
     if content["seeds"] > 1:
         assert all(power["detectable"] > 0 for power in content["power"])
         assert [p["score"] for p in content["power"]] == [p.score for p in study.comparisons]

@@ -39,6 +39,7 @@ def warp_pair(
         Warped images and labels, with the shapes and dtypes of the inputs.
 
     Example:
+        >>> import torch
         >>> images, labels = torch.rand(2, 1, 8, 8), torch.ones(2, 1, 8, 8, dtype=torch.uint8)
         >>> shift = torch.tensor([[[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]]])  # half the width
         >>> image, label = warp_pair(images, labels, shift, gamma=torch.tensor([0.8, 1.2]))

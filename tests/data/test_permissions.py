@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,13 +35,13 @@ except FileError as error:
 
 
 @pytest.fixture
-def folder(tmp_path_factory):
+def folder():
     """A folder that others can enter, with an image; pytest's own are private."""
-    base = tmp_path_factory.mktemp("shared")
-    for path in (base, *list(base.parents)[:2]):
-        path.chmod(0o755)
-    write_nifti(base / "a.nii.gz", Volume(torch.zeros(1, 2, 2, 2), torch.eye(4)))
-    return base
+    with tempfile.TemporaryDirectory() as name:
+        base = Path(name)
+        base.chmod(0o755)
+        write_nifti(base / "a.nii.gz", Volume(torch.zeros(1, 2, 2, 2), torch.eye(4)))
+        yield base
 
 
 def as_nobody(folder, code):

@@ -6,6 +6,7 @@ them show whether the code works, not how well a network would do on patients.
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,7 @@ def write_phantoms(
     cases: int = 12,
     seed: int = 0,
     shrink: float = 1.0,
+    lesion_t1_ms: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write a synthetic data set in a public layout.
@@ -48,6 +50,8 @@ def write_phantoms(
         seed: the same seed gives the same bytes.
         shrink: factor by which voxels are enlarged (hearts: in plane), for tests and
             demonstrations.
+        lesion_t1_ms: by how much T1 of every lesion of t1_lge exceeds that of the muscle around it;
+            default drawn for each patient. Nothing else depends on it.
         progress: called with (patients written, total number of patients).
 
     Returns:
@@ -71,6 +75,13 @@ def write_phantoms(
         raise ValueError(f"write_phantoms: seed must not be negative; got {seed}")
     if not 1 <= shrink <= 4:
         raise ValueError(f"write_phantoms: shrink must be between 1 and 4; got {shrink}")
+    write = _WRITERS[layout]
+    if lesion_t1_ms is not None:
+        if layout != "t1_lge":
+            raise ValueError(
+                f"write_phantoms: lesion_t1_ms is an option of t1_lge, not of {layout}"
+            )
+        write = partial(write_t1_lge, lesion_t1_ms=lesion_t1_ms)
     root = Path(out)
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -78,7 +89,7 @@ def write_phantoms(
             raise FileError(f"write_phantoms: {root} must be a new or empty folder; it holds files")
         for number in range(1, cases + 1):
             rng = np.random.default_rng([seed, number])
-            _WRITERS[layout](root, number, cases, rng, float(shrink))
+            write(root, number, cases, rng, float(shrink))
             if progress is not None:
                 progress(number, cases)
     except OSError as error:

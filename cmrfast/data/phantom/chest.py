@@ -102,7 +102,8 @@ def paint_heart(
     _blend(image, place.right + trabeculae, blood, blur)
     _blend(image, place.outer, muscle, blur)
     _blend(image, np.maximum(place.outer + 1, place.edema), signal["edema"], 3 * blur)
-    _blend(image, np.maximum(place.outer, place.scar), signal["scar"], 1.3 * blur)
+    scar = muscle + np.float32(signal["scar"] - signal["myocardium"])
+    _blend(image, np.maximum(place.outer, place.scar), scar, 1.3 * blur)
     _blend(
         image,
         np.maximum(place.outer, np.maximum(place.scar, place.core)),

@@ -53,6 +53,7 @@ class Heart:
     cavity_terms: Array
     wall_terms: Array
     bulge: float
+    bulge_angle: float
     scars: tuple[Scar, ...]
     chest_mm: tuple[float, float]
     diaphragm_mm: float
@@ -60,12 +61,17 @@ class Heart:
     texture: Mapping[str, Waves]
 
     @classmethod
-    def random(cls, rng: Random, disease: str) -> "Heart":
-        """Draw a patient; ``disease`` is none, infarct or hypertrophy."""
-        thick = disease == "hypertrophy"
-        length = rng.uniform(78, 98)
+    def random(cls, rng: Random, *, thick: bool, lesion: str) -> "Heart":
+        """Draw a patient.
+
+        Args:
+            thick: whether the wall is hypertrophic.
+            lesion: none, infarct or fibrosis; an infarct thins the wall, fibrosis leaves its shape.
+        """
+        length = rng.uniform(68, 90)
         cavity = rng.uniform(19, 24) if thick else rng.uniform(22, 30)
         septum = np.pi + rng.uniform(-0.2, 0.25)
+        scars = _SCARS[lesion](rng, length, septum)
         scales = {"edge": 15, "slow": 34, "fine": 8, "vessel": 21, "branch": 26, "organ": 80}
         return cls(
             length_mm=length,
@@ -78,7 +84,10 @@ class Heart:
             cavity_terms=_terms(rng, 0.05),
             wall_terms=_terms(rng, 0.1),
             bulge=rng.uniform(0.35, 0.9) if thick else rng.uniform(-0.3, 0.05),
-            scars=_SCARS[disease](rng, length, septum),
+            bulge_angle=scars[0].angle
+            if lesion == "infarct"
+            else septum + 0.5 + rng.normal(0, 0.5),
+            scars=scars,
             chest_mm=(rng.uniform(160, 185), rng.uniform(112, 132)),
             diaphragm_mm=rng.uniform(40, 56),
             papillary=tuple(
@@ -101,32 +110,33 @@ def _terms(rng: Random, size: float) -> Array:
 def _infarct(rng: Random, length: float, septum: float) -> tuple[Scar, ...]:
     # Territories of the three coronary arteries: anteroseptal, lateral, inferior.
     angle = septum + rng.choice([0.75, -np.pi, -1.6]) + rng.uniform(-0.3, 0.3)
-    outer = rng.uniform(0.4, 1.05)
+    large = rng.random() < 0.35
+    outer = rng.uniform(0.8, 1.1) if large else rng.uniform(0.4, 1.05)
     return (
         Scar(
             angle,
-            rng.uniform(0.45, 0.95),
+            rng.uniform(0.95, 1.45) if large else rng.uniform(0.4, 0.95),
             rng.uniform(-0.25, 0.15) * length,
-            rng.uniform(0.22, 0.4) * length,
+            rng.uniform(0.3, 0.5) * length if large else rng.uniform(0.2, 0.4) * length,
             (-0.2, outer),
-            no_reflow=bool(outer > 0.55 and rng.random() < 0.6),
+            no_reflow=bool(outer > 0.55 and rng.random() < 0.7),
         ),
     )
 
 
-def _patches(rng: Random, length: float, septum: float) -> tuple[Scar, ...]:
-    # In hypertrophy, fibrosis is mid-wall, mostly at the insertion points of the right ventricle.
-    where = rng.permutation([1.0, -1.0, 0.1])[: rng.integers(1, 3)]
+def _fibrosis(rng: Random, length: float, septum: float) -> tuple[Scar, ...]:
+    # Anywhere in the wall: mid-wall, beneath the endocardium or the epicardium, or all through.
+    depths = ((0.2, 0.75), (0.2, 0.75), (-0.2, 0.55), (0.45, 1.2), (-0.2, 1.2))
     return tuple(
         Scar(
-            septum + place + rng.uniform(-0.15, 0.15),
-            rng.uniform(0.25, 0.5),
-            rng.uniform(-0.05, 0.3) * length,
+            rng.uniform(-np.pi, np.pi),
+            rng.uniform(0.25, 0.6),
+            rng.uniform(-0.25, 0.4) * length,
             rng.uniform(0.2, 0.4) * length,
-            (0.25 + rng.uniform(-0.1, 0.1), 0.75 + rng.uniform(-0.1, 0.1)),
+            depths[rng.integers(len(depths))],
         )
-        for place in where
+        for _ in range(rng.integers(1, 4))
     )
 
 
-_SCARS = {"none": lambda *_: (), "infarct": _infarct, "hypertrophy": _patches}
+_SCARS = {"none": lambda *_: (), "infarct": _infarct, "fibrosis": _fibrosis}

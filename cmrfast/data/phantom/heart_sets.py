@@ -9,6 +9,7 @@ import torch
 
 from cmrfast.data.nifti import write_nifti
 from cmrfast.data.phantom.heart import LABELS, Heart
+from cmrfast.data.phantom.relaxation import Relaxation
 from cmrfast.data.phantom.scanner import Matrix, Random
 from cmrfast.data.phantom.sequences import (
     SEQUENCES,
@@ -37,18 +38,26 @@ _EMIDEC = _value_table(cavity=1, myocardium=2, scar=3, no_reflow=4)
 
 def write_mscmrseg(root: Path, number: int, cases: int, rng: Random, shrink: float) -> None:
     """Three sequences on three grids, with masks for as large a part of the cases as published."""
-    heart = Heart.random(
-        rng, str(rng.choice(["none", "infarct", "hypertrophy"], p=[0.4, 0.4, 0.2]))
-    )
+    lesion = str(rng.choice(["none", "infarct", "fibrosis"], p=[0.3, 0.45, 0.25]))
+    heart = Heart.random(rng, thick=lesion == "fibrosis", lesion=lesion)
     world_from_heart = patient_frame(rng)
     challenge, later = "C0LET2_nii45_for_challenge19", "C0LET2_gt_for_challenge19"
     for ours, name, slices, field_mm, labelled, folders in (
-        ("cine", "C0", 11, 320, 35, (f"{challenge}/c0gt", f"{later}/C0_manual_10")),
+        ("cine", "C0", None, 320, 35, (f"{challenge}/c0gt", f"{later}/C0_manual_10")),
         ("t2", "T2", 3, 330, 35, (f"{challenge}/t2gt", f"{later}/T2_manual_10")),
-        ("lge", "LGE", 15, 300, 5, (f"{challenge}/lgegt", f"{later}/LGE_manual_35_TestData")),
+        ("lge", "LGE", None, 300, 5, (f"{challenge}/lgegt", f"{later}/LGE_manual_35_TestData")),
     ):
         sequence = _coarsen(SEQUENCES[ours], shrink)
-        plan = prescribe(rng, sequence, slices, field_mm, world_from_heart)
+        # The stacks of cine and LGE extend beyond base and apex.
+        extent_mm = heart.length_mm + rng.uniform(6, 26)
+        plan = prescribe(
+            rng,
+            sequence,
+            slices or round(extent_mm / sequence.spacing_mm[1]),
+            field_mm,
+            world_from_heart,
+            height_mm=-0.05 * heart.length_mm,
+        )
         plan = add_motion(rng, plan, 3.0)
         image, label = scan(rng, heart, sequence, plan)
         first = number <= max(1, round(cases * labelled / 45))
@@ -59,7 +68,7 @@ def write_mscmrseg(root: Path, number: int, cases: int, rng: Random, shrink: flo
 
 def write_myops(root: Path, number: int, cases: int, rng: Random, shrink: float) -> None:
     """Three registered sequences of an infarct on one grid."""
-    heart = Heart.random(rng, "infarct")
+    heart = Heart.random(rng, thick=False, lesion="infarct")
     slices = int(rng.integers(2, 7))
     gap = float(rng.uniform(12, 15) if slices > 4 else rng.uniform(14, 20))
     like = _coarsen(replace(SEQUENCES["lge"], spacing_mm=(rng.uniform(0.73, 0.76), gap)), shrink)
@@ -79,7 +88,7 @@ def write_myops(root: Path, number: int, cases: int, rng: Random, shrink: float)
 def write_emidec(root: Path, number: int, cases: int, rng: Random, shrink: float) -> None:
     """A phase-sensitive LGE stack; a third of the patients have no infarct."""
     ill = number % 3 != 1
-    heart = Heart.random(rng, "infarct" if ill else "none")
+    heart = Heart.random(rng, thick=False, lesion="infarct" if ill else "none")
     slices = int(rng.integers(6, 10))
     psir = SEQUENCES["psir"]
     sequence = _coarsen(replace(psir, spacing_mm=(rng.uniform(1.37, 1.6), 88 / slices)), shrink)
@@ -97,17 +106,33 @@ def write_emidec(root: Path, number: int, cases: int, rng: Random, shrink: float
     (root / f"{name.replace('_', ' ')}.txt").write_text(text)
 
 
-def write_t1_lge(root: Path, number: int, cases: int, rng: Random, shrink: float) -> None:
-    """A native T1 map and LGE, a basal and a middle slice; hypertrophy, and healthy subjects."""
-    heart = Heart.random(rng, "none" if number % 3 == 0 else "hypertrophy")
+def write_t1_lge(
+    root: Path,
+    number: int,
+    cases: int,
+    rng: Random,
+    shrink: float,
+    lesion_t1_ms: float | None = None,
+) -> None:
+    """A native T1 map and LGE, a basal and a middle slice.
+
+    Whether there is a lesion depends neither on the shape of the wall nor on what else changes T1.
+    """
+    thick, ill = rng.random(2) < (0.5, 0.7)
+    heart = Heart.random(rng, thick=bool(thick), lesion="fibrosis" if ill else "none")
+    relaxation = Relaxation.random(rng, heart, lesion_t1_ms)
     world_from_heart = patient_frame(rng)
     folder = root / f"subject{number:02d}"
     for name, mm in (("t1", 1.4), ("lge", 1.0)):
         sequence = _coarsen(replace(SEQUENCES[name], spacing_mm=(mm, 20.0), thick_mm=8.0), shrink)
+        if name == "t1":
+            sequence = replace(sequence, relaxation=relaxation)
         plan = prescribe(rng, sequence, 2, 300, world_from_heart, tilt_deg=0, height_mm=7)
         # The two images are from different breath-holds.
         plan = add_motion(rng, plan, 6.0, turn=0.1, swell=0.05)
-        image, label = scan(rng, heart, sequence, plan)
+        # Readers draw the wall without the pixels at its borders, which are partly blood or fat.
+        margin_mm = 0.5 * sequence.blur * sequence.spacing_mm[0]
+        image, label = scan(rng, heart, sequence, plan, margin_mm=margin_mm)
         wall = np.isin(label, [LABELS.index(part) for part in ("myocardium", "scar", "edema")])
         _write_stack(folder / f"{name}.nii.gz", image, plan)
         _write_stack(folder / f"{name}_myocardium.nii.gz", wall.astype(np.uint8), plan)
@@ -118,10 +143,8 @@ def write_t1_lge(root: Path, number: int, cases: int, rng: Random, shrink: float
 
 
 def _remote_mask(wall: npt.NDArray[np.bool_], scar: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
-    """The inside of the wall within 80° opposite the scar, slice by slice."""
+    """The wall within 80° opposite the scar, slice by slice."""
     core = wall & ~scar
-    for axis in (0, 1):
-        core &= np.roll(wall, 1, axis) & np.roll(wall, -1, axis)
     chosen = np.zeros(wall.shape, np.uint8)
     for k in range(wall.shape[2]):
         if not core[..., k].any():

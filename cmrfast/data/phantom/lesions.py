@@ -68,7 +68,7 @@ def random_lesions(rng: Random, anatomy: Anatomy, points: Points, new: int) -> l
     white &= np.broadcast_to(points[2] > -48, white.shape)
     candidates = np.flatnonzero(white)
     weight = np.exp(-anatomy.ventricle.ravel()[candidates] / 6) + 0.12
-    old = int(rng.integers(10, 34))
+    old = int(rng.integers(3, 12) if rng.random() < 0.4 else rng.integers(12, 34))
     where = rng.choice(candidates, old + new, replace=False, p=weight / weight.sum())
     i, j, k = np.unravel_index(where, white.shape)
     centres = np.stack([p.ravel()[n] for p, n in zip(points, (i, j, k), strict=True)], 1)
@@ -87,7 +87,9 @@ def _size(rng: Random) -> tuple[float, float]:
 
 
 def _lesion(rng: Random, centre: Array, size: tuple[float, float], periventricular: bool) -> Lesion:
-    radius = float(np.clip(np.exp(rng.normal(1.1, 0.45)), 1.6, 8))
+    # Most new lesions are small: few have grown as far as the old ones.
+    log_mm = rng.normal(1.1, 0.45) if size[0] else rng.normal(0.85, 0.4)
+    radius = float(np.clip(np.exp(log_mm), 1.5, 8))
     # Periventricular lesions follow the veins, which run outwards in the axial plane.
     direction = centre - np.array([0, -10, 15]) if periventricular else rng.standard_normal(3)
     first = direction * [1, 1, 0.2] + 1e-3

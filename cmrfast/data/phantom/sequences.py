@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from cmrfast.data.phantom.chest import TISSUES, paint_chest, paint_heart
 from cmrfast.data.phantom.heart import Heart
+from cmrfast.data.phantom.relaxation import FIT_MS, Relaxation
 from cmrfast.data.phantom.scanner import (
     Array,
     Grid,
@@ -30,7 +31,7 @@ class Sequence:
     """An MR sequence.
 
     Args:
-        kind: magnitude; psir (signed, zero at 2048); map (T1 in ms, noise in air).
+        kind: magnitude; psir (signed, zero at 2048); map (T1 in ms).
         spacing_mm: in plane, and between slices.
         thick_mm: slice thickness.
         signal: signal of each tissue, 1 for the brightest, or ms; also ``seam`` (dark borders
@@ -38,6 +39,9 @@ class Sequence:
         noise: SD of the noise, in units of the signal.
         drift: relative variation of the signals between patients.
         blur: width of the point spread function, in pixels.
+        muscle: range of the muscle's signal between patients, whose inversion time is not exactly
+            right: from below zero over null to grey; None for a sequence without inversion.
+        relaxation: T1 of this patient's muscle, for a map.
     """
 
     kind: str
@@ -45,8 +49,10 @@ class Sequence:
     thick_mm: float
     signal: Mapping[str, float]
     noise: float
-    drift: float = 0.07
+    drift: float = 0.1
     blur: float = 1.3
+    muscle: tuple[float, float] | None = None
+    relaxation: Relaxation | None = None
 
 
 @dataclass(frozen=True)
@@ -81,12 +87,17 @@ _LGE = _signals(0.01, 0.4, 0.8, 0.3, 0.5, 0.03, 0.38, 0.5, 0.3, 0.68, 0.1, 0.9, 
 _PSIR = _signals(0, 0.35, 0.8, 0.2, 0.45, 0, 0.3, 0.35, 0.2, 0.52, -0.05, 0.8, -0.08, -0.02)
 _T1 = _signals(3900, 420, 320, 930, 480, 3900, 640, 1500, 1550, 1600, 1010, 1085, 1040, 1060)
 
+#: Where the T1 of a map is higher than this there is nothing to fit; the result is noise.
+_NOTHING_MS = 2000
+#: Signal of blood after contrast agent, relative to scar: in many patients as bright.
+_BLOOD = (0.6, 1.05)
+
 SEQUENCES = {
     "cine": Sequence("magnitude", (1.25, 8.0), 8.0, _CINE | {"seam": 0.55}, 0.022),
     "t2": Sequence("magnitude", (1.35, 14.0), 12.0, _T2, 0.035),
-    "lge": Sequence("magnitude", (0.75, 5.0), 5.0, _LGE, 0.026, blur=2.0),
-    "psir": Sequence("psir", (1.45, 10.0), 8.0, _PSIR, 0.035),
-    "t1": Sequence("map", (1.4, 20.0), 8.0, _T1 | {"wall_sd": 0.03}, 55.0, drift=0.035),
+    "lge": Sequence("magnitude", (0.75, 5.0), 5.0, _LGE, 0.036, blur=2.0, muscle=(-0.13, 0.34)),
+    "psir": Sequence("psir", (1.45, 10.0), 8.0, _PSIR, 0.035, muscle=(-0.15, 0.12)),
+    "t1": Sequence("map", (1.4, 20.0), 8.0, _T1 | {"wall_sd": 0.02}, 50.0, drift=0.035),
 }
 
 
@@ -150,9 +161,17 @@ def add_motion(
 
 
 def scan(
-    rng: Random, heart: Heart, sequence: Sequence, plan: Prescription
+    rng: Random,
+    heart: Heart,
+    sequence: Sequence,
+    plan: Prescription,
+    *,
+    margin_mm: float = 0.0,
 ) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]:
-    """Compute the image and its label map (indices into ``heart.LABELS``), both (I, J, K)."""
+    """Compute the image and its label map (indices into ``heart.LABELS``), both (I, J, K).
+
+    ``margin_mm`` is that of ``Surfaces.label``.
+    """
     image = np.zeros(plan.shape, np.float32)
     label = np.zeros(plan.shape, np.uint8)
     signal = _vary_signals(rng, sequence)
@@ -174,9 +193,11 @@ def scan(
             textures = heart.texture["slow"](x, y, z), heart.texture["fine"](x, y, z)
             picture = chest.copy()
             paint_heart(heart, picture, place, textures, signal, blur)
+            if sequence.relaxation is not None:
+                picture += sequence.relaxation.artefact_ms(x, y, z)
             total = total + picture
             if part == 0:
-                label[box][..., k] = place.label()
+                label[box][..., k] = place.label(margin_mm)
         image[box][..., k] = total / np.float32(len(parts))
     return _acquire(rng, sequence, image), label
 
@@ -186,7 +207,18 @@ def _vary_signals(rng: Random, sequence: Sequence) -> dict[str, float]:
     drift = {name: np.exp(rng.normal(0, sequence.drift)) for name in TISSUES}
     for name in ("scar", "no_reflow", "edema"):
         drift[name] = drift["myocardium"] * drift[name] ** 0.2
-    return {name: value * drift.get(name, 1) for name, value in sequence.signal.items()}
+    signal = {name: value * drift.get(name, 1) for name, value in sequence.signal.items()}
+    if sequence.muscle is not None:
+        muscle = rng.uniform(*sequence.muscle)
+        own = sequence.signal["myocardium"]
+        for name in ("no_reflow", "edema"):
+            signal[name] = muscle + sequence.signal[name] - own
+        signal |= {"myocardium": muscle, "scar": sequence.signal["scar"] * drift["scar"]}
+        signal["blood"] = signal["scar"] * rng.uniform(*_BLOOD)
+    if sequence.relaxation is not None:
+        signal["myocardium"] += sequence.relaxation.diffuse_ms
+        signal["scar"] = signal["myocardium"] + sequence.relaxation.lesion_ms
+    return signal
 
 
 def _whole(plan: Prescription) -> tuple[slice, slice]:
@@ -212,15 +244,15 @@ def _box(x: Array, y: Array) -> tuple[slice, slice]:
 def _acquire(rng: Random, sequence: Sequence, image: Array) -> npt.NDArray[np.int16]:
     if sequence.kind == "map":
         noise = rng.standard_normal(image.shape, dtype=np.float32) * np.float32(sequence.noise)
-        nothing = rng.integers(0, 4096, image.shape, dtype=np.int16)
-        return _quantise(np.where(image > 2400, nothing, image + noise))
+        nothing = 1100 + 300 * rng.standard_normal(image.shape, dtype=np.float32)
+        return _quantise(np.clip(np.where(image > _NOTHING_MS, nothing, image + noise), *FIT_MS))
     field = shading(rng, image.shape[:2], 0.35)[..., None]
     field = field * np.linspace(1.5, 0.7, image.shape[1], dtype=np.float32)[None, :, None]
     if sequence.kind == "psir":
         noise = rng.standard_normal(image.shape, dtype=np.float32) * np.float32(sequence.noise)
         return _quantise(2048 + 1400 * (image * field + noise))
     image = add_rician_noise(rng, image * field, sequence.noise)
-    return _quantise(image * np.float32(rng.uniform(350, 700)))
+    return _quantise(image * np.float32(np.exp(rng.uniform(np.log(150), np.log(1100)))))
 
 
 def _quantise(image: Array) -> npt.NDArray[np.int16]:

@@ -38,10 +38,17 @@ class Surfaces:
     edema: Array
     papillary: Array
 
-    def label(self) -> npt.NDArray[np.uint8]:
-        """The structure that contains each point, as an index into ``LABELS``."""
+    def label(self, margin_mm: float = 0.0) -> npt.NDArray[np.uint8]:
+        """The structure that contains each point, as an index into ``LABELS``.
+
+        Args:
+            margin_mm: the wall is drawn this far inside of its borders, but never thinner than
+                half.
+        """
         below = self.base < 0
-        wall = below & (self.outer < 0) & (self.cavity >= 0)
+        thick = self.cavity - self.outer
+        margin = np.minimum(np.float32(margin_mm), thick / 4)
+        wall = below & (self.outer < -margin) & (self.cavity >= margin)
         code = np.zeros(self.outer.shape, np.uint8)
         for name, mask in (
             ("right_ventricle", (self.right < 0) & (self.base < 8)),
@@ -67,7 +74,7 @@ def surfaces(heart: Heart, x: Array, y: Array, z: Array) -> Surfaces:
 
     thick = outer_mm - cavity_mm
     inner = cavity_mm * (1 + _series(heart.cavity_terms, angle))
-    bulge = np.exp(-((_chord(angle, _bulge_angle(heart)) / np.float32(0.8)) ** 2))
+    bulge = np.exp(-((_chord(angle, heart.bulge_angle) / np.float32(0.8)) ** 2))
     thick = thick * (1 + _series(heart.wall_terms, angle) + np.float32(heart.bulge) * bulge)
     cavity = radius - inner
     outer = cavity - thick
@@ -143,11 +150,6 @@ def _extent(one: Scar, angle: list[Array], z: Array, radius: Array) -> tuple[Arr
     chord = _chord(angle, one.angle)
     side = (chord - np.float32(one.half_angle)) * radius
     return side, np.abs(z - np.float32(one.z_mm)) - np.float32(one.half_mm), chord
-
-
-def _bulge_angle(heart: Heart) -> float:
-    """Where the wall bulges or thins: anterior septum in hypertrophy, or the scar."""
-    return heart.scars[0].angle if heart.bulge < 0 and heart.scars else heart.septum_angle + 0.5
 
 
 def _harmonics(c: Array, s: Array) -> list[Array]:

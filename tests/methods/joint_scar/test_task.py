@@ -264,10 +264,14 @@ def test_what_the_square_cuts_off_counts_as_missed(ill, tmp_path):
     case = replace(ill, images={"LGE": paths["image"]}, labels={"LGE": paths["label"]})
     task = JointScarTask(replace(NARROW, image=32), RECIPE)
     rows = task.evaluate(Oracle(task, [case]), case)
-    drawn = (label.data >= 2).any(0).any(0).any(0).tolist()
+    drawn = (label.data >= 2).sum((0, 1, 2)).tolist()
+    assert sum(heart > max(drawn) / 2 for heart in drawn) >= 3
     for row, heart in zip(rows, drawn, strict=True):
         myocardium_dice = row.scores["myocardium_dice"]
-        assert 0.2 < myocardium_dice < 0.95 if heart else myocardium_dice == 1
+        if heart > max(drawn) / 2:  # near the apex the heart is too small to be cut in the middle
+            assert 0.2 < myocardium_dice < 0.95
+        elif not heart:
+            assert myocardium_dice == 1
         assert row.scores["scar_precision"] in (0, 1)
 
 

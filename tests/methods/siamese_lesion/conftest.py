@@ -12,7 +12,7 @@ from tests.support.siamese_cases import NARROW
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
     folder = tmp_path_factory.mktemp("siamese_lesion")
-    return phantoms("t1_lge", folder, cases=3, shrink=3)
+    return phantoms("t1_lge", folder, cases=3, shrink=2)
 
 
 @pytest.fixture(scope="module")

@@ -118,7 +118,10 @@ def run_nnunet(
     predicted, trained = _train_and_predict(out, root.name, minutes)
     labels = {}
     for case in test:
-        found = read_nifti(predicted / f"{problem.test(case).name}.nii.gz")
+        given = problem.test(case)
+        found = read_nifti(predicted / f"{given.name}.nii.gz")
+        if not found.shares_grid(given.image(given.labelling[problem.label].on)):
+            raise RuntimeError(f"nnU-Net's labels of {given.name} lie on another grid")
         labels[case.name] = found.with_data(found.data.byte())
     notes = (problem.note, "2-D configuration", trained, "one seed, CPU")
     return Peer(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cmrfast import methods
-from cmrfast.data import open_dataset
+from cmrfast.data import open_dataset, split_by_patient
 from cmrfast.data.datasets import read_nnunet
 from cmrfast.data.phantom import write_phantoms
 from cmrfast.methods import Row
@@ -197,6 +197,21 @@ def test_the_study_comes_first(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["peers", "joint_scar", "--out", str(tmp_path)])
     with pytest.raises(SystemExit, match=r"run python -m studies.joint_scar first"):
         peers.main()
+
+
+def test_the_command_adds_rows_to_the_result_file(patients, tmp_path, monkeypatch, capsys):
+    cohort, study = patients("joint_scar"), STUDIES["joint_scar"]
+    recipe = methods.get("joint_scar").configure(study.small.changes)[1]
+    test = split_by_patient(cohort.names, recipe.split, seed=0).test
+    measured = {"jdl": {"scar_dice": {name: [0.5] for name in test}}}
+    file = tmp_path / "joint_scar-small.json"
+    file.write_text(json.dumps({"scores": list(study.scores), "measurements": measured}))
+    words = ["--data", str(cohort.root), "--results", str(tmp_path), "--minutes", "0"]
+    monkeypatch.setattr(sys, "argv", ["peers", "joint_scar", *words])
+    peers.main()
+    (row,) = json.loads(file.read_text())["peers"]
+    assert (row["name"], set(row["measurements"]["scar_dice"])) == ("6-SD rule", set(test))
+    assert capsys.readouterr().out.strip() == page.peers(json.loads(file.read_text()))
 
 
 def test_a_result_without_peers_has_no_table():

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from cmrfast import methods
-from cmrfast.data import open_dataset
+from cmrfast.data import open_dataset, split_by_patient
 from cmrfast.data.datasets import read_nnunet
 from cmrfast.data.phantom import write_phantoms
 from cmrfast.methods import Row
 from cmrfast.ops import affine_sample
 from cmrfast.runs.evaluate import Evaluation
-from studies import page, peers
+from studies import nnunet, page, peers, rules
+from studies.peer import Peer
 
 STUDIES = {
     name: importlib.import_module(f"studies.{name}").STUDY
@@ -41,9 +42,9 @@ def patients(tmp_path_factory):
 @pytest.fixture
 def perfect_nnunet(monkeypatch):
     """Instead of nnU-Net, a program that knows the labels."""
-    monkeypatch.setattr(peers, "version", lambda package: "2.8")
+    monkeypatch.setattr(nnunet, "version", lambda package: "2.8")
     monkeypatch.setattr(
-        peers,
+        nnunet,
         "_train_and_predict",
         lambda out, dataset, minutes: (out / "raw" / dataset / "labelsTs", "nothing trained"),
     )
@@ -51,13 +52,13 @@ def perfect_nnunet(monkeypatch):
 
 def peer_of(values, name="nnU-Net", note="a note"):
     rows = [Row({"case": case, "slice": 0}, {"scar_dice": value}) for case, value in values.items()]
-    return peers.Peer(name, "2.8", 90.0, Evaluation("joint_scar", "test", rows, {}), note)
+    return Peer(name, "2.8", 90.0, Evaluation("joint_scar", "test", rows, {}), note)
 
 
-@pytest.mark.parametrize("name", peers.PROBLEMS)
+@pytest.mark.parametrize("name", nnunet.PROBLEMS)
 def test_given_labels_are_scored_as_an_arms(name, tmp_path, patients, perfect_nnunet):
     cohort, study = patients(name), STUDIES[name]
-    peer = peers.nnunet(name, cohort[:3], cohort[3:], minutes=1, out=tmp_path)
+    peer = nnunet.run_nnunet(name, cohort[:3], cohort[3:], minutes=1, out=tmp_path)
     row = peer.as_json(study)
     score, perfect = PERFECT[name]
     assert row["scores"][score] == perfect
@@ -69,7 +70,7 @@ def test_given_labels_are_scored_as_an_arms(name, tmp_path, patients, perfect_nn
 
 def test_scar_and_its_wall_are_one_label_image(tmp_path, patients, perfect_nnunet):
     cohort = patients("joint_scar")
-    peer = peers.nnunet("joint_scar", cohort[:3], cohort[3:], minutes=1, out=tmp_path)
+    peer = nnunet.run_nnunet("joint_scar", cohort[:3], cohort[3:], minutes=1, out=tmp_path)
     assert peer.as_json(STUDIES["joint_scar"])["scores"]["myocardium_dice"] == 1
     found = read_nnunet(tmp_path / "raw/Dataset001_joint_scar")
     assert found[0].labelling["LGE"].classes == {"myocardium": (1,), "scar": (2,)}
@@ -77,7 +78,7 @@ def test_scar_and_its_wall_are_one_label_image(tmp_path, patients, perfect_nnune
 
 def test_all_sequences_train_it_but_few_lge_masks(tmp_path, patients, perfect_nnunet):
     cohort = patients("adversarial_transfer")
-    peers.nnunet("adversarial_transfer", cohort[:3], cohort[3:], minutes=1, out=tmp_path)
+    nnunet.run_nnunet("adversarial_transfer", cohort[:3], cohort[3:], minutes=1, out=tmp_path)
     found = read_nnunet(tmp_path / "raw/Dataset001_adversarial_transfer")
     training = [case.name for case in found if case.info["set"] == "training"]
     sequences = [name.rpartition("_")[2] for name in training]
@@ -90,7 +91,7 @@ def test_all_sequences_train_it_but_few_lge_masks(tmp_path, patients, perfect_nn
 def test_nnunet_itself(tmp_path, patients):
     pytest.importorskip("nnunetv2")
     cohort = patients("joint_scar")
-    peer = peers.nnunet("joint_scar", cohort[:3], cohort[3:], minutes=0.1, out=tmp_path)
+    peer = nnunet.run_nnunet("joint_scar", cohort[:3], cohort[3:], minutes=0.1, out=tmp_path)
     row = peer.as_json(STUDIES["joint_scar"])
     assert 0 <= row["scores"]["myocardium_dice"] <= 1
     assert row["seconds"] > 6
@@ -105,12 +106,12 @@ def test_a_known_motion_is_found_by_both_registrations():
     moved = torch.tensor([[[1, 0, 4 / 40], [0, 1, 3 / 30]]])  # lge(theta p) is cine(p)
     for width, affine in ((0.15, False), (1, True)):
         image = texture * (-distance / width).exp()
-        network = peers._Registration(affine=affine).eval()
+        network = rules._Registration(affine=affine).eval()
         theta = network(image, image.roll((3, 4), (2, 3)))["theta"]
         torch.testing.assert_close(theta, moved, atol=0.005, rtol=0)
     linear = torch.tensor([[0.95, 0.1], [-0.1, 1.05]])
     theta = torch.cat((linear, torch.tensor([[0.1], [-0.05]])), 1)[None]
-    network = peers._Registration(affine=True).eval()
+    network = rules._Registration(affine=True).eval()
     found = network(affine_sample(image, theta), image)["theta"]
     torch.testing.assert_close(found, theta, atol=0.005, rtol=0)
 
@@ -120,7 +121,9 @@ def test_registrations_are_scored_as_networks(patients):
     cohort = patients("joint_registration")
     study = importlib.import_module("studies.joint_registration").STUDY
     small = {"side": 64, "spacing_mm": 2.6}
-    first, second = (peer.as_json(study) for peer in peers.registrations(cohort[3:], **small))
+    first, second = (
+        peer.as_json(study) for peer in rules.registrations(cohort[:0], cohort[3:], **small)
+    )
     assert (first["name"], second["name"]) == (
         "SimpleITK, centres of mass",
         "SimpleITK, affine, mutual information",
@@ -131,10 +134,40 @@ def test_registrations_are_scored_as_networks(patients):
         assert row["measurements"]["lv_cd_mm"].keys() == {cohort.names[3]}
 
 
+def test_the_six_sd_rule_marks_bright_muscle(patients):
+    cohort = patients("joint_scar")
+    (peer,) = rules.six_deviations(cohort[:0], cohort)
+    scores = peer.as_json(STUDIES["joint_scar"])["scores"]
+    assert set(scores) == {"scar_dice", "scar_precision", "scar_recall"}
+    assert all(0 < value < 1 for value in scores.values())
+    wall = torch.zeros(20, 20, dtype=torch.bool)
+    wall[5, 5] = True  # too small for a sector of healthy muscle
+    assert not rules._bright(torch.rand(20, 20), wall, (1.0, 1.0)).any()
+
+
+@pytest.mark.slow
+def test_the_threshold_of_the_difference_is_the_best_of_training_patients(patients, monkeypatch):
+    monkeypatch.setattr(rules, "_THRESHOLDS", (3.0, 100.0))
+    cohort = patients("new_lesions")
+    (peer,) = rules.difference_threshold(cohort[:2], cohort[3:])
+    row = peer.as_json(STUDIES["new_lesions"])
+    assert row["patients"] == 1
+    assert "above 3, the best on the training patients" in row["note"]
+
+
+def test_borrowed_masks_cover_the_lge_stack(patients):
+    cohort = patients("adversarial_transfer")
+    first, second = rules.borrowed(cohort[:0], cohort[3:])
+    assert (first.name, second.name) == ("masks of C0", "masks of T2")
+    for peer in (first, second):
+        scores = peer.as_json(STUDIES["adversarial_transfer"])["scores"]
+        assert 5 < scores["dice_percent"] < 100
+
+
 def test_what_nnunet_says_when_it_fails(tmp_path, monkeypatch):
-    monkeypatch.setattr(peers, "_PREPARE", ("os", "no_such_command"))
+    monkeypatch.setattr(nnunet, "_PREPARE", ("os", "no_such_command"))
     with pytest.raises(RuntimeError, match=r"nnU-Net failed: ImportError: .*log.txt\)"):
-        peers._train_and_predict(tmp_path, "Dataset001_x", 1)
+        nnunet._train_and_predict(tmp_path, "Dataset001_x", 1)
 
 
 def test_a_peer_is_added_to_the_result_of_the_same_patients(tmp_path):
@@ -164,6 +197,21 @@ def test_the_study_comes_first(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["peers", "joint_scar", "--out", str(tmp_path)])
     with pytest.raises(SystemExit, match=r"run python -m studies.joint_scar first"):
         peers.main()
+
+
+def test_the_command_adds_rows_to_the_result_file(patients, tmp_path, monkeypatch, capsys):
+    cohort, study = patients("joint_scar"), STUDIES["joint_scar"]
+    recipe = methods.get("joint_scar").configure(study.small.changes)[1]
+    test = split_by_patient(cohort.names, recipe.split, seed=0).test
+    measured = {"jdl": {"scar_dice": {name: [0.5] for name in test}}}
+    file = tmp_path / "joint_scar-small.json"
+    file.write_text(json.dumps({"scores": list(study.scores), "measurements": measured}))
+    words = ["--data", str(cohort.root), "--results", str(tmp_path), "--minutes", "0"]
+    monkeypatch.setattr(sys, "argv", ["peers", "joint_scar", *words])
+    peers.main()
+    (row,) = json.loads(file.read_text())["peers"]
+    assert (row["name"], set(row["measurements"]["scar_dice"])) == ("6-SD rule", set(test))
+    assert capsys.readouterr().out.strip() == page.peers(json.loads(file.read_text()))
 
 
 def test_a_result_without_peers_has_no_table():

@@ -17,9 +17,9 @@ Where the paper is silent or contradicts itself:
 - The factor y_i after the logarithms of equations 1 and 2 is read as the index of the target.
 - T1 is clipped to four SD about the mean of the training patients' myocardium: air and lung have
   no T1, and a map is noise there.
-- The rule of six SD finds bright pixels at every border of the myocardium, which hold blood in
-  part. They count only beside a bright pixel of the inner myocardium; ``border_px=0`` is the plain
-  rule.
+- The rule of six SD also finds pixels that hold blood in part, where a contour was drawn on the
+  border of the myocardium. With ``border_px=1`` bright pixels of the contour's border count only
+  beside a bright pixel within; at 2 mm a pixel, few pixels of a thin wall lie within.
 - Response normalisation divides alpha by the window size, as PyTorch's does.
 - ``norm="batch"`` uses batch norm instead of response normalisation, as SigNet's code does.
 """
@@ -85,7 +85,7 @@ class Recipe(recipe.Recipe):
     stride: int = 6  # D: pixels between the centres of neighbouring patches
     clip_sd: float = 4.0  # D: T1 is clipped to the training myocardium's mean ± this many SD
     deviations: float = 6.0  # P: lesion is brighter than mean + 6 SD of healthy myocardium
-    border_px: int = 1  # D: bright pixels of the border count beside bright inner ones; P: 0
+    border_px: int = 0  # P; D: with more, the wall's border counts only beside bright inner pixels
     lesion_share: float = 0.25  # P: fraction of a slice's lesion pixels that makes a patch positive
     flip: float = 0.5  # D: fraction of pairs with a flipped copy, made once for all epochs
     distinct_slices: bool = False  # D: if possible, no two patches of a slice in a batch

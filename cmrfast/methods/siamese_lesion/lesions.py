@@ -17,13 +17,13 @@ def lesion_mask(
     reference: Tensor | None = None,
     *,
     deviations: float = 6.0,
-    border_px: int = 1,
+    border_px: int = 0,
     spacing_mm: Sequence[float] = (1.0, 1.0),
 ) -> Tensor:
     """Myocardium brighter than healthy muscle's mean plus six (sample) standard deviations.
 
-    Pixels of the border hold blood or fat in part and are bright without a lesion. They count only
-    near a bright pixel of the inner myocardium.
+    Pixels of the border may hold blood or fat in part and be bright without a lesion. With
+    ``border_px`` they count only near a bright pixel within.
 
     Args:
         image: (I, J), an LGE slice, real.
@@ -31,7 +31,7 @@ def lesion_mask(
         reference: (I, J), nonzero in healthy muscle, at least 10 pixels; default
             ``reference_sector``.
         deviations: how many standard deviations; brighter is strict.
-        border_px: width of the border; 0 makes the rule as published.
+        border_px: width of the border; 0 is the rule as published.
         spacing_mm: in plane; used for the sector only.
 
     Returns:

@@ -27,7 +27,7 @@ def read_t1(case: Case, non_finite: NonFinite = "refuse") -> tuple[Volume, Volum
 
 
 def lge_lesion(
-    case: Case, *, deviations: float, border_px: int = 1, non_finite: NonFinite = "refuse"
+    case: Case, *, deviations: float, border_px: int = 0, non_finite: NonFinite = "refuse"
 ) -> tuple[Volume, Volume, Volume]:
     """LGE, its myocardium and its lesion; if none is drawn, from its brightness, slice by slice.
 
@@ -69,7 +69,7 @@ def aligned_pairs(
     *,
     spacing_mm: float,
     deviations: float,
-    border_px: int = 1,
+    border_px: int = 0,
     non_finite: NonFinite = "refuse",
 ) -> Tensors:
     """Every T1 slice that lies in an LGE slice, resampled onto its grid after aligning the masks.

@@ -32,10 +32,10 @@ def test_the_border_counts_only_beside_a_bright_inner_pixel():
     reference[10:13, 6:18] = True
     image = torch.arange(24.0 * 24).view(24, 24) % 7
     image[4, 4:20] = 1000.0  # blood in part, all along the border
-    assert lesion_mask(image, wall, reference, border_px=0).sum() == 16
-    assert not lesion_mask(image, wall, reference).any()
+    assert lesion_mask(image, wall, reference).sum() == 16
+    assert not lesion_mask(image, wall, reference, border_px=1).any()
     image[5, 8:10] = 1000.0  # a lesion that reaches the border
-    found = lesion_mask(image, wall, reference)
+    found = lesion_mask(image, wall, reference, border_px=1)
     assert found.nonzero().tolist() == [[4, j] for j in range(7, 11)] + [[5, 8], [5, 9]]
 
 

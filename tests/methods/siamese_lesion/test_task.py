@@ -69,7 +69,7 @@ def test_recipe_messages():
 
 def test_batches_are_what_the_network_takes(task, cohort):
     feed = task.feed(cohort, seed=0)
-    assert len(feed) > 250
+    assert len(feed) > 200
     batch = feed.batch(0, torch.arange(40))
     assert set(batch) == {"t1", "lge", "labels"}
     for name in METHOD.inputs:
@@ -221,7 +221,8 @@ def test_a_picture_shows_the_lesion_of_lge_on_t1(task, cohort):
     for k in range(2):
         burden = marked[..., k].sum() / wall[..., k].sum()
         expected = spared.data[..., k].sum() / drawn.data[..., k].sum()
-        assert burden.item() == pytest.approx(expected.item(), rel=0.3)
+        # Within two pixels of a wall of a hundred.
+        assert burden.item() == pytest.approx(expected.item(), rel=0.3, abs=0.02)
     alone = without(case, images=["lge"])
     assert task.picture(SiameseLesion(NARROW).eval(), alone).reference is None
 

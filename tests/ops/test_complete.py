@@ -40,20 +40,22 @@ def bound_kernels() -> set[str]:
 def workloads() -> dict[str, str]:
     """Public op to builder, read without importing the benchmarks' peers."""
     tree = ast.parse((ROOT / "benchmarks/workloads/__init__.py").read_text())
-    table = next(
-        node.value
+    measures: dict[str, str] = next(
+        ast.literal_eval(node.value)
         for node in tree.body
-        if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") == "MEASURES"
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "MEASURES"
     )
-    return {ast.literal_eval(k): v.id for k, v in zip(table.keys, table.values, strict=True)}
+    return measures
 
 
 def builders() -> str:
     """The source of the tables that the benchmarks run."""
-    text = (ROOT / "benchmarks/workloads/__init__.py").read_text()
+    folder = ROOT / "benchmarks/workloads"
+    text, loading = ((folder / name).read_text() for name in ("__init__.py", "loading.py"))
     return (
-        text.partition("WORKLOADS: ")[2].partition("MEASURES: ")[0]
-        + (text.partition("LOADING: ")[2])
+        text.partition("WORKLOADS: ")[2].partition("MEASURES = ")[0]
+        + text.partition("ON_GPU: ")[2]
+        + loading.partition("LOADING: ")[2]
     )
 
 

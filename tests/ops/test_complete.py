@@ -5,8 +5,10 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from cmrfast.ops._op import OPS, Op
+from tests.support.op_calls import samples
 from tests.support.op_samples import SAMPLES
 from tests.support.paths import ROOT
 
@@ -111,3 +113,10 @@ def test_a_made_up_private_op_lacks_only_samples():
 def test_a_public_function_without_an_entry_is_seen(place):
     extended = replace(OPS["nt_xent"], of=("nt_xent", "shear_fields"))
     assert f"shear_fields in {place}" in gaps(extended)
+
+
+def test_ops_for_the_cpu_alone_are_not_called_on_a_gpu():
+    for op in OPS.values():
+        if op.cpu_only:
+            with pytest.raises(pytest.skip.Exception):
+                samples(op, "cuda", torch.float32)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter1d
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cmrfast import ops
 from cmrfast.ops.resample import _inverse
@@ -145,6 +146,29 @@ def test_a_gpus_inverse_samples_the_same(monkeypatch):
     failed = torch.zeros((), dtype=torch.int32)
     monkeypatch.setattr(torch.linalg, "inv_ex", lambda matrix: (_inverse(matrix), failed))
     assert all(map(torch.equal, [call() for call in calls], expected))
+
+
+class Recorder(TorchDispatchMode):
+    """Keeps the names of the operators that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def test_off_the_cpu_nothing_synchronises():
+    """Nor calls a library for linear algebra: both would break the capture of a CUDA graph."""
+    volume = torch.empty(1, 6, 5, 4, device="meta")
+    affine = torch.empty(4, 4, dtype=torch.float64, device="meta")
+    with Recorder() as recorder:
+        ops.resample(volume, affine, affine, (6, 5, 4), antialias=True)
+    assert "aten::round" in recorder.names
+    refused = ("linalg_inv", "linalg_lu", "linalg_solve", "_local_scalar_dense", "nonzero", "mm")
+    assert not [name for name in recorder.names for part in refused if part in name]
 
 
 def test_ties_and_the_border_survive_the_inverse():

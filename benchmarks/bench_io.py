@@ -5,7 +5,7 @@ pytest benchmarks/bench_io.py --benchmark-json=benchmarks/results/io.json
 
 import pytest
 
-from benchmarks.workloads import LOADING
+from benchmarks.workloads.loading import LOADING
 
 
 @pytest.mark.parametrize("name", LOADING)

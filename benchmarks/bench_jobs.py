@@ -5,7 +5,7 @@ pytest benchmarks/bench_jobs.py --rounds 3 --benchmark-json=benchmarks/results/j
 
 import pytest
 
-from benchmarks.workloads import JOBS
+from benchmarks.workloads.jobs import JOBS
 
 
 @pytest.mark.parametrize("name", JOBS)

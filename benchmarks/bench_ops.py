@@ -1,7 +1,7 @@
 """Every op compared with its peers: equal results first, then interleaved median times.
 
 pytest benchmarks/bench_ops.py --benchmark-json=results.json
-pytest benchmarks/bench_ops.py --device cuda --benchmark-json=results.json
+pytest benchmarks/bench_ops.py --device cuda --record results.jsonl
 """
 
 import pytest
@@ -32,5 +32,5 @@ def test_growth(benchmark, measure_variants, device, op, step):
     with torch.device(device):
         workload = build(sizes[step])
     workload.variants.pop("torch.compile", None)  # would recompile for every size
-    measure_variants(workload)
     benchmark.extra_info.update(growth=op, size=sizes[step])
+    measure_variants(workload)

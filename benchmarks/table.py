@@ -1,6 +1,9 @@
 """Tables and plot of a result file.
 
 python -m benchmarks.table results.json [--plot growth.png] [--readme README.md]
+python -m benchmarks.table --kernels native.jsonl triton.jsonl
+
+Result files are pytest-benchmark's JSON, or the lines that --record appends as they are measured.
 """
 
 import argparse
@@ -37,6 +40,21 @@ NAMES = {
 }
 
 
+def read(path: Path) -> dict[str, Any]:
+    """The results in a file; of a run that was cut off, those that it recorded."""
+    text = path.read_text()
+    if path.suffix != ".jsonl":
+        return dict(json.loads(text))
+    results: dict[str, Any] = {"benchmarks": []}
+    for line in text.splitlines():
+        entry = json.loads(line)
+        if "machine_info" in entry:
+            results.update(entry)
+        else:
+            results["benchmarks"].append(entry)
+    return results
+
+
 def rows(results: dict[str, Any]) -> list[dict[str, Any]]:
     """One entry per workload, in the order in which they ran."""
     infos = [b["extra_info"] for b in results["benchmarks"] if "workload" in b["extra_info"]]
@@ -44,7 +62,8 @@ def rows(results: dict[str, Any]) -> list[dict[str, Any]]:
         times = dict(info["median_ms"])
         info["ours"] = times.pop("cmrfast")
         info["compiled"] = times.pop("torch.compile", None)
-        info["peer"], info["best"] = min(times.items(), key=lambda item: item[1])
+        fastest = min(times.items(), key=lambda item: item[1], default=(None, math.nan))
+        info["peer"], info["best"] = fastest
     return infos
 
 
@@ -67,12 +86,40 @@ def table(results: dict[str, Any]) -> str:
         peaks = (e.get("peak_mb") or {}).get("cmrfast"), (e.get("peak_mb") or {}).get(e["peer"])
         memory = "-" if None in peaks else f"{peaks[0]:.0f} / {peaks[1]:.0f} MB"
         graph = f" (graph {e['graph_ms']:.3g})" if "graph_ms" in e else ""
+        best, ratio = "-", "-"
+        if e["peer"]:
+            best, ratio = f"{e['peer']} {e['best']:.3g} ms", f"**{e['best'] / e['ours']:.1f}x**"
         lines.append(
             f"| {describe(e['workload'], e['title'])} | {e['ours']:.3g} ms{graph} "
-            f"| {e['peer']} {e['best']:.3g} ms | **{e['best'] / e['ours']:.1f}x** | {compiled} "
+            f"| {best} | {ratio} | {compiled} "
             f"| {e['ours'] / e['floor_ms']:.1f}x | {memory} |"
         )
-    return "\n".join([*lines, "", _footer(results, entries)])
+    return "\n".join([*lines, *_left_out(entries), "", _footer(results, entries)])
+
+
+def _left_out(entries: list[dict[str, Any]]) -> list[str]:
+    """A line for each peer that failed or did not compute the same."""
+    reasons = [(e, *item) for e in entries for item in e.get("left_out", {}).items()]
+    lines = [f"* {e['workload']}, {name} left out: {reason}" for e, name, reason in reasons]
+    return ["", *lines] if lines else []
+
+
+def kernels_table(runs: dict[str, dict[str, Any]]) -> str:
+    """Runs with different kernels beside one another, each compared within itself."""
+    names = [f"{name}: ms, times torch, times torch.compile" for name in runs]
+    lines = [f"| workload | {' | '.join(names)} |", "|---|" + "---:|" * len(runs)]
+    by_run = [{e["workload"]: e for e in rows(results)} for results in runs.values()]
+    for workload in dict.fromkeys(name for entries in by_run for name in entries):
+        cells = []
+        for entry in (entries.get(workload) for entries in by_run):
+            if entry is None:
+                cells.append("-")
+                continue
+            compiled = f"{entry['compiled'] / entry['ours']:.1f}x" if entry["compiled"] else "-"
+            ratio = f"{entry['best'] / entry['ours']:.1f}x" if entry["peer"] else "-"
+            cells.append(f"{entry['ours']:.3g}, {ratio}, {compiled}")
+        lines.append(f"| {workload} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def jobs_table(results: dict[str, Any]) -> str:
@@ -94,7 +141,8 @@ def jobs_table(results: dict[str, Any]) -> str:
 
 
 def _footer(results: dict[str, Any], entries: list[dict[str, Any]]) -> str:
-    mean = math.exp(sum(math.log(e["best"] / e["ours"]) for e in entries) / len(entries))
+    logs = [math.log(e["best"] / e["ours"]) for e in entries if e["peer"]]
+    mean = math.exp(sum(logs) / len(logs)) if logs else math.nan
     machine, rates = results["machine_info"], entries[0]["rates"]
     versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items())
     return (
@@ -176,13 +224,22 @@ def plot(results: dict[str, Any], path: Path) -> None:
 def main() -> None:
     """Print the tables; optionally draw the plot and update the table in a README."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("results", type=Path)
+    parser.add_argument("results", type=Path, nargs="+")
+    parser.add_argument(
+        "--kernels", action="store_true", help="one table of files that differ in their kernels"
+    )
     parser.add_argument("--plot", type=Path, help="where to write the growth plot")
     parser.add_argument(
         "--readme", type=Path, help="file whose table, between its marks, is replaced"
     )
     options = parser.parse_args()
-    results = json.loads(options.results.read_text())
+    if options.kernels:
+        found = [path for path in options.results if path.exists()]
+        print(kernels_table({path.stem: read(path) for path in found}))
+        return
+    results = read(options.results[0])
+    if not rows(results):
+        sys.exit(f"{options.results[0]}: no workload was measured")
     whole_jobs = any(entry.get("data_ms") for entry in rows(results))
     text = jobs_table(results) if whole_jobs else table(results)
     print(text)

@@ -8,10 +8,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the processors; set bef
 
 import pytest
 import torch
-from hypothesis import settings
 
-settings.register_profile("patient", deadline=None)  # a busy machine is no fault
-settings.load_profile("patient")
+try:
+    from hypothesis import settings
+except ModuleNotFoundError:  # the tests of GPU kernels do without
+    pass
+else:
+    settings.register_profile("patient", deadline=None)  # a busy machine is no fault
+    settings.load_profile("patient")
 
 
 @pytest.fixture(autouse=True)

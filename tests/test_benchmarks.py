@@ -1,12 +1,15 @@
 """The benchmark harness: all variants agree at a small size; tables show what was measured."""
 
+import json
+
 import pytest
 import torch
 
 pytest.importorskip("pytest_benchmark", reason="the extra [bench] is not installed")
 
-from benchmarks import table, workloads
+from benchmarks import measure, table, workloads
 from benchmarks.measure import interleaved
+from benchmarks.workloads import loading
 from benchmarks.workloads.jobs import Job, flair_inference, step_of
 
 SMALL = {
@@ -20,10 +23,10 @@ SMALL = {
     "resample_3d": lambda: workloads.resample_3d(0.01, rotated=True),
     "resample_3d_spacing": lambda: workloads.resample_3d(0.01),
     "merge_3d": lambda: workloads.merge_3d(0.25),
-    "patches_3d": lambda: workloads.patches_3d(0.03),
-    "slices_2d": lambda: workloads.slices_2d(0.05),
-    "reading": lambda: workloads.reading("int16", shrink=4),
-    "reading_float32": lambda: workloads.reading("float32", shrink=4),
+    "patches_3d": lambda: loading.patches_3d(0.03),
+    "slices_2d": lambda: loading.slices_2d(0.05),
+    "reading": lambda: loading.reading("int16", shrink=4),
+    "reading_float32": lambda: loading.reading("float32", shrink=4),
 }
 
 
@@ -67,8 +70,47 @@ def test_a_wrong_way_is_found():
         workload.check()
 
 
+def test_peers_that_fail_or_differ_are_left_out_by_name():
+    workload = workloads.extract_2d(0.02)
+    right = workload.variants["torch slices"]
+
+    def fails():
+        raise torch.OutOfMemoryError("too large")
+
+    workload.variants |= {"wrong": lambda: [x + 1 for x in right()], "fails": fails}
+    reasons = workload.drop_failing()
+    assert reasons.keys() == {"wrong", "fails"}
+    assert reasons["fails"] == "OutOfMemoryError: too large"
+    assert {"cmrfast", "torch slices"} <= workload.variants.keys()
+    assert not reasons.keys() & workload.variants.keys()
+
+
+def test_ours_may_not_fail():
+    workload = workloads.extract_2d(0.02)
+    workload.variants["cmrfast"] = lambda: 1 // 0
+    with pytest.raises(ZeroDivisionError):
+        workload.drop_failing()
+
+
+@pytest.mark.parametrize("value", [5.0, float("nan")])
+def test_a_share_of_entries_may_differ(value):
+    ours = torch.ones(1000)
+    others = ours.clone()
+    others[:2] = value
+    variants = {"cmrfast": lambda: [ours], "torch": lambda: [others]}
+    workloads.Workload(variants, outliers=2e-3).check()
+    with pytest.raises(AssertionError, match="torch"):
+        workloads.Workload(variants, outliers=1e-3).check()
+
+
+def test_a_machine_without_git_is_described(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert measure.machine()["commit"] == ""
+
+
 def test_a_wrong_place_is_found(monkeypatch):
-    workload = workloads.slices_2d(0.02)
+    pytest.importorskip("monai")
+    workload = loading.slices_2d(0.02)
     workload.verify()
     monkeypatch.setattr("benchmarks.loaders.theta_from_centred", lambda *_: torch.eye(3)[:2] * 1.02)
     with pytest.raises(AssertionError):
@@ -103,6 +145,31 @@ def test_table_gives_ratios_and_their_geometric_mean():
     assert "| A job | 2 ms | torch 8 ms | **4.0x** | 1.5x | 2.0x | 1 / 5 MB |" in text
     assert "| B job | 1 ms | x 9 ms | **9.0x** | - | 2.0x | 1 / 5 MB |" in text
     assert "Geometric mean over best peers: **6.0x**" in text
+
+
+def test_table_of_recorded_lines_names_the_peers_left_out(tmp_path):
+    rates = {"copy_gb_s": 10.0, "fresh_gb_s": 5.0, "matmul_gflop_s": 100.0}
+    info = {"workload": "A", "title": "job", "rates": rates, "floor_ms": 1.0}
+    info |= {"median_ms": {"cmrfast": 2.0}, "left_out": {"torch": "OutOfMemoryError: too large"}}
+    machine = {"cpu": "a cpu", "threads": 2, "cpu_level": "avx2", "versions": {"torch": "2.13"}}
+    lines = [{"machine_info": machine}, {"extra_info": info}]
+    path = tmp_path / "results.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = table.table(table.read(path))
+    assert "| A job | 2 ms | - | - | - | 2.0x | - |" in text
+    assert "* A, torch left out: OutOfMemoryError: too large" in text
+
+
+def test_table_of_kernels_sets_runs_beside_one_another():
+    def run(**workloads):
+        infos = [{"workload": name, "median_ms": times} for name, times in workloads.items()]
+        return {"benchmarks": [{"extra_info": info} for info in infos]}
+
+    native = run(A={"cmrfast": 2.0, "torch": 8.0, "torch.compile": 3.0})
+    triton = run(A={"cmrfast": 4.0, "torch": 8.0}, B={"cmrfast": 1.0, "torch": 9.0})
+    text = table.kernels_table({"native": native, "triton": triton})
+    assert "| A | 2, 4.0x, 1.5x | 4, 2.0x, - |" in text
+    assert "| B | - | 1, 9.0x, - |" in text
 
 
 def test_table_of_whole_jobs_says_what_data_takes():

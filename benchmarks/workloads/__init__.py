@@ -2,15 +2,13 @@
 
 Each builder takes a size factor and returns a Workload whose variants all compute the same. Their
 results are compared with ours before anything is timed. Peers that are not installed are left out.
+Data loading and whole jobs are in modules of their own, since they need more than torch.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 
-from benchmarks.workloads.jobs import Job, flair_inference, slice_inference, step_of
-from benchmarks.workloads.loading import patches_3d, reading, slices_2d
 from benchmarks.workloads.patches import extract_2d, extract_3d, merge_3d
 from benchmarks.workloads.sampling import affine_2d, resample_3d
 from benchmarks.workloads.training import dice_2d, dice_3d, pairing
@@ -31,46 +29,16 @@ WORKLOADS: dict[str, tuple[str, Callable[[], Workload]]] = {
     "M3": ("`merge_patches`: 252 of 56³ into 225x270x225", merge_3d),
 }
 
-#: The workload that times each public op: a new op needs one.
-MEASURES: dict[str, Callable[..., Workload]] = {
-    "affine_sample": affine_2d,
-    "dice_ce_sums": dice_2d,
-    "extract_patches": extract_3d,
-    "merge_patches": merge_3d,
-    "nt_xent": pairing,
-    "resample": resample_3d,
-    "warp_pair": slices_2d,
-    "window_counts": extract_2d,
-}
-
-#: The same for data loading.
-LOADING: dict[str, tuple[str, Callable[[], Workload]]] = {
-    "P3": ("epoch of 80 patches of 56³: FLAIR pair, 5 masks", patches_3d),
-    "S2": ("epoch of 80 slices of 224², warped with 2 masks", slices_2d),
-    "RI": ("reading .nii.gz: FLAIR, int16", lambda: reading("int16")),
-    "RF": ("reading .nii.gz: FLAIR, float32", lambda: reading("float32")),
-    "RM": ("reading .nii.gz: lesion mask, uint8", lambda: reading("mask")),
-}
-
-_JOBS = {
-    "siamese_lesion": Job("siamese_lesion", 32),
-    "joint_scar": Job("joint_scar", 2),
-    "joint_registration": Job("joint_registration", 4),
-    "new_lesions": Job("new_lesions", 4, shrink=2, recipe={"spacing_mm": 1.6, "bias_field": False}),
-    "adversarial_transfer": Job("adversarial_transfer", 4, recipe={"lge_masks": 1}),
-}
-#: Whole jobs: a training step of each method, and inference on one case.
-JOBS: dict[str, tuple[str, Callable[[], Workload]]] = {
-    **{
-        f"{name}, step": (f"batch {job.batch}, with data", lambda job=job: step_of(job))
-        for name, job in _JOBS.items()
-    },
-    **{
-        f"{name}, inference": ("8 slices or patches", lambda job=job: slice_inference(job))
-        for name, job in ((name, replace(job, batch=8)) for name, job in _JOBS.items())
-        if name != "new_lesions"
-    },
-    "new_lesions, inference": ("FLAIR pair of 225x270x225, 252 windows", flair_inference),
+#: The builder that times each public op: a new op needs one.
+MEASURES = {
+    "affine_sample": "affine_2d",
+    "dice_ce_sums": "dice_2d",
+    "extract_patches": "extract_3d",
+    "merge_patches": "merge_3d",
+    "nt_xent": "pairing",
+    "resample": "resample_3d",
+    "warp_pair": "slices_2d",
+    "window_counts": "extract_2d",
 }
 
 #: The same, scaled up until they fill a large GPU.

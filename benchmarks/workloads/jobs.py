@@ -9,7 +9,7 @@ import copy
 import itertools
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -182,3 +182,25 @@ def _without_dropout(model: nn.Module) -> nn.Module:
         if isinstance(module, nn.Dropout | nn.Dropout3d):
             module.p = 0.0
     return model
+
+
+_JOBS = {
+    "siamese_lesion": Job("siamese_lesion", 32),
+    "joint_scar": Job("joint_scar", 2),
+    "joint_registration": Job("joint_registration", 4),
+    "new_lesions": Job("new_lesions", 4, shrink=2, recipe={"spacing_mm": 1.6, "bias_field": False}),
+    "adversarial_transfer": Job("adversarial_transfer", 4, recipe={"lge_masks": 1}),
+}
+#: Whole jobs: a training step of each method, and inference on one case.
+JOBS: dict[str, tuple[str, Callable[[], Workload]]] = {
+    **{
+        f"{name}, step": (f"batch {job.batch}, with data", lambda job=job: step_of(job))
+        for name, job in _JOBS.items()
+    },
+    **{
+        f"{name}, inference": ("8 slices or patches", lambda job=job: slice_inference(job))
+        for name, job in ((name, replace(job, batch=8)) for name, job in _JOBS.items())
+        if name != "new_lesions"
+    },
+    "new_lesions, inference": ("FLAIR pair of 225x270x225, 252 windows", flair_inference),
+}

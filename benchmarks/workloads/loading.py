@@ -167,3 +167,13 @@ def reading(kind: str, shrink: float = 1.0) -> Workload:
     return Workload(
         {"cmrfast": ours, **loaders.readers(path)}, moved=moved, fresh=size, tolerance=0
     )
+
+
+#: Code in the tables -> (title, builder).
+LOADING: dict[str, tuple[str, Callable[[], Workload]]] = {
+    "P3": ("epoch of 80 patches of 56³: FLAIR pair, 5 masks", patches_3d),
+    "S2": ("epoch of 80 slices of 224², warped with 2 masks", slices_2d),
+    "RI": ("reading .nii.gz: FLAIR, int16", lambda: reading("int16")),
+    "RF": ("reading .nii.gz: FLAIR, float32", lambda: reading("float32")),
+    "RM": ("reading .nii.gz: lesion mask, uint8", lambda: reading("mask")),
+}

@@ -69,4 +69,11 @@ def resample_3d(factor: float = 1, *, rotated: bool = False) -> Workload:
         variants["torch upsample"] = lambda: [
             torch.ops.aten.upsample_trilinear3d(volume[None], to_shape, False, *[1.25] * 3)[0]
         ]
-    return Workload(variants, moved=moved, fresh=4 * torch.Size(to_shape).numel(), tolerance=1e-3)
+    # torch places samples in float32: the few voxels on the border may be inside for one alone.
+    return Workload(
+        variants,
+        moved=moved,
+        fresh=4 * torch.Size(to_shape).numel(),
+        tolerance=1e-3,
+        outliers=1e-6 if rotated else 0.0,
+    )

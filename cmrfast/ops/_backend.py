@@ -32,7 +32,9 @@ class Status:
     cuda: str = ""
     triton: str = ""
     #: Names of the ops that run a Triton kernel, by dispatch key.
-    triton_ops: dict[str, set[str]] = field(default_factory=lambda: {"CPU": set(), "CUDA": set()})
+    triton_ops: dict[str, set[str]] = field(
+        default_factory=lambda: {"CPU": set(), "CUDA": set(), "XPU": set()}
+    )
 
 
 STATUS = Status(os.environ.get("CMRFAST_BACKEND", "auto"))
@@ -119,25 +121,35 @@ def _load_triton() -> None:
     if STATUS.triton:
         if STATUS.backend == "triton":
             raise ImportError(f"cmrfast: CMRFAST_BACKEND=triton, but {STATUS.triton}")
-        if torch.version.cuda and STATUS.backend == "auto" and _without_kernel("CUDA"):
+        slow = [key for key in _gpu_keys() if _without_kernel(key)]
+        if slow and STATUS.backend == "auto":
             warnings.warn(
-                f"cmrfast: on CUDA ops run their reference: {STATUS.triton}", stacklevel=4
+                f"cmrfast: on {slow[0]} ops run their reference: {STATUS.triton}", stacklevel=4
             )
         return
     kernels = importlib.import_module("cmrfast.ops.triton").KERNELS
-    for key in ("CPU", "CUDA") if interpreted else ("CUDA",):
+    for key in ("CPU", "CUDA") if interpreted else _gpu_keys():
         for name in (_without_kernel(key) | _TRITON_FIRST) & kernels.keys():
             OPS[name].implement(key, kernels[name])
             STATUS.triton_ops[key].add(name)
     STATUS.triton = f"native kernels come first, but for {', '.join(_TRITON_FIRST)}"
 
 
+def _gpu_keys() -> list[str]:
+    """The dispatch keys of the GPUs that torch was built for; ROCm's tensors have CUDA's.
+
+    No kernel has run on ROCm or XPU yet.
+    """
+    cuda = torch.version.cuda or torch.version.hip
+    return [key for key, built in (("CUDA", cuda), ("XPU", torch.version.xpu)) if built]
+
+
 def _why_no_triton(interpreted: bool) -> str:
     """Why Triton kernels cannot run, empty if they can."""
     if STATUS.backend in ("native", "reference"):
         return f"CMRFAST_BACKEND={STATUS.backend}"
-    if not torch.version.cuda and not interpreted:
-        return f"torch {torch.__version__} has no CUDA"
+    if not _gpu_keys() and not interpreted:
+        return f"torch {torch.__version__} has no CUDA, ROCm or XPU"
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed; pip install 'cmrfast[triton]'"
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
@@ -156,7 +168,7 @@ def _has_kernel(name: str, key: str) -> bool:
 
 
 def kernel_of(name: str, key: str) -> str:
-    """Which implementation an op runs for a dispatch key, "CPU" or "CUDA"."""
+    """Which implementation an op runs for a dispatch key, "CPU", "CUDA" or "XPU"."""
     if name in STATUS.triton_ops[key]:
         return "triton"
     return "native" if _has_kernel(name, key) else "reference"

@@ -48,7 +48,7 @@ class Op:
         return self.call(*args)
 
     def implement(self, key: str, kernel: Callable[..., Any]) -> None:
-        """Register ``kernel``, which reads half precision, for "CPU" or "CUDA" tensors."""
+        """Register ``kernel``, which reads half precision, for "CPU", "CUDA" or "XPU" tensors."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "(?s).*Overriding a previously registered kernel")
             _LIBRARY.impl(self.name, kernel, key)

@@ -93,7 +93,10 @@ def _vox_from_vox(volume: Tensor, world_from_vox: Tensor, to_world_from_vox: Ten
         affine.detach().to(volume.device, torch.float64)
         for affine in (world_from_vox, to_world_from_vox)
     )
-    vox_from_world, failed = torch.linalg.inv_ex(source)  # inv would synchronise to check
+    if source.device.type == "cpu":
+        vox_from_world, failed = torch.linalg.inv_ex(source)
+    else:  # libraries for linear algebra synchronise, or refuse to be captured in a graph
+        vox_from_world, failed = _inverse(source), None
     if values_readable(source) and (failed or not source.isfinite().all()):
         raise ValueError("resample: world_from_vox must be finite and invertible; it is not")
     product = (vox_from_world[:, :, None] * target).sum(1)
@@ -102,6 +105,30 @@ def _vox_from_vox(volume: Tensor, world_from_vox: Tensor, to_world_from_vox: Ten
     product = (product * 2.0**36).round() / 2.0**36
     axes = volume.dim() - 1
     return torch.cat((product[:axes, :axes], product[:axes, 3:]), 1)
+
+
+def _inverse(matrix: Tensor) -> Tensor:
+    """The inverse of a (4, 4) matrix in closed form, by a few operations on its device.
+
+    With the rows r0 to r3 and W(a, b) the dual of a b^T - b a^T, the columns of the inverse are
+    W(r2, r3) r1, -W(r2, r3) r0, W(r0, r1) r3 and -W(r0, r1) r2, over the determinant. A singular
+    matrix gives entries that are not finite.
+    """
+    r0, r1, r2, r3 = matrix.unbind()
+    upper, lower = _dual(r0, r1), _dual(r2, r3)
+    products = ((lower, r1), (lower, -r0), (upper, r3), (upper, -r2))
+    columns = torch.stack([(dual * row).sum(1) for dual, row in products], 1)
+    return columns / (r0 * columns[:, 0]).sum()
+
+
+def _dual(a: Tensor, b: Tensor) -> Tensor:
+    """The dual of the antisymmetric matrix a b^T - b a^T of two vectors of four entries."""
+    product = a[:, None] * b
+    (zero, xy, xz, xw), (yx, _, yz, yw), (zx, zy, _, zw), (wx, wy, wz, _) = (
+        row.unbind() for row in (product - product.T).unbind()
+    )
+    entries = (zero, zw, wy, yz, wz, zero, xw, zx, yw, wx, zero, xy, zy, xz, yx, zero)
+    return torch.stack(entries).view(4, 4)
 
 
 def _smooth(volume: Tensor, matrix: Tensor) -> Tensor:

@@ -5,8 +5,10 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from cmrfast.ops._op import OPS, Op
+from tests.support.op_calls import samples
 from tests.support.op_samples import SAMPLES
 from tests.support.paths import ROOT
 
@@ -40,20 +42,22 @@ def bound_kernels() -> set[str]:
 def workloads() -> dict[str, str]:
     """Public op to builder, read without importing the benchmarks' peers."""
     tree = ast.parse((ROOT / "benchmarks/workloads/__init__.py").read_text())
-    table = next(
-        node.value
+    measures: dict[str, str] = next(
+        ast.literal_eval(node.value)
         for node in tree.body
-        if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") == "MEASURES"
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "MEASURES"
     )
-    return {ast.literal_eval(k): v.id for k, v in zip(table.keys, table.values, strict=True)}
+    return measures
 
 
 def builders() -> str:
     """The source of the tables that the benchmarks run."""
-    text = (ROOT / "benchmarks/workloads/__init__.py").read_text()
+    folder = ROOT / "benchmarks/workloads"
+    text, loading = ((folder / name).read_text() for name in ("__init__.py", "loading.py"))
     return (
-        text.partition("WORKLOADS: ")[2].partition("MEASURES: ")[0]
-        + (text.partition("LOADING: ")[2])
+        text.partition("WORKLOADS: ")[2].partition("MEASURES = ")[0]
+        + text.partition("ON_GPU: ")[2]
+        + loading.partition("LOADING: ")[2]
     )
 
 
@@ -109,3 +113,10 @@ def test_a_made_up_private_op_lacks_only_samples():
 def test_a_public_function_without_an_entry_is_seen(place):
     extended = replace(OPS["nt_xent"], of=("nt_xent", "shear_fields"))
     assert f"shear_fields in {place}" in gaps(extended)
+
+
+def test_ops_for_the_cpu_alone_are_not_called_on_a_gpu():
+    for op in OPS.values():
+        if op.cpu_only:
+            with pytest.raises(pytest.skip.Exception):
+                samples(op, "cuda", torch.float32)

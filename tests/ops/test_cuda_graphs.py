@@ -88,6 +88,21 @@ PUBLIC = {
 }
 
 
+@pytest.mark.parametrize("antialias", [False, True])
+def test_replay_of_resample_sees_new_grids(antialias):
+    volume, source, target = volumes()[0], affine((1.0, 1.0, 1.0)), affine((2.0, 1.0, 1.0))
+
+    def call():
+        return ops.resample(volume, source, target, (12, 20, 16), antialias=antialias)
+
+    graph, output = captured(call)
+    source.copy_(affine((0.9, 1.2, 1.1)))
+    target.copy_(affine((1.7, 0.8, 1.5)))
+    graph.replay()
+    replayed = output.clone()
+    assert torch.equal(replayed, call())
+
+
 @pytest.mark.parametrize("name", PUBLIC)
 def test_training_through_a_public_op_is_captured(name):
     if ops.backends()[name]["cuda"] == "reference":

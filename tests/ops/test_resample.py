@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter1d
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cmrfast import ops
+from cmrfast.ops.resample import _inverse
 
 EYE = torch.eye(4, dtype=torch.float64)
 
@@ -113,6 +115,60 @@ def test_gradient_flows_into_the_volume():
     target = random_affine((1.0, 1.0, 1.0))
     call = lambda v: ops.resample(v, EYE, target, (3, 4, 5))  # noqa: E731
     assert torch.autograd.gradcheck(call, [volume])
+
+
+def test_the_inverse_in_closed_form_is_as_exact_as_of_a_library():
+    """GPUs have no other; it rounds by a few units in the last place of the largest entries."""
+    for spacing in [(1.0, 1.0, 1.0), (0.3, 0.7, 8.0), (1e-2, 1.0, 50.0)]:
+        for _ in range(50):
+            affine = random_affine(spacing)
+            affine[:3, 3] *= 100
+            inverse = _inverse(affine)
+            eps = torch.finfo(torch.float64).eps * torch.linalg.cond(affine)
+            expected = torch.linalg.inv(affine)
+            torch.testing.assert_close(inverse, expected, rtol=0, atol=eps * expected.abs().max())
+            any_row = torch.randn(4, 4, dtype=torch.float64)
+            torch.testing.assert_close(_inverse(any_row) @ any_row, EYE, rtol=0, atol=1e-9)
+    assert torch.equal(_inverse(EYE), EYE)
+    assert not _inverse(0 * EYE).isfinite().any()
+
+
+def test_a_gpus_inverse_samples_the_same(monkeypatch):
+    labels, fine, coarse = torch.arange(40).view(1, 40, 1, 1), EYE.clone(), EYE.clone()
+    fine[0, 0], coarse[0, 0] = 0.3, 0.6
+    volume, source, target = torch.randn(1, 9, 8, 7), *map(random_affine, ((1.0, 0.8, 2.5),) * 2)
+    calls = [
+        lambda: ops.resample(labels, fine, coarse, (21, 1, 1), mode="nearest", fill=-1),
+        lambda: ops.resample(volume, source, target, (9, 8, 7)),
+        lambda: ops.resample(volume, source, source, (9, 8, 7)),
+    ]
+    expected = [call() for call in calls]
+    failed = torch.zeros((), dtype=torch.int32)
+    monkeypatch.setattr(torch.linalg, "inv_ex", lambda matrix: (_inverse(matrix), failed))
+    assert all(map(torch.equal, [call() for call in calls], expected))
+
+
+class Recorder(TorchDispatchMode):
+    """Keeps the names of the operators that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def test_off_the_cpu_nothing_synchronises():
+    """Nor calls a library for linear algebra: both would break the capture of a CUDA graph."""
+    volume = torch.empty(1, 6, 5, 4, device="meta")
+    affine = torch.empty(4, 4, dtype=torch.float64, device="meta")
+    with Recorder() as recorder:
+        ops.resample(volume, affine, affine, (6, 5, 4), antialias=True)
+    assert "aten::round" in recorder.names
+    refused = ("linalg_inv", "linalg_lu", "linalg_solve", "_local_scalar_dense", "nonzero", "mm")
+    assert not [name for name in recorder.names for part in refused if part in name]
 
 
 def test_ties_and_the_border_survive_the_inverse():

@@ -44,6 +44,15 @@ def test_torch_with_cuda_gets_a_triton_kernel_for_every_op_without_a_native_one(
     assert "reference" not in run.stdout
 
 
+@pytest.mark.parametrize(("build", "key"), [("hip", "CUDA"), ("xpu", "XPU")])
+def test_torch_for_other_gpus_gets_triton_kernels(build, key):
+    code = f"import torch; torch.version.cuda = None; torch.version.{build} = '7.0'; " + NAMED
+    count = f"from cmrfast.ops._backend import STATUS; print(len(STATUS.triton_ops[{key!r}]))"
+    run = run_python(code + count)
+    assert "native kernels come first" in run.stdout, run.stderr
+    assert int(run.stdout.split()[-1]) == sum(not op.cpu_only for op in OPS.values())
+
+
 def test_missing_triton_is_said_once_with_its_extra():
     run = run_python(WITH_CUDA + WITHOUT_TRITON + NAMED, CMRFAST_CUDA="0")
     if "'reference'" in run.stdout or run.stderr:
@@ -77,6 +86,39 @@ def test_other_backends_name_themselves_as_the_reason(backend):
 
 def _has_native():
     return run_python("import cmrfast.ops", CMRFAST_BACKEND="native").returncode == 0
+
+
+def test_the_tuner_tries_few_candidates_of_every_row():
+    from cmrfast.ops.triton import tune
+
+    cases = list(tune.cases())
+    assert {case.rows for case in cases} <= tune._launch.table().keys()
+    for case in cases:
+        tried = list(case.options())
+        assert 4 <= len(tried) <= 20, (case.rows, case.dtype, len(tried))
+
+
+def test_the_tuner_drops_candidates_that_fail_and_keeps_the_fastest(monkeypatch, capsys):
+    from cmrfast.ops.triton import tune
+
+    def run(values, weights):
+        blocks = tune._launch.table()["contract_axis"][0]["blocks"]
+        if blocks["BM"] == 16:
+            raise RuntimeError("PassManager::run failed\nand a long dump")
+        return OPS["contract_axis"].reference(values, weights) + (blocks["BM"] == 32)
+
+    def arguments():
+        return torch.randn(2, 5, 3), torch.randn(4, 5, dtype=torch.float64)
+
+    monkeypatch.setitem(tune.KERNELS, "contract_axis", run)
+    times = iter([2.0, 1.0])
+    monkeypatch.setattr(tune.triton.testing, "do_bench", lambda call: next(times))
+    sizes = {"BM": (16, 32, 64, 128), "num_warps": (4,)}
+    case = tune.Case("contract_axis", "contract_axis", tune.FLOAT, arguments, arguments, sizes)
+    assert tune.best(case) == ({"BM": 128, "num_warps": 4}, 1.0)
+    printed = capsys.readouterr().out
+    assert "RuntimeError: PassManager::run failed, dropped" in printed
+    assert "long dump" not in printed
 
 
 @interpreted

@@ -29,7 +29,9 @@ def register(name: str) -> Callable[[Launcher], Launcher]:
     def decorate(launcher: Launcher) -> Launcher:
         @functools.wraps(launcher)
         def on_device(*args: Any) -> Any:  # Triton launches on the current device
-            with torch.cuda.device_of(next(a for a in args if isinstance(a, Tensor))):
+            first = next(a for a in args if isinstance(a, Tensor))
+            backend = torch.xpu if first.device.type == "xpu" else torch.cuda
+            with backend.device_of(first):
                 return launcher(*args)
 
         KERNELS[name] = on_device
@@ -93,8 +95,14 @@ def table() -> dict[str, list[dict[str, Any]]]:
 @functools.cache
 def device_names(device: torch.device) -> tuple[str, ...]:
     """The names of a device in the table: its product name or its architecture."""
-    if device.type != "cuda":  # the interpreter runs on CPU tensors
+    if device.type == "cpu":  # of the interpreter
         return (device.type,)
+    if device.type == "xpu":
+        return (torch.xpu.get_device_name(device),)
+    if torch.version.hip:
+        return torch.cuda.get_device_name(device), torch.cuda.get_device_properties(
+            device
+        ).gcnArchName
     major, minor = torch.cuda.get_device_capability(device)
     return torch.cuda.get_device_name(device), f"sm_{major}{minor}"
 
@@ -102,8 +110,10 @@ def device_names(device: torch.device) -> tuple[str, ...]:
 @functools.cache
 def multiprocessors(device: torch.device) -> int:
     """The number of multiprocessors; the interpreter gets a few, so that kernels split work."""
-    if device.type != "cuda":
+    if device.type == "cpu":
         return 4
+    if device.type == "xpu":
+        return int(torch.xpu.get_device_properties(device).max_compute_units)
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 

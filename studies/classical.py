@@ -10,47 +10,52 @@ from cmrfast.data.cache import Tensors
 _BINS, _RATE, _STEPS = 32, 1.0, 200
 
 
+def register(fixed: Tensor, moving: Tensor, *, affine: bool) -> Any:
+    """SimpleITK's transform from one slice to another, in pixels, columns before rows.
+
+    Args:
+        fixed, moving: (H, W) slices.
+        affine: maximise Mattes' mutual information with six parameters, after aligning the centres
+            of mass.
+    """
+    import SimpleITK
+
+    # Slices are z-scores; moments need a background of 0 and no negative values.
+    slices = [x.float().cpu() for x in (fixed, moving)]
+    images = [
+        SimpleITK.GetImageFromArray((x - x.quantile(0.05)).clamp(min=0).numpy()) for x in slices
+    ]
+    moments = SimpleITK.CenteredTransformInitializerFilter.MOMENTS
+    start = SimpleITK.AffineTransform(2)
+    transform = SimpleITK.CenteredTransformInitializer(*images, start, moments)
+    if not affine:
+        return transform
+    method = SimpleITK.ImageRegistrationMethod()
+    method.SetMetricAsMattesMutualInformation(_BINS)
+    method.SetInterpolator(SimpleITK.sitkLinear)
+    method.SetOptimizerAsRegularStepGradientDescent(_RATE, 1e-4, _STEPS)
+    method.SetOptimizerScalesFromPhysicalShift()
+    method.SetShrinkFactorsPerLevel([4, 2, 1])
+    method.SetSmoothingSigmasPerLevel([2, 1, 0])
+    method.SetInitialTransform(transform, inPlace=False)
+    return method.Execute(*images)
+
+
 def moved_labels(pairs: Tensors, *, affine: bool) -> Tensor:
-    """LGE labels on the cine slices, (N, side, side), after aligning the images' centres of mass.
+    """LGE labels on the cine slices, (N, side, side), after registering the images.
 
     Args:
         pairs: images and labels, as ``joint_registration`` prepares them.
-        affine: then register by mutual information too, with six parameters.
+        affine: as in ``register``.
     """
-    try:
-        import SimpleITK
-    except ImportError:
-        raise ImportError("classical: needs SimpleITK; pip install 'cmrfast[bench]'") from None
+    import SimpleITK
 
     moved = []
     for cine, lge, labels in zip(
         pairs["cine"][:, 0], pairs["lge"][:, 0], pairs["lge_labels"], strict=True
     ):
-        fixed, moving, marked = (
-            SimpleITK.GetImageFromArray(x.numpy()) for x in (cine.float(), lge.float(), labels)
-        )
-        # Both are z-scores; moments need values that are not negative.
-        fixed, moving = (SimpleITK.RescaleIntensity(image, 0, 1) for image in (fixed, moving))
-        moments = SimpleITK.CenteredTransformInitializerFilter.MOMENTS
-        transform = SimpleITK.CenteredTransformInitializer(
-            fixed, moving, SimpleITK.AffineTransform(2), moments
-        )
-        if affine:
-            transform = _register(fixed, moving, transform)
-        labels_there = SimpleITK.Resample(marked, fixed, transform, SimpleITK.sitkNearestNeighbor)
-        moved.append(torch.from_numpy(SimpleITK.GetArrayFromImage(labels_there)))
+        transform = register(cine, lge, affine=affine)
+        marked = SimpleITK.GetImageFromArray(labels.numpy())
+        there = SimpleITK.Resample(marked, marked, transform, SimpleITK.sitkNearestNeighbor)
+        moved.append(torch.from_numpy(SimpleITK.GetArrayFromImage(there)))
     return torch.stack(moved)
-
-
-def _register(fixed: Any, moving: Any, transform: Any) -> Any:
-    import SimpleITK
-
-    method = SimpleITK.ImageRegistrationMethod()
-    method.SetMetricAsMattesMutualInformation(_BINS)
-    method.SetInterpolator(SimpleITK.sitkLinear)
-    method.SetOptimizerAsRegularStepGradientDescent(_RATE, 1e-3, _STEPS)
-    method.SetOptimizerScalesFromPhysicalShift()
-    method.SetShrinkFactorsPerLevel([4, 2, 1])
-    method.SetSmoothingSigmasPerLevel([2, 1, 0])
-    method.SetInitialTransform(transform, inPlace=False)
-    return method.Execute(fixed, moving)

@@ -17,6 +17,7 @@ from cmrfast.methods.new_lesions.images import align, normalise
 from cmrfast.methods.siamese_lesion.lesions import lesion_mask, reference_sector
 from cmrfast.ops import resample
 from cmrfast.runs.evaluate import Evaluation
+from studies.classical import register
 from studies.peer import Peer, score
 
 _THRESHOLDS = tuple(n / 2 for n in range(2, 13))  # of a difference of z-scores
@@ -32,26 +33,12 @@ class _Registration(nn.Module):
     def forward(self, cine: Tensor, lge: Tensor) -> dict[str, Tensor]:
         """``theta`` (B, 2, 3) of slices (B, 1, H, W)."""
         pairs = zip(cine[:, 0], lge[:, 0], strict=True)
-        return {"theta": torch.stack([_register(*pair, affine=self.affine) for pair in pairs])}
+        return {"theta": torch.stack([_theta(*pair, affine=self.affine) for pair in pairs])}
 
 
-def _register(fixed: Tensor, moving: Tensor, *, affine: bool) -> Tensor:
-    """Centres of mass aligned and, with ``affine``, Mattes' mutual information maximised."""
-    import SimpleITK as sitk  # noqa: N813
-
-    images = [sitk.GetImageFromArray(image.float().cpu().numpy()) for image in (fixed, moving)]
-    moments = sitk.CenteredTransformInitializerFilter.MOMENTS
-    transform = sitk.CenteredTransformInitializer(*images, sitk.AffineTransform(2), moments)
-    if affine:
-        method = sitk.ImageRegistrationMethod()
-        method.SetMetricAsMattesMutualInformation(32)
-        method.SetInterpolator(sitk.sitkLinear)
-        method.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-4, 200)
-        method.SetOptimizerScalesFromPhysicalShift()
-        method.SetShrinkFactorsPerLevel([4, 2, 1])
-        method.SetSmoothingSigmasPerLevel([2, 1, 0])
-        method.SetInitialTransform(transform, inPlace=False)
-        transform = method.Execute(*images)
+def _theta(fixed: Tensor, moving: Tensor, *, affine: bool) -> Tensor:
+    """SimpleITK's transform as ``affine_sample`` takes it, (2, 3)."""
+    transform = register(fixed, moving, affine=affine)
     origin, *ends = (
         torch.tensor(transform.TransformPoint(point), dtype=torch.float64)
         for point in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0))

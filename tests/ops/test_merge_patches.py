@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmrfast import ops
+from cmrfast.ops._backend import STATUS
 from cmrfast.ops._op import OPS
 
 
@@ -141,6 +142,7 @@ def test_merger_with_a_weight_of_another_dtype(patches_dtype, weight_dtype):
     torch.testing.assert_close(merger.merged().float(), wanted)
 
 
+@pytest.mark.skipif(STATUS.cpu_level is None, reason="native kernels are not in use")
 def test_kernel_refuses_a_weight_that_does_not_fit():
     patches, start = torch.ones(1, 1, 2, 2), torch.zeros(1, 2, dtype=torch.int64)
     for weight in (torch.ones(2, 2).double(), torch.ones(2, 1)):

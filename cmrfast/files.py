@@ -30,7 +30,7 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """
     if "\0" in os.fspath(path):
         raise OSError(errno.EINVAL, "is not a file name", os.fspath(path))
-    # Without blocking, so that a named pipe that nobody writes to can be refused.
+    # Non-blocking: opening a named pipe without a writer would otherwise hang.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):

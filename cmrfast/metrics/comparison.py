@@ -256,7 +256,7 @@ def _table(
 
 
 def _mean_squares(d: Tensor) -> MeanSquares:
-    """Of a (P, S) table; NaN for fewer than two patients or seeds."""
+    """Mean squares of a (P, S) table; NaN for fewer than two patients or seeds."""
     p, s = d.shape
     if min(p, s) < 2:
         return MeanSquares(math.nan, math.nan, math.nan)

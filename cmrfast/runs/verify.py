@@ -77,9 +77,9 @@ def verify(
         trainer.prove_first_step()
         if ranks.first:
             trainer.prove_prediction()
+        found: dict[str, dict[str, str]] = ranks.broadcast(trainer.proof.parts)
     parts = {
-        part: tuple(_differing(stored, trainer.proof.parts.get(part, {})))
-        for part, stored in proof.parts.items()
+        part: tuple(_differing(stored, found.get(part, {}))) for part, stored in proof.parts.items()
     }
     return Verification(tuple(trainer.changed_conditions), parts)
 

@@ -145,7 +145,7 @@ class CheckpointFolder:
         return scores
 
     def _trim(self) -> None:
-        """Remove what is not kept; what no run can have written stays, and does not count."""
+        """Remove checkpoints that are not kept; unreadable ones stay and do not count."""
         best = self.best()
         for path in sorted(self._scores(), key=_step, reverse=True)[self.keep :]:
             if path != best:

@@ -23,7 +23,7 @@ class Stop:
 
     @property
     def exit_code(self) -> int:
-        """Exit code of a process that a signal ended, its own or another rank's, as of shells."""
+        """Exit code by the convention of shells; SIGTERM's if another rank got the signal."""
         return 128 + (self.signal or signal.SIGTERM)
 
 

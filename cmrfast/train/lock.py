@@ -1,9 +1,9 @@
 """The lock of a run's folder: one training at a time, whatever process or machine it runs on.
 
-The file ``lock`` holds the owner's process and host. On one machine the kernel locks it and lets go
-when the owner ends, however it ends. An owner on another machine is known to be alive by the time
-stamp of the file, which it renews every two seconds; only changes of that stamp are looked at, so
-clocks that differ do no harm.
+The file ``lock`` names the owner's process and host. On one machine the kernel locks it and
+releases it when the owner ends, for whatever reason. An owner on another machine counts as alive
+while it renews the time stamp of the file, which it does every two seconds. Only changes of that
+stamp are looked at, so clocks that differ do no harm.
 """
 
 import contextlib

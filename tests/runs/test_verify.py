@@ -1,6 +1,9 @@
 """Verification: the bits of a run are computed again, and what differs is named."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -101,6 +104,36 @@ def test_another_number_of_ranks_is_refused(run):
     (run.path / "run.json").write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match="was trained by 4 ranks; got 1"):
         verify(Run.open(run.path))
+
+
+@pytest.mark.slow
+def test_ranks_verify_a_run_of_as_many(tmp_path, data):
+    options = [
+        f"--{name}={','.join(map(str, v)) if isinstance(v, tuple) else v}"
+        for name, v in NETWORK.items()
+    ]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    for command in (
+        [
+            "train",
+            "siamese_lesion",
+            "--data",
+            data,
+            "--out",
+            tmp_path / "run",
+            "--steps=2",
+            *options,
+        ],
+        ["verify", tmp_path / "run"],
+    ):
+        done = subprocess.run(
+            [*launch, "-m", "cmrfast", *map(str, command), "--device=cpu"],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0, done.stderr
+    assert done.stdout.count("the weights after one step: same bits") == 1
 
 
 def test_hashes_tell_values_shapes_and_dtypes_apart():

@@ -2,10 +2,7 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
-
-from cmrfast.data.cache import Tensors
 
 _BINS, _RATE, _STEPS = 32, 1.0, 200
 
@@ -39,23 +36,3 @@ def register(fixed: Tensor, moving: Tensor, *, affine: bool) -> Any:
     method.SetSmoothingSigmasPerLevel([2, 1, 0])
     method.SetInitialTransform(transform, inPlace=False)
     return method.Execute(*images)
-
-
-def moved_labels(pairs: Tensors, *, affine: bool) -> Tensor:
-    """LGE labels on the cine slices, (N, side, side), after registering the images.
-
-    Args:
-        pairs: images and labels, as ``joint_registration`` prepares them.
-        affine: as in ``register``.
-    """
-    import SimpleITK
-
-    moved = []
-    for cine, lge, labels in zip(
-        pairs["cine"][:, 0], pairs["lge"][:, 0], pairs["lge_labels"], strict=True
-    ):
-        transform = register(cine, lge, affine=affine)
-        marked = SimpleITK.GetImageFromArray(labels.numpy())
-        there = SimpleITK.Resample(marked, marked, transform, SimpleITK.sitkNearestNeighbor)
-        moved.append(torch.from_numpy(SimpleITK.GetArrayFromImage(there)))
-    return torch.stack(moved)

@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 from cmrfast import metrics
 from cmrfast.methods import Row
-from cmrfast.metrics.comparison import Comparison
+from cmrfast.metrics.comparison import Comparison, MeanSquares
+from cmrfast.metrics.student import student_quantile
 from cmrfast.runs.evaluate import Evaluation
 from studies.design import Study
 
@@ -25,10 +26,13 @@ RESULTS = Path(__file__).parent / "results"
 Measured = Mapping[str, Mapping[str, Mapping[str, Sequence[Any]]]]
 
 
-def measure(study: Study, evaluations: Mapping[str, Sequence[Evaluation]]) -> Measured:
+def measure(
+    study: Study, evaluations: Mapping[str, Sequence[Evaluation]], *, repeats: bool = False
+) -> Measured:
     """Each patient's mean of each score, or what the patient contributes to a pooled one.
 
-    An arm with a single evaluation, as of a baseline without training, has it for every seed.
+    An arm with a single evaluation, as of a baseline without training, has it for every seed. If
+    the whole experiment was repeated, a repeat takes the place of a patient and has one value.
     """
     seeds = max(len(own) for own in evaluations.values())
     rows = {arm: [_rows_by_patient(e) for e in own] for arm, own in evaluations.items()}
@@ -38,16 +42,20 @@ def measure(study: Study, evaluations: Mapping[str, Sequence[Evaluation]]) -> Me
         by_seed = own * seeds if len(own) == 1 else own
         names = {name for e in evaluations[arm] for row in e.rows for name in row.scores}
         measured[arm] = {
-            score: {p: [_value(study, score, one.get(p, [])) for one in by_seed] for p in patients}
+            score: {f"repeat {n}": [_pool(study, score, one)] for n, one in enumerate(by_seed, 1)}
+            if repeats
+            else {p: [_value(study, score, one.get(p, [])) for one in by_seed] for p in patients}
             for score in study.scores
             if score in names or score in study.pooled
         }
     return measured
 
 
-def compare(study: Study, measured: Measured) -> list[dict[str, Any]]:
+def compare(study: Study, measured: Measured, *, repeats: bool = False) -> list[dict[str, Any]]:
     """The planned comparisons, each with its word, as the result file has them."""
-    results = [_compare(study, measured, p.first, p.second, p.score) for p in study.comparisons]
+    results = [
+        _compare(study, measured, p.first, p.second, p.score, repeats) for p in study.comparisons
+    ]
     corrected = metrics.holm([result.p for result in results])
     return [
         {
@@ -65,7 +73,9 @@ def compare(study: Study, measured: Measured) -> list[dict[str, Any]]:
     ]
 
 
-def other_scores(study: Study, measured: Measured) -> list[dict[str, Any]]:
+def other_scores(
+    study: Study, measured: Measured, *, repeats: bool = False
+) -> list[dict[str, Any]]:
     """Intervals of all other scores of the arms that are compared; these have no word."""
     primary = {(p.first, p.second, p.score) for p in study.comparisons}
     others = [
@@ -74,7 +84,9 @@ def other_scores(study: Study, measured: Measured) -> list[dict[str, Any]]:
         for score in study.scores
         if score in measured[first] and score in measured[second]
     ]
-    results = {key: _compare(study, measured, *key) for key in others if key not in primary}
+    results = {
+        key: _compare(study, measured, *key, repeats) for key in others if key not in primary
+    }
     return [
         {
             "first": first,
@@ -133,12 +145,19 @@ def choose_word(
     return "reproduced" if (difference > 0) == (expected == "higher") else "contradicted"
 
 
+def study_of(content: Mapping[str, Any]) -> Study:
+    """The study that a result file is of."""
+    studies: Sequence[Study] = importlib.import_module(f"studies.{content['method']}").STUDIES
+    return next(study for study in studies if study.experiment == content["experiment"])
+
+
 def recompute(content: dict[str, Any]) -> None:
     """Replace the comparisons of a result file, if it contains measurements."""
     if content.get("measurements"):
-        study: Study = importlib.import_module(f"studies.{content['method']}").STUDY
-        content["comparisons"] = compare(study, content["measurements"])
-        content["other_scores"] = other_scores(study, content["measurements"])
+        study = study_of(content)
+        measured, repeats = content["measurements"], content["repeats"]
+        content["comparisons"] = compare(study, measured, repeats=repeats)
+        content["other_scores"] = other_scores(study, measured, repeats=repeats)
 
 
 def without_nan(value: Any) -> Any:
@@ -150,7 +169,11 @@ def without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _compare(study: Study, measured: Measured, first: str, second: str, score: str) -> Comparison:
+def _compare(
+    study: Study, measured: Measured, first: str, second: str, score: str, repeats: bool = False
+) -> Comparison:
+    if repeats:
+        return _compare_repeats(*(measured[arm][score] for arm in (first, second)))
     pooled = study.pooled.get(score)
     arms = [
         {
@@ -161,6 +184,30 @@ def _compare(study: Study, measured: Measured, first: str, second: str, score: s
         for arm in (first, second)
     ]
     return metrics.compare_arms(*arms, statistic=pooled.statistic if pooled else "mean")
+
+
+def _compare_repeats(
+    first: Mapping[str, Sequence[Any]], second: Mapping[str, Sequence[Any]]
+) -> Comparison:
+    """Paired t-test over repeats, each with patients and a seed of its own."""
+    pairs = [(first[name][0], second[name][0]) for name in first]
+    kept = [(a, b) for a, b in pairs if a is not None and b is not None]
+    test = metrics.paired_t_test([a for a, _ in kept], [b for _, b in kept])
+    difference = sum(a - b for a, b in kept) / len(kept) if kept else math.nan
+    error = difference / test.t if test.t else math.nan
+    margin = error * student_quantile(0.975, len(kept) - 1) if len(kept) > 1 else math.nan
+    return Comparison(
+        difference=difference,
+        low=difference - margin,
+        high=difference + margin,
+        p=test.p,
+        standard_error=error,
+        freedom=len(kept) - 1,
+        patients=len(kept),
+        left_out=len(pairs) - len(kept),
+        seeds=len(kept),
+        mean_squares=MeanSquares(math.nan, math.nan, math.nan),
+    )
 
 
 def _interval(result: Comparison) -> dict[str, float]:
@@ -176,6 +223,16 @@ def _rows_by_patient(evaluation: Evaluation) -> dict[str, list[Row]]:
     for row in evaluation.rows:
         patients.setdefault(str(row.ids["case"]), []).append(row)
     return patients
+
+
+def _pool(study: Study, score: str, patients: Mapping[str, Sequence[Row]]) -> float | None:
+    """The score of all patients of a repeat, None if they have none."""
+    values = [_value(study, score, rows) for rows in patients.values()]
+    values = [value for value in values if value is not None]
+    if score in study.pooled:
+        pooled = study.pooled[score].statistic(values)
+        return None if math.isnan(pooled) else pooled
+    return sum(values) / len(values) if values else None
 
 
 def _value(study: Study, score: str, rows: Sequence[Row]) -> Any:

@@ -4,10 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from cmrfast.data.datasets import Split
 from cmrfast.methods import Row
 from cmrfast.runs.evaluate import Evaluation
 
 MOST_COMPARISONS = 5
+Names = tuple[str, ...]
+#: Makes a split from names of phantoms to train, validate and test on.
+MakeSplit = Callable[[Names, Names, Names], Split]
 
 
 @dataclass(frozen=True)
@@ -18,11 +22,17 @@ class Arm:
         changes: changed fields of the method's config and recipe.
         published: its row in the paper's table.
         patients: fraction of the training patients to train on.
+        others_validate: the rest of them are validation patients; otherwise they are not used.
+        phantom: options of ``write_phantoms``, for an arm with phantoms of its own.
+        split: in place of the study's.
     """
 
     changes: Mapping[str, Any]
     published: str | None = None
     patients: float = 1.0
+    others_validate: bool = False
+    phantom: Mapping[str, Any] = field(default_factory=dict)
+    split: MakeSplit | None = None
 
 
 @dataclass(frozen=True)
@@ -30,18 +40,21 @@ class Scale:
     """The size of a study.
 
     Args:
-        cases: number of phantoms, if no data set is given.
+        patients: phantoms to train, validate and test on, if no data set is given.
+        seeds: number of trainings of each arm. Each draws other phantoms to train and validate on;
+            the test phantoms are the same.
+        repeats: the test phantoms are drawn anew, too, so that each seed repeats the experiment.
         shrink: factor by which the phantoms' voxels are enlarged.
         changes: changed fields in every arm, which make a small study small.
         steps: optimiser steps; None for the recipe's epochs.
-        seeds: number of trainings per arm, on the same patients.
     """
 
-    cases: int
+    patients: tuple[int, int, int]
+    seeds: int = 5
+    repeats: bool = False
     shrink: float = 1.0
     changes: Mapping[str, Any] = field(default_factory=dict)
     steps: int | None = None
-    seeds: int = 5
 
 
 @dataclass(frozen=True)
@@ -119,21 +132,31 @@ class Study:
         arms: variants by name.
         scores: scores of an evaluation; the paper's table has the same names.
         comparisons: at most five; their p values are corrected by Holm's method.
-        small, paper: the two scales.
+        tiny, small, paper: the scales: of a test, of two CPU cores, as published.
+        experiment: which of several of the method; empty for the main one.
+        axis: of a curve, what the number at the end of each arm's name is; empty otherwise.
         pooled: those of the scores that have no value per patient.
         paper_test: the paper's own test; None if it reports none.
         baselines: arms without training, from an evaluation of the first arm.
+        split: makes the split of phantoms; default whole patients.
+        own_split: makes the split of a data set of one's own from the names of its patients, in
+            their order; None splits in the recipe's proportions.
     """
 
     method: str
     arms: Mapping[str, Arm]
     scores: tuple[str, ...]
     comparisons: tuple[Planned, ...]
+    tiny: Scale
     small: Scale
     paper: Scale
+    experiment: str = ""
+    axis: str = ""
     pooled: Mapping[str, Pooled] = field(default_factory=dict)
     paper_test: PaperTest | None = None
     baselines: Mapping[str, Callable[[Evaluation], Evaluation]] = field(default_factory=dict)
+    split: MakeSplit = Split
+    own_split: Callable[[Sequence[str]], Split] | None = None
 
     def __post_init__(self) -> None:
         """Refuse more comparisons than planned ones may be, and unknown names."""
@@ -150,3 +173,11 @@ class Study:
                     "Study: comparisons must name arms and scores of the study; "
                     f"got {planned.first}, {planned.second}, {planned.score}"
                 )
+
+    def scale(self, name: str) -> Scale:
+        """The scale of that name."""
+        return {"tiny": self.tiny, "small": self.small, "paper": self.paper}[name]
+
+    def stem(self, scale: str) -> str:
+        """The name of its result file and figures, without an ending."""
+        return "-".join(part for part in (self.method, self.experiment, scale) if part)

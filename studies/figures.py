@@ -1,7 +1,9 @@
-"""Figures of a study: scores and curves of all trainings, and a grid of test patients."""
+"""Figures of a study: scores and losses of all trainings, and a grid of test patients."""
 
 import io
+import math
 import statistics
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -20,31 +22,32 @@ mpl.use("Agg")
 
 def draw(outcome: Outcome, *, cases: int = 3) -> None:
     """Write both figures of a study to its results folder."""
-    stem = outcome.results / f"{outcome.study.method}-{outcome.scale}"
-    _scores(outcome).savefig(stem.with_suffix(".png"), dpi=90)
+    stem = outcome.results / outcome.stem
+    _scores(outcome).savefig(f"{stem}.png", dpi=90)
     _cases(outcome, cases).savefig(f"{stem}-cases.png", dpi=90)
     pyplot.close("all")
 
 
 def _scores(outcome: Outcome) -> Any:
-    """One panel per score with a dot for each seed, and the training losses."""
-    scores, arms = outcome.study.scores, list(outcome.evaluations)
+    """A panel for each score, and one with the training losses."""
+    scores = [
+        score
+        for score in outcome.study.scores
+        if any(outcome.by_seed(arm).get(score) for arm in outcome.evaluations)
+    ]
     rows = -(-(len(scores) + 1) // 4)
     figure, grid = pyplot.subplots(rows, 4, figsize=(11, 3 * rows), layout="constrained")
     axes = list(grid.flat)
     for panel in axes[len(scores) + 1 :]:
         panel.remove()
-    colours = dict(zip(arms, (f"C{n}" for n in range(len(arms))), strict=True))
+    colours = {arm: f"C{n % 10}" for n, arm in enumerate(outcome.evaluations)}
     for panel, score in zip(axes, scores, strict=False):
-        for x, arm in enumerate(arms):
-            values = outcome.by_seed(arm).get(score, [])
-            if values:
-                panel.plot([x] * len(values), values, "o", color=colours[arm], alpha=0.6)
-                panel.plot(x, statistics.fmean(values), "_", color=colours[arm], ms=18, mew=2)
         panel.set_title(score.replace("_", " "), fontsize=10)
-        panel.set_xticks(range(len(arms)), arms, rotation=50, ha="right", fontsize=8)
-        panel.set_xlim(-0.6, len(arms) - 0.4)
         panel.grid(axis="y", alpha=0.3)
+        if outcome.study.axis:
+            _draw_curves(panel, outcome, score)
+        else:
+            _draw_boxes(panel, outcome, score, colours)
     panel = axes[len(scores)]
     for arm, runs in outcome.runs.items():
         curves = [
@@ -63,10 +66,57 @@ def _scores(outcome: Outcome) -> Any:
     return figure
 
 
+def _draw_boxes(panel: Any, outcome: Outcome, score: str, colours: Mapping[str, str]) -> None:
+    """A box over patients, or repeats, of each arm; a dot for each seed."""
+    arms = list(outcome.evaluations)
+    for x, arm in enumerate(arms):
+        seeds = _finite(outcome.by_seed(arm).get(score, []))
+        units = seeds
+        if not outcome.scale.repeats and score not in outcome.study.pooled:
+            units = list(outcome.by_unit(arm, score, ("case",)).values())
+            panel.plot([x + 0.33] * len(seeds), seeds, ".", color=colours[arm], alpha=0.7)
+        if units:
+            panel.boxplot(
+                units,
+                positions=[x],
+                widths=0.45,
+                boxprops={"color": colours[arm]},
+                medianprops={"color": colours[arm]},
+                flierprops={"markersize": 3},
+            )
+    panel.set_xticks(range(len(arms)), arms, rotation=50, ha="right", fontsize=8)
+    panel.set_xlim(-0.6, len(arms) - 0.4)
+
+
+def _draw_curves(panel: Any, outcome: Outcome, score: str) -> None:
+    """A line for each family of arms: mean and standard deviation of the seeds."""
+    points: dict[str, list[tuple[float, list[float]]]] = {}
+    for arm in outcome.evaluations:
+        family, _, at = arm.rpartition(", ")
+        values = _finite(outcome.by_seed(arm).get(score, []))
+        if values:
+            points.setdefault(family, []).append((float(at), values))
+    for family, own in points.items():
+        panel.errorbar(
+            [at for at, _ in own],
+            [statistics.fmean(values) for _, values in own],
+            [statistics.stdev(values) if len(values) > 1 else 0 for _, values in own],
+            marker="o",
+            capsize=3,
+            label=family,
+        )
+    panel.set_xlabel(outcome.study.axis)
+    panel.legend(fontsize=8)
+
+
+def _finite(values: Sequence[float]) -> list[float]:
+    return [value for value in values if math.isfinite(value)]
+
+
 def _cases(outcome: Outcome, cases: int) -> Any:
     """One row per test patient: the labels, and the prediction of each arm's first training."""
     first = {arm: runs[0] for arm, runs in outcome.runs.items()}
-    run = next(iter(first.values()))  # all runs have the same test patients
+    run = next(iter(first.values()))  # the first runs of all arms have the same test patients
     names = methods.get(outcome.study.method).structures
     labelled = [case for case in run.cases("test") if case.labels]
     cases = min(cases, len(labelled))
@@ -87,8 +137,9 @@ def _cases(outcome: Outcome, cases: int) -> Any:
             shown.append((arm, picture.image, picture.predicted))
         assert crop is not None
         for panel, (title, image, mask) in zip(axes[row], shown, strict=True):
-            image, mask = (x and _crop_square(x, *crop) for x in (image, mask))
-            png = viz.overlay(image, mask, slices=[0], names=names)
+            square = _crop_square(image, *crop)
+            marked = mask and _crop_square(mask, *crop)
+            png = viz.overlay(square, marked, slices=[0], names=names)
             panel.imshow(imread(io.BytesIO(png)))
             panel.set_axis_off()
             panel.set_title(f"{case.name}: {title}" if panel is axes[row][0] else title, fontsize=9)

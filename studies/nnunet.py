@@ -11,7 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from cmrfast import methods
 from cmrfast.data import read_nifti
 from cmrfast.data.datasets import Case, write_nnunet
 from studies.peer import Peer, score
@@ -32,7 +31,7 @@ class _Problem:
         images: its channels.
         label: the mask that it learns.
         structures: their labels are 1, 2, ...
-        training: cases to train on, from the training patients and the study's recipe.
+        training: cases to train on, from the training patients.
         test: the case to predict, from a test patient.
         note: what it is trained on.
     """
@@ -40,7 +39,7 @@ class _Problem:
     images: tuple[str, ...]
     label: str
     structures: tuple[str, ...]
-    training: Callable[[Sequence[Case], Any], list[Case]] = lambda cases, recipe: list(cases)
+    training: Callable[[Sequence[Case]], list[Case]] = list
     test: Callable[[Case], Case] = lambda case: case
     note: str = ""
 
@@ -56,15 +55,13 @@ def _one_image(case: Case, sequence: str) -> Case:
     )
 
 
-def _annotated_images(cases: Sequence[Case], recipe: Any) -> list[Case]:
-    """What ``u`` learns from: each image with its own mask as a case, few of them LGE."""
-    having = [case.name for case in cases if {"LGE"} <= case.images.keys() & case.labels.keys()]
-    lenders = having[: max(1, round(recipe.lge_masks / recipe.split[0] * len(cases)))]
+def _annotated_images(cases: Sequence[Case]) -> list[Case]:
+    """What ``u`` learns from: each image with its own mask as a case."""
     return [
         _one_image(case, sequence)
         for case in cases
         for sequence in case.images
-        if sequence in case.labels and (sequence != "LGE" or case.name in lenders)
+        if sequence in case.labels
     ]
 
 
@@ -103,10 +100,9 @@ def run_nnunet(
         out: folder for nnU-Net's own folders and ``log.txt``.
         changes: changed fields of the study's method, which may change how it scores.
     """
-    start = time.monotonic()
-    problem, recipe = PROBLEMS[name], methods.get(name).configure(changes)[1]
+    start, problem = time.monotonic(), PROBLEMS[name]
     root = write_nnunet(
-        problem.training(train, recipe),
+        problem.training(train),
         out / "raw",
         images=problem.images,
         label=problem.label,

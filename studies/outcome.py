@@ -16,7 +16,8 @@ from cmrfast import methods, metrics
 from cmrfast.runs.evaluate import Evaluation
 from cmrfast.train import Run
 from studies import comparisons
-from studies.design import Control, Study
+from studies.design import Control, Scale, Study
+from studies.peer import Peer
 
 Unit = tuple[Any, ...]
 
@@ -27,7 +28,8 @@ class Outcome:
 
     Args:
         study: what was compared.
-        scale: small or paper.
+        scale: its size.
+        scale_name: tiny, small or paper.
         data: description of the training data.
         results: folder for the result files.
         runs: the runs of each arm, one per seed.
@@ -36,10 +38,12 @@ class Outcome:
         seconds: duration of the study, None if parts of it had been done before.
         facts: findings that are not scores of an arm.
         controls: whether the data can answer the study's question.
+        peers: other programs and rules on the same test patients.
     """
 
     study: Study
-    scale: str
+    scale: Scale
+    scale_name: str
     data: str
     results: Path
     runs: Mapping[str, Sequence[Run]]
@@ -48,6 +52,12 @@ class Outcome:
     seconds: float | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     controls: list[Control] = field(default_factory=list)
+    peers: list[Peer] = field(default_factory=list)
+
+    @property
+    def stem(self) -> str:
+        """The name of the result file and figures, without an ending."""
+        return self.study.stem(self.scale_name)
 
     def by_seed(self, arm: str) -> dict[str, list[float]]:
         """Each score's mean for each seed: {score: one value per seed}."""
@@ -90,14 +100,14 @@ class Outcome:
 
     def as_json(self) -> dict[str, Any]:
         """The content of the result file."""
-        scale = getattr(self.study, self.scale)
         published = methods.get(self.study.method).published
         plans = [runs[0].plan for runs in self.runs.values()]
-        measured = comparisons.measure(self.study, self.evaluations)
+        repeats = self.scale.repeats
+        measured = comparisons.measure(self.study, self.evaluations, repeats=repeats)
         arms = {}
         for name in self.evaluations:
             arm = self.study.arms.get(name)
-            row = arm.published if arm else name
+            row = (arm.published if arm else name) or ""
             arms[name] = {
                 "changes": dict(arm.changes) if arm else {},
                 "scores": self.by_seed(name),
@@ -105,23 +115,25 @@ class Outcome:
             }
         return {
             "method": self.study.method,
-            "scale": self.scale,
+            "experiment": self.study.experiment,
+            "scale": self.scale_name,
             "data": self.data,
-            "seeds": scale.seeds,
-            "steps": plans[0].steps,
-            "changes": dict(scale.changes),
+            "seeds": self.scale.seeds,
+            "repeats": repeats,
+            "steps": max(plan.steps for plan in plans),  # arms may differ
+            "changes": dict(self.scale.changes),
             "patients": {
                 part: max(len(getattr(plan.split, part)) for plan in plans)  # an arm may have fewer
                 for part in ("train", "validate", "test")
             },
             "scores": list(self.study.scores),
             "arms": arms,
-            "comparisons": comparisons.compare(self.study, measured),
-            "other_scores": comparisons.other_scores(self.study, measured),
+            "comparisons": comparisons.compare(self.study, measured, repeats=repeats),
+            "other_scores": comparisons.other_scores(self.study, measured, repeats=repeats),
             "as_the_paper_tested": self.as_the_paper_tested(),
             "power": list(self.power),
             "controls": [asdict(control) for control in self.controls],
-            "peers": [],  # studies.peers adds them
+            "peers": [peer.as_json(self.study) for peer in self.peers],
             "measurements": measured,
             "facts": self.facts,
             "minutes": None if self.seconds is None else self.seconds / 60,
@@ -129,12 +141,32 @@ class Outcome:
         }
 
     def save(self) -> dict[str, Any]:
-        """Write ``<method>-<scale>.json`` to the results folder."""
+        """Write its result file to the results folder."""
         content: dict[str, Any] = comparisons.without_nan(self.as_json())
         self.results.mkdir(parents=True, exist_ok=True)
-        path = self.results / f"{self.study.method}-{self.scale}.json"
+        path = self.results / f"{self.stem}.json"
+        if path.exists():
+            content["peers"] += _of_same_patients(json.loads(path.read_text("utf-8")), content)
         path.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
         return content
+
+
+def _of_same_patients(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Peers in an older result file that are not in the new one, if its patients are the same."""
+    if tested(old) != tested(new):
+        return []
+    names = {peer["name"] for peer in new["peers"]}
+    return [peer for peer in old["peers"] if peer["name"] not in names]
+
+
+def tested(content: Mapping[str, Any]) -> set[str]:
+    """Names of the test patients of a result file."""
+    return {
+        name
+        for scores in content["measurements"].values()
+        for by_patient in scores.values()
+        for name in by_patient
+    }
 
 
 def _versions() -> dict[str, Any]:

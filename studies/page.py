@@ -52,7 +52,7 @@ def claims(contents: Sequence[dict[str, Any]]) -> str:
     for content in contents:
         for c in content["comparisons"]:
             claim = f"none; ours: {c['claim']}" if c["word"] == "ours" else c["claim"]
-            test = f"{content['method']}, {content['scale']}: {_test(c)}"
+            test = f"{_name(content)}: {_test(c, repeats=content['repeats'])}"
             lines.append([claim, test, f"**{c['word']}**", _why(c)])
     return _markdown(lines)
 
@@ -93,8 +93,7 @@ def power(content: dict[str, Any]) -> str:
     """What the study could find, and the controls of its phantoms."""
     lines = [
         f"* {_title(p['score'])}, {_arms(p)}: {_number(p['detectable'])} would be found with 80 % "
-        f"power ({p['patients']} patients, {p['seeds']} seeds; from two seeds on validation "
-        "patients)"
+        f"power ({p['patients']} patients, {p['seeds']} seeds; from two seeds on other patients)"
         for p in content["power"]
     ]
     controls = [f"* control, {_control(c)}" for c in content["controls"]]
@@ -129,16 +128,19 @@ def section(content: dict[str, Any]) -> str:
     method, versions = content["method"], content["versions"]
     patients = content["patients"]
     duration = f", {content['minutes']:.0f} minutes in all" if content["minutes"] else ""
-    figure = f"results/{method}-{content['scale']}"
+    stem = "-".join(part for part in (method, content["experiment"], content["scale"]) if part)
+    figure = f"results/{stem}"
+    each, trainings = (" of each repeat", "repeats") if content["repeats"] else ("", "seeds")
     changes = ", ".join(f"{k} {v}" for k, v in content["changes"].items()) or "none"
     facts = "\n".join(f"* {name}: {_fact(value)}" for name, value in content["facts"].items())
     parts = [
         claims([content]),
         table(content),
         f"{content['data']}: {patients['train']} training, {patients['validate']} validation and "
-        f"{patients['test']} test patients; {content['seeds']} seeds, {content['steps']} steps "
-        f"each{duration}, on {versions['cores']} cores, {versions['cpu']}; "
-        f"torch {versions['torch']}. Changed from the published recipe: {changes}.",
+        f"{patients['test']} test patients{each}; {content['seeds']} {trainings}, "
+        f"{content['steps']} steps each{duration}, on {versions['cores']} cores, "
+        f"{versions['cpu']}; torch {versions['torch']}. "
+        f"Changed from the published recipe: {changes}.",
         peers(content),
         other_scores(content),
         paper_tests(content),
@@ -181,11 +183,19 @@ def _arms(compared: dict[str, Any]) -> str:
     return f"`{compared['first']}` minus `{compared['second']}`"
 
 
-def _test(comparison: dict[str, Any]) -> str:
+def _name(content: dict[str, Any]) -> str:
+    """Method, experiment and scale."""
+    parts = (content["method"], content["experiment"].replace("_", " "), content["scale"])
+    return ", ".join(part for part in parts if part)
+
+
+def _test(comparison: dict[str, Any], *, repeats: bool) -> str:
     """What was compared, over which units."""
     test = f"{_title(comparison['score'])}, {_arms(comparison)}"
     if comparison["patients"] is None:
         return test
+    if repeats:
+        return f"{test}, {comparison['seeds']} repeats of the whole experiment"
     left_out = comparison["left_out"]
     without = f" ({left_out} more without a value)" if left_out else ""
     return (

@@ -1,10 +1,16 @@
 """Does a network trained with LGE detect lesions in T1 better than one trained on T1 alone?
 
-python -m studies.siamese_lesion [--scale small|paper] [--data ROOT]
+python -m studies.siamese_lesion [subjects|contrast] [--scale tiny|small|paper] [--data ROOT]
+
+Without a name it repeats table 1, ten times. The other two are curves: ``pure`` and ``decoupled``
+with more and more training subjects, and with stronger and stronger lesions in T1.
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
 
 import torch
 
@@ -52,14 +58,24 @@ def _percent(counts: list[list[float]], column: int) -> float:
     return 100 * right / patches if patches else math.nan
 
 
-STUDY = Study(
-    method="siamese_lesion",
-    arms={name: Arm({"variant": name}, published=name) for name in VARIANTS},
-    scores=("balanced", "sensitivity", "specificity", "classification_loss", "pairing_loss"),
-    pooled={
+SMALL = {
+    **{"patch": 32, "spacing_mm": 2.0, "stride": 3},
+    **{"channels": (24, 48, 64, 48), "hidden": 256, "lr": 5e-4},
+}
+TINY = {"patch": 32, "spacing_mm": 3.0, "channels": (4, 4, 4, 4), "hidden": 8}
+_COMMON: dict[str, Any] = {
+    "method": "siamese_lesion",
+    "scores": ("balanced", "sensitivity", "specificity", "classification_loss", "pairing_loss"),
+    "pooled": {
         score.__name__: Pooled(count_patches, score)
         for score in (balanced, sensitivity, specificity)
     },
+}
+
+#: Table 1, repeated: each repeat has 15 subjects of its own.
+TABLE_1 = Study(
+    **_COMMON,
+    arms={name: Arm({"variant": name}, published=name) for name in VARIANTS},
     comparisons=(
         Planned("training with LGE improves it (table 1)", "siamese", "pure", "balanced", "higher"),
         Planned(
@@ -75,17 +91,73 @@ STUDY = Study(
             *("decoupled", "pure", "balanced", "higher"),
         ),
     ),
-    small=Scale(
-        cases=30,
-        shrink=2,
-        changes={
-            **{"patch": 32, "spacing_mm": 2.0, "stride": 3, "split": (20, 4, 6)},
-            **{"channels": (24, 48, 64, 48), "hidden": 256, "lr": 5e-4},
-        },
-        steps=1500,
-    ),
-    paper=Scale(cases=15),
+    tiny=Scale((3, 0, 2), seeds=1, repeats=True, shrink=3, changes=TINY, steps=2),
+    small=Scale((13, 0, 2), seeds=10, repeats=True, shrink=2, changes=SMALL, steps=1000),
+    paper=Scale((13, 0, 2), seeds=10, repeats=True),
 )
+
+SUBJECTS = (5, 10, 20, 40)
+CONTRASTS_MS = (0, 25, 50, 100, 150)
+
+
+def _curve(
+    experiment: str, axis: str, arms: dict[str, Arm], points: Sequence[float], train: int
+) -> Study:
+    """``decoupled`` against ``pure``, at several points along one factor."""
+    return Study(
+        **_COMMON,
+        experiment=experiment,
+        axis=axis,
+        arms=arms,
+        comparisons=tuple(
+            Planned(
+                f"does LGE help with {point:g} {axis}?",
+                *(f"decoupled, {point:g}", f"pure, {point:g}", "balanced"),
+            )
+            for point in points
+        ),
+        tiny=Scale((4, 0, 2), seeds=1, shrink=3, changes=TINY, steps=2),
+        small=Scale((train, 0, 20), shrink=2, changes=SMALL, steps=1000),
+        paper=Scale((train, 0, 20)),
+    )
+
+
+#: How many subjects are needed?
+BY_SUBJECTS = _curve(
+    "subjects",
+    "training subjects",
+    {
+        f"{variant}, {count}": Arm({"variant": variant}, patients=count / max(SUBJECTS))
+        for count in SUBJECTS
+        for variant in ("pure", "decoupled")
+    },
+    SUBJECTS,
+    train=max(SUBJECTS),
+)
+#: How much must a lesion's T1 exceed that of the muscle around it?
+BY_CONTRAST = _curve(
+    "contrast",
+    "ms more T1 in lesions",
+    {
+        f"{variant}, {contrast}": Arm({"variant": variant}, phantom={"lesion_t1_ms": contrast})
+        for contrast in CONTRASTS_MS
+        for variant in ("pure", "decoupled")
+    },
+    CONTRASTS_MS,
+    train=20,
+)
+STUDIES = (TABLE_1, BY_SUBJECTS, BY_CONTRAST)
+
+
+def orders(outcome: Outcome) -> dict[str, int]:
+    """How many repeats have each order of the arms by balanced accuracy, the best first."""
+    accuracies = {arm: outcome.by_seed(arm)["balanced"] for arm in outcome.runs}
+    found = Counter(
+        " > ".join(sorted(accuracies, key=lambda arm: -accuracies[arm][n]))
+        for n in range(outcome.scale.seeds)
+        if all(math.isfinite(values[n]) for values in accuracies.values())
+    )
+    return dict(found.most_common())
 
 
 def t1_threshold_accuracy(outcome: Outcome) -> float:
@@ -123,24 +195,43 @@ def final_pairing_loss(outcome: Outcome) -> list[float]:
 
 def shape_alone(outcome: Outcome) -> Control:
     """The control of that name, on all subjects of the study."""
-    trained = outcome.runs["pure"][0]
-    task = controls.cached_task(trained)
-    cases = [case for part in ("train", "validate", "test") for case in trained.cases(part)]
+    task = controls.cached_task(outcome.runs["pure"][0])
+    cases = [
+        case
+        for trained in outcome.runs["pure"]
+        for part in ("train", "test")
+        for case in trained.cases(part)
+    ]
     return controls.shape_alone(
         [task.prepared(PAIRS, case) for case in cases], task.config.patch, task.recipe
     )
 
 
+def null_contrast(outcome: Outcome) -> Control:
+    """Where no lesion has a T1 of its own, ``pure`` must be at chance."""
+    accuracy = fmean(outcome.by_seed("pure, 0")["balanced"])
+    return Control(
+        "balanced accuracy, in percent, of pure without any lesion in T1",
+        accuracy,
+        "45 to 55",
+        45 <= accuracy <= 55,
+    )
+
+
 def main() -> None:
-    """Run the study and keep its results."""
-    outcome = run(STUDY)
-    outcome.facts["balanced accuracy of mean T1 alone, percent"] = t1_threshold_accuracy(outcome)
-    outcome.facts["training pairing loss at the end, decoupled"] = final_pairing_loss(outcome)
-    outcome.facts["the same of guessing, ln 32"] = math.log(32)
-    outcome.controls += [shape_alone(outcome), controls.shuffled_lge(outcome)]
-    outcome.controls += [controls.lge_itself(outcome)]
-    if (outcome.runs["pure"][0].path.parents[1] / "patients.done").exists():  # phantoms
-        outcome.controls.append(controls.null_t1(outcome))
+    """Run an experiment and keep its results."""
+    outcome = run(*STUDIES)
+    if outcome.study is TABLE_1:
+        accuracy = t1_threshold_accuracy(outcome)
+        outcome.facts["balanced accuracy of mean T1 alone, percent"] = accuracy
+        outcome.facts["training pairing loss at the end, decoupled"] = final_pairing_loss(outcome)
+        outcome.facts["the same of guessing, ln 32"] = math.log(32)
+        for order, count in orders(outcome).items():
+            outcome.facts[f"repeats with the order {order}"] = count
+        outcome.controls += [shape_alone(outcome), controls.shuffled_lge(outcome)]
+        outcome.controls += [controls.lge_itself(outcome)]
+    elif outcome.study is BY_CONTRAST:
+        outcome.controls.append(null_contrast(outcome))
     print(section(outcome.save()))
     draw(outcome)
 

@@ -23,7 +23,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 CONFIGURATION = "2d"  # the smallest
 
 
-class TimedTrainer(nnUNetTrainer):
+class TimedTrainer(nnUNetTrainer):  # type: ignore[misc]
     """Trains until the time is over, without validation.
 
     The learning rate falls by nnU-Net's polynomial, with the fraction of the time that has passed

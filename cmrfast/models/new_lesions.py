@@ -16,8 +16,9 @@ literally every convolution. These choices are also ours:
 - Both time points pass through the block as one batch: in training, batch norm's statistics are
   those of both together.
 - Only the five final maps are supervised, because the labels do not describe a single time point.
-  With ``aux_weight`` the maps of the later time point are also compared with the new lesions,
-  because the paper mentions deep supervision.
+  With ``aux_weight`` the maps before them are too, because the paper mentions deep supervision:
+  those of the later time point by the new lesions, or, with ``aux_on="all"``, those of both by all
+  lesions of their visit, which is what a single time point can show.
 - Images are cropped to the box around the brain and set to 0 outside the brain; where no brain mask
   is available, the foreground is used. Coil shading is corrected by N4 where the extra ``n4`` is
   installed; from the paper's images the challenge's own script had removed it.
@@ -41,6 +42,7 @@ from cmrfast.models._check import require_batch, require_images, require_option
 from cmrfast.models.kernels import thin_conv3d
 
 Preset = Literal["a", "b"]
+AuxOn = Literal["new", "all"]
 Stored = Literal["float16", "float32"]
 
 
@@ -50,10 +52,12 @@ class Config:
 
     preset: Preset = "a"  # D: one of the layouts that meet the paper's totals
     dropout: float = 0.3  # D; P 1.2: in every block
-    aux_weight: float = 0.0  # D: weight of the later time point's maps in the loss
+    aux_weight: float = 0.0  # D: weight of the maps of single time points in the loss
+    aux_on: AuxOn = "new"  # D: what these maps learn: new lesions, or all lesions of the visit
 
     def __post_init__(self) -> None:
         require_option("new_lesions", "preset", self.preset, get_args(Preset))
+        require_option("new_lesions", "aux_on", self.aux_on, get_args(AuxOn))
         if self.aux_weight < 0:
             raise ValueError(f"new_lesions: aux_weight must be >= 0; got {self.aux_weight}")
 
@@ -282,16 +286,18 @@ class NewLesions(nn.Module):
 
         Returns:
             ``logits`` (B, 5, D, H, W), the consensus and raters 1 to 4; with ``aux_weight`` also
-            ``maps`` (B, 3 · maps, D, H, W), the logits of the later time point's decoders.
+            ``maps`` (B, T · 3 · maps, D, H, W), the logits of the later time point's decoders
+            (T = 1), or, with ``aux_on="all"``, of the earlier one's and the later one's (T = 2).
         """
         volumes = {"earlier": earlier, "later": later}
         require_images("new_lesions", volumes, axes=3, multiple=8)
         maps = self.segmentation(torch.cat((earlier, later)))  # (2B, 3 · maps, D, H, W)
         count = earlier.shape[0]  # chunk() would fix the batch size of an export
         earlier_maps, later_maps = maps[:count], maps[count:]
-        outputs = {"logits": self.refinement(torch.cat((earlier_maps, later_maps), 1).sigmoid())}
+        both = torch.cat((earlier_maps, later_maps), 1)
+        outputs = {"logits": self.refinement(both.sigmoid())}
         if self.config.aux_weight:
-            outputs["maps"] = later_maps
+            outputs["maps"] = both if self.config.aux_on == "all" else later_maps
         return outputs
 
 
@@ -325,13 +331,14 @@ def loss(
 
     Args:
         outputs: the model's outputs.
-        batch: ``masks`` (B, 5, D, H, W), 0 or 1: the consensus and raters 1 to 4.
+        batch: ``masks`` (B, 5, D, H, W), 0 or 1: the consensus and raters 1 to 4; with
+            ``aux_on="all"`` also ``lesions`` (B, 2, D, H, W), all lesions of either visit.
         config: the model's config; default: as published.
         group: process group to sum over.
 
     Returns:
         ``loss``, ``final`` and, with ``aux_weight``, ``aux``: the loss of each decoder's maps for
-        the same masks (for a single map: for the consensus).
+        the same masks (for a single map: for the consensus), or for the lesions of their visit.
     """
     config = config or Config()
     require_batch("new_lesions", batch, "masks")
@@ -343,7 +350,10 @@ def loss(
     final = batch_dice_loss(logits, masks, group=group)
     if "maps" not in outputs:
         return {"loss": final, "final": final}
-    aux = batch_dice_loss(
-        outputs["maps"], masks[:, : config.maps].repeat(1, 3, 1, 1, 1), group=group
-    )
+    if config.aux_on == "all":
+        require_batch("new_lesions", batch, "lesions")
+        targets = batch["lesions"].repeat_interleave(3 * config.maps, 1)
+    else:
+        targets = masks[:, : config.maps].repeat(1, 3, 1, 1, 1)
+    aux = batch_dice_loss(outputs["maps"], targets, group=group)
     return {"loss": final + config.aux_weight * aux, "final": final, "aux": aux}

@@ -5,7 +5,12 @@ from pathlib import Path
 import numpy as np
 
 from cmrfast.data.phantom.heart_sets import write_image
-from cmrfast.data.phantom.lesions import draw_changes, draw_histories, rate_lesions
+from cmrfast.data.phantom.lesions import (
+    draw_changes,
+    draw_histories,
+    draw_visits,
+    rate_lesions,
+)
 from cmrfast.data.phantom.scanner import Grid, Random
 from cmrfast.data.phantom.visits import Head, acquire, brain_mask, random_signals, render
 
@@ -21,9 +26,8 @@ def write_msseg2(root: Path, number: int, cases: int, rng: Random, shrink: float
 
     Most of the others have one to three new lesions.
 
-
-    ``lesions.nii.gz`` is not part of the public data set: it labels every lesion by its history,
-    see ``lesions.HISTORIES``.
+    The public data set lacks ``lesions.nii.gz``, which labels every lesion by its history, see
+    ``lesions.HISTORIES``, and the masks of all lesions of a visit.
     """
     head = Head.random(rng, _new_lesions(rng, number))
     common = _common(rng, np.full(3, rng.uniform(0.9, 1.1)) * shrink)
@@ -33,6 +37,8 @@ def write_msseg2(root: Path, number: int, cases: int, rng: Random, shrink: float
         write_image(path, images[0], common.frame_from_vox)
     lesions = head.lesions, head.brain.fine, _in_brain(head, common)
     write_image(folder / "lesions.nii.gz", draw_histories(*lesions), common.frame_from_vox)
+    for visit, mask in enumerate(draw_visits(*lesions), 1):
+        write_image(folder / f"all_lesions_time0{visit}.nii.gz", mask, common.frame_from_vox)
     masks = rate_lesions(rng, *lesions)
     names = ["ground_truth", *(f"ground_truth_expert{rater}" for rater in range(1, 5))]
     for name, mask in zip(names, masks, strict=True):

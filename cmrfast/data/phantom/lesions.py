@@ -155,3 +155,14 @@ def draw_histories(lesions: Iterable[Lesion], fray: Waves, grid: Grid) -> npt.ND
             value = (earlier | later) * np.uint8(HISTORIES[one.history])
             labels[box] = np.maximum(labels[box], value)
     return labels
+
+
+def draw_visits(lesions: Iterable[Lesion], fray: Waves, grid: Grid) -> npt.NDArray[np.uint8]:
+    """Draw all lesions of each visit; 0 or 1, (2, I, J, K)."""
+    masks = np.zeros((2, *grid.shape), np.uint8)
+    for one in lesions:
+        box = grid.box(one.centre_mm, one.reach_mm)
+        if box is not None:
+            for visit, mask in enumerate(masks):
+                mask[box] |= one.distance(grid.points(box), fray, visit) < 0
+    return masks

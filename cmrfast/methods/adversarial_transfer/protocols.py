@@ -47,19 +47,32 @@ def protocol_split(name: str, names: Iterable[str]) -> Split:
         raise ValueError(f"protocol_split: {len(_GROUPS)} patients are needed; got {len(patients)}")
     rest = iter(patients)
     always, held_out, without_lge, unannotated = (
-        list(islice(rest, count)) for count in apportion(len(patients), _GROUPS)
+        tuple(islice(rest, count)) for count in apportion(len(patients), _GROUPS)
     )
-    complete, tested = [*always, *held_out], [*without_lge, *unannotated]
     if name == "table 1":
-        complete, tested = always, held_out
+        return lending_split(always, without_lge, test=held_out)
+    return lending_split(always + held_out, without_lge, test=without_lge + unannotated)
+
+
+def lending_split(
+    annotated: Iterable[str], lenders: Iterable[str], *, test: Iterable[str]
+) -> Split:
+    """All sequences of some patients train, of others C0 and T2, whose masks their LGE borrows.
+
+    Args:
+        annotated: whose LGE masks are used too.
+        lenders: whose LGE trains without its masks; they may be tested by these.
+        test: whose LGE is tested.
+    """
+    lending = tuple(lenders)
     return Split(
         train=Part(
             {
-                **dict.fromkeys(complete, (*_OTHERS, _LGE)),
-                **dict.fromkeys(without_lge, _OTHERS),
+                **dict.fromkeys(annotated, (*_OTHERS, _LGE)),
+                **dict.fromkeys(lending, _OTHERS),
             },
-            unlabelled=dict.fromkeys(without_lge, (_LGE,)),
+            unlabelled=dict.fromkeys(lending, (_LGE,)),
         ),
         validate=(),
-        test=Part(dict.fromkeys(tested, (_LGE,))),
+        test=Part(dict.fromkeys(test, (_LGE,))),
     )

@@ -127,7 +127,7 @@ class PatchFeed:
 
     Args:
         patients: of each patient ``images`` (2, I, J, K), ``masks`` (5, I, J, K) and ``brain``
-            (I, J, K), masks uint8.
+            (I, J, K), masks uint8; all or none of them have ``lesions`` (2, I, J, K), too.
         recipe: sampling.
         seed: of every random choice.
         device: where batches are made, and patients are kept.
@@ -151,13 +151,20 @@ class PatchFeed:
             seed=seed,
         )
         self.images = VolumeStore([p["images"] for p in patients], device)
-        self.masks = VolumeStore([p["masks"] for p in patients], device)
+        self.masks = {
+            name: VolumeStore([p[name] for p in patients], device)
+            for name in ("masks", "lesions")
+            if name in patients[0]
+        }
 
     def __len__(self) -> int:
         return len(self.sampler)
 
     def batch(self, epoch: int, samples: Tensor) -> Batch:
-        """``earlier`` and ``later`` (B, 1, D, H, W), ``masks`` (B, 5, D, H, W) uint8."""
+        """``earlier`` and ``later`` (B, 1, D, H, W), ``masks`` (B, 5, D, H, W) uint8.
+
+        ``lesions`` (B, 2, D, H, W), where patients have them.
+        """
         samples = samples.cpu()
         windows = self.sampler.windows(epoch, samples)
         start, which = (x.to(self.device) for x in (windows.start_vox, windows.volume_index))
@@ -167,7 +174,10 @@ class PatchFeed:
             flips = (draws < self.recipe.flip).to(self.device)
         size = self.sampler.size
         images = extract_patches(self.images, start, size, volume_index=which, flips=flips)
-        masks = extract_patches(
-            self.masks, start, size, volume_index=which, flips=flips, dtype=torch.uint8
-        )
-        return {"earlier": images[:, :1], "later": images[:, 1:], "masks": masks}
+        masks = {
+            name: extract_patches(
+                store, start, size, volume_index=which, flips=flips, dtype=torch.uint8
+            )
+            for name, store in self.masks.items()
+        }
+        return {"earlier": images[:, :1], "later": images[:, 1:], **masks}

@@ -23,10 +23,14 @@ _log = logging.getLogger(__name__)
 _IMAGES = ("earlier", "later")
 _RATERS = ("rater1", "rater2", "rater3", "rater4")
 _MASKS = ("consensus", *_RATERS)
+_ALL = ("earlier_lesions", "later_lesions")
 
 
 def _align(source: Source[Config, Recipe]) -> Tensors:
-    """Images, brain and masks on the network's grid, intensities as they are."""
+    """Images, brain and masks on the network's grid, intensities as they are.
+
+    ``lesions``, all those of either visit, where both masks of them are there.
+    """
     case = source.case
     earlier, later = _read_visits(case, source.recipe)
     visits = align(earlier, later, _brains(case), recipe=source.recipe)
@@ -38,13 +42,16 @@ def _align(source: Source[Config, Recipe]) -> Tensors:
             visits.brain.shape,
             mode="nearest",
         )
-        for name, mask in ((n, case.label(n)) for n in _MASKS if n in case.labels)
+        for name, mask in ((n, case.label(n)) for n in (*_MASKS, *_ALL) if n in case.labels)
     }
-    return {
+    aligned = {
         "images": visits.images,
         "brain": visits.brain.to(torch.uint8),
         "masks": torch.cat([masks.get(name, masks["consensus"]) for name in _MASKS]),
     }
+    if masks.keys() >= set(_ALL):
+        aligned["lesions"] = torch.cat([masks[name] for name in _ALL])
+    return aligned
 
 
 def _normalise(source: Source[Config, Recipe]) -> Tensors:
@@ -60,7 +67,7 @@ ALIGNED = Preparation(
     _align,
     images=_IMAGES,
     labels=("consensus",),
-    optional_labels=(*_RATERS, "brain"),
+    optional_labels=(*_RATERS, "brain", *_ALL),
     recipe=("spacing_mm", "bias_field", "non_finite"),
 )
 NORMALISED = Preparation(
@@ -109,7 +116,17 @@ class NewLesionsTask(Task[NewLesions, Config, Recipe]):
 
     def feed(self, cases: Sequence[Case], *, seed: int) -> PatchFeed:
         """Patches of every patient with both visits and a consensus; the others are left out."""
-        patients = prepare_cases("new_lesions", cases, lambda case: self.prepared(NORMALISED, case))
+        all_lesions = self.config.aux_weight > 0 and self.config.aux_on == "all"
+
+        def prepare(case: Case) -> Tensors:
+            if all_lesions:
+                case.require(labels=_ALL)
+            prepared = dict(self.prepared(NORMALISED, case))
+            if not all_lesions:
+                prepared.pop("lesions", None)
+            return prepared
+
+        patients = prepare_cases("new_lesions", cases, prepare)
         return PatchFeed(patients, self.recipe, seed=seed, device=self.device)
 
     def predict(self, model: NewLesions, case: Case) -> Prediction:

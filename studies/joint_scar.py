@@ -65,7 +65,7 @@ STUDY = Study(
     small=Scale(
         (28, 0, 20),
         changes={
-            **{"image": 96, "root": 24, "units": (1, 1, 1), "width": 64, "depth": 2, "heads": 4},
+            **{"image": 96, "root": 32, "units": (1, 1, 1), "width": 64, "depth": 2, "heads": 4},
             **{"hidden": 128, "decoder": (64, 48, 32, 16, 8), "dropout": 0.1, "batch": 8},
             "lr": 1e-3,
         },

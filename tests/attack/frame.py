@@ -1,5 +1,6 @@
 """The frame of all attacks: numbered cases, each with its own random numbers, time and memory."""
 
+import os
 import random
 import shutil
 import signal
@@ -118,3 +119,8 @@ def start_peak() -> float:
 def peak() -> float:
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+def sanitized() -> bool:
+    """Whether AddressSanitizer watches, which keeps freed memory for a while."""
+    return "asan" in os.environ.get("LD_PRELOAD", "")

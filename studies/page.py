@@ -3,15 +3,20 @@
 python -m studies.page
 """
 
+import importlib
 import json
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from cmrfast.models import MODELS
+from studies.design import Study
+
 CLAIMS = "claims"  # the mark of the first table
-NOT_KEPT = "scores of single patients were not kept"
+NOT_RUN = "not run yet"
 BEGIN, END = "<!-- {}: begin -->", "<!-- {}: end -->"
 _HERE = Path(__file__).parent
 
@@ -151,10 +156,19 @@ def section(content: dict[str, Any]) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def update(page: Path, results: Path) -> None:
-    """Replace each study's section and the table of all claims, each between its marks."""
-    contents = {f.stem: json.loads(f.read_text("utf-8")) for f in sorted(results.glob("*.json"))}
-    parts = {stem: section(content) for stem, content in contents.items()}
+def update(page: Path, results: Path, studies: Sequence[Study]) -> None:
+    """Replace the table of all claims, and each study's section, each between its marks.
+
+    Args:
+        page: to change.
+        results: folder of the result files.
+        studies: of which the small scale has a section, whether or not it was run.
+    """
+    contents = {study.stem("small"): _not_run(study) for study in studies}
+    parts = dict.fromkeys(contents, f"This experiment was {NOT_RUN}.")
+    for file in sorted(results.glob("*.json")):
+        contents[file.stem] = json.loads(file.read_text("utf-8"))
+        parts[file.stem] = section(contents[file.stem])
     parts[CLAIMS] = claims(list(contents.values()))
     text = page.read_text("utf-8")
     for name, part in parts.items():
@@ -165,6 +179,30 @@ def update(page: Path, results: Path) -> None:
             raise SystemExit(f"{page} has no {begin} ... {end}")
         text = f"{before}{begin}\n{part}\n{end}{after}"
     page.write_text(text, "utf-8")
+
+
+def all_studies() -> list[Study]:
+    """Every experiment of every method."""
+    modules = (importlib.import_module(f"studies.{name}") for name in MODELS)
+    return [study for module in modules for study in module.STUDIES]
+
+
+def _not_run(study: Study) -> dict[str, Any]:
+    """What the table of claims says of a study without a result file."""
+    return {
+        "method": study.method,
+        "experiment": study.experiment,
+        "scale": "small",
+        "repeats": study.small.repeats,
+        "comparisons": [
+            {
+                **asdict(planned),
+                "patients": None,
+                "word": "not decided" if planned.expected else "ours",
+            }
+            for planned in study.comparisons
+        ],
+    }
 
 
 def _markdown(lines: Sequence[Sequence[str]]) -> str:
@@ -206,7 +244,7 @@ def _test(comparison: dict[str, Any], *, repeats: bool) -> str:
 
 def _why(comparison: dict[str, Any]) -> str:
     if comparison["patients"] is None:
-        return NOT_KEPT
+        return NOT_RUN
     if comparison["p_holm"] is None:
         return f"{_difference(comparison)}; too few patients or seeds for a test"
     return f"{_difference(comparison)}, p {_p(comparison['p_holm'])} by Holm"
@@ -239,4 +277,4 @@ def _fact(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    update(_HERE / "README.md", _HERE / "results")
+    update(_HERE / "README.md", _HERE / "results", all_studies())

@@ -2,12 +2,10 @@
 
 from dataclasses import asdict
 
-import pytest
 import torch
 
-from cmrfast import metrics
 from cmrfast.models.siamese_lesion import Recipe
-from studies import classical, controls, design, page, patients
+from studies import controls, design, page, patients
 from tests.support.cases import phantoms
 
 PATCHES = Recipe(spacing_mm=2.0, stride=3)
@@ -56,25 +54,6 @@ def test_a_page_says_what_a_control_found():
         "* control, LGE itself: 93 (reported)",
         "* control, affine: - (not run)",
     ]
-
-
-def test_classical_registration_moves_labels_onto_the_other_image():
-    pytest.importorskip("SimpleITK")
-    i, j = torch.meshgrid(*[torch.arange(64.0)] * 2, indexing="ij")
-
-    def disc(x, y):
-        return torch.exp(-((i - x) ** 2 + (j - y) ** 2) / 72)
-
-    cine, lge = disc(30, 34), disc(36, 29)
-    pairs = {
-        "cine": cine[None, None],
-        "lge": lge[None, None],
-        "lge_labels": (lge > 0.5).byte()[None],
-    }
-    for affine in (False, True):
-        moved = classical.moved_labels(pairs, affine=affine)
-        distance = metrics.center_distance(moved[0], cine > 0.5, (1.0, 1.0))
-        assert distance < 1  # pixels; 7.8 before
 
 
 def test_patients_get_the_lge_of_others_at_their_place(tmp_path):

@@ -8,43 +8,17 @@ import sys
 
 import pytest
 import torch
+from scipy import stats
 
-from cmrfast.data import Volume
+from cmrfast.data import Volume, open_dataset
 from cmrfast.methods import Row
-from cmrfast.models import MODELS
 from cmrfast.runs.evaluate import Evaluation
 from studies import comparisons, design, page
+from studies.cohorts import Cohorts
 from studies.outcome import Outcome
 from tests.support.paths import ROOT
 
-
-def tiny(cases, shrink, *, steps=2, seeds=1, **changes):
-    return design.Scale(cases, shrink=shrink, changes=changes, steps=steps, seeds=seeds)
-
-
-TINY = {
-    "siamese_lesion": tiny(4, 3, patch=32, spacing_mm=3.0, channels=(4, 4, 4, 4), hidden=8),
-    "joint_scar": tiny(
-        6,
-        3,
-        seeds=2,  # enough for a pilot and for intervals
-        split=(2, 2, 2),
-        **{"image": 32, "root": 32, "units": (1, 1, 1), "width": 8, "depth": 1, "batch": 4},
-        **{"heads": 2, "hidden": 16, "decoder": (16, 8, 8, 8, 8)},
-    ),
-    "joint_registration": tiny(3, 3, steps=None, widths=(4, 8), side=64, spacing_mm=2.6, epochs=1),
-    "new_lesions": tiny(
-        4, 4, spacing_mm=4.0, patch=16, overlap=4, batch=4, per_patient=4, bias_field=False
-    ),
-    "adversarial_transfer": tiny(
-        4, 4, pixel_mm=5.0, width=4, size=32, view_px=32, copies=0, pretrain_epochs=0
-    ),
-}
-
-
-def test_every_study_runs_at_a_tiny_size():
-    studies = {path.stem for path in (ROOT / "studies").glob("*.py")} & set(MODELS)
-    assert studies == set(TINY)
+STUDIES = page.all_studies()
 
 
 def outcome(evaluations, scores=("dice",), planned=(), **told):
@@ -53,11 +27,10 @@ def outcome(evaluations, scores=("dice",), planned=(), **told):
         {name: design.Arm({}) for name in evaluations},
         scores,
         planned,
-        design.Scale(3),
-        design.Scale(3),
+        *[design.Scale((1, 1, 1))] * 3,
         **told,
     )
-    return Outcome(study, "small", "phantoms", None, {}, evaluations)
+    return Outcome(study, study.small, "small", "phantoms", None, {}, evaluations)
 
 
 def evaluated(*dice):
@@ -78,10 +51,12 @@ def check_content(content, study):
             *("word", "patients", "left_out", "seeds"),
         }
         assert compared["word"] == ("not decided" if planned.expected else "ours")
-        assert compared["patients"] + compared["left_out"] == content["patients"]["test"]
-        assert compared["seeds"] == content["seeds"]
+        if content["repeats"]:
+            assert compared["seeds"] + compared["left_out"] == content["seeds"]
+        else:
+            assert compared["patients"] + compared["left_out"] == content["patients"]["test"]
+            assert compared["seeds"] == content["seeds"]
     assert set(content["measurements"]) == set(content["arms"])
-    assert content["controls"]
     for control in content["controls"]:
         assert set(control) == {"name", "value", "accept", "passed"}
     if content["seeds"] > 1:
@@ -89,37 +64,38 @@ def check_content(content, study):
         assert [p["score"] for p in content["power"]] == [p.score for p in study.comparisons]
     else:
         assert content["power"] == []
-    again = {"method": content["method"], "measurements": content["measurements"]}
+    again = {key: content[key] for key in ("method", "experiment", "repeats", "measurements")}
     comparisons.recompute(again)
     for key in ("comparisons", "other_scores"):
         assert comparisons.without_nan(again[key]) == content[key]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", TINY)
-def test_a_study_goes_from_nothing_to_its_page_and_again(method, tmp_path, monkeypatch, capsys):
-    script = importlib.import_module(f"studies.{method}")
-    monkeypatch.setattr(script, "STUDY", dataclasses.replace(script.STUDY, small=TINY[method]))
+@pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.stem("tiny"))
+def test_a_study_goes_from_nothing_to_its_page_and_again(study, tmp_path, monkeypatch, capsys):
+    script = importlib.import_module(f"studies.{study.method}")
     monkeypatch.delenv("CMRFAST_TEST_DATA", raising=False)
-    words = ["--out", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
-    monkeypatch.setattr(sys, "argv", [method, *words, "--workers", "1"])
+    words = ["--scale", "tiny", "--out", str(tmp_path / "runs"), "--workers", "1"]
+    words += ["--results", str(tmp_path / "results"), *filter(None, [study.experiment])]
+    monkeypatch.setattr(sys, "argv", [study.method, *words])
     script.main()
-    trainings = len(script.STUDY.arms) * TINY[method].seeds
+    trainings = len(study.arms) * study.tiny.seeds
     assert f"{trainings} trainings, 0 of them done" in capsys.readouterr().out
-    content = json.loads((tmp_path / "results" / f"{method}-small.json").read_text())
+    stem = study.stem("tiny")
+    content = json.loads((tmp_path / "results" / f"{stem}.json").read_text())
     assert content["minutes"] > 0
-    assert set(script.STUDY.arms) <= set(content["arms"])
+    assert set(study.arms) <= set(content["arms"])
     assert all(any(arm["scores"].values()) for arm in content["arms"].values())
     for ending in ("", "-cases"):
-        assert (tmp_path / "results" / f"{method}-small{ending}.png").stat().st_size > 10_000
-    check_content(content, script.STUDY)
-    write_marks(tmp_path / "README.md", "claims", f"{method}-small")
-    page.update(tmp_path / "README.md", tmp_path / "results")
+        assert (tmp_path / "results" / f"{stem}{ending}.png").stat().st_size > 10_000
+    check_content(content, study)
+    write_marks(tmp_path / "README.md", "claims", stem)
+    page.update(tmp_path / "README.md", tmp_path / "results", [])
     assert "| variant |" in (tmp_path / "README.md").read_text()
     script.main()
     said = capsys.readouterr().out
     assert f"{trainings} of them done before" in said
-    again = json.loads((tmp_path / "results" / f"{method}-small.json").read_text())
+    again = json.loads((tmp_path / "results" / f"{stem}.json").read_text())
     assert again["arms"] == content["arms"]
     assert again["minutes"] is None
 
@@ -219,12 +195,77 @@ def test_pooled_scores_come_from_the_counts_of_patients():
         return Row({"case": case, "lesion": lesion}, {"probability": probability})
 
     rows = [patch("p", 1, 0.9), patch("p", 1, 0.2), patch("p", 0, 0.1), patch("q", 0, 0.7)]
-    study = siamese_lesion.STUDY
+    study = siamese_lesion.TABLE_1
     measured = comparisons.measure(study, {"pure": [Evaluation("", "test", rows, {})]})
     assert measured["pure"]["balanced"] == {"p": [[2, 1, 1, 1]], "q": [[0, 0, 1, 0]]}
     counts = [seeds[0] for seeds in measured["pure"]["balanced"].values()]
     assert study.pooled["balanced"].statistic(counts) == 50
     assert math.isnan(study.pooled["balanced"].statistic(counts[1:]))
+
+
+def test_repeats_are_the_units_of_a_paired_test():
+    def repeat(*dice):
+        return [evaluated(*values) for values in dice]
+
+    evaluations = {
+        "a": repeat((0.6, 0.8), (0.9, 0.9), (0.5, math.nan), (math.nan, math.nan)),
+        "b": repeat((0.4, 0.4), (0.6, 0.8), (0.3, 0.3), (0.5, 0.5)),
+    }
+    found = outcome(evaluations, planned=(planned(),))
+    measured = comparisons.measure(found.study, evaluations, repeats=True)
+    assert [v[0] for v in measured["a"]["dice"].values()] == [
+        *(pytest.approx(value) for value in (0.7, 0.9, 0.5)),
+        None,
+    ]
+    (compared,) = comparisons.compare(found.study, measured, repeats=True)
+    test = stats.ttest_rel([0.7, 0.9, 0.5], [0.4, 0.7, 0.3])
+    low, high = test.confidence_interval()
+    assert compared["difference"] == pytest.approx(0.7 / 3)
+    assert (compared["p"], compared["low"], compared["high"]) == (
+        *(pytest.approx(value) for value in (test.pvalue, low, high)),
+    )
+    assert [compared[k] for k in ("patients", "left_out", "seeds")] == [3, 1, 3]
+    named = {"method": "m", "experiment": "", "scale": "small", "repeats": True}
+    text = page.claims([named | {"comparisons": [compared]}])
+    assert "3 repeats of the whole experiment" in text
+
+
+def test_each_seed_draws_its_training_patients_and_shares_the_test_patients(tmp_path):
+    arms = {"a": design.Arm({}), "b": design.Arm({}, patients=0.5, others_validate=True)}
+    study = outcome(arms).study
+    study = dataclasses.replace(study, arms=arms, method="siamese_lesion")
+    names = {}
+    for repeats in (False, True):
+        scale = design.Scale((4, 1, 2), seeds=2, repeats=repeats, shrink=4)
+        cohorts = Cohorts(study, scale, tmp_path / str(repeats))
+        cohorts.prepare(lambda text: None)
+        splits = [[cohorts.split(arm, seed) for arm in arms.values()] for seed in range(2)]
+        for all_train, half in splits:
+            assert (len(all_train.train), len(all_train.validate)) == (4, 1)
+            assert (len(half.train), len(half.validate)) == (2, 3)
+            assert all_train.test == half.test
+        used = [{*s.train, *s.validate} for (s, _) in splits]
+        assert not used[0] & used[1]
+        tested = [set(s.test) for (s, _) in splits]
+        assert (tested[0] == tested[1]) is not repeats
+        names[repeats] = used[0] | used[1] | tested[0] | tested[1]
+        assert names[repeats] == set(open_dataset("t1_lge", cohorts.root(arms["a"])).names)
+        assert not cohorts.pilot(arms["a"]).samefile(cohorts.root(arms["a"]))
+
+
+def test_phantoms_of_their_own_are_for_arms_without_own_data(tmp_path):
+    study = next(study for study in STUDIES if study.experiment == "contrast")
+    with pytest.raises(SystemExit, match="contrast compares phantoms; leave --data out"):
+        Cohorts(study, study.small, tmp_path, tmp_path)
+
+
+def test_protocols_of_adversarial_transfer_lend_masks_as_the_paper_says(tmp_path):
+    study = next(s for s in STUDIES if s.stem("small") == "adversarial_transfer-small")
+    split = study.split(tuple("abcde"), (), tuple("ABCDEFGH"))
+    assert set(split.train.unlabelled) == set("ABCDEF")
+    assert set(split.train.sequences["A"]) == {"C0", "T2"}
+    assert set(split.train.sequences["a"]) == {"C0", "T2", "LGE"}
+    assert set(split.test.sequences) == set("ABCDEFGH")
 
 
 def test_a_study_refuses_more_comparisons_than_five_and_unknown_names():
@@ -244,14 +285,15 @@ def test_claims_say_why():
         names | kept | units | {"word": "ours", "low": None, "p_holm": None, "left_out": 0},
         names | none | {"word": "not decided", "seeds": 3},
     ]
-    text = page.claims([{"method": "m", "scale": "small", "comparisons": compared}])
+    content = {"method": "m", "experiment": "", "scale": "small", "repeats": False}
+    text = page.claims([content | {"comparisons": compared}])
     test, units = "scar dice, `a` minus `b`", "20 patients{} and 5 seeds, both random"
     assert text.splitlines()[2:] == [
         f"| a is better | m, small: {test}, {units.format(' (1 more without a value)')} | "
         "**reproduced** | +0.2 [+0.1, +0.3], p = 0.012 by Holm |",
         f"| none; ours: a is better | m, small: {test}, {units.format('')} | **ours** | "
         "+0.2; too few patients or seeds for a test |",
-        f"| a is better | m, small: {test} | **not decided** | {page.NOT_KEPT} |",
+        f"| a is better | m, small: {test} | **not decided** | {page.NOT_RUN} |",
     ]
 
 
@@ -267,14 +309,14 @@ def test_the_papers_tests_name_their_unit():
 def test_the_committed_page_is_that_of_the_committed_results(tmp_path):
     committed = (ROOT / "studies" / "README.md").read_text("utf-8")
     (tmp_path / "README.md").write_text(committed, "utf-8")
-    page.update(tmp_path / "README.md", ROOT / "studies" / "results")
+    page.update(tmp_path / "README.md", ROOT / "studies" / "results", STUDIES)
     assert (tmp_path / "README.md").read_text("utf-8") == committed
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "studies" / "results").glob("*.json")), ids=str)
 def test_committed_comparisons_are_those_planned(file):
     content = json.loads(file.read_text("utf-8"))
-    study = importlib.import_module(f"studies.{content['method']}").STUDY
+    study = comparisons.study_of(content)
     for compared, planned in zip(content["comparisons"], study.comparisons, strict=True):
         for key in ("claim", "first", "second", "score"):
             assert compared[key] == getattr(planned, key)
@@ -308,7 +350,7 @@ def test_mean_has_three_digits(values, text):
 def test_page_without_marks_says_so(tmp_path):
     (tmp_path / "README.md").write_text("nothing")
     with pytest.raises(SystemExit, match="has no <!-- claims: begin -->"):
-        page.update(tmp_path / "README.md", tmp_path)
+        page.update(tmp_path / "README.md", tmp_path, [])
 
 
 def test_pictures_show_what_is_labelled_or_the_middle():

@@ -262,6 +262,10 @@ def test_histories_tell_new_lesions_from_old_ones(sets):
         became, later = read_nifti(path), case.image("later")
         assert became.shares_grid(later)
         new, old = became.data == 4, (became.data > 0) & (became.data < 4)
+        before, after = (case.label(f"{visit}_lesions").data > 0 for visit in ("earlier", "later"))
+        assert torch.equal(before | after, became.data > 0)
+        assert not (before & new).any()
+        assert torch.equal(before[became.data == 1], after[became.data == 1])
         consensus = case.label("consensus").data > 0
         assert (consensus & ~new).sum() <= 0.02 * consensus.sum()
         assert old.any()

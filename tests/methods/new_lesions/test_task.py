@@ -118,6 +118,30 @@ def test_batches(task, cases):
     assert loss(build("new_lesions").eval()(*(batch[n] for n in METHOD.inputs)), batch)
 
 
+def test_inner_maps_can_learn_all_lesions_of_their_visit(task, cases, ljubljana):
+    config = Config(aux_weight=0.5, aux_on="all")
+    own = TASK(config, SMALL, task.fitted, cache=task.cache)
+    batch = own.feed(cases, seed=3).batch(0, torch.arange(24))
+    assert set(batch) == {"earlier", "later", "masks", "lesions"}
+    earlier, later = batch["lesions"].unbind(1)
+    assert (earlier & later).any()  # most stay
+    new = batch["masks"][:, 0] > 0
+    assert later[new].float().mean() > 0.95
+    assert earlier[new].float().mean() < 0.2
+    model = build("new_lesions", aux_weight=0.5, aux_on="all").eval()
+    outputs = model(batch["earlier"], batch["later"])
+    assert outputs["maps"].shape[1] == 2 * 3
+    maps = [x[:, None].expand(-1, 3, -1, -1, -1) for x in (earlier, later)]
+    perfect = {**outputs, "maps": 200.0 * torch.cat(maps, 1) - 100}
+    assert loss(perfect, batch, config)["aux"] == pytest.approx(-1, abs=1e-4)
+    swapped = {**outputs, "maps": perfect["maps"].flip(1)}
+    assert loss(swapped, batch, config)["aux"] > -0.99
+    with pytest.raises(ValueError, match="new_lesions: batch must hold lesions"):
+        loss(perfect, {"masks": batch["masks"]}, config)
+    with pytest.raises(FileError, match="earlier_lesions"):
+        own.feed(ljubljana, seed=3)
+
+
 def test_a_batch_is_a_function_of_its_samples(task, cases):
     feed = task.feed(cases, seed=3)
     samples = torch.randperm(len(feed))

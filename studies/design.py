@@ -43,7 +43,7 @@ class Scale:
         patients: phantoms to train, validate and test on, if no data set is given.
         seeds: number of trainings of each arm. Each draws other phantoms to train and validate on;
             the test phantoms are the same.
-        repeats: the test phantoms are drawn anew, too, so that each seed repeats the experiment.
+        repeats: each seed draws its own test phantoms, too, so that it repeats the experiment.
         shrink: factor by which the phantoms' voxels are enlarged.
         changes: changed fields in every arm, which make a small study small.
         steps: optimiser steps; None for the recipe's epochs.

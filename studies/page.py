@@ -188,7 +188,7 @@ def all_studies() -> list[Study]:
 
 
 def _not_run(study: Study) -> dict[str, Any]:
-    """What the table of claims says of a study without a result file."""
+    """The entry of a study without a result file in the table of claims."""
     return {
         "method": study.method,
         "experiment": study.experiment,

@@ -2,11 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from cmrfast.data.notebook import figure, pictures, table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 #: A matrix is singular if its axes, scaled to length 1, have a smaller determinant than this.
 FLAT = 1e-6
@@ -15,7 +21,7 @@ LONGEST_MM = 1e9
 _LARGEST = torch.finfo(torch.float32).max
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Volume:
     """An image on a grid in world space.
 
@@ -76,6 +82,35 @@ class Volume:
     def orientation(self) -> str:
         """The side of the patient towards which each axis points, such as ``"LPS"``."""
         return orientation_of(self.world_from_vox.numpy())
+
+    def __repr__(self) -> str:
+        """Sizes, dtype, spacing and orientation; not the voxels."""
+        return f"Volume({', '.join(value for _, value in self._facts())})"
+
+    def _repr_html_(self) -> str:
+        """Three planes and the geometry, for notebooks."""
+        shown = pictures(self.data[0].detach(), self.spacing_mm) if self.data.numel() else ""
+        return shown + table(self._facts())
+
+    def plot(self, channel: int = 0) -> "Figure":
+        """The middle slice along each axis, as a figure of matplotlib.
+
+        Args:
+            channel: which channel or time point.
+        """
+        if not -self.channels <= channel < self.channels:
+            raise ValueError(f"plot: channel must be one of {self.channels}; got {channel}")
+        return figure(self.data[channel].detach(), self.spacing_mm, repr(self))
+
+    def _facts(self) -> list[tuple[str, str]]:
+        """What a reader wants to know of the geometry, by name."""
+        size = " x ".join(str(n) for n in self.shape)
+        channels = f"{self.channels} x " if self.channels != 1 else ""
+        return [
+            ("voxels", f"{channels}{size} {str(self.data.dtype).removeprefix('torch.')}"),
+            ("spacing", f"{' x '.join(f'{mm:.3g}' for mm in self.spacing_mm)} mm"),
+            ("axes point to", self.orientation),
+        ]
 
     def with_data(self, data: Tensor) -> "Volume":
         """A volume with other values, (C', I, J, K), on the same grid, such as a mask."""

@@ -51,6 +51,14 @@ class VolumeStore:
     def __len__(self) -> int:
         return len(self.shapes)
 
+    def __repr__(self) -> str:
+        """How many volumes, of what kind, and where."""
+        dtype, mib = str(self.dtype).removeprefix("torch."), self.buffer.nbytes / 2**20
+        return (
+            f"VolumeStore({len(self)} volumes, {self.axes}-D, {self.channels} channel"
+            f"{'' if self.channels == 1 else 's'}, {dtype}, {mib:.3g} MiB on {self.buffer.device})"
+        )
+
     @property
     def dtype(self) -> torch.dtype:
         """Voxel dtype."""

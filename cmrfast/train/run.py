@@ -15,6 +15,7 @@ from cmrfast.atomic import atomic_write
 from cmrfast.data.cache import Cache
 from cmrfast.data.datasets import open_dataset
 from cmrfast.data.datasets.case import Case
+from cmrfast.data.notebook import table
 from cmrfast.errors import CheckpointError, FileError
 from cmrfast.files import read_json, take
 from cmrfast.methods import AnyMethod, AnyTask
@@ -88,6 +89,30 @@ class Run:
         except (OSError, ValueError, TypeError) as error:
             raise CheckpointError(f"open_run: {file} is damaged: {error}") from error
         return run
+
+    def __repr__(self) -> str:
+        """Its folder, method, steps and patients."""
+        split = self.plan.split
+        patients = "/".join(str(len(part)) for part in (split.train, split.validate, split.test))
+        return (
+            f"Run({str(self.path)!r}: {self.plan.method}, {self.plan.steps} steps, seed "
+            f"{self.plan.seed}, {patients} patients)"
+        )
+
+    def _repr_html_(self) -> str:
+        """What it trains and on whom, for notebooks."""
+        split = self.plan.split
+        parts = ("train", "validate", "test")
+        return table(
+            [
+                ("run", str(self.path)),
+                ("method", self.plan.method),
+                ("data", f"{self.plan.layout}, {self.data}"),
+                ("steps", str(self.plan.steps)),
+                ("seed", str(self.plan.seed)),
+                *((f"patients to {part}", str(len(getattr(split, part)))) for part in parts),
+            ]
+        )
 
     def save(self) -> None:
         """Write the description, whole or not at all."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from html import escape
 from pathlib import Path
 from typing import overload
 
@@ -10,9 +11,12 @@ import torch
 from cmrfast.data.datasets.part import Part
 from cmrfast.data.nifti.header import Header, read_header
 from cmrfast.data.nifti.read import read_volume
+from cmrfast.data.notebook import pictures, table
 from cmrfast.data.volume import Volume, count_non_finite, is_finite, same_grid
 from cmrfast.errors import FileError
 from cmrfast.models.recipe import NonFinite
+
+_SHOWN = 30  # cases in a notebook
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ def binary(name: str, *, on: str) -> Labelling:
     return Labelling(on, {0: 0, 1: 1}, {name: (1,)})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Case:
     """The files of one patient.
 
@@ -64,6 +68,36 @@ class Case:
     info: Mapping[str, str] = field(default_factory=dict)
     faults: tuple[str, ...] = ()
     sequences: tuple[str, ...] | None = None
+
+    def __repr__(self) -> str:
+        """Its name, images and labels; not their paths."""
+        names = (", ".join(files) or "none" for files in (self.images, self.labels))
+        return "Case({!r}; images: {}; labels: {})".format(self.name, *names)
+
+    def _repr_html_(self) -> str:
+        """The first image and the geometry of each file, for notebooks."""
+        shown = ""
+        rows = [("file", "voxels", "spacing in mm", "name")]
+        for kind, files in (("image", self.images), ("label", self.labels)):
+            for key, path in files.items():
+                try:
+                    header = read_header(path)
+                    volume = read_volume(header) if not shown else None
+                except FileError as error:
+                    rows.append((f"{kind} {key}", str(error), "", path.name))
+                    continue
+                if volume is not None and volume.data.numel():
+                    shown = pictures(volume.data[0], volume.spacing_mm)
+                spacing = header.world_from_vox[:3, :3]
+                rows.append(
+                    (
+                        f"{kind} {key}",
+                        " x ".join(map(str, header.shape[1:])),
+                        " x ".join(f"{mm:.3g}" for mm in (spacing**2).sum(0) ** 0.5),
+                        path.name,
+                    )
+                )
+        return f"<b>{escape(self.name)}</b><br>{shown}{table(rows)}"
 
     def only(self, sequences: Iterable[str], unlabelled: Iterable[str] = ()) -> "Case":
         """The case with the files of some sequences alone; a mask belongs to the image it lies on.
@@ -172,13 +206,30 @@ class Case:
         return files[key]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Dataset(Sequence[Case]):
     """Cases ordered by number; files are read on request."""
 
     name: str
     root: Path
     cases: tuple[Case, ...]
+
+    def __repr__(self) -> str:
+        """Its layout, folder and number of cases."""
+        return f"Dataset({self.name!r}, {str(self.root)!r}, {len(self)} cases)"
+
+    def _repr_html_(self) -> str:
+        """What each case has, for notebooks."""
+        rows = [
+            (case.name, ", ".join(case.images), ", ".join(case.labels), "; ".join(case.faults))
+            for case in self.cases[:_SHOWN]
+        ]
+        more = len(self) - len(rows)
+        return (
+            f"<b>{escape(repr(self))}</b>"
+            + table([("case", "images", "labels", "faults"), *rows])
+            + (f"<p>and {more} more</p>" if more else "")
+        )
 
     def __len__(self) -> int:
         return len(self.cases)

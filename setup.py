@@ -3,8 +3,9 @@
 The same kernel sources are compiled once per CPU level into libraries of their own, so that no
 inline function compiled for a newer processor can ever be picked on an older one. The CUDA kernels
 are a library of their own, for it cannot load beside a torch without CUDA.
-`CMRFAST_SANITIZE=1` builds with ASan and UBSan. Without a C++ compiler the package installs
-as pure Python.
+`CMRFAST_SANITIZE=1` builds with ASan and UBSan. Without a C++ compiler, or where the kernels do not
+compile, the package installs as pure Python and keeps the reason in `unbuilt.txt`;
+`CMRFAST_CPU=require` makes this an error, and `CMRFAST_CPU=0` builds nothing.
 """
 
 import os
@@ -20,9 +21,8 @@ sys.path.insert(0, str(ROOT / "packaging"))
 import toolchain  # noqa: E402
 
 FLAGS = f"""
-    -std=c++20 -O2 -ftree-vectorize -fvect-cost-model=dynamic -fPIC -fvisibility=hidden
-    -I{ROOT / "csrc"} -ffile-prefix-map={ROOT}=.
-    -fno-math-errno -fno-trapping-math -fopenmp-simd -Wall -Wextra -Wno-unknown-pragmas -Wno-psabi
+    -std=c++20 -O2 -fPIC -fvisibility=hidden -I{ROOT / "csrc"} -ffile-prefix-map={ROOT}=.
+    -fno-math-errno -fno-trapping-math -fopenmp-simd -Wall -Wextra -Wno-unknown-pragmas
     -DTORCH_TARGET_VERSION=0x020a000000000000
 """.split()
 SANITIZE = [
@@ -39,12 +39,11 @@ class BuildExt(build_ext):
     """All libraries from one ninja file: parallel, and incremental for editable installs."""
 
     def run(self) -> None:
-        compiler = toolchain.find_compiler()
+        mode, compiler = toolchain.cpu_mode(), toolchain.find_compiler()
+        self.unbuilt = Path(self.get_ext_fullpath("cmrfast.unbuilt")).with_name("unbuilt.txt")
+        self.unbuilt.unlink(missing_ok=True)
         if compiler is None:
-            print(
-                "cmrfast: no C++ compiler found; installing without native kernels", file=sys.stderr
-            )
-            self.extensions = []
+            self.give_up("no C++ compiler was found")
             return
         torch = toolchain.torch_folder()
         if torch is None:
@@ -56,22 +55,37 @@ class BuildExt(build_ext):
             self.nvcc, self.cuda = None, "a sanitizer build"
         if self.nvcc is None:
             print(f"cmrfast: building without CUDA kernels: {self.cuda}", file=sys.stderr)
-        (build / "build.ninja").write_text(self.ninja_file(" ".join(compiler), torch, build))
-        import ninja
+        (build / "build.ninja").write_text(self.ninja_file(compiler, torch, build))
+        fault = run_ninja(build)
+        if not fault:
+            return
+        if self.nvcc:
+            sys.exit(
+                "cmrfast: the kernels do not compile, see above; "
+                "CMRFAST_CUDA=0 leaves the CUDA kernels out"
+            )
+        if mode == "require" or self.inplace or self.editable_mode:  # a developer wants to know
+            sys.exit(
+                "cmrfast: the kernels do not compile, see above; CMRFAST_CPU=0 leaves them out"
+            )
+        self.give_up(f"they did not compile with {' '.join(compiler)}: {fault}")
 
-        try:
-            subprocess.check_call([Path(ninja.BIN_DIR) / "ninja", "-C", build])
-        except subprocess.CalledProcessError:
-            way_out = "; CMRFAST_CUDA=0 leaves the CUDA kernels out" if self.nvcc else ""
-            sys.exit(f"cmrfast: the kernels do not compile, see above{way_out}")
+    def give_up(self, why: str) -> None:
+        """Install as pure Python, and keep the reason."""
+        if toolchain.cpu_mode() == "require":
+            sys.exit(f"cmrfast: CMRFAST_CPU=require, but {why}")
+        print(f"cmrfast: installing without native kernels: {why}", file=sys.stderr)
+        self.extensions = []
+        self.unbuilt.parent.mkdir(parents=True, exist_ok=True)
+        self.unbuilt.write_text(why + "\n", "utf-8")
 
-    def ninja_file(self, compiler: str, torch: Path, build: Path) -> str:
+    def ninja_file(self, compiler: list[str], torch: Path, build: Path) -> str:
         import pybind11
 
         sanitize = SANITIZE if os.environ.get("CMRFAST_SANITIZE") == "1" else []
-        flags = [*FLAGS, *sanitize]
+        flags = [*FLAGS, *toolchain.known_flags(compiler, toolchain.OPTIONAL_FLAGS), *sanitize]
         lines = [
-            f"cxx = {compiler}",
+            f"cxx = {' '.join(compiler)}",
             "rule compile",
             "  command = $cxx -MD -MF $out.d $flags -c $in -o $out",
             "  depfile = $out.d",
@@ -81,7 +95,7 @@ class BuildExt(build_ext):
             "  depfile = $out.d",
             "  deps = gcc",
             "rule link",
-            f"  command = $cxx -shared {' '.join(sanitize)} $in -o $out $libs",
+            f"  command = $cxx {' '.join([*toolchain.link_flags(), *sanitize])} $in -o $out $libs",
         ]
 
         def library(
@@ -170,12 +184,29 @@ class BuildExt(build_ext):
     def get_outputs(self) -> list[str]:
         names = ["_C", *(f"_cpu_{level}" for level in toolchain.cpu_levels()), "_cuda"]
         paths = [self.get_ext_fullpath(f"cmrfast.{name}") for name in names]
-        return [path for path in paths if Path(path).exists()]
+        return [path for path in [*paths, str(self.unbuilt)] if Path(path).exists()]
 
 
-setup(
-    ext_modules=[
-        Extension("cmrfast._C", ["csrc/module.cpp"])
-    ],  # tells setuptools that there is binary code
-    cmdclass={"build_ext": BuildExt},
-)
+def run_ninja(build: Path) -> str:
+    """Build, showing what is printed; returns the first error, empty if there is none."""
+    import ninja
+
+    command = [Path(ninja.BIN_DIR) / "ninja", "-C", build]
+    fault = ""
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    ) as running:
+        assert running.stdout is not None
+        for line in running.stdout:
+            print(line, end="", flush=True)
+            if not fault and "error" in line.lower():
+                fault = line.strip()
+    return (fault or f"ninja ended with {running.returncode}") if running.returncode else ""
+
+
+#: Binary code makes a wheel one of this platform; without any it is one for all.
+native = {
+    "ext_modules": [Extension("cmrfast._C", ["csrc/module.cpp"])],
+    "cmdclass": {"build_ext": BuildExt},
+}
+setup(**({} if toolchain.cpu_mode() == "0" else native))

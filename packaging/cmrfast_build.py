@@ -23,7 +23,7 @@ for _key in ("purelib", "platlib"):
 
 def _missing() -> list[str]:
     """What the build needs beyond pyproject.toml: torch, if it can be used and is not there."""
-    if toolchain.find_compiler() is None:
+    if toolchain.cpu_mode() == "0" or toolchain.find_compiler() is None:
         return []
     try:
         major, minor = importlib.metadata.version("torch").split(".")[:2]

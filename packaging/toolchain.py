@@ -25,12 +25,42 @@ CPU_LEVELS = {
 CUDA_ARCHITECTURES = "8.0;9.0+PTX"  # unless TORCH_CUDA_ARCH_LIST says otherwise
 
 
+#: For compilers that know them: GCC has one that clang lacks, and the other way round.
+OPTIONAL_FLAGS = ["-ftree-vectorize", "-fvect-cost-model=dynamic", "-Wno-psabi"]
+
+
+def cpu_mode() -> str:
+    """`CMRFAST_CPU`: `auto` (native kernels if they can be built), `0` (none), `require`."""
+    mode = os.environ.get("CMRFAST_CPU", "auto")
+    if mode not in ("auto", "0", "require"):
+        sys.exit(f"CMRFAST_CPU: must be one of auto, 0, require; got {mode!r}")
+    return mode
+
+
 def find_compiler() -> list[str] | None:
     """The C++ compiler as a command, `CXX` first; None where there is none."""
     for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
         if name and shutil.which(shlex.split(name)[0]):
             return shlex.split(name)
     return None
+
+
+def known_flags(compiler: list[str], flags: list[str]) -> list[str]:
+    """Those of the flags that the compiler accepts without a warning."""
+    return [
+        flag
+        for flag in flags
+        if not subprocess.run(
+            [*compiler, "-Werror", flag, "-fsyntax-only", "-x", "c++", os.devnull],
+            capture_output=True,
+            check=False,
+        ).returncode
+    ]
+
+
+def link_flags() -> list[str]:
+    """For a library whose missing symbols are those of the process that loads it."""
+    return ["-shared", *(["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else [])]
 
 
 def cpu_levels() -> dict[str, list[str]]:

@@ -67,12 +67,18 @@ def _load_native() -> None:
 def _load_cpu() -> str:
     """Load the CPU kernels; returns the level of their instruction set."""
     if not list(_PACKAGE.glob("_C.*")):
+        reason = _PACKAGE / "unbuilt.txt"  # the build leaves it where it gives up
+        if reason.exists():
+            why = reason.read_text("utf-8").strip()
+            raise ImportError(
+                f"installed without native kernels: {why}; every op runs its reference"
+            )
         if (_PACKAGE.parent / "setup.py").exists():  # a checkout hides an installed package
             raise ImportError(
                 f"this is the source in {_PACKAGE.parent}, where no kernels are built "
                 "(pip install -e . there builds them); every op runs its reference"
             )
-        raise ImportError("installed without a C++ compiler; every op runs its reference")
+        raise ImportError("installed as pure Python; every op runs its reference")
     try:
         module = importlib.import_module("cmrfast._C")
         level = str(os.environ.get("CMRFAST_CPU_LEVEL") or module.cpu_level())

@@ -70,7 +70,14 @@ def test_pure_python_install_says_so_once_and_works(copied_package):
     code = "import torch; from cmrfast import ops; print(ops.cover_starts((8, 8), (4, 4), 2).shape)"
     run = run_python(code, package=copied_package)
     assert run.stdout.strip() == "torch.Size([9, 2])"
-    assert run.stderr.count("installed without a C++ compiler; every op runs its reference") == 1
+    assert run.stderr.count("installed as pure Python; every op runs its reference") == 1
+
+
+def test_an_install_whose_build_gave_up_says_why(copied_package):
+    (copied_package / "cmrfast" / "unbuilt.txt").write_text("no C++ compiler was found\n")
+    run = run_python("import cmrfast.ops", package=copied_package)
+    said = "installed without native kernels: no C++ compiler was found; every op runs"
+    assert run.stderr.count(said) == 1
 
 
 def test_a_checkout_without_kernels_says_how_to_build_them(copied_package):
@@ -81,7 +88,7 @@ def test_a_checkout_without_kernels_says_how_to_build_them(copied_package):
 
 def test_native_backend_without_libraries_is_an_error(copied_package):
     run = run_python("import cmrfast.ops", package=copied_package, CMRFAST_BACKEND="native")
-    assert "CMRFAST_BACKEND=native, but installed without a C++ compiler" in run.stderr
+    assert "CMRFAST_BACKEND=native, but installed as pure Python" in run.stderr
 
 
 @native

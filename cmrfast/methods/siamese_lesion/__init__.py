@@ -26,5 +26,6 @@ METHOD = Method(
         "dropout_full": Uniform(0.0, 0.6),
     },
     structures={1: "lesion"},
+    units="patches",
     published=PUBLISHED,
 )

@@ -15,7 +15,7 @@ LONGEST_MM = 1e9
 _LARGEST = torch.finfo(torch.float32).max
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Volume:
     """An image on a grid in world space.
 
@@ -45,6 +45,12 @@ class Volume:
         if fault:
             raise ValueError(f"Volume: world_from_vox {fault}")
         object.__setattr__(self, "world_from_vox", matrix.detach().clone())
+
+    def __repr__(self) -> str:
+        shape, mm = (" x ".join(f"{n:.4g}" for n in each) for each in (self.shape, self.spacing_mm))
+        channels = f", {self.channels} channels" if self.channels > 1 else ""
+        dtype = str(self.data.dtype).removeprefix("torch.")
+        return f"Volume({shape} voxels of {mm} mm{channels}, {self.orientation}, {dtype})"
 
     @property
     def shape(self) -> tuple[int, int, int]:

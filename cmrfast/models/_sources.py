@@ -79,7 +79,11 @@ def _meanings(kind: type[Any]) -> Mapping[str, str]:
     """Field → its entry among the docstring's arguments."""
     _, _, arguments = (inspect.getdoc(kind) or "").partition("Args:\n")
     entries = re.findall(r"^    (\w[\w, ]*): (.*(?:\n     +\S.*)*)", arguments, re.MULTILINE)
-    return {name: " ".join(text.split()) for names, text in entries for name in names.split(", ")}
+    return {
+        name: " ".join(text.replace("``", "").split())
+        for names, text in entries
+        for name in names.split(", ")
+    }
 
 
 def _as_option(value: object) -> str:

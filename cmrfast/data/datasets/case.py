@@ -172,13 +172,16 @@ class Case:
         return files[key]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Dataset(Sequence[Case]):
     """Cases ordered by number; files are read on request."""
 
     name: str
     root: Path
     cases: tuple[Case, ...]
+
+    def __repr__(self) -> str:
+        return f"Dataset({self.name}, {self.root}, {len(self)} cases)"
 
     def __len__(self) -> int:
         return len(self.cases)

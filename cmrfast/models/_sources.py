@@ -61,16 +61,18 @@ def _comments(kind: type[Any]) -> Mapping[str, str]:
     """Field → the comment behind it, or else the comment lines above it."""
     try:
         source = textwrap.dedent(inspect.getsource(kind))
-    except OSError:  # a class that was made without a file
+    except (OSError, TypeError):  # a class that was made without a file
         return {}
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    lines = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
+    tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
+    comments = [token for token in tokens if token.type == tokenize.COMMENT]
+    lines = {token.start[0]: token.string.lstrip("# ") for token in comments}
+    alone = {t.start[0] for t in comments if not t.line[: t.start[1]].strip()}
     body = ast.parse(source).body[0]
     assert isinstance(body, ast.ClassDef)
     texts = {}
     for node in body.body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            above = lines.get(node.lineno - 1, "")
+            above = lines[node.lineno - 1] if node.lineno - 1 in alone else ""
             texts[node.target.id] = lines.get(node.end_lineno or node.lineno, above)
     return texts
 

@@ -63,7 +63,7 @@ def train(
             raise CheckpointError(
                 f"train: {out} is a run of {stored.plan.method}; it cannot resume as {method}"
             )
-        options = {**_options_to_resume(stored, options), **options}
+        options = {**stored.options, **options}
         changes = {**stored.changes, **(changes or {})}
         data = data or stored.data
     if data is None:
@@ -345,11 +345,6 @@ class Trainer:
 def _run_in(out: str | os.PathLike[str]) -> Run | None:
     """The run that a folder holds; None if it holds none."""
     return Run.open(out) if (Path(out) / "run.json").exists() else None
-
-
-def _options_to_resume(stored: Run, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of the stored run; its steps give way to epochs that are asked for."""
-    return {k: v for k, v in stored.options.items() if k != "steps" or not given.get("epochs")}
 
 
 def _threads_of(out: str | os.PathLike[str]) -> int | None:

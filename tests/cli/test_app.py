@@ -43,11 +43,11 @@ def test_help_needs_no_torch():
 
 def test_what_takes_long_speaks_before_it_imports_torch():
     code = (
-        "import sys; from cmrfast.cli import app, runs, train\n"
+        "import sys; from cmrfast.cli import main, runs, train\n"
         "def announce(text):\n"
         "    assert 'torch' not in sys.modules; print(text); raise SystemExit\n"
         "runs.announce = train.announce = announce\n"
-        "sys.argv = ['cmrfast', *sys.argv[1:]]; app.main()"
+        "sys.argv = ['cmrfast', *sys.argv[1:]]; main()"
     )
     for words, text in {
         "train joint_scar --data d --out o": "joint_scar: training o",

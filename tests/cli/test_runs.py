@@ -136,7 +136,7 @@ def test_failures_are_one_line(run):
         ),
         (
             ["train", "siamese_lesion", "--data", "d", "--out", "o", "--precision", "fp16"],
-            "'--precision': 'fp16' is not one of 'float32', 'bfloat16', 'float16'",
+            "'fp16' is not one of 'float32', 'bfloat16', 'float16'",
         ),
         (
             ["train", "siamese_lesion", "--data", "d", "--out", "o", "--recipe", "papr"],

@@ -1,4 +1,4 @@
-"""siamese_lesion: lesion patches of T1 maps, learned beside LGE."""
+"""siamese_lesion: classifies patches of T1 maps; LGE is needed only for training."""
 
 from cmrfast.methods.method import LogUniform, Method, Objective, Uniform
 from cmrfast.methods.siamese_lesion.images import LesionMap, classify

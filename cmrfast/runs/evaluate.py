@@ -20,7 +20,7 @@ from cmrfast.files import read_json, take
 from cmrfast.methods import AnyMethod, Published, Row
 from cmrfast.methods.task import PRESENCES
 from cmrfast.runs.notes import notes_on
-from cmrfast.runs.text import align_columns, format_numbers, wrap
+from cmrfast.runs.text import align_columns, format_numbers, in_words, wrap
 from cmrfast.train.ranks import process_group
 from cmrfast.train.run import Run
 
@@ -120,7 +120,7 @@ class Evaluation:
                 align_columns(lines, heads=8),
                 *self.structures(),
                 *(
-                    wrap(f"{', '.join(f'{numbers[t]} {t}' for t in titles)}: {protocol}")
+                    wrap(f"published, {'; '.join(f'{numbers[t]} {t}' for t in titles)}: {protocol}")
                     for protocol, titles in self.protocols.items()
                 ),
                 *(wrap(f"note: {note}") for note in self.notes),
@@ -203,7 +203,7 @@ class Evaluation:
         having, count, without = found + missed, len(self.rows), false + which["neither"]
         patients = {row.case for row in self.rows}
         units = "patients" if len(patients) == count else self._units
-        parts = [f"{structure.replace('_', ' ')}: in {having} of {count} {units}"]
+        parts = [f"{in_words(structure)}: in {having} of {count} {units}"]
         parts += [f"predicted in {found} of these"] if having else []
         parts += [f"predicted in {false} of the {without} without"] if without else []
         return ", ".join(parts)

@@ -29,8 +29,8 @@ def test_table_sets_published_rows_beside_this_run():
         "scar_dice        0.500          1    0      -      -      -",
         "myocardium_dice  0.800 (0.071)  2    0      0.894  0.900  0.891",
         "recall_of_all    0.625          all  -      -      -      -",
-        "[1] two steps (two_step), [2] multi-task learning (mtl), [3] joint deep learning (jdl):",
-        "  140 patients (510 slices) to train, 28 (125 slices) to test",
+        "published, [1] two steps (two_step); [2] multi-task learning (mtl); [3] joint deep",
+        "  learning (jdl): 140 patients (510 slices) to train, 28 (125 slices) to test",
         "note: Be wary.",
     ]
 

@@ -25,7 +25,7 @@ th,td{padding:.2rem .8rem;border-bottom:1px solid #eee;text-align:right;
 font-variant-numeric:tabular-nums}
 th{min-width:4.5rem;vertical-align:bottom;border-bottom:2px solid #999}
 th:first-child,td:first-child{text-align:left}td:first-child{white-space:nowrap}
-th.over{text-align:center;border-bottom:1px solid #eee}
+th.over{text-align:left;padding-left:2rem;border-bottom:1px solid #eee}
 .about td{text-align:left;vertical-align:top;overflow-wrap:anywhere}
 .notes{background:#fff6e0;border-left:4px solid #e69f00;padding:.6rem 1rem;margin:1rem 0}
 .notes p{margin:.2rem 0}
@@ -144,7 +144,7 @@ def _scores(evaluation: Evaluation) -> str:
 def _protocols(evaluation: Evaluation) -> str:
     """On whom and how the published rows were measured, each protocol once."""
     return "".join(
-        f"<p class=note>Published, {_text(', '.join(titles))}: {_text(protocol)}.</p>"
+        f"<p class=note>Published, {_text('; '.join(titles))}: {_text(protocol)}.</p>"
         for protocol, titles in evaluation.protocols.items()
     )
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cmrfast.ops import PatchMerger, cover_starts, extract_patches
+from cmrfast.ops._check import require_floating, require_sizes
 
 
 def predict_batches(
@@ -65,15 +66,18 @@ def sliding_window(
         >>> torch.allclose(doubled, 2 * images)
         True
     """
+    require_floating("sliding_window", "images", images)
     axes = images.dim() - 2
-    if axes not in (2, 3) or not images.is_floating_point():
+    if axes not in (2, 3):
         raise ValueError(
-            "sliding_window: images must be floating, (B, C, *S) with 2 or 3 space axes; "
-            f"got {images.dtype} {tuple(images.shape)}"
+            "sliding_window: images must be (B, C, *S) with 2 or 3 space axes; "
+            f"got {tuple(images.shape)}"
         )
-    if len(size) != axes:
-        raise ValueError(
-            f"sliding_window: size must have one entry per space axis ({axes}); got {tuple(size)}"
+    size = require_sizes("sliding_window", "size", size, axes)
+    if isinstance(overlap, float):
+        raise TypeError(
+            f"sliding_window: overlap must be whole voxels; got {overlap}: for a fraction, "
+            "multiply by size"
         )
     if batch < 1:
         raise ValueError(f"sliding_window: batch must be >= 1; got {batch}")

@@ -60,12 +60,19 @@ class Outcome:
         return self.study.stem(self.scale_name)
 
     def by_seed(self, arm: str) -> dict[str, list[float]]:
-        """Each score's mean for each seed: {score: one value per seed}."""
-        summaries = [evaluation.summary() for evaluation in self.evaluations[arm]]
+        """Each score's mean for each seed: {score: one value per seed}.
+
+        All units count, also those whose two masks are both empty, with an overlap of 1.
+        """
+        means = [
+            {name: metrics.summarise(values).mean for name, values in own.scores.items()}
+            | dict(own.pooled)
+            for own in self.evaluations[arm]
+        ]
         return {
-            name: [summary[name].mean for summary in summaries]
+            name: [mean[name] for mean in means]
             for name in self.study.scores
-            if all(name in summary for summary in summaries)
+            if all(name in mean for mean in means)
         }
 
     def by_unit(self, arm: str, score: str, ids: Sequence[str]) -> dict[Unit, float]:

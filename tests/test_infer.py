@@ -50,10 +50,16 @@ def test_agrees_with_monai():
 
 def test_messages():
     image = torch.zeros(1, 1, 8, 8)
-    with pytest.raises(ValueError, match=r"images must be floating, \(B, C, \*S\)"):
+    with pytest.raises(ValueError, match=r"images must be \(B, C, \*S\)"):
         sliding_window(lambda w: w, image[0], (4, 4), 0)
     with pytest.raises(ValueError, match=r"size must have one entry per space axis \(2\)"):
         sliding_window(lambda w: w, image, (4, 4, 4), 0)
+    with pytest.raises(TypeError, match="size must be a sequence of integers; got 4"):
+        sliding_window(lambda w: w, image, 4, 0)
+    with pytest.raises(TypeError, match=r"overlap must be whole voxels; got 0\.25: for a fraction"):
+        sliding_window(lambda w: w, image, (4, 4), 0.25)
+    with pytest.raises(TypeError, match="images must be a floating tensor; got list"):
+        sliding_window(lambda w: w, [image], (4, 4), 0)
     with pytest.raises(ValueError, match="batch must be >= 1; got 0"):
         sliding_window(lambda w: w, image, (4, 4), 0, batch=0)
     with pytest.raises(ValueError, match=r"model must return \(4, K, 4, 4\); got \(4, 1, 2, 2\)"):

@@ -1,6 +1,7 @@
 """The command itself: its options, errors in one line, and text that a terminal may show."""
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+import cmrfast
 from cmrfast.printable import printable
 
 app = typer.Typer(
@@ -54,6 +56,12 @@ def show(text: object, *, err: bool = False) -> None:
     typer.echo(printable(text), err=err)
 
 
+def announce(text: object) -> None:
+    """Say what is about to happen before the imports that take seconds; on stderr, one rank."""
+    if os.environ.get("RANK", "0") == "0":
+        show(text, err=True)
+
+
 def show_lines(text: str) -> None:
     """Print several lines, such as a table."""
     for line in text.split("\n"):
@@ -85,8 +93,20 @@ class _PrintableFormatter(logging.Formatter):
         return printable(super().formatMessage(record))
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"cmrfast {cmrfast.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the traceback of an error; anywhere in the line.")
     ] = False,

@@ -1,15 +1,20 @@
 """Options that several commands share, and how they are parsed."""
 
+from dataclasses import fields
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cmrfast.errors import did_you_mean
 from cmrfast.models import MODELS
 
 if TYPE_CHECKING:
     from cmrfast.methods.method import Range
+
+#: Options by name, as ``train`` takes them, whose values the run to resume has.
+_RESUMED = ("steps", "seed", "micro_batch", "precision", "compiled", "channels_last", "sharded")
 
 Method = Annotated[str, typer.Argument(metavar="METHOD", help=f"One of {', '.join(MODELS)}.")]
 Folder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a training run.")]
@@ -21,9 +26,19 @@ Changes = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="A config or recipe field; repeatable."),
 ]
-
-
+Patients = Annotated[
+    Path | None,
+    typer.Option(help="JSON file: patients, or sequences of them, to train, validate and test on."),
+]
 NamedRecipe = Annotated[str, typer.Option("--recipe", help="A named recipe of the method.")]
+
+
+class Precision(StrEnum):
+    """Arithmetic of a network in training."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
 
 
 class Compiled(StrEnum):
@@ -37,7 +52,9 @@ class Compiled(StrEnum):
 def known_method(name: str) -> str:
     """A method's name."""
     if name not in MODELS:
-        raise typer.BadParameter(f"METHOD must be one of {', '.join(MODELS)}; got {name!r}")
+        raise typer.BadParameter(
+            f"METHOD must be one of {', '.join(MODELS)}; got {name!r}{did_you_mean(name, MODELS)}"
+        )
     return name
 
 
@@ -56,13 +73,26 @@ def whole(text: str) -> int | None:
         raise typer.BadParameter(f"must be auto or a whole number; got {text}") from None
 
 
-def changes_of(method: str, recipe: str, pairs: list[str], extra: list[str]) -> dict[str, Any]:
+def without_defaults(context: typer.Context, options: dict[str, Any]) -> dict[str, Any]:
+    """Options as ``train`` takes them, without those of a run to resume that were not given."""
+    sources = {name: context.get_parameter_source(name) for name in _RESUMED}
+    left_out = {name for name, source in sources.items() if source and source.name == "DEFAULT"}
+    return {name: value for name, value in options.items() if name not in left_out}
+
+
+def changes_of(
+    context: typer.Context, method: str, recipe: str, pairs: list[str]
+) -> dict[str, Any]:
     """Fields of a named recipe, from ``--set field=value`` and from ``--field value``."""
     from cmrfast import methods
 
-    recipes = methods.get(method).recipes
+    record = methods.get(method)
+    recipes, extra = record.recipes, context.args
     if recipe not in recipes:
-        raise typer.BadParameter(f"--recipe must be one of {', '.join(recipes)}; got {recipe!r}")
+        raise typer.BadParameter(
+            f"--recipe must be one of {', '.join(recipes)}; got {recipe!r}"
+            f"{did_you_mean(recipe, recipes)}"
+        )
     words = [word for pair in pairs for word in ("--" + pair.replace("=", " ", 1)).split(" ", 1)]
     words += [part for word in extra for part in word.split("=", 1)]
     if len(words) % 2 or not all(name.startswith("--") for name in words[::2]):
@@ -74,8 +104,19 @@ def changes_of(method: str, recipe: str, pairs: list[str], extra: list[str]) -> 
             for name, text in zip(words[::2], words[1::2], strict=True)
         },
     }
+    known = [f.name for values in (record.config(), record.recipe()) for f in fields(values)]
+    for name in changes:
+        if name not in known:
+            options = [option for each in context.command.params for option in each.opts]
+            options += ["--" + field.replace("_", "-") for field in known]
+            option = "--" + name.replace("_", "-")
+            raise typer.BadParameter(
+                f"{option} is neither an option nor a field of {method}"
+                f"{did_you_mean(option, options)} "
+                f"cmrfast {context.info_name} {method} --help lists all"
+            )
     try:
-        methods.get(method).configure(changes)
+        record.configure(changes)
     except (ValueError, TypeError) as error:
         raise typer.BadParameter(str(error)) from None
     return changes

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cmrfast.cli.app import app, show, show_lines
+from cmrfast.cli.app import announce, app, show, show_lines
 from cmrfast.cli.options import AsJson, Device, Folder, Split, known_split
 
 
@@ -22,6 +22,7 @@ def predict(
     Writes NIfTI files that overlay on the input. Cases predicted before are skipped; a bad case
     does not stop the others.
     """
+    announce(f"predicting with {run}")
     from cmrfast.runs.predict import predict as run_prediction
     from cmrfast.train.ranks import is_first_rank
     from cmrfast.train.run import Run
@@ -51,11 +52,13 @@ def evaluate(
 
     Prints the paper's metrics and table; writes every row as CSV and JSON.
     """
+    part = known_split(split)
+    announce(f"evaluating {run}")
     from cmrfast.runs.evaluate import evaluate as run_evaluation
     from cmrfast.train.ranks import is_first_rank
     from cmrfast.train.run import Run
 
-    part, opened = known_split(split), Run.open(run)
+    opened = Run.open(run)
     evaluation = run_evaluation(opened, data, part=part, device=device)
     if not is_first_rank():
         return
@@ -71,11 +74,12 @@ def report(
     device: Device = "auto",
 ) -> None:
     """Write one HTML page about a run into its folder."""
+    part, root = known_split(split), str(data) if data else None
+    announce(f"reporting on {run}")
     from cmrfast.runs.report import report as write_report
     from cmrfast.train.ranks import is_first_rank
     from cmrfast.train.run import Run
 
-    part, root = known_split(split), str(data) if data else None
     page = write_report(Run.open(run), part=part, data=root, device=device)
     if is_first_rank():
         show(page)
@@ -92,6 +96,7 @@ def verify(
     Repeats the preparation, the first step and a prediction, and compares them with the hashes that
     the run stored. Fails where they differ, and says where they first do.
     """
+    announce(f"verifying {run}")
     from cmrfast.runs.verify import verify as run_verification
     from cmrfast.train.ranks import is_first_rank
     from cmrfast.train.run import Run
@@ -105,9 +110,12 @@ def verify(
 
 @app.command(epilog="Example: cmrfast demo --out demo/")
 def demo(
-    out: Annotated[Path, typer.Option(help="A new or empty folder.")] = Path("cmrfast-demo"),
+    out: Annotated[
+        Path, typer.Option(help="A new or empty folder, or that of an earlier demo.")
+    ] = Path("cmrfast-demo"),
 ) -> None:
     """Train on synthetic patients, in under two minutes."""
+    announce(f"a demonstration in {out}")
     from cmrfast.runs.demo import demo as run_demo
 
     run_demo(out, say=show_lines)

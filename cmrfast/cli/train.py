@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from cmrfast.cli.app import app
+from cmrfast.cli.app import announce, app
+from cmrfast.cli.fields import MethodCommand
 from cmrfast.cli.options import (
     Changes,
     Compiled,
@@ -14,38 +15,45 @@ from cmrfast.cli.options import (
     Device,
     Method,
     NamedRecipe,
+    Patients,
+    Precision,
     changes_of,
     known_method,
     positive,
     ranges_of,
     whole,
+    without_defaults,
 )
 
 
 @app.command(
+    cls=MethodCommand,
     epilog="Example: cmrfast train siamese_lesion --data t1_lge/ --out run1 --variant partial",
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )
 def train(
     context: typer.Context,
     method: Method,
-    data: Data,
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
-    patients: Annotated[
+    data: Annotated[
         Path | None,
-        typer.Option(
-            help="JSON file: patients, or sequences of them, to train, validate and test on."
-        ),
+        typer.Option(help="Root of a data set that the method reads; needed to start a run."),
     ] = None,
+    patients: Patients = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps in all.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training set.")] = None,
     seed: Annotated[int, typer.Option(help="Seeds every random choice.")] = 0,
     device: Device = "auto",
-    resume: Annotated[bool, typer.Option("--resume", help="Resume if a run exists.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Resume if a run exists, with its own options and fields."),
+    ] = False,
     micro_batch: Annotated[
         str, typer.Option(help="Samples at a time: auto or a number; the batch size stays.")
     ] = "auto",
-    precision: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    precision: Annotated[
+        Precision, typer.Option(help="Arithmetic of the network.")
+    ] = Precision.float32,
     compiled: Annotated[
         Compiled, typer.Option("--compile", help="torch.compile; graphs: CUDA graphs too.")
     ] = Compiled.no,
@@ -66,38 +74,46 @@ def train(
 ) -> None:
     """Train a method as published.
 
-    Every field of its config and recipe is an option too. Under torchrun all processes train
-    together.
+    Every field of its config and recipe is an option too: train METHOD --help lists them. Under
+    torchrun all processes train together.
     """
+    known_method(method)
+    if data is None and not resume:
+        raise typer.BadParameter("--data is needed, the root of a data set that the method reads")
+    announce(f"{method}: {'resuming' if resume else 'training'} {out}")
     from cmrfast.data.cache import Cache
-    from cmrfast.data.datasets import Split as Patients
+    from cmrfast.data.datasets import Split
     from cmrfast.train import train as run_training
 
+    options = {
+        "split": Split.load(patients) if patients else None,
+        "steps": positive("steps", steps),
+        "epochs": positive("epochs", epochs),
+        "seed": seed,
+        "device": device,
+        "resume": resume,
+        "micro_batch": positive("micro-batch", whole(micro_batch)),
+        "precision": precision.value,
+        "compiled": compiled.value,
+        "channels_last": channels_last,
+        "sharded": sharded,
+        "save_every_s": save_every,
+        "timeout_s": timeout,
+        "tensorboard": tensorboard,
+        "cache": Cache(cache) if cache else None,
+        "stream": sys.stderr,
+    }
     run_training(
-        known_method(method),
+        method,
         data,
         out,
-        changes=changes_of(method, recipe, changes or [], context.args),
-        split=Patients.load(patients) if patients else None,
-        steps=positive("steps", steps),
-        epochs=positive("epochs", epochs),
-        seed=seed,
-        device=device,
-        resume=resume,
-        micro_batch=positive("micro-batch", whole(micro_batch)),
-        precision=precision,
-        compiled=compiled.value,
-        channels_last=channels_last,
-        sharded=sharded,
-        save_every_s=save_every,
-        timeout_s=timeout,
-        tensorboard=tensorboard,
-        cache=Cache(cache) if cache else None,
-        stream=sys.stderr,
+        changes=changes_of(context, method, recipe, changes or []),
+        **without_defaults(context, options),
     )
 
 
 @app.command(
+    cls=MethodCommand,
     epilog="Example: cmrfast search joint_scar --data emidec/ --out search1 --trials 30",
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )
@@ -106,6 +122,7 @@ def search(
     method: Method,
     data: Data,
     out: Annotated[Path, typer.Option(help="Folder of the search; each trial is a run in it.")],
+    patients: Patients = None,
     trials: Annotated[int, typer.Option(min=1, help="Number of trials of all workers.")] = 30,
     storage: Annotated[
         str | None, typer.Option(help="URL of an Optuna storage; default SQLite in OUT.")
@@ -127,18 +144,22 @@ def search(
 
     Started again it resumes; more workers on the same storage share the trials.
     """
+    known_method(method)
+    announce(f"{method}: searching in {out}")
+    from cmrfast.data.datasets import Split
     from cmrfast.train.search import search as run_search
 
     result = run_search(
-        known_method(method),
+        method,
         data,
         out,
+        split=Split.load(patients) if patients else None,
         trials=trials,
         ranges=ranges_of(ranges or []),
         storage=storage,
         seed=seed,
         stream=sys.stderr,
-        changes=changes_of(method, recipe, changes or [], context.args),
+        changes=changes_of(context, method, recipe, changes or []),
         steps=positive("steps", steps),
         epochs=positive("epochs", epochs),
         device=device,

@@ -119,12 +119,14 @@ def _refuse_burst(path: Path, file: BinaryIO, max_bytes: int) -> None:
 
 def _read_headers(folder: Path, max_bytes: int) -> list[_Slice]:
     """Read the header of every DICOM image in the folder."""
-    pydicom = _import_pydicom()
-    slices = []
     try:
         paths = sorted(path for path in folder.iterdir() if path.is_file())
     except OSError as error:
         raise _file_error(folder, error.strerror or str(error)) from error
+    if not any(map(_may_be_dicom, paths)):  # said even where pydicom is not installed
+        raise _file_error(folder, "holds no DICOM image")
+    pydicom = _import_pydicom()
+    slices = []
     for path in paths:
         try:
             with _open(path, max_bytes) as file:
@@ -272,6 +274,17 @@ def _read_pixels(header: _Slice, max_bytes: int) -> npt.NDArray[Any]:
         return plane
     with np.errstate(over="ignore", invalid="ignore"):  # a value may overflow in float32
         return (plane * slope + intercept).astype(np.float32)
+
+
+def _may_be_dicom(path: Path) -> bool:
+    """Whether a file's name or its first bytes promise DICOM."""
+    if path.suffix.lower() in (".dcm", ".ima"):
+        return True
+    try:
+        with open_regular(path) as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return True  # to be reported when it is read
 
 
 def _import_pydicom() -> Any:

@@ -64,10 +64,12 @@ class Published:
     """A row of a paper's table.
 
     Args:
+        title: what was measured, in words.
         protocol: on whom and how it was measured.
         cells: score → mean or "mean (SD)", as printed.
     """
 
+    title: str
     protocol: str
     cells: Mapping[str, str]
 
@@ -114,6 +116,8 @@ class Method(Generic[ModelT, ConfigT, RecipeT]):
         single_image: the sequence of an image that alone makes a case for ``predict``; None where
             a case takes several.
         structures: label value → name, for pictures.
+        units: what the rows of an evaluation are, in the plural.
+        overlaps: score of two masks, perfect if both are empty → the structure in ``Row.present``.
         published: rows of the paper's tables, by name.
         recipes: named sets of changes of Config and Recipe, where there is more than the default.
     """
@@ -133,6 +137,8 @@ class Method(Generic[ModelT, ConfigT, RecipeT]):
     mean_loss: Callable[[ConfigT], bool] = lambda config: False
     single_image: str | None = None
     structures: Mapping[int, str] = field(default_factory=dict)
+    units: str = "patients"
+    overlaps: Mapping[str, str] = field(default_factory=dict)
     published: Mapping[str, Published] = field(default_factory=dict)
     recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"paper": {}})
 

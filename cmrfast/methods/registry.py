@@ -2,6 +2,7 @@
 
 from importlib import import_module
 
+from cmrfast.errors import did_you_mean
 from cmrfast.methods.method import AnyMethod
 from cmrfast.models import MODELS
 
@@ -13,6 +14,9 @@ def get(name: str) -> AnyMethod:
         name: a key of ``cmrfast.models.MODELS``.
     """
     if name not in MODELS:
-        raise ValueError(f"methods.get: name must be one of {', '.join(MODELS)}; got {name!r}")
+        raise ValueError(
+            f"methods.get: name must be one of {', '.join(MODELS)}; got {name!r}"
+            f"{did_you_mean(name, MODELS)}"
+        )
     method: AnyMethod = import_module(f"cmrfast.methods.{name}").METHOD
     return method

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 
 Batch = dict[str, Tensor]
 Facts = Mapping[str, Any]
+#: Which of two masks, the reference or the prediction, has a structure.
+Presence = Literal["both", "reference", "prediction", "neither"]
+PRESENCES: tuple[Presence, ...] = get_args(Presence)
 
 
 class Feed(Protocol):
@@ -47,10 +50,13 @@ class Row:
     Args:
         ids: what the unit is (``case``, ``slice`` ...) and counts that describe it; never averaged.
         scores: NaN, or no entry, where the unit has no value.
+        present: structure → which of its two masks have it; a score of two empty masks is perfect
+            by definition, so tables count such units separately.
     """
 
     ids: Mapping[str, str | int]
     scores: Mapping[str, float]
+    present: Mapping[str, Presence] = field(default_factory=dict)
 
     @property
     def case(self) -> str:
@@ -58,8 +64,18 @@ class Row:
         return str(self.ids["case"])
 
 
+def presence(reference: object, prediction: object) -> Presence:
+    """Which of two masks have a structure, from whether each has it."""
+    if reference:
+        return "both" if prediction else "reference"
+    return "prediction" if prediction else "neither"
+
+
 def rows_of_columns(
-    case: str | Sequence[str], ids: Mapping[str, Sequence[int]], scores: Mapping[str, Tensor]
+    case: str | Sequence[str],
+    ids: Mapping[str, Sequence[int]],
+    scores: Mapping[str, Tensor],
+    present: Mapping[str, Sequence[Presence]],
 ) -> list[Row]:
     """Rows from columns of one length; a single case is that of all rows."""
     columns = {name: values.tolist() for name, values in scores.items()}
@@ -69,12 +85,12 @@ def rows_of_columns(
         **ids,
     }
     return [
-        Row(dict(zip(columns_of_ids, unit, strict=True)), dict(zip(columns, values, strict=True)))
-        for unit, values in zip(
-            zip(*columns_of_ids.values(), strict=True),
-            zip(*columns.values(), strict=True),
-            strict=True,
+        Row(
+            {name: column[n] for name, column in columns_of_ids.items()},
+            {name: column[n] for name, column in columns.items()},
+            {name: column[n] for name, column in present.items()},
         )
+        for n in range(count)
     ]
 
 

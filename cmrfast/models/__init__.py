@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from cmrfast.errors import did_you_mean
 from cmrfast.models._fields import require_fields
 
 if TYPE_CHECKING:
@@ -56,7 +57,10 @@ def build(name: str, **changes: Any) -> "nn.Module":
         9092706
     """
     if name not in MODELS:
-        raise ValueError(f"build: name must be one of {', '.join(MODELS)}; got {name!r}")
+        raise ValueError(
+            f"build: name must be one of {', '.join(MODELS)}; got {name!r}"
+            f"{did_you_mean(name, MODELS)}"
+        )
     config = _load(name, "Config")
     require_fields(name, changes, config)
     return MODELS[name](config(**changes))

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from cmrfast.errors import NotFiniteError
+from cmrfast.errors import NotFiniteError, did_you_mean
 from cmrfast.ops._check import kind, require_floating, require_one_device, values_readable
 
 
@@ -13,7 +13,9 @@ def require_option(model: str, field: str, value: object, options: Sequence[obje
     """Raise unless a field of a Config has one of the allowed values."""
     if value not in options:
         names = ", ".join(map(str, options))
-        raise ValueError(f"{model}: {field} must be one of {names}; got {value!r}")
+        raise ValueError(
+            f"{model}: {field} must be one of {names}; got {value!r}{did_you_mean(value, options)}"
+        )
 
 
 def require_images(

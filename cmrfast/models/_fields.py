@@ -6,6 +6,8 @@ from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from cmrfast.errors import did_you_mean
+
 _NUMBERS: dict[Any, type] = {int: Integral, float: Real}
 _KINDS = {int: "whole number", float: "number", bool: "true or false", str: "text"}
 
@@ -18,9 +20,11 @@ def require_fields(who: str, values: Mapping[str, Any], *kinds: type[Any]) -> No
         hints |= {field.name: known[field.name] for field in fields(kind)}
     for name, value in values.items():
         if name not in hints:
-            raise ValueError(f"{who}: fields are {', '.join(hints)}; got {name!r}")
+            raise ValueError(
+                f"{who}: fields are {', '.join(hints)}; got {name!r}{did_you_mean(name, hints)}"
+            )
         if not _fits(value, hints[name]):
-            raise TypeError(f"{who}: {name} must be {_in_words(hints[name])}; got {value!r}")
+            raise TypeError(f"{who}: {name} must be {in_words(hints[name])}; got {value!r}")
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -40,12 +44,13 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, hint)
 
 
-def _in_words(hint: Any) -> str:
+def in_words(hint: Any) -> str:
+    """The values that a type hint allows."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
         return "one of " + ", ".join(map(str, arguments))
     if origin in (Union, UnionType):
-        return " or ".join(map(_in_words, arguments))
+        return " or ".join(map(in_words, arguments))
     if origin is tuple:
         count = "" if arguments[1:] == (...,) else f"{len(arguments)} "
         return f"{count}{_KINDS[arguments[0]]}s"

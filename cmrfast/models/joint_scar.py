@@ -44,7 +44,7 @@ class Config(transunet.Config):
     variant: Variant = "jdl"  # P 3.1
     detach_mask: bool = False  # P 2.2: the scar loss also trains the myocardium network
     myocardium_weight: float = 1.02  # P 3.1: λ
-    dice_weight: float = 1.0  # D: w
+    dice_weight: float = 1.0  # D: weight of the Dice term, w
     dice_over: DiceOver = "image"  # P 2.2: a score per image; batch: one of all images together
 
     def __post_init__(self) -> None:

@@ -17,6 +17,8 @@ NonFinite = Literal["refuse", "zero"]
 class Recipe:
     """Base of the methods' recipes, which set published values and add sampling and augmentation.
 
+    D: our decision, where a method's paper says nothing else.
+
     Args:
         lr: initial learning rate.
         batch: samples per optimiser step.
@@ -34,13 +36,13 @@ class Recipe:
     lr: float
     batch: int
     epochs: int
-    lr_factor: float = 1.0
-    lr_every: int = 1
-    weight_decay: float = 0.0
-    drop_last: bool = False
-    keep: Keep = "last"
-    split: tuple[float, float, float] = (70, 15, 15)
-    non_finite: NonFinite = "refuse"
+    lr_factor: float = 1.0  # D: a constant learning rate
+    lr_every: int = 1  # D
+    weight_decay: float = 0.0  # D
+    drop_last: bool = False  # D
+    keep: Keep = "last"  # D
+    split: tuple[float, float, float] = (70, 15, 15)  # D
+    non_finite: NonFinite = "refuse"  # D
 
     def __post_init__(self) -> None:
         require_option("Recipe", "keep", self.keep, get_args(Keep))

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Config:
-    """P: the paper; C: the authors' code of R50-ViT-B/16. Studies and tests may shrink widths."""
+    """P: the paper; C: the authors' code of R50-ViT-B/16, whose widths tests shrink; D: ours."""
 
     image: int = 224  # P 4.2: side in pixels, a multiple of 16
-    classes: int = 2  # K: channels of the logits
+    classes: int = 2  # D: channels of the logits
     skips: int = 3  # P 4.4: skips that the decoder reads, coarsest first; at most 3
     dropout: float = 0.1  # C: after the position embeddings and in the MLP; attention has none
     root: int = 64  # C: channels after the first convolution, a multiple of 32

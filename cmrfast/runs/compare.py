@@ -5,8 +5,11 @@ from collections.abc import Mapping, Sequence
 
 from cmrfast import metrics
 from cmrfast.data.nifti import read_nifti
+from cmrfast.data.volume import Volume
 from cmrfast.errors import FileError
 from cmrfast.runs.text import align_columns
+
+_MOST_LABELS = 64
 
 
 def compare(
@@ -15,7 +18,10 @@ def compare(
     """All mask metrics between two NIfTI masks on one grid.
 
     Returns:
-        {label: {metric: value}}, for every label above 0 in either mask.
+        {label: {metric: value}}, for every label but 0 in either mask.
+
+    Raises:
+        FileError: they are not on one grid, or one of them is an image rather than a mask.
     """
     p, r = read_nifti(predicted), read_nifti(reference)
     if not p.shares_grid(r) or p.channels != r.channels:
@@ -23,7 +29,7 @@ def compare(
             f"compare: {predicted} and {reference} must lie on one grid; they have "
             f"{p.shape} voxels of {_mm(p.spacing_mm)} and {r.shape} of {_mm(r.spacing_mm)}"
         )
-    labels = sorted({*p.data.unique().tolist(), *r.data.unique().tolist()} - {0})
+    labels = sorted({*_labels(predicted, p), *_labels(reference, r)} - {0})
     scores: dict[str, dict[str, float]] = {}
     for label in labels:
         a, b = p.data[0] == label, r.data[0] == label
@@ -45,6 +51,19 @@ def as_table(scores: Mapping[str, Mapping[str, float]]) -> str:
     lines = [["label", *columns]]
     lines += [[label, *(f"{cells[c]:.4f}" for c in columns)] for label, cells in scores.items()]
     return align_columns(lines, right=True)
+
+
+def _labels(path: str | os.PathLike[str], mask: Volume) -> list[float]:
+    """The values of a mask."""
+    values: list[float] = mask.data.unique().tolist()
+    fraction = next((value for value in values if not float(value).is_integer()), None)
+    if fraction is not None or len(values) > _MOST_LABELS:
+        what = f"{len(values)} values" if fraction is None else f"the value {fraction:g}"
+        raise FileError(
+            f"compare: {path} must be a mask of whole numbers, at most {_MOST_LABELS} of them; it "
+            f"holds {what}; is it an image?"
+        )
+    return values
 
 
 def _mm(spacing: Sequence[float]) -> str:

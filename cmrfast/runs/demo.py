@@ -1,5 +1,6 @@
 """A demonstration: synthetic patients, training, scores and a report in under two minutes."""
 
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -22,7 +23,7 @@ def demo(out: Path, *, say: Callable[[str], None] = print) -> Run:
     """Synthetic patients, a small network trained on them, its scores and a page about it.
 
     Args:
-        out: a new or empty folder.
+        out: a new or empty folder, or that of an earlier demo, which is continued.
         say: called with each line of what happens.
     """
     began = time.monotonic()
@@ -30,10 +31,20 @@ def demo(out: Path, *, say: Callable[[str], None] = print) -> Run:
     def at(text: str) -> None:
         say(f"[{time.monotonic() - began:3.0f} s] {text}")
 
-    at("writing 10 synthetic patients: bSSFP, T2 and LGE of each heart")
-    data = write_phantoms(_LAYOUT, out / "patients", cases=10, shrink=_SHRINK)
+    data = out / "patients"
+    if not data.exists():
+        at("writing 10 synthetic patients: bSSFP, T2 and LGE of each heart")
+        _write_patients(data)
     at(f"training the generator of {_METHOD}, {_STEPS} steps")
-    run = train(_METHOD, data, out / "run", changes=_CHANGES, steps=_STEPS, stream=sys.stderr)
+    run = train(
+        _METHOD,
+        data,
+        out / "run",
+        changes=_CHANGES,
+        steps=_STEPS,
+        resume=True,
+        stream=sys.stderr,
+    )
     at("scoring it on the test patients")
     say(evaluate(run).table())
     at("writing the report")
@@ -41,10 +52,18 @@ def demo(out: Path, *, say: Callable[[str], None] = print) -> Run:
     at("done")
     say(
         f"\nLook at {page}\n"
-        f"Synthetic hearts and a small network: these figures say nothing about patients.\n\n"
+        "Synthetic hearts and a small network: these figures say nothing about patients.\n\n"
         "Next:\n"
         f"  cmrfast predict {run.path} {data} --out masks/\n"
         f"  cmrfast train {_METHOD} --data YOUR_DATA --out run1\n"
         "  cmrfast --help"
     )
     return run
+
+
+def _write_patients(data: Path) -> None:
+    """All patients or none: an interrupted demo starts again from here."""
+    unfinished = data.with_name(f"{data.name}-unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    write_phantoms(_LAYOUT, unfinished, cases=10, shrink=_SHRINK)
+    unfinished.rename(data)

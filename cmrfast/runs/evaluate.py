@@ -5,8 +5,9 @@ import io
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from cmrfast import metrics
 from cmrfast.atomic import atomic_write
 from cmrfast.errors import FileError
 from cmrfast.files import read_json, take
-from cmrfast.methods import Published, Row
-from cmrfast.runs.text import align_columns
+from cmrfast.methods import AnyMethod, Published, Row
+from cmrfast.methods.task import PRESENCES
+from cmrfast.runs.notes import notes_on
+from cmrfast.runs.text import align_columns, format_numbers, in_words, wrap
 from cmrfast.train.ranks import process_group
 from cmrfast.train.run import Run
 
@@ -31,14 +34,16 @@ class Evaluation:
         part: of the split.
         rows: of every unit.
         pooled: scores of all units together.
-        published: rows of the paper's table, by name.
+        record: of the method, for its published rows and the words of the table.
+        notes: what a reader has to know before the scores.
     """
 
     method: str
     part: str
     rows: Sequence[Row]
     pooled: Mapping[str, float]
-    published: Mapping[str, Published] = field(default_factory=dict)
+    record: AnyMethod | None = None
+    notes: Sequence[str] = ()
 
     @property
     def scores(self) -> dict[str, list[float]]:
@@ -46,10 +51,29 @@ class Evaluation:
         names = dict.fromkeys(name for row in self.rows for name in row.scores)
         return {name: [row.scores.get(name, math.nan) for row in self.rows] for name in names}
 
-    def summary(self) -> dict[str, metrics.Summary]:
-        """Mean, standard deviation and median of every metric."""
-        scores = {**self.scores, **{name: [value] for name, value in self.pooled.items()}}
-        return {name: metrics.summarise(values) for name, values in scores.items()}
+    @property
+    def published(self) -> Mapping[str, Published]:
+        """Rows of the paper's table, by name."""
+        return self.record.published if self.record else {}
+
+    def summary(self, case: str | None = None) -> dict[str, metrics.Summary]:
+        """Mean, standard deviation and median of every metric.
+
+        Units whose two masks are both empty are excluded: their overlap is perfect by definition.
+
+        Args:
+            case: the patient whose units count; default all, with the pooled scores.
+        """
+        rows = [row for row in self.rows if case in (None, row.case)]
+        values = {name: [self._real_score(row, name) for row in rows] for name in self.scores}
+        pooled = {} if case else {name: [value] for name, value in self.pooled.items()}
+        return {name: metrics.summarise(scores) for name, scores in {**values, **pooled}.items()}
+
+    def both_empty(self, name: str) -> int | None:
+        """Units whose two masks are both empty; None for a score that is not of two masks."""
+        if not self.record or name not in self.record.overlaps:
+            return None
+        return sum(self._is_empty(row, name) for row in self.rows)
 
     def beside_published(self) -> dict[str, tuple[metrics.Summary | None, list[str]]]:
         """{metric: its summary, and what each published row has for it}, ours first."""
@@ -57,28 +81,66 @@ class Evaluation:
         names = dict.fromkeys([*summary, *(name for cells in published for name in cells)])
         return {n: (summary.get(n), [cells.get(n, "-") for cells in published]) for n in names}
 
+    @property
+    def protocols(self) -> dict[str, list[str]]:
+        """Titles of the published rows that were measured in one way, by that protocol."""
+        titles: dict[str, list[str]] = {}
+        for row in self.published.values():
+            titles.setdefault(row.protocol, []).append(row.title)
+        return titles
+
+    @property
+    def size(self) -> str:
+        """How many patients and units were scored, in words."""
+        patients = len({row.case for row in self.rows})
+        text = f"{patients} patient{'' if patients == 1 else 's'}"
+        return text if patients == len(self.rows) else f"{text}, {len(self.rows)} {self._units}"
+
+    def structures(self) -> list[str]:
+        """How many units have each structure, and in how many it is predicted, in words."""
+        counts: dict[str, Counter[str]] = {}
+        for row in self.rows:
+            for name, which in row.present.items():
+                counts.setdefault(name, Counter())[which] += 1
+        return [self._in_words(name, which) for name, which in counts.items()]
+
     def table(self) -> str:
-        """Metrics down; across, this run and the rows of the paper's table."""
-        metric_lines = self.beside_published()
-        lines = [["", "this run", *self.published]]
-        lines += [[n, _mean_sd(ours), *theirs] for n, (ours, theirs) in metric_lines.items()]
-        left_out = [
-            f"{name}: {ours.excluded} of {ours.cases + ours.excluded} have no value"
-            for name, (ours, _) in metric_lines.items()
-            if ours and ours.excluded
-        ]
-        title = f"{self.method}, {self.part}: mean (SD)"
-        title += ", beside the rows that were published" if self.published else ""
-        return "\n".join([title, align_columns(lines, heads=8), *left_out])
+        """Metrics down; across, this run and the rows of the paper's table; notes below."""
+        lines = [["", "this run", "n", "both empty"]]
+        numbers = {row.title: f"[{n}]" for n, row in enumerate(self.published.values(), 1)}
+        lines[0] += numbers.values()
+        for name, (ours, theirs) in self.beside_published().items():
+            empty = self.both_empty(name)
+            count = "-" if ours is None else "all" if name in self.pooled else str(ours.cases)
+            own = [name, _mean_sd(ours), count, "-" if empty is None else str(empty)]
+            lines.append([*own, *theirs])
+        return "\n".join(
+            [
+                f"{self.method}, {self.part}: {self.size}; mean (SD)",
+                align_columns(lines, heads=8),
+                *self.structures(),
+                *(
+                    wrap(f"published, {'; '.join(f'{numbers[t]} {t}' for t in titles)}: {protocol}")
+                    for protocol, titles in self.protocols.items()
+                ),
+                *(wrap(f"note: {note}") for note in self.notes),
+            ]
+        )
 
     def as_json(self) -> dict[str, Any]:
-        """Rows and summary, NaN as null; ``ids`` names the entries of a row that are no scores."""
+        """Rows and summary, NaN as null; ``ids`` and ``present`` name what is no score."""
         return {
             "method": self.method,
             "part": self.part,
+            "size": self.size,
+            "notes": list(self.notes),
             "ids": list(dict.fromkeys(name for row in self.rows for name in row.ids)),
+            "present": self._present,
             "summary": {
-                name: {key: _json(value) for key, value in summary._asdict().items()}
+                name: {
+                    **{key: _json(value) for key, value in summary._asdict().items()},
+                    "both_empty": self.both_empty(name),
+                }
                 for name, summary in self.summary().items()
             },
             "rows": [{key: _json(value) for key, value in flat.items()} for flat in self._flat()],
@@ -90,18 +152,19 @@ class Evaluation:
         file = folder / f"evaluation-{part}.json"
         try:
             stored = read_json(file)
-            ids = take(stored, "ids", list)
-            rows = [_row(flat, ids) for flat in take(stored, "rows", list)]
+            ids, present, notes = (take(stored, key, list) for key in ("ids", "present", "notes"))
+            rows = [_row(flat, ids, present) for flat in take(stored, "rows", list)]
         except (OSError, ValueError) as error:
             raise FileError(
                 f"load_evaluation: {file} is damaged or of an older version: {error}"
             ) from error
-        return _evaluation(Run.open(folder), part, rows)
+        return _evaluation(Run.open(folder), part, rows, notes)
 
     def save(self, folder: Path) -> None:
         """Write ``evaluation-<part>.json`` and ``.csv``."""
         table = io.StringIO()
-        names = [*dict.fromkeys(name for row in self.rows for name in row.ids), *self.scores]
+        ids = dict.fromkeys(name for row in self.rows for name in row.ids)
+        names = [*ids, *map(_present_column, self._present), *self.scores]
         writer = csv.DictWriter(table, names, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self._flat())
@@ -110,8 +173,40 @@ class Evaluation:
             with atomic_write(folder / f"evaluation-{self.part}.{ending}") as temporary:
                 temporary.write_text(text, "utf-8")
 
+    @property
+    def _units(self) -> str:
+        return self.record.units if self.record else "rows"
+
+    @property
+    def _present(self) -> list[str]:
+        return list(dict.fromkeys(name for row in self.rows for name in row.present))
+
     def _flat(self) -> list[dict[str, Any]]:
-        return [{**row.ids, **row.scores} for row in self.rows]
+        return [
+            {
+                **row.ids,
+                **{_present_column(name): which for name, which in row.present.items()},
+                **row.scores,
+            }
+            for row in self.rows
+        ]
+
+    def _is_empty(self, row: Row, name: str) -> bool:
+        structure = self.record.overlaps.get(name) if self.record else None
+        return structure is not None and row.present.get(structure) == "neither"
+
+    def _real_score(self, row: Row, name: str) -> float:
+        return math.nan if self._is_empty(row, name) else row.scores.get(name, math.nan)
+
+    def _in_words(self, structure: str, which: Mapping[str, int]) -> str:
+        found, missed, false = (which[key] for key in ("both", "reference", "prediction"))
+        having, count, without = found + missed, len(self.rows), false + which["neither"]
+        patients = {row.case for row in self.rows}
+        units = "patients" if len(patients) == count else self._units
+        parts = [f"{in_words(structure)}: in {having} of {count} {units}"]
+        parts += [f"predicted in {found} of these"] if having else []
+        parts += [f"predicted in {false} of the {without} without"] if without else []
+        return ", ".join(parts)
 
 
 def evaluate(
@@ -135,36 +230,48 @@ def evaluate(
     with process_group(device) as ranks:
         model, task = run.model(device=ranks.device), run.task(device=ranks.device)
         cases = run.cases(part, data)
+        own_cases = cases
         if not task.mixes_cases:
-            cases = cases[ranks.rank :: ranks.count]
+            own_cases = cases[ranks.rank :: ranks.count]
         elif not ranks.first:
-            cases = []
+            own_cases = []
         with torch.inference_mode():
-            own = task.evaluate_all(model, cases)
+            own = task.evaluate_all(model, own_cases)
         rows = [row for rank_rows in ranks.gather(own) for row in rank_rows]
-    return _evaluation(run, part, rows)
+    return _evaluation(run, part, rows, notes_on(run, part, cases, rows))
 
 
-def _row(flat: dict[str, Any], ids: Sequence[str]) -> Row:
+def _row(flat: dict[str, Any], ids: Sequence[str], present: Sequence[str]) -> Row:
     """A row from one JSON object."""
     if not isinstance(flat, dict):
         raise ValueError("rows must be objects")
-    scores = {name: take(flat, name, float, type(None)) for name in flat if name not in ids}
+    columns = {_present_column(name): name for name in present}
+    no_scores = {*ids, *columns}
+    scores = {name: take(flat, name, float, type(None)) for name in flat if name not in no_scores}
+    which = {name: take(flat, column, str) for column, name in columns.items() if column in flat}
+    if not {*which.values()} <= {*PRESENCES}:
+        raise ValueError(f"{', '.join(columns)} must be some of {', '.join(PRESENCES)}")
     return Row(
         {name: take(flat, name, str, int) for name in ids if name in flat},
         {name: math.nan if value is None else value for name, value in scores.items()},
+        which,
     )
 
 
-def _evaluation(run: Run, part: str, rows: Sequence[Row]) -> Evaluation:
+def _present_column(structure: str) -> str:
+    return f"{structure}_in"
+
+
+def _evaluation(run: Run, part: str, rows: Sequence[Row], notes: Sequence[str]) -> Evaluation:
     pooled = run.task().pooled(rows)
-    return Evaluation(run.plan.method, part, rows, pooled, run.method.published)
+    return Evaluation(run.plan.method, part, rows, pooled, run.method, notes)
 
 
 def _mean_sd(summary: metrics.Summary | None) -> str:
     if not summary or not summary.cases:
         return "-"
-    return f"{summary.mean:.2f}" + ("" if math.isnan(summary.sd) else f" ({summary.sd:.2f})")
+    mean, sd = format_numbers([summary.mean, summary.sd])
+    return mean + ("" if math.isnan(summary.sd) else f" ({sd})")
 
 
 def _json(value: Any) -> Any:

@@ -99,7 +99,7 @@ def _predict_cases(
             _write(folder, prediction, made_by)
         except Exception as error:  # whatever is wrong with one case, the others continue
             outcome.failed[case.name] = " ".join(str(error).split()) or type(error).__name__
-            progress(f"{case.name}: failed: {outcome.failed[case.name]}")
+            progress(f"{case.name}: failed")
             continue
         outcome.done.append(case.name)
         progress(f"{case.name}: {', '.join(prediction.images)}")

@@ -1,7 +1,49 @@
-"""Tables as plain text."""
+"""Tables as plain text, and the numbers in them."""
 
+import math
 import textwrap
 from collections.abc import Sequence
+
+_UNITS = {"percent": "%", "mm": "mm", "mm3": "mm³", "ml": "ml", "p": "p"}
+_WORDS = {
+    **{name: name.upper() for name in ("asd", "assd", "f1", "hd95", "lge", "lv", "rv")},
+    **{"cd": "centre distance", "dice": "Dice", "hausdorff": "Hausdorff", "jaccard": "Jaccard"},
+}
+
+
+def format_numbers(values: Sequence[float]) -> list[str]:
+    """Numbers that are compared, with as many decimals each; NaN is a dash.
+
+    Example:
+        >>> format_numbers([9.588, 0.5652, float("nan")])
+        ['9.59', '0.57', '-']
+    """
+    largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
+    places = 3 if largest <= 1 else 2 if largest < 10 else 1
+    return ["-" if math.isnan(value) else _number(value, places) for value in values]
+
+
+def _number(value: float, places: int) -> str:
+    """A number that is not zero does not become it."""
+    return f"{value:.0e}" if 0 < abs(value) < 0.5 * 10**-places else f"{value:.{places}f}"
+
+
+def in_words(score: str) -> str:
+    """The name of a score as a head of a column.
+
+    Example:
+        >>> in_words("lv_dice_percent"), in_words("myocardium_asd_mm"), in_words("scar_recall")
+        ('LV Dice (%)', 'myocardium ASD (mm)', 'scar recall')
+    """
+    *words, last = score.split("_")
+    if words and last in _UNITS:
+        last = f"({_UNITS[last]})"
+    return " ".join(_WORDS.get(word, word) for word in [*words, last])
+
+
+def wrap(line: str) -> str:
+    """A sentence in lines that fit a terminal, all but the first indented."""
+    return textwrap.fill(line, 88, subsequent_indent="  ", break_long_words=False)
 
 
 def align_columns(

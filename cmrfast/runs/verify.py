@@ -2,8 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from cmrfast.errors import CheckpointError
 from cmrfast.train.conditions import threads
@@ -86,21 +85,8 @@ def verify(
 
 def _trainer(run: Run, data: str | os.PathLike[str], device: str, ranks: Ranks) -> Trainer:
     """A trainer with the run's plan and options; to make one writes nothing."""
-    plan, conditions = run.plan, run.conditions
-    assert conditions is not None
-    options = TrainOptions.of(
-        {
-            **conditions.options,
-            "steps": plan.steps,
-            "seed": plan.seed,
-            "device": device,
-            "resume": True,
-            "micro_batch": plan.micro_batch,
-            "precision": plan.precision,
-        }
-    )
-    changes: dict[str, Any] = {**asdict(run.config), **asdict(run.recipe)}
-    return Trainer(run.method, data, run.path, changes, options, ranks)
+    options = TrainOptions.of({**run.options, "device": device, "resume": True})
+    return Trainer(run.method, data, run.path, run.changes, options, ranks)
 
 
 def _differing(stored: dict[str, str], now: dict[str, str]) -> Iterator[str]:

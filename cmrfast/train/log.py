@@ -14,6 +14,9 @@ from cmrfast.files import open_regular
 from cmrfast.printable import printable
 
 _PLAIN_EVERY_S = 5.0
+_DAY_S = 86_400.0
+#: The first step is slower than the others; an estimate waits for the second, or for so long.
+_FIRST_STEP_S = 60.0
 _LIMIT, _LINE_LIMIT = 4 << 30, 1 << 16  # far beyond ten million steps, and what a step logs
 
 
@@ -73,6 +76,7 @@ class Log:
         except OSError as error:
             raise self._failed(error) from error
         self._began = self._said = time.monotonic()
+        self._rewriting = self._warned = False
         self._board: Any = None
         if tensorboard is not None:
             try:
@@ -91,8 +95,7 @@ class Log:
         self._file.close()
         if self._board is not None:
             self._board.close()
-        if self.stream is not None and self.stream.isatty():
-            self.stream.write("\n")
+        self._end_line()
 
     def step(self, step: int, losses: Mapping[str, float], **facts: float) -> None:
         """Log a finished step: the losses before its update, and facts such as ``lr``."""
@@ -101,40 +104,56 @@ class Log:
             for name, value in {**losses, **facts}.items():
                 self._board.add_scalar(name, value, step)
         now = time.monotonic()
-        last = step == self.steps
+        done, last = step - self.start, step == self.steps
+        left_s = (now - self._began) / max(done, 1) * (self.steps - step)
+        if left_s > _DAY_S and (done > 1 or now - self._began > _FIRST_STEP_S):
+            self._warn_of_days(step, left_s)
         every = 0.2 if self.stream is not None and self.stream.isatty() else _PLAIN_EVERY_S
-        if self.stream is None or (now - self._said < every and not last and step > self.start + 1):
+        if self.stream is None or (now - self._said < every and not last and done > 1):
             return
         self._said = now
-        pace = (now - self._began) / max(step - self.start, 1)
         parts = [f"step {step}/{self.steps}"]
         parts += [f"{name} {value:.4g}" for name, value in losses.items()]
         if "samples_per_s" in facts:
             parts.append(f"{facts['samples_per_s']:.3g} samples/s")
         if "waited_share" in facts:
             parts.append(f"waiting {100 * facts['waited_share']:.0f} %")
-        parts.append(f"left {_duration(pace * (self.steps - step))}")
+        parts.append(f"left {_duration(left_s)}")
         self._show("  ".join(parts))
 
     def validation(self, step: int, score: float) -> None:
         """Log a score on the validation patients."""
         self._write({"step": step, "validation": score if math.isfinite(score) else None})
-        if self.stream is not None:
-            self._show(f"step {step}/{self.steps}  validation score {score:.4g}")
+        self.say(f"step {step}/{self.steps}  validation score {score:.4g}")
 
     def say(self, text: str) -> None:
         """Write a line to the stream."""
         if self.stream is not None:
+            self._end_line()
             self.stream.write(f"{printable(text)}\n")
             self.stream.flush()
 
+    def _warn_of_days(self, step: int, left_s: float) -> None:
+        """Say once that the rest takes days."""
+        if not self._warned:
+            self._warned = True
+            self.say(
+                f"at this pace the other {self.steps - step} steps take {_duration(left_s)}; "
+                "--steps sets fewer, Ctrl-C stops and --resume continues"
+            )
+
     def _show(self, line: str) -> None:
+        """Write a line that the next one replaces, if the stream is a terminal."""
         assert self.stream is not None
-        if self.stream.isatty():
-            self.stream.write(f"\r\033[K{line}")
-        else:
-            self.stream.write(f"{line}\n")
+        self._rewriting = self.stream.isatty()
+        self.stream.write(f"\r\033[K{line}" if self._rewriting else f"{line}\n")
         self.stream.flush()
+
+    def _end_line(self) -> None:
+        """Leave the line that is being rewritten as it is."""
+        if self.stream is not None and self._rewriting:
+            self.stream.write("\n")
+        self._rewriting = False
 
     def _write(self, record: Mapping[str, Any]) -> None:
         try:
@@ -183,6 +202,8 @@ def _cut(path: Path, start: int) -> None:
 
 
 def _duration(seconds: float) -> str:
+    if seconds > _DAY_S:
+        return f"about {seconds / _DAY_S:.1f} days"
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -170,7 +170,7 @@ def choose_split(
         for part in (split.train, split.validate, split.test):
             dataset.subset(part)  # raises where a sequence is missing
         return layout, split
-    raise FileError("; ".join(refused))
+    raise FileError("; ".join(dict.fromkeys(refused)))
 
 
 def fields_from_json(kind: type[Any], stored: Mapping[str, Any]) -> Any:

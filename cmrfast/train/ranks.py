@@ -1,6 +1,7 @@
 """Ranks: the processes that torchrun started, or this process alone."""
 
 import os
+import re
 import socket
 import time
 from collections.abc import Iterable, Iterator
@@ -14,9 +15,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
+from cmrfast.errors import did_you_mean
+
 _FAILURE = "cmrfast/failure"
 _HOST, _EXCHANGES = "cmrfast/host", "cmrfast/exchanges"
 _BUCKET_BYTES = 32 << 20
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
 class Presence:
@@ -187,6 +191,12 @@ def _in_words(error: BaseException) -> str:
 def _device(name: str, local_rank: int) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if not _DEVICE.fullmatch(name):
+        known = {"gpu": "cuda"}.get(name, name)
+        raise ValueError(
+            f"device: must be auto, cpu, cuda or cuda:N; got {name!r}"
+            f"{did_you_mean(known, ('auto', 'cpu', 'cuda'))}"
+        )
     device = torch.device(name)
     if device.type == "cuda":
         if not torch.cuda.is_available():
@@ -194,6 +204,4 @@ def _device(name: str, local_rank: int) -> torch.device:
         if device.index is None:
             device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
-    elif device.type != "cpu":
-        raise ValueError(f"device: must be auto, cpu or cuda; got {name}")
     return device

@@ -147,6 +147,23 @@ class Run:
         recipe: Recipe = fields_from_json(type(self.method.recipe()), self.plan.recipe)
         return recipe
 
+    @property
+    def changes(self) -> dict[str, Any]:
+        """Every field of its Config and Recipe, as ``train`` takes them."""
+        return {**asdict(self.config), **asdict(self.recipe)}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The fields of ``TrainOptions`` that it began with, of those that its bits depend on."""
+        plan = self.plan
+        return {
+            **(self.conditions.options if self.conditions else {}),
+            "steps": plan.steps,
+            "seed": plan.seed,
+            "micro_batch": plan.micro_batch,
+            "precision": plan.precision,
+        }
+
     def task(self, *, device: torch.device | str = "cpu", cache: Cache | None = None) -> AnyTask:
         """The method's task, with what training fitted."""
         return self.method.task(self.config, self.recipe, self.fitted, device=device, cache=cache)

@@ -35,7 +35,7 @@ from cmrfast.train.update import Update
 
 def train(
     method: str,
-    data: str | os.PathLike[str],
+    data: str | os.PathLike[str] | None,
     out: str | os.PathLike[str],
     *,
     changes: Mapping[str, Any] | None = None,
@@ -48,15 +48,27 @@ def train(
 
     Args:
         method: a key of ``cmrfast.models.MODELS``.
-        data: root of a data set that the method reads.
+        data: root of a data set that the method reads; None takes that of the run to resume.
         out: folder of the run.
         changes: fields of the method's ``Config`` and ``Recipe``.
-        options: fields of ``TrainOptions``, such as ``steps`` or ``resume``.
+        options: fields of ``TrainOptions``, such as ``steps`` or ``resume``. Those that are not
+            given, and fields that are not changed, are those of the run to resume.
 
     Returns:
         The run. A signal ends the process, after a last checkpoint, with ``SystemExit``.
     """
-    record, chosen = methods.get(method), TrainOptions.of(options)
+    record, stored = methods.get(method), _run_in(out) if options.get("resume") else None
+    if stored:
+        if stored.plan.method != method:
+            raise CheckpointError(
+                f"train: {out} is a run of {stored.plan.method}; it cannot resume as {method}"
+            )
+        options = {**stored.options, **options}
+        changes = {**stored.changes, **(changes or {})}
+        data = data or stored.data
+    if data is None:
+        raise ValueError(f"train: data is needed, the root of a data set; {out} holds no run")
+    chosen = TrainOptions.of(options)
     with (
         process_group(chosen.device, timeout_s=chosen.timeout_s) as ranks,
         hold(Path(out)) if ranks.first else nullcontext(),
@@ -320,6 +332,8 @@ class Trainer:
             f"validate, {len(split.test)} to test; {order.total} samples, "
             f"{plan.steps} steps of {order.batch}"
         )
+        if split.tested_unlabelled:
+            text += f"; {len(split.tested_unlabelled)} tested patients train too, without masks"
         if plan.micro_batch < order.batch:
             text += f", {plan.micro_batch} at once"
         if order.batch < self.recipe.batch:
@@ -328,21 +342,24 @@ class Trainer:
         return f"{text}; {ranks_text}{ranks.device}, {plan.precision}"
 
 
+def _run_in(out: str | os.PathLike[str]) -> Run | None:
+    """The run that a folder holds; None if it holds none."""
+    return Run.open(out) if (Path(out) / "run.json").exists() else None
+
+
 def _threads_of(out: str | os.PathLike[str]) -> int | None:
     """The number of threads that a run began under; None where there is none yet."""
-    if not (Path(out) / "run.json").exists():
-        return None
-    conditions = Run.open(out).conditions
-    return conditions.threads if conditions else None
+    stored = _run_in(out)
+    return stored.conditions.threads if stored and stored.conditions else None
 
 
 def _stored_run(out: str | os.PathLike[str], options: TrainOptions) -> Run | None:
     """The run to resume; None if the folder holds none."""
-    if not (Path(out) / "run.json").exists():
+    stored = _run_in(out)
+    if stored is None:
         return None
     if not options.resume:
         raise CheckpointError(f"train: {out} holds a run already; resume (--resume) continues it")
-    stored = Run.open(out)
     if options.split not in (None, stored.plan.split):
         raise CheckpointError(f"train: {out} was begun with another split of the patients")
     return stored

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+import cmrfast
 from cmrfast import cli
 from cmrfast.cli.app import app
 from tests.support.paths import ROOT
@@ -23,6 +24,44 @@ def test_help(run, arguments):
     code, output, _ = run(*arguments)
     assert code == 0
     assert "Usage: cmrfast" in output
+
+
+def test_version(run):
+    assert run("--version") == (0, f"cmrfast {cmrfast.__version__}\n", "")
+
+
+def test_help_needs_no_torch():
+    code = (
+        "import sys; from cmrfast import cli; sys.argv = ['cmrfast', *sys.argv[1:]]\n"
+        "try:\n    cli.main()\nexcept SystemExit as left:\n    assert not left.code\n"
+        "slow = {'torch', 'numpy', 'nibabel', 'matplotlib', 'rich'} & sys.modules.keys()\n"
+        "assert not slow, slow"
+    )
+    for words in (["--help"], ["--version"], ["train", "--help"], ["report", "--help"]):
+        subprocess.run([sys.executable, "-c", code, *words], check=True, capture_output=True)
+
+
+def test_what_takes_long_speaks_before_it_imports_torch():
+    code = (
+        "import sys; from cmrfast.cli import main, runs, train\n"
+        "def announce(text):\n"
+        "    assert 'torch' not in sys.modules; print(text); raise SystemExit\n"
+        "runs.announce = train.announce = announce\n"
+        "sys.argv = ['cmrfast', *sys.argv[1:]]; main()"
+    )
+    for words, text in {
+        "train joint_scar --data d --out o": "joint_scar: training o",
+        "train joint_scar --out o --resume": "joint_scar: resuming o",
+        "search joint_scar --data d --out o": "joint_scar: searching in o",
+        "predict r i --out o": "predicting with r",
+        "evaluate r": "evaluating r",
+        "report r": "reporting on r",
+        "verify r": "verifying r",
+        "demo --out o": "a demonstration in o",
+    }.items():
+        command = [sys.executable, "-c", code, *words.split()]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (0, f"{text}\n"), done.stderr
 
 
 def test_every_command_shows_an_example():

@@ -61,7 +61,7 @@ def test_train_evaluate_report_and_predict(run, image):
         code, out, errors = run(command, f"none{HOSTILE}")
         assert (code, out) == (1, "")
         assert is_safe(errors)
-        assert errors.count("\n") == 1
+        assert errors.count("\n") == 2
     given = [f"none{HOSTILE}.nii", f"is{HOSTILE}.nii"]
     shutil.copy(image, given[1])
     code, out, errors = run("predict", folder, *given, "--out", f"p{HOSTILE}")

@@ -1,6 +1,7 @@
 """The commands about runs: what they print, how they fail, their exit codes."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -37,9 +38,12 @@ def test_from_training_to_a_report(run, tmp_path):
     assert (opened.recipe.lr, opened.config.channels) == (1e-3, (4, 4, 4, 4))
     code, out, _ = run("evaluate", "r")
     assert code == 0
-    title, heads, scores = out.splitlines()
-    assert (title, heads.strip()) == ("siamese_lesion, test: mean (SD)", "this run")
-    assert scores.startswith("accuracy  ")
+    title, _, heads, scores, *notes = out.splitlines()
+    assert title == "siamese_lesion, test: 1 patient; mean (SD)"
+    assert heads.split() == ["this", "run", "n", "empty"]
+    assert scores.split()[0] == "accuracy"
+    assert scores.split()[2:] == ["1", "-"]
+    assert [note.partition(":")[0] for note in notes] == ["note", "note"]
     code, out, _ = run("evaluate", "r", "--split", "all", "--json")
     assert len(json.loads(out)["rows"]) == 6
     assert (tmp_path / "r" / "evaluation-all.csv").exists()
@@ -47,6 +51,29 @@ def test_from_training_to_a_report(run, tmp_path):
     assert (code, out) == (0, "r/report.html\n")
     assert train(run, "--out", "r", "--steps", 4, "--resume", "--set", "lr=1e-3", *SMALL)[0] == 0
     assert Run.open("r").checkpoint().step == 4
+
+
+def test_a_run_resumes_with_its_own_options(run):
+    options = ["--steps", 2, "--seed", 3, "--precision", "bfloat16", "--micro-batch", 4]
+    train(run, "--out", "r", *options, "--lr", "1e-3", *SMALL)
+    begun = Run.open("r").plan
+    code, _, errors = run("train", "siamese_lesion", "--out", "r", "--resume", "--steps", 3)
+    assert code == 0, errors
+    assert Run.open("r").plan == replace(begun, steps=3)
+    assert (begun.seed, begun.precision, begun.recipe["lr"]) == (3, "bfloat16", 1e-3)
+    code, _, errors = run("train", "siamese_lesion", "--out", "r", "--resume", "--seed", 4)
+    assert code == 1
+    assert "was written for seed=3, this model is seed=4" in errors
+    code, _, errors = run("train", "joint_scar", "--out", "r", "--resume")
+    assert (code, errors.splitlines()[1]) == (
+        1,
+        "cmrfast: train: r is a run of siamese_lesion; it cannot resume as joint_scar",
+    )
+    code, _, errors = run("train", "siamese_lesion", "--out", "s", "--resume")
+    assert (code, errors.splitlines()[1]) == (
+        1,
+        "cmrfast: train: data is needed, the root of a data set; s holds no run",
+    )
 
 
 def test_patients_may_be_named(run, tmp_path):
@@ -63,23 +90,30 @@ def test_sequences_of_patients_may_be_named(run, tmp_path):
     split = Split(Part({"subject1": ("T1",)}), ("subject2",), ())
     split.save(tmp_path / "patients.json")
     code, _, errors = train(run, "--out", "r", "--patients", "patients.json", *SMALL)
-    assert (code, errors) == (1, "cmrfast: image: subject1 has no T1 image; it has none\n")
+    assert (code, errors.splitlines()[1:]) == (
+        1,
+        ["cmrfast: image: subject1 has no T1 image; it has none"],
+    )
     (tmp_path / "patients.json").write_text('{"train": {"subject1": "T1"}}')
     code, _, errors = train(run, "--out", "r", "--patients", "patients.json", *SMALL)
-    assert (code, errors.count("\n")) == (1, 1)
-    assert errors.startswith("cmrfast: load: patients.json must map train, validate and test to")
+    assert (code, errors.count("\n")) == (1, 2)
+    assert "cmrfast: load: patients.json must map train, validate and test to" in errors
 
 
 def test_failures_are_one_line(run):
     train(run, "--out", "r", "--steps", 1, *SMALL)
     code, _, errors = train(run, "--out", "r", *SMALL)
     assert code == 1
-    assert errors == "cmrfast: train: r holds a run already; resume (--resume) continues it\n"
+    said, error = errors.splitlines()
+    assert said == "siamese_lesion: training r"
+    assert error == "cmrfast: train: r holds a run already; resume (--resume) continues it"
     code, _, errors = run("evaluate", "nothing")
-    assert (code, errors) == (1, "cmrfast: open_run: nothing holds no run.json; is it a run?\n")
+    said, error = errors.splitlines()
+    assert (code, said) == (1, "evaluating nothing")
+    assert error == "cmrfast: open_run: nothing holds no run.json; is it a run?"
     code, _, errors = run("predict", "r", "gone.nii", "--out", "p")
     assert code == 1
-    assert errors.count("\n") == 1
+    assert errors.count("\n") == 2
     assert "failed: gone.nii: predict: gone.nii is neither a file nor a folder" in errors
 
 
@@ -88,7 +122,26 @@ def test_failures_are_one_line(run):
     [
         (["train", "unet", "--data", "d", "--out", "o"], "METHOD must be one of siamese_lesion"),
         (["train", "siamese_lesion", "--data", "d"], "Missing option '--out'"),
-        (["train", "siamese_lesion", "--data", "d", "--out", "o", "--varient", "pure"], "fields"),
+        (["train", "siamese_lesion", "--out", "o"], "--data is needed"),
+        (["train", "joint_scra", "--data", "d", "--out", "o"], "did you mean joint_scar?"),
+        (
+            ["train", "siamese_lesion", "--data", "d", "--out", "o", "--varient", "pure"],
+            "--varient is neither an option nor a field of siamese_lesion; did you mean --variant? "
+            "cmrfast train siamese_lesion --help lists all",
+        ),
+        (["train", "siamese_lesion", "--data", "d", "--out", "o", "--step", "9"], "mean --steps?"),
+        (
+            ["train", "siamese_lesion", "--data", "d", "--out", "o", "--lr", "abc"],
+            "lr must be a number; got 'abc'",
+        ),
+        (
+            ["train", "siamese_lesion", "--data", "d", "--out", "o", "--precision", "fp16"],
+            "'fp16' is not one of 'float32', 'bfloat16', 'float16'",
+        ),
+        (
+            ["train", "siamese_lesion", "--data", "d", "--out", "o", "--recipe", "papr"],
+            "got 'papr'; did you mean paper?",
+        ),
         (["train", "siamese_lesion", "--data", "d", "--out", "o", "--variant"], "--field value"),
         (["train", "siamese_lesion", "--data", "d", "--out", "o", "--steps", "0"], "at least 1"),
         (

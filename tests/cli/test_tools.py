@@ -101,6 +101,32 @@ def test_compare_prints_every_metric(run, tmp_path, monkeypatch):
     assert "must lie on one grid" in errors
 
 
+def test_compare_refuses_images(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mask = torch.zeros(1, 10, 10, 2, dtype=torch.uint8)
+    many = torch.arange(200, dtype=torch.int16).view(1, 10, 10, 2) % 65
+    for name, data in {"mask": mask, "many": many, "image": mask + 0.25}.items():
+        write_nifti(f"{name}.nii", Volume(data, torch.eye(4)))
+    write_nifti("labels.nii", Volume(many % 64, torch.eye(4)))
+    assert run("compare", "labels.nii", "mask.nii")[0] == 0
+    must = "must be a mask of whole numbers, at most 64 of them; it holds"
+    for words, problem in {
+        ("mask.nii", "many.nii"): f"many.nii {must} 65 values",
+        ("image.nii", "mask.nii"): f"image.nii {must} the value 0.25",
+    }.items():
+        code, out, errors = run("compare", *words)
+        assert (code, out) == (1, "")
+        assert errors == f"cmrfast: compare: {problem}; is it an image?\n"
+
+
+def test_check_of_a_folder_without_dicom(run, tmp_path, monkeypatch):
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG")
+    monkeypatch.setitem(sys.modules, "pydicom", None)  # as where it is not installed
+    code, out, _ = run("check", tmp_path)
+    assert code == 1
+    assert f"fault: read_dicom_folder: {tmp_path}: holds no DICOM image" in out
+
+
 def test_info_tells_backends_and_reasons(run):
     code, out, _ = run("info", "--json")
     found = json.loads(out)

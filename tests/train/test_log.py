@@ -1,6 +1,7 @@
 """The log: cut to a checkpoint without ever being lost, read whatever stands in it."""
 
 import errno
+import io
 import json
 import os
 
@@ -79,6 +80,62 @@ def test_what_does_not_end_is_refused(tmp_path):
         file.truncate(1 << 40)
     with pytest.raises(FileError, match="larger than 4 GiB"):
         read_log(path)
+
+
+class Stream(io.StringIO):
+    """A terminal, or not."""
+
+    def __init__(self, tty):
+        super().__init__()
+        self.tty = tty
+
+    def isatty(self):
+        return self.tty
+
+
+@pytest.mark.parametrize("tty", [True, False])
+def test_lines_end_before_the_next_begins(tmp_path, tty):
+    stream = Stream(tty)
+    with Log(tmp_path / "log.jsonl", start=0, steps=9, stream=stream) as log:
+        log.step(1, {"loss": 1.0})
+        log.say("stopped after step 1")
+        log.step(9, {"loss": 1.0})
+        log.validation(9, 0.5)
+    lines = stream.getvalue().replace("\r\033[K", "").split("\n")
+    assert lines[1] == "stopped after step 1"
+    assert lines[2].startswith("step 9/9  loss 1")
+    assert lines[3:] == ["step 9/9  validation score 0.5", ""]
+
+
+def test_a_line_that_is_rewritten_ends_with_the_log(tmp_path):
+    stream = Stream(tty=True)
+    with Log(tmp_path / "log.jsonl", start=0, steps=2, stream=stream) as log:
+        log.step(1, {"loss": 1.0})
+        log.step(2, {"loss": 0.5})
+    assert stream.getvalue().count("\r\033[K") == 2
+    assert stream.getvalue().count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "steps", "said"),
+    [
+        (10, 1000, None),  # under three hours
+        (10, 20_000, "the other 19998 steps take about 2.3 days"),
+        (300, 500, "the other 499 steps take about 1.7 days"),  # said after the first step
+    ],
+)
+def test_days_are_said_once(tmp_path, monkeypatch, seconds, steps, said):
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    stream = Stream(tty=False)
+    with Log(tmp_path / "log.jsonl", start=0, steps=steps, stream=stream) as log:
+        for step in range(1, 6):
+            now[0] += seconds
+            log.step(step, {"loss": 1.0})
+    text = stream.getvalue()
+    assert text.count("at this pace") == (said is not None)
+    assert said is None or f"at this pace {said}; --steps sets fewer" in text
+    assert ("left about 2.3 days" in text) == (steps == 20_000)
 
 
 def test_tensorboard_keeps_the_last_step_before_a_resume(tmp_path, monkeypatch):

@@ -129,6 +129,27 @@ def test_a_split_of_ones_own_is_kept(tmp_path):
         run_training(tmp_path / "other", split=Split(("nobody",), own.validate, own.test))
 
 
+def test_a_run_resumes_with_its_own_options_and_fields(tmp_path):
+    options = {"seed": 3, "micro_batch": 4, "precision": "bfloat16", "channels_last": True}
+    begun = run_training(tmp_path / "run", steps=2, **options)
+    resumed = train("siamese_lesion", None, tmp_path / "run", resume=True, steps=3)
+    assert resumed.plan == replace(begun.plan, steps=3)
+    assert resumed.conditions.channels_last
+    whole = run_training(tmp_path / "whole", steps=3, **options)
+    same(weights(resumed), weights(whole))
+    with pytest.raises(CheckpointError, match=r"run of siamese_lesion; it cannot resume as new_l"):
+        train("new_lesions", "nowhere", tmp_path / "run", resume=True)
+    with pytest.raises(ValueError, match=r"^train: data is needed, .*; .*other holds no run$"):
+        train("siamese_lesion", None, tmp_path / "other", resume=True)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cud", "cuda:", "mps", "cuda:x"])
+def test_an_unknown_device_is_refused(tmp_path, device):
+    with pytest.raises(ValueError, match=r"^device: must be auto, cpu, cuda or cuda:N; got") as e:
+        run_training(tmp_path / "run", device=device)
+    assert str(e.value).endswith("; did you mean cuda?") == (device != "mps")
+
+
 @pytest.mark.parametrize("name", ["steps", "epochs", "micro_batch"])
 def test_a_count_below_one_is_refused(tmp_path, name):
     with pytest.raises(ValueError, match=rf"^train: {name} must be at least 1; got 0$"):

@@ -53,6 +53,15 @@ class Split:
             if isinstance(part, Part) and part.unlabelled:
                 raise ValueError("Split: only the training part may have unlabelled sequences")
 
+    @property
+    def tested_unlabelled(self) -> dict[str, tuple[str, ...]]:
+        """Sequences of the test part that train as well, without their masks, by patient."""
+        if not (isinstance(self.train, Part) and isinstance(self.test, Part)):
+            return {}
+        tested, unlabelled = self.test.sequences, self.train.unlabelled
+        both = {n: tuple(s for s in tested[n] if s in unlabelled.get(n, ())) for n in tested}
+        return {name: sequences for name, sequences in both.items() if sequences}
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the split as JSON, atomically."""
         try:

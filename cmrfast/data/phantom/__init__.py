@@ -18,6 +18,7 @@ from cmrfast.data.phantom.heart_sets import (
     write_myops,
     write_t1_lge,
 )
+from cmrfast.data.phantom.marker import mark_synthetic
 from cmrfast.errors import FileError
 
 _Write = Callable[[Path, int, int, np.random.Generator, float], None]
@@ -87,6 +88,7 @@ def write_phantoms(
         root.mkdir(parents=True, exist_ok=True)
         if any(root.iterdir()):
             raise FileError(f"write_phantoms: {root} must be a new or empty folder; it holds files")
+        mark_synthetic(root)
         for number in range(1, cases + 1):
             rng = np.random.default_rng([seed, number])
             write(root, number, cases, rng, float(shrink))

@@ -4,7 +4,7 @@ from cmrfast.methods.adversarial_transfer.images import STRUCTURES, Segmentation
 from cmrfast.methods.adversarial_transfer.protocols import PROTOCOLS, protocol_split
 from cmrfast.methods.adversarial_transfer.published import PUBLISHED
 from cmrfast.methods.adversarial_transfer.recipes import RECIPES
-from cmrfast.methods.adversarial_transfer.task import AdversarialTransferTask
+from cmrfast.methods.adversarial_transfer.task import OVERLAPS, AdversarialTransferTask
 from cmrfast.methods.method import LogUniform, Method, Objective, Uniform
 from cmrfast.models.adversarial_transfer import AdversarialTransfer, Config, Recipe, loss, step
 
@@ -30,6 +30,7 @@ METHOD = Method(
     },
     single_image="LGE",
     structures={value: name for name, value in STRUCTURES.items()},
+    overlaps=OVERLAPS,
     published=PUBLISHED,
     recipes=RECIPES,
 )

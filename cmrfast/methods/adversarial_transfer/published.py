@@ -5,6 +5,11 @@ from cmrfast.methods.adversarial_transfer.protocols import PROTOCOLS
 from cmrfast.methods.method import Published
 
 _PROTOCOL_OF = {"": "table 2", "median": "table 3", "patients 4 and 5": "table 1"}
+_NETWORKS = {
+    "u": "generator alone (u)",
+    "u_a": "with adversary (u_a)",
+    "u_a_t": "with adversary and transfer (u_a_t)",
+}
 _TABLES = {
     "dice_percent": {
         "u, patients 4 and 5": "70.5 50.0 70.0",
@@ -46,7 +51,9 @@ def _row(name: str) -> Published:
         if name in rows
         for structure, cell in zip(STRUCTURES, rows[name].split(), strict=True)
     }
-    return Published(PROTOCOLS[_PROTOCOL_OF[name.partition(", ")[2]]], cells)
+    variant, _, measured = name.partition(", ")
+    title = ", ".join(filter(None, (_NETWORKS[variant], measured)))
+    return Published(title, PROTOCOLS[_PROTOCOL_OF[measured]], cells)
 
 
 PUBLISHED = {name: _row(name) for name in _TABLES["dice_percent"]}

@@ -1,5 +1,6 @@
 """adversarial_transfer on images: three sequences of MS-CMRSeg, a sample a crop of a slice."""
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -18,11 +19,22 @@ from cmrfast.methods.adversarial_transfer.images import (
 )
 from cmrfast.methods.adversarial_transfer.transfer import borrowed_masks
 from cmrfast.methods.preparation import Preparation, Source, prepare_cases
-from cmrfast.methods.task import Batch, Feed, Output, Picture, Prediction, Row, Task
+from cmrfast.methods.task import (
+    Batch,
+    Feed,
+    Output,
+    Picture,
+    Prediction,
+    Presence,
+    Row,
+    Task,
+    presence,
+)
 from cmrfast.metrics import dice, jaccard, surface_distances
 from cmrfast.models.adversarial_transfer import AdversarialTransfer, Config, Recipe
 
 _LGE, _OTHERS = "LGE", ("C0", "T2")
+OVERLAPS = {f"{name}_{score}": name for name in STRUCTURES for score in ("dice_percent", "jaccard")}
 
 
 def _prepare(source: Source[Config, Recipe]) -> Tensors:
@@ -117,15 +129,20 @@ class AdversarialTransferTask(Task[AdversarialTransfer, Config, Recipe]):
         return Prediction({"labels": Output(labels, case.images[_LGE])}, facts)
 
     def evaluate(self, model: AdversarialTransfer, case: Case) -> list[Row]:
-        """One row: 3-D Dice, Jaccard and surface distances of each structure; mean Dice."""
+        """One row: 3-D Dice, Jaccard and surface distances of each structure; mean Dice.
+
+        The mean leaves out a structure that both masks lack.
+        """
         if _LGE not in case.labels:
             return []
         image = self._image(case)
         truth = case.mask_on(image, _LGE)
         labels = self._segment(model, image).data[0].cpu()
         scores: dict[str, float] = {}
+        present: dict[str, Presence] = {}
         for name, value in STRUCTURES.items():
             pair = labels == value, truth.data[0] == value
+            present[name] = presence(pair[1].any(), pair[0].any())
             distances = surface_distances(*pair, image.spacing_mm)
             scores |= {
                 f"{name}_dice_percent": 100 * dice(*pair).item(),
@@ -134,8 +151,9 @@ class AdversarialTransferTask(Task[AdversarialTransfer, Config, Recipe]):
                 f"{name}_hausdorff_mm": distances.hausdorff_mm,
                 f"{name}_hd95_mm": distances.hd95_mm,
             }
-        each = [scores[f"{name}_dice_percent"] for name in STRUCTURES]
-        return [Row({"case": case.name}, scores | {"dice_percent": sum(each) / len(each)})]
+        each = [scores[f"{n}_dice_percent"] for n, which in present.items() if which != "neither"]
+        mean = sum(each) / len(each) if each else math.nan
+        return [Row({"case": case.name}, scores | {"dice_percent": mean}, present)]
 
     def picture(self, model: AdversarialTransfer, case: Case) -> Picture:
         """The LGE stack with its labels."""

@@ -26,5 +26,6 @@ METHOD = Method(
         "registration_weight": LogUniform(0.1, 10),
     },
     structures={value: name for name, value in STRUCTURES.items()},
+    units="pairs of slices",
     published=PUBLISHED,
 )

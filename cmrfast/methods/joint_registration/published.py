@@ -18,8 +18,17 @@ _PROTOCOLS = {
     "35": "35 patients to train, 5 to validate, 5 to test, pairs of slices",
 }
 
+_TITLES = {
+    "before": "before registration",
+    "stn, 25": "registration alone (stn), 25 patients",
+    "stn, 35": "registration alone (stn), 35 patients",
+    "joint, 25": "joint network (joint), 25 patients",
+    "joint, 35": "joint network (joint), 35 patients",
+}
+
 PUBLISHED = {
     name: Published(
+        _TITLES[name],
         _PROTOCOLS.get(name[-2:], "the test patients before registration"),
         dict(zip(DISTANCES, cells, strict=True)) | (_DICE if name == "joint, 35" else {}),
     )

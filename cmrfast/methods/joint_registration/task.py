@@ -69,8 +69,8 @@ class JointRegistrationTask(Task[JointRegistration, Config, Recipe]):
     """Learns from pairs of slices that both show ventricle and myocardium; scored on such pairs.
 
     Rows have the distances in mm between the cine labels and the LGE labels moved by theta,
-    ``before_…`` those between both unmoved, and for variant ``joint`` the mean Dice of the three
-    structures in both segmentations.
+    ``before_…`` those between both unmoved, and for variant ``joint`` the mean Dice of both
+    segmentations over the structures that the labels or the prediction have.
     """
 
     preparations = (PAIRS,)
@@ -240,9 +240,12 @@ class _PairFeed:
 
 
 def _mean_dice(labels: Tensor, reference: Tensor) -> float:
-    """Mean over the three structures."""
-    classes = torch.tensor(list(STRUCTURES.values())).view(-1, 1, 1)
-    return dice(labels == classes, reference == classes, batch_axes=1).mean().item()
+    """Mean over the structures that either has."""
+    classes = torch.tensor([s for s in STRUCTURES.values() if s in labels or s in reference])
+    if not len(classes):
+        return math.nan
+    masks = (side == classes.view(-1, 1, 1) for side in (labels, reference))
+    return dice(*masks, batch_axes=1).mean().item()
 
 
 def _patient_row(rows: Sequence[Row]) -> Row:

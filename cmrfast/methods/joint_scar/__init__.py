@@ -2,7 +2,7 @@
 
 from cmrfast.methods.joint_scar.images import probabilities, segment
 from cmrfast.methods.joint_scar.published import PUBLISHED
-from cmrfast.methods.joint_scar.task import JointScarTask
+from cmrfast.methods.joint_scar.task import OVERLAPS, JointScarTask
 from cmrfast.methods.method import LogUniform, Method, Objective, Uniform
 from cmrfast.models.joint_scar import Config, JointScar, Recipe, loss
 
@@ -29,5 +29,7 @@ METHOD = Method(
     mean_loss=lambda config: config.dice_over == "image",
     single_image="LGE",
     structures={1: "myocardium", 2: "scar"},
+    units="slices",
+    overlaps=OVERLAPS,
     published=PUBLISHED,
 )

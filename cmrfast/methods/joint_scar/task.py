@@ -18,8 +18,10 @@ from cmrfast.methods.task import (
     Output,
     Picture,
     Prediction,
+    Presence,
     Row,
     Task,
+    presence,
     rows_of_columns,
 )
 from cmrfast.metrics import dice, precision, recall
@@ -27,6 +29,12 @@ from cmrfast.models.joint_scar import Config, JointScar, Recipe
 
 _SEQUENCE = "LGE"
 _CLASSES = ("myocardium", "scar")  # scar lies in the myocardium, no-reflow in the scar
+OVERLAPS = {
+    "scar_dice": "scar",
+    "scar_precision": "scar",
+    "scar_recall": "scar",
+    "myocardium_dice": "myocardium",
+}
 
 
 def _prepare(source: Source[Config, Recipe]) -> Tensors:
@@ -84,24 +92,26 @@ class JointScarTask(Task[JointScar, Config, Recipe]):
     def evaluate(self, model: JointScar, case: Case) -> list[Row]:
         """A row a slice: Dice, precision and recall of the scar, Dice of the myocardium.
 
-        Where neither the reference nor the prediction has any, these are 1; ``scar_pixels``, of the
-        reference, identifies such slices.
+        Where neither the reference nor the prediction has any, these are 1; ``present`` identifies
+        such slices.
         """
         if _SEQUENCE not in case.labels:
             return []
         image, reference = _annotated(case, self.recipe)
         truth = dict(zip(_CLASSES, (pack_slices(mask[None]) for mask in reference), strict=True))
         scores: dict[str, Tensor] = {}
+        present: dict[str, list[Presence]] = {}
         for name, mask in self._segment(model, image).items():
             pair = pack_slices(mask.data), truth[name]
+            predicted, real = (side.flatten(1).any(1).tolist() for side in pair)
+            present[name] = [presence(*slice_) for slice_ in zip(real, predicted, strict=True)]
             scores[f"{name}_dice"] = dice(*pair, batch_axes=1)
             if name == "scar":
                 scores["scar_precision"] = precision(*pair, batch_axes=1)
                 scores["scar_recall"] = recall(*pair, batch_axes=1)
         pixels = truth["scar"].flatten(1).sum(1, dtype=torch.int64).tolist()
-        return rows_of_columns(
-            case.name, {"slice": range(len(pixels)), "scar_pixels": pixels}, scores
-        )
+        ids = {"slice": range(len(pixels)), "scar_pixels": pixels}
+        return rows_of_columns(case.name, ids, scores, present)
 
     def picture(self, model: JointScar, case: Case) -> Picture:
         """The stack; label 1 is myocardium, 2 scar."""

@@ -25,4 +25,5 @@ METHOD = Method(
         "on_lesion": Uniform(0.2, 1.0),
     },
     structures={1: "new lesion"},
+    overlaps={"dice": "new_lesions"},
 )

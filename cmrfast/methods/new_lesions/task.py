@@ -14,7 +14,7 @@ from cmrfast.methods.new_lesions.histogram import histogram_landmarks
 from cmrfast.methods.new_lesions.images import NewLesionMap, align, normalise, segment
 from cmrfast.methods.new_lesions.sampling import PatchFeed
 from cmrfast.methods.preparation import Preparation, Source, prepare_cases
-from cmrfast.methods.task import Facts, Output, Picture, Prediction, Row, Task
+from cmrfast.methods.task import Facts, Output, Picture, Prediction, Row, Task, presence
 from cmrfast.metrics import connected_components, dice, lesion_scores
 from cmrfast.models.new_lesions import Config, NewLesions, Recipe
 from cmrfast.ops import resample
@@ -159,7 +159,8 @@ class NewLesionsTask(Task[NewLesions, Config, Recipe]):
                 "precision": scores.precision,
             }
         ids["false"] = scores.false_count
-        return [Row(ids, values | {"false_mm3": scores.false_volume_mm3})]
+        present = {"new_lesions": presence(scores.reference_count, result.data.any())}
+        return [Row(ids, values | {"false_mm3": scores.false_volume_mm3}, present)]
 
     def picture(self, model: NewLesions, case: Case) -> Picture:
         """The later image with both masks."""

@@ -1,4 +1,4 @@
-"""siamese_lesion: lesion patches of T1 maps, learned beside LGE."""
+"""siamese_lesion: classifies patches of T1 maps; LGE is needed only for training."""
 
 from cmrfast.methods.method import LogUniform, Method, Objective, Uniform
 from cmrfast.methods.siamese_lesion.images import LesionMap, classify
@@ -26,5 +26,6 @@ METHOD = Method(
         "dropout_full": Uniform(0.0, 0.6),
     },
     structures={1: "lesion"},
+    units="patches",
     published=PUBLISHED,
 )

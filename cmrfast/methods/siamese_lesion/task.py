@@ -22,6 +22,7 @@ from cmrfast.methods.task import (
     Prediction,
     Row,
     Task,
+    presence,
     rows_of_columns,
 )
 from cmrfast.metrics import balanced_accuracy
@@ -137,7 +138,9 @@ class SiameseLesionTask(Task[SiameseLesion, Config, Recipe]):
                 "patch": samples.tolist(),
                 "lesion": labels.tolist(),
             }
-            rows += rows_of_columns([names[k] for k in volume.tolist()], ids, scores)
+            found = zip(labels.tolist(), logits.argmax(1).tolist(), strict=True)
+            present = {"lesion": [presence(*patch) for patch in found]}
+            rows += rows_of_columns([names[k] for k in volume.tolist()], ids, scores, present)
         return sorted(rows, key=lambda row: row.ids["patch"])
 
     def pooled(self, rows: Sequence[Row]) -> dict[str, float]:

@@ -1,15 +1,14 @@
 """A report: one HTML page of a run, with curves, tables, and pictures to scroll through."""
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from cmrfast import viz
 from cmrfast.atomic import atomic_write
-from cmrfast.methods import Objective, Row
-from cmrfast.runs.evaluate import evaluate
+from cmrfast.methods import Objective
+from cmrfast.runs.evaluate import Evaluation, evaluate
 from cmrfast.runs.report.figures import draw_curves
 from cmrfast.runs.report.page import render
 from cmrfast.train.log import read_log
@@ -39,36 +38,42 @@ def report(run: Run, *, part: str = "test", data: str | None = None, device: str
         evaluation.save(run.path)
         task, model = run.task(device=ranks.device), run.model(device=ranks.device)
         cases = {case.name: case for case in run.cases(part, data)}
-        chosen = _best_median_worst(run.method.objective, evaluation.rows)
+        chosen = _choose_cases(run.method.objective, evaluation)
         with torch.inference_mode():
             pictures = {title: task.picture(model, cases[name]) for title, name in chosen.items()}
-    curves = draw_curves(read_log(run.path / "log.jsonl"))
+    log = read_log(run.path / "log.jsonl")
+    curves = draw_curves(log)
     (run.path / "figures").mkdir(exist_ok=True)
     _write(run.path / "figures" / "curves.png", curves)
     for title, picture in pictures.items():
         place = run.path / "figures" / f"{title.split()[0]}.png"
         viz.overlay(picture.image, picture.predicted, place, names=run.method.structures)
-    _write(page, render(run, evaluation, curves, pictures).encode())
+    _write(page, render(run, evaluation, log, curves, pictures).encode())
     return page
 
 
-def _best_median_worst(objective: Objective, rows: Sequence[Row]) -> dict[str, str]:
-    """Titles and names of three cases, by the mean of the method's objective."""
-    by_case: dict[str, list[Row]] = {}
-    for row in rows:
-        by_case.setdefault(row.case, []).append(row)
-    means = {name: objective.mean(of_case) for name, of_case in by_case.items()}
+def _choose_cases(objective: Objective, evaluation: Evaluation) -> dict[str, str]:
+    """Titles and names of up to three cases, by the mean of the method's objective.
+
+    Cases without a value, such as those whose masks are both empty, have no rank.
+    """
+    names = dict.fromkeys(row.case for row in evaluation.rows)
+    means = {
+        name: summary[objective.name].mean
+        for name in names
+        if objective.name in (summary := evaluation.summary(name))
+    }
     means = {name: mean for name, mean in means.items() if not math.isnan(mean)}
-    if not means:
-        return {}
     ranked = sorted(means, key=lambda name: means[name], reverse=objective.maximise)
-    places = {"best": 0, "median": len(ranked) // 2, "worst": len(ranked) - 1}
-    titles: dict[str, str] = {}
-    for title, place in places.items():
-        name = ranked[place]
-        if name not in titles.values():
-            titles[f"{title} ({name}, {objective.name} {means[name]:.3g})"] = name
-    return titles
+    count = len(ranked)
+    places = {"best": 0, "median": count // 2, "worst": count - 1}
+    if count < 3:
+        places = {"best": 0, "worst": 1} if count == 2 else {"only": 0} if count else {}
+    chosen = {title: ranked[place] for title, place in places.items()}
+    return {
+        f"{title} of {count} scored ({name}, {objective.name} {means[name]:.3g})": name
+        for title, name in chosen.items()
+    }
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -11,7 +11,7 @@ _FACTS = {"step", "lr", "epoch", "samples_per_s", "waited_share", "validation"}
 
 
 def draw_curves(records: Sequence[Mapping[str, Any]]) -> bytes:
-    """Losses over steps, and validation scores where there are any.
+    """Losses over steps, and validation scores where there are enough for a curve.
 
     Args:
         records: lines of the run's log.
@@ -19,27 +19,36 @@ def draw_curves(records: Sequence[Mapping[str, Any]]) -> bytes:
     from matplotlib.figure import Figure
 
     steps = [record for record in records if "loss" in record]
-    scores = [r for r in records if r.get("validation") is not None]
+    scores = validations(records)
+    curve = len(scores) > 1
     figure = Figure((9, 3.2), layout="constrained")
-    panels = figure.subplots(1, 2 if scores else 1, squeeze=False)[0]
+    panels = figure.subplots(1, 2 if curve else 1, squeeze=False)[0]
     names = [name for name in (steps[-1] if steps else {}) if name not in _FACTS]
-    for name in names:
-        x = [record["step"] for record in steps if name in record]
-        y = [record[name] for record in steps if name in record]
-        panels[0].plot(x, _smooth(y), label=name, linewidth=1.2)
+    # The loss that is minimised last, above its parts; a part that is all of it would hide it.
+    losses = {n: [(r["step"], r[n]) for r in steps if n in r] for n in names}
+    total = losses.pop("loss", [])
+    for name, points in [*losses.items(), ("loss", total)]:
+        if points and (name == "loss" or points != total):
+            x, y = zip(*points, strict=True)
+            style = {"color": "black", "linewidth": 1.8} if name == "loss" else {"linewidth": 1.0}
+            panels[0].plot(x, _smooth(y), label=name, **style)
     panels[0].set(xlabel="step", ylabel="loss (running mean)")
-    if names:
+    panels[0].xaxis.get_major_locator().set_params(integer=True)
+    if total:
         panels[0].legend(frameon=False)
-    if scores:
-        panels[1].plot(
-            [r["step"] for r in scores], [r["validation"] for r in scores], "o-", markersize=3
-        )
-        panels[1].set(xlabel="step", ylabel="validation score")
+    if curve:
+        panels[1].plot(*zip(*scores, strict=True), "o-", markersize=3)
+        panels[1].set(xlabel="step", ylabel="validation score (higher is better)")
     for panel in panels:
         panel.spines[["top", "right"]].set_visible(False)
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=130, metadata={"Software": None})
     return file.getvalue()
+
+
+def validations(records: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
+    """Step and score of every validation that had a score."""
+    return [(r["step"], r["validation"]) for r in records if r.get("validation") is not None]
 
 
 def draw_slice(picture: Picture, k: int, names: Mapping[int, str]) -> bytes:

@@ -1,0 +1,73 @@
+"""What a reader has to know before the scores of a run: who was scored, and how it trained."""
+
+from collections.abc import Sequence
+
+from cmrfast.data.datasets.case import Case
+from cmrfast.data.phantom.marker import is_synthetic
+from cmrfast.methods import Row
+from cmrfast.train.log import read_log
+from cmrfast.train.run import Run
+
+#: Fewer patients than this say little, however many slices they have.
+_FEW_PATIENTS = 10
+#: A network that has seen less than this part of its recipe's epochs is called hardly trained.
+_HARDLY = 0.1
+
+
+def notes_on(run: Run, part: str, cases: Sequence[Case], rows: Sequence[Row]) -> list[str]:
+    """Sentences that go with every table of these scores, the gravest first.
+
+    Args:
+        run: whose network was scored.
+        part: of its split, or all.
+        cases: that were to be scored.
+        rows: of those that have labels.
+    """
+    found = [_synthetic(cases), _hardly_trained(run), _few(rows), _unlabelled(cases, rows)]
+    found.append(_also_trained(run) if part == "test" else None)
+    return [note for note in found if note]
+
+
+def _synthetic(cases: Sequence[Case]) -> str | None:
+    if not any(is_synthetic(path) for case in cases for path in case.images.values()):
+        return None
+    return "The patients are synthetic: these scores say nothing about real ones."
+
+
+def _hardly_trained(run: Run) -> str | None:
+    epochs = [record["epoch"] for record in read_log(run.path / "log.jsonl") if "epoch" in record]
+    published = run.method.recipe().epochs
+    if not epochs or epochs[-1] + 1 >= _HARDLY * published:
+        return None
+    return (
+        f"The network is hardly trained: it stopped in epoch {epochs[-1] + 1} "
+        f"of the recipe's {published}."
+    )
+
+
+def _few(rows: Sequence[Row]) -> str | None:
+    count = len({row.case for row in rows})
+    if count >= _FEW_PATIENTS:
+        return None
+    words = {0: "No patient is", 1: "Only 1 patient is"}.get(count, f"Only {count} patients are")
+    return f"{words} scored: fewer than {_FEW_PATIENTS} say little about others."
+
+
+def _unlabelled(cases: Sequence[Case], rows: Sequence[Row]) -> str | None:
+    scored = {row.case for row in rows}
+    missing = [case.name for case in cases if case.name not in scored]
+    if not missing:
+        return None
+    names = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
+    return f"Without the labels to be scored: {len(missing)} of {len(cases)} patients ({names})."
+
+
+def _also_trained(run: Run) -> str | None:
+    both = run.plan.split.tested_unlabelled
+    if not both:
+        return None
+    sequences = ", ".join(sorted({name for names in both.values() for name in names}))
+    return (
+        f"{sequences} of {len(both)} tested patients trained as well, without masks: "
+        "these are not scores of patients whom the network has never seen."
+    )

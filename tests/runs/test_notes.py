@@ -1,0 +1,77 @@
+"""What is said before the scores of a run."""
+
+from dataclasses import replace
+
+import pytest
+
+from cmrfast.data.datasets import Part, Split
+from cmrfast.data.datasets.case import Case
+from cmrfast.data.phantom import write_phantoms
+from cmrfast.data.phantom.marker import is_synthetic
+from cmrfast.methods import Row
+from cmrfast.runs.notes import notes_on
+from cmrfast.train import Run, train
+from tests.support import training_task
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    training_task.install(monkeypatch.setattr)
+    changes = training_task.SMALL
+    return train("siamese_lesion", "nowhere", tmp_path / "run", epochs=2, changes=changes)
+
+
+def scored(count):
+    return [Row({"case": f"subject{n}"}, {"accuracy": 1.0}) for n in range(1, count + 1)]
+
+
+def test_few_patients_and_few_epochs(run):
+    cases = training_task.cases()
+    assert notes_on(run, "all", cases, scored(6)) == [
+        "The network is hardly trained: it stopped in epoch 2 of the recipe's 300.",
+        "Only 6 patients are scored: fewer than 10 say little about others.",
+    ]
+    assert notes_on(run, "test", cases[:1], scored(1))[1].startswith("Only 1 patient is scored")
+
+
+def test_a_trained_network_and_enough_patients_need_no_note(run):
+    log = run.path / "log.jsonl"
+    log.write_text('{"step": 900, "loss": 1.0, "epoch": 29}\n')
+    assert notes_on(run, "all", training_task.cases(10), scored(10)) == []
+    log.write_text('{"step": 870, "loss": 1.0, "epoch": 28}\n')
+    assert len(notes_on(run, "all", training_task.cases(10), scored(10))) == 1
+
+
+def test_patients_without_labels_are_named(run):
+    cases = training_task.cases(18)
+    *_, note = notes_on(run, "all", cases, scored(11))
+    assert note == (
+        "Without the labels to be scored: 7 of 18 patients "
+        "(subject12, subject13, subject14, subject15, subject16, …)."
+    )
+    *_, few, note = notes_on(run, "all", cases[:1], [])
+    assert few.startswith("No patient is scored")
+    assert note.endswith("1 of 1 patients (subject1).")
+
+
+def test_images_that_also_trained(run):
+    train_part = Part({"subject1": ("C0",), "subject2": ("C0",)}, {"subject1": ("LGE", "T2")})
+    split = Split(train_part, (), Part({"subject1": ("LGE",)}))
+    assert split.tested_unlabelled == {"subject1": ("LGE",)}
+    assert run.plan.split.tested_unlabelled == {}
+    other = Run(run.path, replace(run.plan, split=split), run.data, run.fitted)
+    *_, note = notes_on(other, "test", training_task.cases(1), scored(1))
+    assert note == (
+        "LGE of 1 tested patients trained as well, without masks: these are not scores of "
+        "patients whom the network has never seen."
+    )
+    assert note not in notes_on(other, "all", training_task.cases(1), scored(1))
+
+
+def test_synthetic_patients_are_recognised(run, tmp_path):
+    root = write_phantoms("t1_lge", tmp_path / "new", cases=1, shrink=4)
+    image = next(root.rglob("*.nii.gz"))
+    assert is_synthetic(image)
+    assert not is_synthetic(tmp_path / "old" / image.name)
+    first, *_ = notes_on(run, "all", [Case("subject1", {"t1": image}, {}, {})], scored(1))
+    assert first == "The patients are synthetic: these scores say nothing about real ones."

@@ -14,6 +14,7 @@ import torch
 
 from cmrfast import metrics
 from cmrfast.atomic import atomic_write
+from cmrfast.data.datasets.match import Values
 from cmrfast.errors import FileError
 from cmrfast.files import read_json, take
 from cmrfast.methods import Published, Row
@@ -119,6 +120,7 @@ def evaluate(
     data: str | os.PathLike[str] | None = None,
     *,
     part: str = "test",
+    labels: Values | None = None,
     device: str = "cpu",
 ) -> Evaluation:
     """Predict the patients of one part of a run's split and score them against their labels.
@@ -130,11 +132,12 @@ def evaluate(
         run: a trained one.
         data: root of the data set; default where it was in training.
         part: train, validate, test, or all patients of another folder.
+        labels: structure → its values in the masks; default those of the training.
         device: auto, cpu or cuda.
     """
     with process_group(device) as ranks:
         model, task = run.model(device=ranks.device), run.task(device=ranks.device)
-        cases = run.cases(part, data)
+        cases = run.cases(part, data, labels)
         if not task.mixes_cases:
             cases = cases[ranks.rank :: ranks.count]
         elif not ranks.first:

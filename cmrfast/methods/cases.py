@@ -1,0 +1,100 @@
+"""The cases of a data set in any layout, as a method reads them."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from cmrfast.data.datasets import Case, Dataset, Labelling, match, open_dataset, recognise
+from cmrfast.data.datasets.match import Values
+from cmrfast.errors import FileError
+from cmrfast.methods.method import AnyMethod
+
+
+def open_cases(
+    method: AnyMethod,
+    root: str | os.PathLike[str],
+    *,
+    layout: str | None = None,
+    preferred: Sequence[str] = (),
+    values: Values | None = None,
+) -> Dataset:
+    """Open a data set; of one in a layout that is not the method's own, names are matched.
+
+    Args:
+        method: that reads it.
+        root: of the data set.
+        layout: that it has; default the one that is recognised.
+        preferred: layouts to try before the method's own.
+        values: of structures in the masks, instead of those of the layout.
+    """
+    if layout is None:
+        dataset = recognise(root, (*preferred, *method.datasets))
+    else:
+        dataset = open_dataset(layout, root)
+    return match_cases(method, dataset, values)
+
+
+def match_cases(method: AnyMethod, dataset: Dataset, values: Values | None = None) -> Dataset:
+    """The data set with a method's names; arguments as in ``open_cases``."""
+    if dataset.name in method.datasets and not values:
+        return dataset
+    return replace(
+        dataset, cases=tuple(match(case, method.needs, values) for case in dataset.cases)
+    )
+
+
+def trainable(method: AnyMethod, dataset: Dataset) -> tuple[str, ...]:
+    """Names of the cases that have what training takes.
+
+    Raises:
+        FileError: there is none; says what is missing and what there is.
+    """
+    needs = method.needs
+    names = tuple(case.name for case in dataset.cases if not needs.missing(case, needs.train))
+    if not names:
+        lacking = {m for case in dataset.cases for m in needs.missing(case, needs.train)}
+        images = dict.fromkeys(name for case in dataset.cases for name in case.images)
+        raise FileError(
+            f"train: no case of {dataset.root} ({dataset.name}) has all that {method.name} takes; "
+            f"missing: {', '.join(sorted(lacking))}; its images: {', '.join(images) or 'none'}"
+        )
+    return names
+
+
+def case_of_files(method: AnyMethod, files: Mapping[str, str | os.PathLike[str]]) -> Case:
+    """A case from files by the method's names, such as ``earlier`` and ``later``, in any case.
+
+    It is named after the first file.
+
+    Args:
+        method: that will read it.
+        files: sequence or mask → file. Masks hold 0 and 1.
+
+    Raises:
+        ValueError: a name is not the method's, or one that prediction takes is missing.
+    """
+    masks = {n: need for n, need in method.needs.masks.items() if len(need.structures) == 1}
+    known = {name.lower(): name for name in (*masks, *method.needs.images)}
+    unknown = [name for name in files if name.lower() not in known]
+    if unknown:
+        raise ValueError(
+            f"{method.name}: files are {', '.join(known.values())}; got {', '.join(unknown)}"
+        )
+    named = {known[name.lower()]: Path(path) for name, path in files.items()}
+    labels = {name: path for name, path in named.items() if name not in method.needs.images}
+    case = Case(
+        name=next(iter(named.values())).name.removesuffix(".gz").removesuffix(".nii"),
+        images={name: path for name, path in named.items() if name not in labels},
+        labels=labels,
+        labelling={
+            name: Labelling(
+                masks[name].on, {0: 0, 1: 1}, dict.fromkeys(masks[name].structures, (1,))
+            )
+            for name in labels
+        },
+    )
+    missing = method.needs.missing(case, method.needs.predict)
+    if missing:
+        raise ValueError(f"{method.name}: one case takes more files; missing: {', '.join(missing)}")
+    return case

@@ -54,12 +54,21 @@ def trainable(method: AnyMethod, dataset: Dataset) -> tuple[str, ...]:
     names = tuple(case.name for case in dataset.cases if not needs.missing(case, needs.train))
     if not names:
         lacking = {m for case in dataset.cases for m in needs.missing(case, needs.train)}
-        images = dict.fromkeys(name for case in dataset.cases for name in case.images)
+        stored = open_dataset(dataset.name, dataset.root)
+        images = dict.fromkeys(name for case in stored for name in case.images)
+        labels = dict.fromkeys(_with_structures(c, name) for c in stored for name in c.labels)
         raise FileError(
             f"train: no case of {dataset.root} ({dataset.name}) has all that {method.name} takes; "
-            f"missing: {', '.join(sorted(lacking))}; its images: {', '.join(images) or 'none'}"
+            f"missing: {', '.join(sorted(lacking))}; "
+            f"images there: {', '.join(images) or 'none'}; labels: {', '.join(labels) or 'none'}"
         )
     return names
+
+
+def _with_structures(case: Case, label: str) -> str:
+    """A label and what its values mean."""
+    structures = ", ".join(case.labelling[label].classes)
+    return f"{label} ({structures or 'values without names: give them as labels'})"
 
 
 def case_of_files(method: AnyMethod, files: Mapping[str, str | os.PathLike[str]]) -> Case:

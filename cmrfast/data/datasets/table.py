@@ -100,7 +100,16 @@ def _cell(file: Path | None, folder: Path) -> str:
 
 
 def _table_at(root: Path) -> Path:
-    return root / FILE if root.is_dir() else root
+    """The table of a folder, or the file itself."""
+    if root.suffix == ".csv":
+        return root
+    if not root.is_dir():
+        raise FileError(f"read_table: {root} is not a folder")
+    if not (root / FILE).exists():
+        raise FileError(
+            f"read_table: {root} holds no case of table; it should hold files such as {FILE}"
+        )
+    return root / FILE
 
 
 def _read_cases(text: str, folder: Path) -> list[Case]:

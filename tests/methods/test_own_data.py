@@ -43,8 +43,6 @@ def patients(tmp_path_factory):
             folder = tmp_path_factory.mktemp(layout)
             cases = 3 if layout == "emidec" else 1
             made[layout] = write_phantoms(layout, folder / "data", cases=cases, shrink=4)
-                layout, folder / "data", cases=3 if layout == "emidec" else 1, shrink=4
-            )
         return made[layout]
 
     return make

@@ -139,8 +139,9 @@ class Plan:
 
     def as_json(self) -> dict[str, Any]:
         """The plan as ``run.json`` holds it."""
-        content = {**asdict(self), "split": self.split.as_json()}
-        if not self.labels:  # as runs have it that began before there were any
+        labels = {name: list(values) for name, values in self.labels.items()}
+        content = {**asdict(self), "split": self.split.as_json(), "labels": labels}
+        if not labels:  # as in runs that began before there were any
             del content["labels"]
         return content
 

@@ -127,10 +127,10 @@ def _labelling(root: Path, mask: _File, on: str) -> Labelling:
         with open_regular(table) as file:
             lines = file.read(_LIMIT).decode("utf-8-sig").splitlines()
         rows = list(csv.DictReader(lines, delimiter="\t"))
-        values = {row["name"]: int(row["index"]) for row in rows}
+        values = {row["name"].strip(): int(row["index"]) for row in rows}
     except OSError as error:
         raise FileError(f"read_bids: {table}: {error.strerror or error}") from error
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise FileError(
             f"read_bids: {table} must have the columns index, a whole number, and name: {error}"
         ) from error

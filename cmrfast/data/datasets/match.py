@@ -1,11 +1,11 @@
 """A case of any layout as one that a method reads: names matched, masks with its values."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cmrfast.data.datasets.case import Case, Labelling
-from cmrfast.data.datasets.names import plain, sequence_name, structure_name
+from cmrfast.data.datasets.names import plain, sequence_name, split_label, structure_name
 from cmrfast.data.datasets.needs import MaskNeed, Needs, Structure
 
 #: Structure → its values in the files, instead of those that the layout names.
@@ -121,12 +121,12 @@ def _read_part(key: str, labelling: Labelling, need: MaskNeed, values: Values) -
     structures = set()
     for number, (name, structure) in enumerate(need.structures.items(), start=1):
         if name in values:
-            own = set(values[name]) if _may_hold(key, labelling, structure) else set()
+            own = set(values[name]) if _may_hold(key, structure) else set()
             further = set()
         else:
-            own, further = (
-                _stored_values(labelling, labels) for labels in (structure.names, structure.plus)
-            )
+            own = _stored_values(labelling, structure.names)
+            # A part whose values are given is in the structure by its own number.
+            further = _stored_values(labelling, [p for p in structure.plus if p not in values])
         if own:
             structures.add(name)
         for value in (*sorted(own), *sorted(further - own)):
@@ -135,13 +135,13 @@ def _read_part(key: str, labelling: Labelling, need: MaskNeed, values: Values) -
     return _Part(key, numbers, frozenset(structures))
 
 
-def _may_hold(key: str, labelling: Labelling, structure: Structure) -> bool:
-    """Whether values that a user gives apply: a file named after one structure holds no other."""
-    only = [structure_name(name) for name in labelling.classes]
-    return len(only) != 1 or only[0] in structure.names or only[0] not in plain(key)
+def _may_hold(key: str, structure: Structure) -> bool:
+    """Whether values that a user gives apply: a mask named after one structure holds no other."""
+    parts = split_label(key)
+    return parts is None or parts[1] in ("", *structure.names)
 
 
-def _stored_values(labelling: Labelling, names: tuple[str, ...]) -> set[int]:
+def _stored_values(labelling: Labelling, names: Sequence[str]) -> set[int]:
     """The values in the file of the structures with some names."""
     ours = {
         value

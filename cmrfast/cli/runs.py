@@ -55,9 +55,8 @@ def predict(
         raise typer.BadParameter("INPUT, or the files of a case, must be given")
     outcome = run_prediction(
         Run.open(run),
-        paths,
+        [*([files] if files else []), *paths],
         out,
-        files=files,
         like=like,
         frame=positive("frame", frame),
         device=device,

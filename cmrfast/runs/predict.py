@@ -16,6 +16,10 @@ from cmrfast.runs.outputs import LIKE, Outputs
 from cmrfast.train.ranks import process_group
 from cmrfast.train.run import Run
 
+File = str | os.PathLike[str]
+#: A file, a folder, or the files of one case by the method's names.
+Input = File | Mapping[str, File]
+
 
 @dataclass
 class Outcome:
@@ -34,10 +38,9 @@ class Outcome:
 
 def predict(
     run: Run,
-    inputs: Sequence[str | os.PathLike[str]],
+    inputs: Sequence[Input],
     out: str | os.PathLike[str],
     *,
-    files: Mapping[str, str | os.PathLike[str]] | None = None,
     like: str = "folders",
     frame: int | None = None,
     device: str = "cpu",
@@ -55,10 +58,9 @@ def predict(
 
     Args:
         run: a trained one.
-        inputs: image files, of methods that take one image, or data sets in any layout that has the
-            method's sequences.
+        inputs: image files, of methods that take one image; data sets in any layout that has the
+            method's sequences; or, for one case, the method's name of each sequence or mask → file.
         out: made where missing.
-        files: one more case: the method's name of a sequence or mask → file.
         like: ``folders``, or as a data set: ``nnunet`` writes ``out/<case>.nii.gz`` with the values
             of the input's ``dataset.json``, ``bids`` derivatives.
         frame: the time point, from 1, of images with several.
@@ -71,7 +73,7 @@ def predict(
     require_option("predict", "like", like, list(LIKE))
     with process_group(device) as ranks:
         own = Outcome()
-        cases = [replace(case, frame=frame) for case in find_cases(run, inputs, own, files)]
+        cases = [replace(case, frame=frame) for case in find_cases(run, inputs, own)]
         outputs = LIKE[like](Path(out))
         own_cases = cases[ranks.rank :: ranks.count]
         _predict_cases(run, own_cases, outputs, own, ranks.device, progress or (lambda line: None))
@@ -116,21 +118,12 @@ def _predict_cases(
         progress(f"{case.name}: {', '.join(prediction.images)}")
 
 
-def find_cases(
-    run: Run,
-    inputs: Sequence[str | os.PathLike[str]],
-    outcome: Outcome,
-    files: Mapping[str, str | os.PathLike[str]] | None = None,
-) -> Iterator[Case]:
+def find_cases(run: Run, inputs: Sequence[Input], outcome: Outcome) -> Iterator[Case]:
     """The cases of files and folders; inputs that hold none go to the failed."""
     seen: set[str] = set()
-    if files:
-        case = case_of_files(run.method, files)
-        seen.add(case.name)
-        yield case
     for given in inputs:
         try:
-            cases = _cases_of(run, Path(given))
+            cases = _cases_of(run, given)
         except FileError as error:
             outcome.failed[str(given)] = str(error)
             continue
@@ -142,8 +135,11 @@ def find_cases(
             yield case
 
 
-def _cases_of(run: Run, path: Path) -> Sequence[Case]:
+def _cases_of(run: Run, given: Input) -> Sequence[Case]:
     method, needs = run.method, run.method.needs
+    if isinstance(given, Mapping):
+        return [case_of_files(method, given)]
+    path = Path(given)
     if path.is_dir() or path.suffix == ".csv":
         try:
             return run.open_cases(path)

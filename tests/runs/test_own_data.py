@@ -140,9 +140,9 @@ def test_facts_of_a_cohort_in_one_table(run, patients, tmp_path):
 
 def test_a_case_by_its_files(run, patients, tmp_path):
     file = patients[0].images["LGE"]
-    assert predict(run, [], tmp_path, files={"lge": file}).done == [patients[0].name]
+    assert predict(run, [{"lge": file}], tmp_path).done == [patients[0].name]
     with pytest.raises(ValueError, match=r"joint_scar: files are LGE; got t2"):
-        predict(run, [], tmp_path, files={"t2": file})
+        predict(run, [{"t2": file}], tmp_path)
     with pytest.raises(ValueError, match="like must be one of folders, nnunet, bids; got 'x'"):
         predict(run, [file], tmp_path, like="x")
 

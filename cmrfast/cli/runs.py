@@ -32,7 +32,7 @@ def predict(
         typer.Argument(metavar="INPUT", help="Images, or data sets in any layout."),
     ] = None,
     like: Annotated[
-        str, typer.Option(help="folders, or as a data set: nnunet or bids.")
+        str, typer.Option(help="folders, or as a data set: nnunet, bids, dicom-seg.")
     ] = "folders",
     frame: Annotated[
         int | None, typer.Option(help="Time point, from 1, of images with several.")

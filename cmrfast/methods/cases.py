@@ -78,7 +78,7 @@ def case_of_files(method: AnyMethod, files: Mapping[str, str | os.PathLike[str]]
 
     Args:
         method: that will read it.
-        files: sequence or mask → file. Masks hold 0 and 1.
+        files: sequence or mask → file, or folder of DICOM slices. Masks hold 0 and 1.
 
     Raises:
         ValueError: a name is not the method's, or one that prediction takes is missing.

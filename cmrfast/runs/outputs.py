@@ -1,4 +1,4 @@
-"""Where and how predictions are written: a folder a case, nnU-Net's labels, or BIDS derivatives."""
+"""Where and how predictions are written: as a folder a case, for nnU-Net, BIDS or DICOM."""
 
 import csv
 import io
@@ -15,6 +15,7 @@ import cmrfast
 from cmrfast.atomic import atomic_write
 from cmrfast.data.datasets import Case, Labelling
 from cmrfast.data.datasets.bids import DESCRIPTION
+from cmrfast.data.dicom_seg import write_dicom_seg
 from cmrfast.data.nifti import read_nifti, write_nifti
 from cmrfast.data.prepare import resample_labels
 from cmrfast.data.volume import Volume
@@ -50,7 +51,7 @@ class Outputs(ABC):
         facts.unlink(missing_ok=True)  # first, so that an interrupted case does not look finished
         for path, output in images.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_nifti(path, output.volume, like=output.like, keep_dtype=False)
+            self.write_image(path, output)
             if path.name.endswith("_dseg.nii.gz"):
                 _write_values(path, output.structures)
         names = [str(path.relative_to(self.folder)) for path in images]
@@ -58,6 +59,11 @@ class Outputs(ABC):
         facts.parent.mkdir(parents=True, exist_ok=True)
         _write_text(facts, json.dumps(content, indent=1) + "\n")
         return names
+
+    def write_image(self, path: Path, output: Output) -> None:
+        """Write one image, as NIfTI; DICOM slices have no header to take over."""
+        like = None if output.like.is_dir() else output.like
+        write_nifti(path, output.volume, like=like, keep_dtype=False)
 
     def made_by(self, case: Case) -> Any:
         """What made the files of a case; None where they are not complete."""
@@ -92,6 +98,24 @@ class CaseFolders(Outputs):
         """Every image of the prediction."""
         folder = case_folder(self.folder, case.name)
         return {folder / f"{name}.nii.gz": out for name, out in prediction.images.items()}
+
+
+class DicomSegmentations(CaseFolders):
+    """``<case>/<mask>.dcm``, DICOM segmentations of folders of DICOM slices."""
+
+    def images(self, case: Case, prediction: Prediction) -> Mapping[Path, Output]:
+        """Every mask of the prediction."""
+        masks = {n: out for n, out in prediction.images.items() if out.structures}
+        if not masks or not all(out.like.is_dir() for out in masks.values()):
+            raise FileError(
+                f"predict: dicom-seg takes masks on folders of DICOM slices; {case.name} has none"
+            )
+        folder = case_folder(self.folder, case.name)
+        return {folder / f"{name}.dcm": out for name, out in masks.items()}
+
+    def write_image(self, path: Path, output: Output) -> None:
+        """Write one mask with its structures as segments."""
+        write_dicom_seg(path, output.volume, output.structures, output.like)
 
 
 class NnunetLabels(Outputs):
@@ -170,6 +194,7 @@ LIKE: Mapping[str, type[Outputs]] = {
     "folders": CaseFolders,
     "nnunet": NnunetLabels,
     "bids": BidsDerivatives,
+    "dicom-seg": DicomSegmentations,
 }
 
 

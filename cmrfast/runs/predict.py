@@ -62,7 +62,8 @@ def predict(
             method's sequences; or, for one case, the method's name of each sequence or mask → file.
         out: made where missing.
         like: ``folders``, or as a data set: ``nnunet`` writes ``out/<case>.nii.gz`` with the values
-            of the input's ``dataset.json``, ``bids`` derivatives.
+            of the input's ``dataset.json``, ``bids`` derivatives; ``dicom-seg`` writes DICOM
+            segmentations of folders of DICOM slices.
         frame: the time point, from 1, of images with several.
         device: auto, cpu or cuda.
         progress: called with a line per case of this process.

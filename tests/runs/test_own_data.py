@@ -143,8 +143,35 @@ def test_a_case_by_its_files(run, patients, tmp_path):
     assert predict(run, [{"lge": file}], tmp_path).done == [patients[0].name]
     with pytest.raises(ValueError, match=r"joint_scar: files are LGE; got t2"):
         predict(run, [{"t2": file}], tmp_path)
-    with pytest.raises(ValueError, match="like must be one of folders, nnunet, bids; got 'x'"):
+    with pytest.raises(
+        ValueError, match="like must be one of folders, nnunet, bids, dicom-seg; got 'x'"
+    ):
         predict(run, [file], tmp_path, like="x")
+
+
+def test_dicom_in_and_out(run, tmp_path):
+    pydicom, hd = pytest.importorskip("pydicom"), pytest.importorskip("highdicom")
+    from tests.data.test_dicom import put
+    from tests.data.test_dicom_seg import STUDY
+
+    series = tmp_path / "series7"
+    series.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 900, (3, 24, 20)).astype(np.uint16)
+    for number, plane in enumerate(pixels):
+        put(series / f"{number}.dcm", 8 * number, pixels=plane, **STUDY)
+    outcome = predict(run, [{"lge": series}], tmp_path / "out", like="dicom-seg")
+    assert (outcome.done, outcome.failed) == (["series7"], {})
+    assert predict(run, [{"lge": series}], tmp_path / "nifti").done == ["series7"]
+    mask = read_nifti(tmp_path / "nifti" / "series7" / "myocardium.nii.gz")
+    file = hd.seg.segread(tmp_path / "out" / "series7" / "myocardium.dcm")
+    assert file.get_segment_description(1).segment_label == "myocardium"
+    assert file.pixel_array.sum() == mask.data.sum()
+    assert isinstance(file, pydicom.Dataset)
+    file = write_nifti(tmp_path / "a.nii.gz", mask)
+    (message,) = predict(
+        run, [tmp_path / "a.nii.gz"], tmp_path / "o", like="dicom-seg"
+    ).failed.values()
+    assert message == "predict: dicom-seg takes masks on folders of DICOM slices; a has none"
 
 
 def test_2d_and_4d_images(run, tmp_path):

@@ -8,6 +8,7 @@ from typing import overload
 import torch
 
 from cmrfast.data.datasets.part import Part
+from cmrfast.data.dicom import read_dicom_folder
 from cmrfast.data.nifti.header import Header, read_header
 from cmrfast.data.nifti.read import read_volume
 from cmrfast.data.volume import Volume, count_non_finite, is_finite, same_grid
@@ -55,7 +56,7 @@ class Case:
 
     Attributes:
         name: unique in its data set; a split keeps its files together, unless it lists sequences.
-        images: sequence → file.
+        images: sequence → file, or folder of DICOM slices.
         labels: mask → file.
         labelling: mask → meaning of its values.
         info: fields of the data set's own text files, verbatim.
@@ -112,7 +113,7 @@ class Case:
                 networks compute, or set these to ``zero``. Methods pass their recipe's choice.
         """
         path = self._path("image", self.images, sequence)
-        image = read_volume(read_header(path))
+        image = read_dicom_folder(path) if path.is_dir() else read_volume(read_header(path))
         if channels == 1 < image.channels and self.frame is not None:
             image = _time_point(image, self.frame, path)
         if channels not in (None, image.channels):

@@ -33,7 +33,7 @@ def _prepare(source: Source[Config, Recipe]) -> Tensors:
         pixels of ``pixel_mm``.
     """
     case, recipe = source.case, source.recipe
-    (sequence,), lender = case.images, next(iter(case.labels))
+    (sequence,), (lender, *_) = case.images, case.labels  # the first of a mask's files
     stored = case.image(sequence, channels=1, non_finite=recipe.non_finite)
     image = even_pixels(stored, recipe.pixel_mm)
     if sequence == lender:

@@ -134,17 +134,26 @@ def evaluate(
         part: train, validate, test, or all patients of another folder.
         labels: structure → its values in the masks; default those of the training.
         device: auto, cpu or cuda.
+
+    Raises:
+        FileError: a patient is not there, or none of them has reference labels.
     """
     with process_group(device) as ranks:
         model, task = run.model(device=ranks.device), run.task(device=ranks.device)
-        cases = run.cases(part, data, labels)
+        every = run.cases(part, data, labels)
         if not task.mixes_cases:
-            cases = cases[ranks.rank :: ranks.count]
-        elif not ranks.first:
-            cases = []
+            cases = every[ranks.rank :: ranks.count]
+        else:
+            cases = every if ranks.first else []
         with torch.inference_mode():
             own = task.evaluate_all(model, cases)
         rows = [row for rank_rows in ranks.gather(own) for row in rank_rows]
+    if every and not rows:
+        needs = run.method.needs
+        missing = dict.fromkeys(m for case in every for m in needs.missing(case, needs.train))
+        raise FileError(
+            f"evaluate: no case of {data or run.data} can be scored; missing: {', '.join(missing)}"
+        )
     return _evaluation(run, part, rows)
 
 

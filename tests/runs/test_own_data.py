@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import nibabel
 import numpy as np
@@ -78,6 +79,15 @@ def test_values_of_another_data_set(run, patients, nnunet):
     assert scores[0] == pytest.approx(scores[2], nan_ok=True)
     with pytest.raises(ValueError, match="labels: structures are myocardium, scar; got lv"):
         evaluate(run, part="all", labels={"lv": (1,)})
+
+
+def test_patients_without_labels_cannot_be_scored(run, patients, tmp_path):
+    write_table([replace(case, labels={}) for case in patients], tmp_path / "cases.csv")
+    with pytest.raises(FileError) as error:
+        evaluate(run, tmp_path, part="all")
+    assert str(error.value) == (
+        f"evaluate: no case of {tmp_path} can be scored; missing: LGE label (myocardium, scar)"
+    )
 
 
 def test_a_run_continues_with_its_labels(run, tmp_path):

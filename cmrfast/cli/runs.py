@@ -46,6 +46,7 @@ def predict(
 
     The files of a single case are options by the method's names, such as --lge FILE.
     """
+    from cmrfast.methods import case_of_files
     from cmrfast.runs.predict import predict as run_prediction
     from cmrfast.train.ranks import is_first_rank
     from cmrfast.train.run import Run
@@ -53,8 +54,14 @@ def predict(
     paths, files = files_of(inputs or [])
     if not paths and not files:
         raise typer.BadParameter("INPUT, or the files of a case, must be given")
+    opened = Run.open(run)
+    if files:
+        try:
+            case_of_files(opened.method, files)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
     outcome = run_prediction(
-        Run.open(run),
+        opened,
         [*([files] if files else []), *paths],
         out,
         like=like,

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cmrfast.data.datasets import Case, Dataset, Labelling, match, open_dataset, recognise
+from cmrfast.data.datasets import Case, Dataset, match, open_dataset, recognise
+from cmrfast.data.datasets.case import binary
 from cmrfast.data.datasets.match import Values
 from cmrfast.errors import FileError
 from cmrfast.methods.method import AnyMethod
@@ -83,27 +84,25 @@ def case_of_files(method: AnyMethod, files: Mapping[str, str | os.PathLike[str]]
     Raises:
         ValueError: a name is not the method's, or one that prediction takes is missing.
     """
-    masks = {n: need for n, need in method.needs.masks.items() if len(need.structures) == 1}
-    known = {name.lower(): name for name in (*masks, *method.needs.images)}
+    needs, taken = method.needs, method.needs.predict
+    known = {name.lower(): name for name in (*taken.images, *taken.labels, *taken.optional)}
     unknown = [name for name in files if name.lower() not in known]
     if unknown:
         raise ValueError(
             f"{method.name}: files are {', '.join(known.values())}; got {', '.join(unknown)}"
         )
     named = {known[name.lower()]: Path(path) for name, path in files.items()}
-    labels = {name: path for name, path in named.items() if name not in method.needs.images}
+    masks = {name: need for name, need in needs.masks.items() if name not in taken.images}
+    labels = {name: path for name, path in named.items() if name in masks}
     case = Case(
         name=next(iter(named.values())).name.removesuffix(".gz").removesuffix(".nii"),
-        images={name: path for name, path in named.items() if name not in labels},
+        images={name: path for name, path in named.items() if name not in masks},
         labels=labels,
         labelling={
-            name: Labelling(
-                masks[name].on, {0: 0, 1: 1}, dict.fromkeys(masks[name].structures, (1,))
-            )
-            for name in labels
+            name: binary(next(iter(masks[name].structures)), on=masks[name].on) for name in labels
         },
     )
-    missing = method.needs.missing(case, method.needs.predict)
+    missing = needs.missing(case, taken)
     if missing:
         raise ValueError(f"{method.name}: one case takes more files; missing: {', '.join(missing)}")
     return case

@@ -60,8 +60,8 @@ def test_files_of_a_case(run, tmp_path, monkeypatch):
         ([], 2, "INPUT, or the files of a case, must be given"),
         (["--t1"], 2, "--t1 must be followed by a file"),
         (["--t1", "--lge", "b.nii"], 2, "--t1 must be followed by a file"),
-        (["--t1", "a.nii"], 1, "missing: t1_myocardium label (myocardium)"),
-        (["--t3", "a.nii"], 1, "siamese_lesion: files are t1_myocardium,"),
+        (["--t1", "a.nii"], 2, "missing: t1_myocardium label (myocardium)"),
+        (["--t3", "a.nii"], 2, "siamese_lesion: files are t1, t1_myocardium; got t3"),
         (["a.nii", "--frame", "0"], 2, "--frame must be at least 1; got 0"),
         (["a.nii", "--like", "dicom"], 1, "like must be one of folders, nnunet, bids"),
     ):

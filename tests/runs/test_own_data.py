@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from dataclasses import replace
 
 import nibabel
@@ -23,6 +24,11 @@ SMALL = {
     **{"decoder": (16, 16, 8, 8, 8), "batch": 4},
 }
 VALUES = {"myocardium": (2,), "scar": (3, 4)}
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_for_disks(monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 @pytest.fixture(scope="module")

@@ -35,10 +35,16 @@ class MaskNeed:
 
 @dataclass(frozen=True)
 class Files:
-    """Sequences and masks by the method's names."""
+    """Sequences and masks by the method's names.
+
+    Args:
+        images, labels: those that a case must have.
+        optional: masks that are used where a case has them.
+    """
 
     images: tuple[str, ...]
     labels: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ METHOD = Method(
             "brain": MaskNeed("later", {"brain": Structure(("brain",))}),
         },
         train=Files(images=("earlier", "later"), labels=("consensus",)),
-        predict=Files(images=("earlier", "later")),
+        predict=Files(images=("earlier", "later"), optional=("brain",)),
     ),
     inputs=("earlier", "later"),
     objective=Objective("dice", maximise=True),

@@ -10,7 +10,7 @@ from cmrfast.cli.app import app
 
 def on_page_markdown(markdown: str, **kwargs: Any) -> str:
     """Called by MkDocs for every page."""
-    return re.sub(r"<!-- help (\w*) -->", _help, markdown)
+    return re.sub(r"<!-- help ([\w ]*) -->", _help, markdown)
 
 
 def _help(asked: re.Match[str]) -> str:

@@ -1,5 +1,6 @@
 """Options that several commands share, and how they are parsed."""
 
+import re
 from dataclasses import fields
 from enum import StrEnum
 from pathlib import Path
@@ -29,6 +30,14 @@ Changes = Annotated[
 Patients = Annotated[
     Path | None,
     typer.Option(help="JSON file: patients, or sequences of them, to train, validate and test on."),
+]
+Labels = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--labels",
+        metavar="STRUCTURE=VALUES",
+        help="Values of a structure in the masks, such as scar=3,4; repeatable.",
+    ),
 ]
 NamedRecipe = Annotated[str, typer.Option("--recipe", help="A named recipe of the method.")]
 
@@ -132,6 +141,34 @@ def _value(text: str) -> Any:
         except ValueError:
             continue
     return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+
+
+def values_of(texts: list[str] | None) -> dict[str, tuple[int, ...]] | None:
+    """Structure → values, from ``scar=3,4``; None where there are none."""
+    values = {}
+    for text in (word for item in texts or [] for word in item.split()):
+        name, _, numbers = text.partition("=")
+        if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", numbers, re.ASCII) or not name:
+            raise typer.BadParameter(f"--labels must be STRUCTURE=VALUE,VALUE; got {text}")
+        values[name.replace("-", "_")] = tuple(map(int, numbers.split(",")))
+    return values or None
+
+
+def files_of(words: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Words, and the files among them that come as ``--name FILE`` or ``--name=FILE``."""
+    others: list[str] = []
+    files: dict[str, str] = {}
+    rest = iter(words)
+    for word in rest:
+        if not word.startswith("--"):
+            others.append(word)
+            continue
+        name, has_value, value = word[2:].partition("=")
+        file = value if has_value else next(rest, "")
+        if not file or file.startswith("--"):
+            raise typer.BadParameter(f"{word} must be followed by a file")
+        files[name.replace("-", "_")] = file
+    return others, files
 
 
 def known_split(name: str) -> str:

@@ -7,27 +7,69 @@ from typing import Annotated
 import typer
 
 from cmrfast.cli.app import announce, app, show, show_lines
-from cmrfast.cli.options import AsJson, Device, Folder, Split, known_split
+from cmrfast.cli.options import (
+    AsJson,
+    Device,
+    Folder,
+    Labels,
+    Split,
+    files_of,
+    known_split,
+    positive,
+    values_of,
+)
 
 
-@app.command(epilog="Example: cmrfast predict run1 patient07/ patient08/ --out predicted/")
+@app.command(
+    epilog="Example: cmrfast predict run1 --earlier first.nii.gz --later second.nii.gz --out out/",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
 def predict(
     run: Folder,
-    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT", help="Images, or folders.")],
     out: Annotated[Path, typer.Option(help="Folder; each case gets one in it.")],
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="INPUT", help="Images, or data sets in any layout."),
+    ] = None,
+    like: Annotated[
+        str, typer.Option(help="folders, or as a data set: nnunet, bids, dicom-seg.")
+    ] = "folders",
+    frame: Annotated[
+        int | None, typer.Option(help="Time point, from 1, of images with several.")
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Apply a run to new patients.
 
-    Writes NIfTI files that overlay on the input. Cases predicted before are skipped; a bad case
-    does not stop the others.
+    Writes NIfTI files that overlay on the input, and a table of all volumes, counts and transforms.
+    Cases predicted before are skipped; a bad case does not stop the others.
+
+    The files of a single case are options by the method's names, such as --lge FILE.
     """
     announce(f"predicting with {run}")
+    from cmrfast.methods import case_of_files
     from cmrfast.runs.predict import predict as run_prediction
     from cmrfast.train.ranks import is_first_rank
     from cmrfast.train.run import Run
 
-    outcome = run_prediction(Run.open(run), inputs, out, device=device, progress=show)
+    paths, files = files_of(inputs or [])
+    if not paths and not files:
+        raise typer.BadParameter("INPUT, or the files of a case, must be given")
+    opened = Run.open(run)
+    if files:
+        try:
+            case_of_files(opened.method, files)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+    outcome = run_prediction(
+        opened,
+        [*([files] if files else []), *paths],
+        out,
+        like=like,
+        frame=positive("frame", frame),
+        device=device,
+        progress=show,
+    )
     if not is_first_rank():
         return
     typer.echo(
@@ -45,6 +87,7 @@ def evaluate(
     run: Folder,
     data: Annotated[Path | None, typer.Option(help="Default: where it was in training.")] = None,
     split: Split = "test",
+    labels: Labels = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -59,7 +102,7 @@ def evaluate(
     from cmrfast.train.run import Run
 
     opened = Run.open(run)
-    evaluation = run_evaluation(opened, data, part=part, device=device)
+    evaluation = run_evaluation(opened, data, part=part, labels=values_of(labels), device=device)
     if not is_first_rank():
         return
     evaluation.save(opened.path)
@@ -71,6 +114,7 @@ def report(
     run: Folder,
     data: Annotated[Path | None, typer.Option(help="Default: where it was in training.")] = None,
     split: Split = "test",
+    labels: Labels = None,
     device: Device = "auto",
 ) -> None:
     """Write one HTML page about a run into its folder."""
@@ -80,7 +124,8 @@ def report(
     from cmrfast.train.ranks import is_first_rank
     from cmrfast.train.run import Run
 
-    page = write_report(Run.open(run), part=part, data=root, device=device)
+    values = values_of(labels)
+    page = write_report(Run.open(run), part=part, data=root, labels=values, device=device)
     if is_first_rank():
         show(page)
 

@@ -13,6 +13,7 @@ from cmrfast.cli.options import (
     Compiled,
     Data,
     Device,
+    Labels,
     Method,
     NamedRecipe,
     Patients,
@@ -21,6 +22,7 @@ from cmrfast.cli.options import (
     known_method,
     positive,
     ranges_of,
+    values_of,
     whole,
     without_defaults,
 )
@@ -40,6 +42,7 @@ def train(
         typer.Option(help="Root of a data set that the method reads; needed to start a run."),
     ] = None,
     patients: Patients = None,
+    labels: Labels = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps in all.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training set.")] = None,
     seed: Annotated[int, typer.Option(help="Seeds every random choice.")] = 0,
@@ -108,6 +111,7 @@ def train(
         data,
         out,
         changes=changes_of(context, method, recipe, changes or []),
+        labels=values_of(labels) or {},
         **without_defaults(context, options),
     )
 
@@ -131,6 +135,7 @@ def search(
         list[str] | None,
         typer.Option("--range", metavar="FIELD=LOW:HIGH[:log]", help="Instead of the method's."),
     ] = None,
+    labels: Labels = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps of a trial.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes of a trial.")] = None,
     seed: Annotated[int, typer.Option(help="Seeds every random choice.")] = 0,
@@ -160,6 +165,7 @@ def search(
         seed=seed,
         stream=sys.stderr,
         changes=changes_of(context, method, recipe, changes or []),
+        labels=values_of(labels) or {},
         steps=positive("steps", steps),
         epochs=positive("epochs", epochs),
         device=device,

@@ -1,11 +1,11 @@
-"""Read a folder of DICOM slices into a Volume; T1 maps are converted to milliseconds."""
+"""Read a folder of DICOM slices or frames into a Volume; T1 maps are converted to ms."""
 
 import math
 import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,6 +24,16 @@ Vector = npt.NDArray[np.float64]
 _RAS_FROM_LPS = np.array([[-1.0], [-1.0], [1.0]])
 _DICOMDIR = "1.2.840.10008.1.3.10"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
+#: Attribute of a frame → the functional group that it is in.
+_GROUPS = {
+    "PixelSpacing": "PixelMeasuresSequence",
+    "SpacingBetweenSlices": "PixelMeasuresSequence",
+    "SliceThickness": "PixelMeasuresSequence",
+    "ImageOrientationPatient": "PlaneOrientationSequence",
+    "ImagePositionPatient": "PlanePositionSequence",
+    "RescaleSlope": "PixelValueTransformationSequence",
+    "RescaleIntercept": "PixelValueTransformationSequence",
+}
 #: What a file may hold besides its pixels, where the whole of it is inflated to read any of it.
 _HEADER_BYTES = 16 << 20
 #: How far the directions of an image may be from unit length and from a right angle.
@@ -33,8 +43,8 @@ _MAX_UNEVEN = 0.02
 
 
 @dataclass(frozen=True)
-class _Slice:
-    """The parsed header of one file."""
+class Slice:
+    """The parsed header of one file, or of one frame of it."""
 
     path: Path
     series: tuple[str, str, str]  # UID, number, description
@@ -47,16 +57,21 @@ class _Slice:
     thickness_mm: float
     frames: int
     is_t1_map: bool
+    rescale: tuple[float, float]  # slope and intercept
+    frame: int | None = None  # of a file with many, from 0
 
     @property
     def normal(self) -> Vector:
+        """Of the plane of the slice, towards which slices are sorted."""
         return np.cross(*self.axes)
 
 
 def read_dicom_folder(
     folder: str | os.PathLike[str], *, series: str | None = None, max_bytes: int = 2**31
 ) -> Volume:
-    """Read one series of single-slice DICOM files, slices sorted along their normal.
+    """Read one series of DICOM images, slices sorted along their normal.
+
+    A file holds one slice or, as enhanced MR does, many frames with positions of their own.
 
     Args:
         folder: folder of the files; other files in it are ignored, subfolders are not searched.
@@ -72,15 +87,12 @@ def read_dicom_folder(
         FileError: if anything is wrong with the files, including uneven or duplicate slices.
     """
     folder = Path(folder)
-    slices = _select_series(folder, _read_headers(folder, max_bytes), series)
+    slices = read_slices(folder, series=series, max_bytes=max_bytes)
     promised = sum(s.rows * s.columns * s.bits // 8 for s in slices)
     if promised > max_bytes:
         raise _file_error(
             folder, f"holds {promised} bytes of pixels, more than max_bytes={max_bytes}"
         )
-    normal = slices[0].normal
-    # File names and instance numbers are not reliable.
-    slices.sort(key=lambda s: float(s.position_mm @ normal))
     world_from_vox = _world_from_vox(folder, slices)
     planes = np.stack([_read_pixels(s, max_bytes) for s in slices])
     data = torch.from_numpy(planes).permute(2, 1, 0)[None]
@@ -91,6 +103,15 @@ def read_dicom_folder(
         return t1_in_ms(volume, name=str(folder))
     except ValueError as error:
         raise _file_error(folder, str(error)) from error
+
+
+def read_slices(folder: Path, *, series: str | None = None, max_bytes: int = 2**31) -> list[Slice]:
+    """The headers of one series' slices in the order of ``read_dicom_folder``, whose arguments
+    these are."""
+    slices = _select_series(folder, _read_headers(folder, max_bytes), series)
+    normal = slices[0].normal
+    # File names and instance numbers are not reliable.
+    return sorted(slices, key=lambda s: float(s.position_mm @ normal))
 
 
 @contextmanager
@@ -117,7 +138,7 @@ def _refuse_burst(path: Path, file: BinaryIO, max_bytes: int) -> None:
             raise _file_error(path, f"inflates to more than 16 MiB beyond max_bytes={max_bytes}")
 
 
-def _read_headers(folder: Path, max_bytes: int) -> list[_Slice]:
+def _read_headers(folder: Path, max_bytes: int) -> list[Slice]:
     """Read the header of every DICOM image in the folder."""
     try:
         paths = sorted(path for path in folder.iterdir() if path.is_file())
@@ -131,7 +152,7 @@ def _read_headers(folder: Path, max_bytes: int) -> list[_Slice]:
         try:
             with _open(path, max_bytes) as file:
                 header = pydicom.dcmread(file, stop_before_pixels=True)
-            slices += [_parse_header(path, header)] if _is_image(header) else []
+            slices += list(_parse_headers(path, header)) if _is_image(header) else []
         except pydicom.errors.InvalidDicomError as error:
             if path.suffix.lower() in (".dcm", ".ima"):
                 raise _file_error(path, "is not a DICOM file, despite its name") from error
@@ -150,7 +171,36 @@ def _is_image(header: Any) -> bool:
     return kind != _DICOMDIR and header.get("Modality", "MR") == "MR"
 
 
-def _parse_header(path: Path, header: Any) -> _Slice:
+def _parse_headers(path: Path, header: Any) -> Iterator[Slice]:
+    """The header of a file, or of each of its frames."""
+    groups = header.get("PerFrameFunctionalGroupsSequence")
+    if not groups:
+        yield _parse_header(path, header)
+        return
+    if len(groups) != int(header.get("NumberOfFrames") or 1):
+        raise _file_error(path, f"describes {len(groups)} frames, not as many as it holds")
+    shared = header.get("SharedFunctionalGroupsSequence") or [{}]
+    for number, group in enumerate(groups):
+        own = _FrameHeader((group, shared[0]), header)
+        yield replace(_parse_header(path, own), frame=number, frames=1)
+
+
+class _FrameHeader:
+    """The attributes of a frame: from its functional groups, from those that all frames share, or
+    from the file."""
+
+    def __init__(self, groups: tuple[Any, ...], header: Any) -> None:
+        self.groups, self.header = groups, header
+
+    def get(self, name: str, default: Any = None) -> Any:
+        for group in self.groups:
+            sequence = group.get(_GROUPS.get(name, ""))
+            if sequence and name in sequence[0]:
+                return sequence[0].get(name)
+        return self.header.get(name, default)
+
+
+def _parse_header(path: Path, header: Any) -> Slice:
     def vector(name: str, count: int) -> Vector:
         value = header.get(name)
         if value in (None, ""):
@@ -177,7 +227,7 @@ def _parse_header(path: Path, header: Any) -> _Slice:
             f"it is {axes.ravel().tolist()}",
         )
     words = [*(header.get("ImageType") or []), header.get("ImageComments", "")]
-    return _Slice(
+    return Slice(
         path=path,
         series=(
             str(header.get("SeriesInstanceUID", "")),
@@ -196,10 +246,14 @@ def _parse_header(path: Path, header: Any) -> _Slice:
         ),
         frames=int(header.get("NumberOfFrames") or 1),
         is_t1_map=any("T1 MAP" in str(word).upper().replace("_", " ") for word in words),
+        rescale=(
+            float(header.get("RescaleSlope", 1)),
+            float(header.get("RescaleIntercept", 0)),
+        ),
     )
 
 
-def _select_series(folder: Path, slices: list[_Slice], wanted: str | None) -> list[_Slice]:
+def _select_series(folder: Path, slices: list[Slice], wanted: str | None) -> list[Slice]:
     names = sorted({s.series for s in slices}, key=lambda s: (s[1].zfill(12), s[2], s[0]))
     chosen = [name for name in names if wanted is None or wanted in name]
     if len(chosen) != 1:
@@ -213,12 +267,12 @@ def _select_series(folder: Path, slices: list[_Slice], wanted: str | None) -> li
     return [s for s in slices if s.series == chosen[0]]
 
 
-def _world_from_vox(folder: Path, slices: list[_Slice]) -> Vector:
+def _world_from_vox(folder: Path, slices: list[Slice]) -> Vector:
     """The voxel-to-world matrix of slices in order; they must share one grid."""
     first = slices[0]
     for other in slices:
         if other.frames > 1:
-            raise _file_error(other.path, "holds many frames in one file, which is not supported")
+            raise _file_error(other.path, "holds many frames in one file without their positions")
         for name in ("rows", "columns", "spacing_mm", "axes"):
             if not np.allclose(getattr(other, name), getattr(first, name), rtol=0, atol=1e-4):
                 raise _file_error(other.path, f"its {name} differ from those of {first.path.name}")
@@ -237,7 +291,7 @@ def _world_from_vox(folder: Path, slices: list[_Slice]) -> Vector:
     return matrix
 
 
-def _slice_step_mm(folder: Path, slices: list[_Slice]) -> Vector:
+def _slice_step_mm(folder: Path, slices: list[Slice]) -> Vector:
     """The (3,) step from one slice to the next."""
     normal = slices[0].normal
     if len(slices) == 1:
@@ -254,18 +308,17 @@ def _slice_step_mm(folder: Path, slices: list[_Slice]) -> Vector:
     return step
 
 
-def _read_pixels(header: _Slice, max_bytes: int) -> npt.NDArray[Any]:
+def _read_pixels(header: Slice, max_bytes: int) -> npt.NDArray[Any]:
     """The pixels of a slice, (rows, columns)."""
     try:
         with _open(header.path, max_bytes) as stream:
             file = _import_pydicom().dcmread(stream)
-            plane: npt.NDArray[Any] = file.pixel_array
-        slope = float(file.get("RescaleSlope", 1))
-        intercept = float(file.get("RescaleIntercept", 0))
+            plane: npt.NDArray[Any] = _import_pydicom().pixels.pixel_array(file, index=header.frame)
     except FileError:
         raise
     except Exception as error:  # a damaged file can raise almost anything
         raise _file_error(header.path, f"its pixels cannot be read ({error})") from error
+    slope, intercept = header.rescale
     if plane.shape != (header.rows, header.columns):
         raise _file_error(header.path, f"must hold one grey plane; it holds {plane.shape}")
     if not (math.isfinite(slope) and math.isfinite(intercept)):
@@ -292,6 +345,7 @@ def _import_pydicom() -> Any:
         import pydicom
         import pydicom.errors
         import pydicom.filereader
+        import pydicom.pixels
     except ImportError as error:
         raise ImportError(
             'read_dicom_folder: pydicom is needed; install it with pip install "cmrfast[dicom]"'

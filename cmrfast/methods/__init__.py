@@ -1,5 +1,6 @@
 """The five methods: everything of one paper between files and its network, in one folder each."""
 
+from cmrfast.methods.cases import case_of_files, match_cases, open_cases, trainable
 from cmrfast.methods.method import (
     AnyMethod,
     AnyTask,
@@ -30,6 +31,10 @@ __all__ = [
     "Source",
     "Task",
     "Uniform",
+    "case_of_files",
     "get",
+    "match_cases",
+    "open_cases",
     "prepare_cases",
+    "trainable",
 ]

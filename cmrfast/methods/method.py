@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
+from cmrfast.data.datasets import Needs
 from cmrfast.methods.preparation import ConfigT, RecipeT
 from cmrfast.methods.task import ModelT, Row, Task
 from cmrfast.models._fields import require_fields
@@ -106,15 +107,14 @@ class Method(Generic[ModelT, ConfigT, RecipeT]):
         recipe: of the training; its fields are options of the command.
         loss: of the network's outputs.
         task: between images on disk and the network.
-        datasets: layouts that the task reads, the default first.
+        datasets: public layouts that the task reads, the default first.
+        needs: what it takes of a case in any other layout.
         inputs: keys of a batch that the network takes, by the names of its forward's arguments.
         objective: what validation optimises.
         search: what a search varies unless told otherwise.
         step: only where one loss and one optimiser do not do.
         mean_loss: whether, with a config, a batch's loss is the mean of its samples' losses, so
             that parts of a batch add up.
-        single_image: the sequence of an image that alone makes a case for ``predict``; None where
-            a case takes several.
         structures: label value → name, for pictures.
         units: what the rows of an evaluation are, in the plural.
         overlaps: score of two masks, perfect if both are empty → the structure in ``Row.present``.
@@ -130,12 +130,12 @@ class Method(Generic[ModelT, ConfigT, RecipeT]):
     loss: Loss[ConfigT]
     task: type[Task[ModelT, ConfigT, RecipeT]]
     datasets: tuple[str, ...]
+    needs: Needs
     inputs: tuple[str, ...]
     objective: Objective
     search: Mapping[str, Range] = field(default_factory=dict)
     step: Step | None = None
     mean_loss: Callable[[ConfigT], bool] = lambda config: False
-    single_image: str | None = None
     structures: Mapping[int, str] = field(default_factory=dict)
     units: str = "patients"
     overlaps: Mapping[str, str] = field(default_factory=dict)

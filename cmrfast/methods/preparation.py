@@ -84,10 +84,9 @@ class Preparation(Generic[ConfigT, RecipeT]):
         files = [*case.images.values(), *case.labels.values()]
         return source.cache.tensors(files, self.options(declared), lambda: self.make(declared))
 
-    @property
-    def files(self) -> list[str]:
+    def files(self, case: Case) -> list[str]:
         """The files that it may read, such as ``image LGE``."""
-        labels = (*self.labels, *self.optional_labels)
+        labels = self._label_files(case)
         return [*(f"image {name}" for name in self.images), *(f"label {name}" for name in labels)]
 
     def options(self, source: Source[ConfigT, RecipeT]) -> dict[str, Any]:
@@ -97,25 +96,26 @@ class Preparation(Generic[ConfigT, RecipeT]):
             "preparation": self.name,
             "code": code_digest(Path(inspect.getfile(self.make)).parent),
             "images": [name for name in self.images if name in case.images],
-            "labels": {
-                name: asdict(case.labelling[name])
-                for name in (*self.labels, *self.optional_labels)
-                if name in case.labels
-            },
+            "labels": {key: asdict(case.labelling[key]) for key in self._label_files(case)},
             "config": {name: getattr(source.config, name) for name in self.config},
             "recipe": {name: getattr(source.recipe, name) for name in self.recipe},
             "fitted": {name: source.fitted[name] for name in self.fitted if name in source.fitted},
         }
 
+    def _label_files(self, case: Case) -> dict[str, Path]:
+        """The files of the masks that it reads and the case has, by their keys in ``labels``."""
+        names = (*self.labels, *self.optional_labels)
+        return {key: path for name in names for key, path in case.label_files(name).items()}
+
     def _restrict(self, source: Source[ConfigT, RecipeT]) -> Source[ConfigT, RecipeT]:
         case = source.case
-        labels = [n for n in (*self.labels, *self.optional_labels) if n in case.labels]
+        labels = self._label_files(case)
         return replace(
             source,
             case=replace(
                 case,
                 images={name: case.images[name] for name in self.images},
-                labels={name: case.labels[name] for name in labels},
+                labels=labels,
                 labelling={name: case.labelling[name] for name in labels},
                 info={},
                 faults=(),

@@ -96,10 +96,17 @@ def rows_of_columns(
 
 @dataclass(frozen=True)
 class Output:
-    """An image to write on the grid of the input ``like``, whose header it takes over."""
+    """An image to write on the grid of the input ``like``, whose header it takes over.
+
+    Args:
+        volume: integers or bool of a mask, floats of anything else.
+        like: the input.
+        structures: value → structure of a mask.
+    """
 
     volume: Volume
     like: Path
+    structures: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -162,8 +169,10 @@ class Task(ABC, Generic[ModelT, ConfigT, RecipeT]):
         """The files of a case that preparations may read, such as ``image LGE``, or all files."""
         kinds = (("image", case.images), ("label", case.labels))
         every = {f"{kind} {key}": path for kind, files in kinds for key, path in files.items()}
-        read = {name for preparation in self.preparations for name in preparation.files}
-        return {n: path for n, path in every.items() if n in read or not self.preparations}
+        if not self.preparations:
+            return every
+        read = {name for preparation in self.preparations for name in preparation.files(case)}
+        return {name: path for name, path in every.items() if name in read}
 
     def fit(self, cases: Sequence[Case]) -> dict[str, Any]:
         """What preparation learns from the training patients, as JSON; often nothing."""

@@ -15,6 +15,7 @@ import torch
 
 from cmrfast import metrics
 from cmrfast.atomic import atomic_write
+from cmrfast.data.datasets.match import Values
 from cmrfast.errors import FileError
 from cmrfast.files import read_json, take
 from cmrfast.methods import AnyMethod, Published, Row
@@ -214,6 +215,7 @@ def evaluate(
     data: str | os.PathLike[str] | None = None,
     *,
     part: str = "test",
+    labels: Values | None = None,
     device: str = "cpu",
 ) -> Evaluation:
     """Predict the patients of one part of a run's split and score them against their labels.
@@ -225,11 +227,15 @@ def evaluate(
         run: a trained one.
         data: root of the data set; default where it was in training.
         part: train, validate, test, or all patients of another folder.
+        labels: structure → its values in the masks; default those of the training.
         device: auto, cpu or cuda.
+
+    Raises:
+        FileError: a patient is not there, or none of them has reference labels.
     """
     with process_group(device) as ranks:
         model, task = run.model(device=ranks.device), run.task(device=ranks.device)
-        cases = run.cases(part, data)
+        cases = run.cases(part, data, labels)
         own_cases = cases
         if not task.mixes_cases:
             own_cases = cases[ranks.rank :: ranks.count]
@@ -238,6 +244,12 @@ def evaluate(
         with torch.inference_mode():
             own = task.evaluate_all(model, own_cases)
         rows = [row for rank_rows in ranks.gather(own) for row in rank_rows]
+    if cases and not rows:
+        needs = run.method.needs
+        missing = dict.fromkeys(m for case in cases for m in needs.missing(case, needs.train))
+        raise FileError(
+            f"evaluate: no case of {data or run.data} can be scored; missing: {', '.join(missing)}"
+        )
     return _evaluation(run, part, rows, notes_on(run, part, cases, rows))
 
 

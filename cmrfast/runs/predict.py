@@ -1,26 +1,24 @@
 """Prediction of a cohort: files in, files out; a bad case does not stop the others."""
 
-import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from cmrfast.atomic import atomic_write
-from cmrfast.data.datasets import open_dataset
-from cmrfast.data.datasets.case import Case
-from cmrfast.data.nifti import write_nifti
+from cmrfast.data.datasets import Case, read_channels
 from cmrfast.errors import FileError
-from cmrfast.files import read_json, take
-from cmrfast.methods import AnyTask, Prediction
+from cmrfast.methods import AnyTask, Prediction, case_of_files, match_cases
+from cmrfast.models._check import require_option
+from cmrfast.runs.outputs import LIKE, Outputs
 from cmrfast.train.ranks import process_group
 from cmrfast.train.run import Run
 
-_DONE = "prediction.json"
+File = str | os.PathLike[str]
+#: A file, a folder, or the files of one case by the method's names.
+Input = File | Mapping[str, File]
 
 
 @dataclass
@@ -40,42 +38,59 @@ class Outcome:
 
 def predict(
     run: Run,
-    inputs: Sequence[str | os.PathLike[str]],
+    inputs: Sequence[Input],
     out: str | os.PathLike[str],
     *,
+    like: str = "folders",
+    frame: int | None = None,
     device: str = "cpu",
     progress: Callable[[str], None] | None = None,
 ) -> Outcome:
     """Write ``out/<case>/*.nii.gz`` and ``prediction.json`` for every case.
 
-    A case that the same checkpoint has predicted before is skipped, so an interrupted cohort
-    resumes. If memory runs out, the case is repeated with half the batch. Under torchrun the
-    processes share the cases.
+    The volumes, counts and transforms of all cases go into ``out/predictions.csv`` too. A case that
+    the same checkpoint has predicted before is skipped, so an interrupted cohort resumes. If memory
+    runs out, the case is repeated with half the batch. Under torchrun the processes share the
+    cases.
+
+    Masks are written as uint8, other images as float32. A 2-D image is one slice. An image of
+    several time points or channels is refused unless ``frame`` chooses one.
 
     Args:
         run: a trained one.
-        inputs: image files, of methods that take one image, or folders in the layout of the run.
+        inputs: image files, of methods that take one image; data sets in any layout that has the
+            method's sequences; or, for one case, the method's name of each sequence or mask → file.
         out: made where missing.
+        like: ``folders``, or as a data set: ``nnunet`` writes ``out/<case>.nii.gz`` with the values
+            of the input's ``dataset.json``, ``bids`` derivatives; ``dicom-seg`` writes DICOM
+            segmentations of folders of DICOM slices.
+        frame: the time point, from 1, of images with several.
         device: auto, cpu or cuda.
         progress: called with a line per case of this process.
 
     Returns:
         The outcome of all cases, on every process.
     """
+    require_option("predict", "like", like, list(LIKE))
     with process_group(device) as ranks:
         own = Outcome()
-        cases = list(find_cases(run, inputs, own))[ranks.rank :: ranks.count]
-        _predict_cases(run, cases, Path(out), own, ranks.device, progress or (lambda line: None))
+        cases = [replace(case, frame=frame) for case in find_cases(run, inputs, own)]
+        outputs = LIKE[like](Path(out))
+        own_cases = cases[ranks.rank :: ranks.count]
+        _predict_cases(run, own_cases, outputs, own, ranks.device, progress or (lambda line: None))
         outcome = Outcome()
         for part in ranks.gather(own):
             outcome.add(part)
+        finished = {*outcome.done, *outcome.skipped}
+        if ranks.first and finished:
+            outputs.write_table([case for case in cases if case.name in finished])
     return outcome
 
 
 def _predict_cases(
     run: Run,
     cases: Sequence[Case],
-    out: Path,
+    outputs: Outputs,
     outcome: Outcome,
     device: torch.device,
     progress: Callable[[str], None],
@@ -90,13 +105,12 @@ def _predict_cases(
     model, task = run.model(device=device), run.task(device=device)
     for case in cases:
         try:
-            folder = case_folder(out, case.name)
-            if _made_by(folder) == made_by:
+            if outputs.made_by(case) == made_by:
                 outcome.skipped.append(case.name)
                 progress(f"{case.name}: there already")
                 continue
             prediction = _with_less_memory(task, model, case)
-            _write(folder, prediction, made_by)
+            outputs.write(case, prediction, made_by)
         except Exception as error:  # whatever is wrong with one case, the others continue
             outcome.failed[case.name] = " ".join(str(error).split()) or type(error).__name__
             progress(f"{case.name}: failed")
@@ -105,34 +119,12 @@ def _predict_cases(
         progress(f"{case.name}: {', '.join(prediction.images)}")
 
 
-def case_folder(out: Path, case: str) -> Path:
-    """The folder of a case, directly in ``out``; a name that would lead elsewhere is refused."""
-    if case in ("", ".", "..") or any(mark in case for mark in "/\\\0"):
-        raise FileError(f"predict: {case!r} cannot be the name of a case's folder")
-    return out / case
-
-
-def find_cases(
-    run: Run, inputs: Sequence[str | os.PathLike[str]], outcome: Outcome
-) -> Iterator[Case]:
+def find_cases(run: Run, inputs: Sequence[Input], outcome: Outcome) -> Iterator[Case]:
     """The cases of files and folders; inputs that hold none go to the failed."""
-    method = run.method
     seen: set[str] = set()
     for given in inputs:
-        path = Path(given)
         try:
-            if path.is_dir():
-                cases = list(open_dataset(run.plan.layout, path))
-            elif not path.is_file():
-                raise FileError(f"predict: {path} is neither a file nor a folder")
-            elif method.single_image is None:
-                raise FileError(
-                    f"predict: {method.name} takes several images; give a folder in the layout "
-                    f"{run.plan.layout}, not the file {path}"
-                )
-            else:
-                name = path.name.removesuffix(".gz").removesuffix(".nii")
-                cases = [Case(name, {method.single_image: path}, {}, {})]
+            cases = _cases_of(run, given)
         except FileError as error:
             outcome.failed[str(given)] = str(error)
             continue
@@ -142,6 +134,31 @@ def find_cases(
                 continue
             seen.add(case.name)
             yield case
+
+
+def _cases_of(run: Run, given: Input) -> Sequence[Case]:
+    method, needs = run.method, run.method.needs
+    if isinstance(given, Mapping):
+        return [case_of_files(method, given)]
+    path = Path(given)
+    if path.is_dir() or path.suffix == ".csv":
+        try:
+            return run.open_cases(path)
+        except FileError:
+            if not path.is_dir() or not any(path.glob("*_0000.nii*")):
+                raise
+        described = Path(run.data) if run.plan.layout == "nnunet" else None
+        return match_cases(method, read_channels(path, needs.predict.images, described))
+    if not path.is_file():
+        raise FileError(f"predict: {path} is neither a file nor a folder")
+    if len(needs.predict.images) > 1 or needs.predict.labels:
+        names = (*needs.predict.images, *needs.predict.labels)
+        options = " ".join(f"--{name.lower().replace('_', '-')} FILE" for name in names)
+        raise FileError(
+            f"predict: {method.name} takes several files; give {options}, or a folder instead of "
+            f"{path}"
+        )
+    return [case_of_files(method, {needs.predict.images[0]: path})]
 
 
 def _with_less_memory(task: AnyTask, model: nn.Module, case: Case) -> Prediction:
@@ -154,23 +171,3 @@ def _with_less_memory(task: AnyTask, model: nn.Module, case: Case) -> Prediction
                 raise
             torch.cuda.empty_cache()
             task.predict_batch //= 2
-
-
-def _write(folder: Path, prediction: Prediction, made_by: dict[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    # First, so that an interrupted case does not look finished.
-    (folder / _DONE).unlink(missing_ok=True)
-    for name, output in prediction.images.items():
-        write_nifti(folder / f"{name}.nii.gz", output.volume, like=output.like)
-    content = {"made_by": made_by, "images": list(prediction.images), **prediction.facts}
-    with atomic_write(folder / _DONE) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
-
-
-def _made_by(folder: Path) -> Any:
-    try:
-        stored = read_json(folder / _DONE)
-        whole = all((folder / f"{name}.nii.gz").exists() for name in take(stored, "images", list))
-        return take(stored, "made_by", dict) if whole else None
-    except (OSError, ValueError):
-        return None

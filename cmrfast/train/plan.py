@@ -3,14 +3,15 @@
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from cmrfast.data.cache import Cache
-from cmrfast.data.datasets import LAYOUTS, Split, open_dataset, split_by_patient
+from cmrfast.data.datasets import LAYOUTS, Dataset, Split, split_by_patient
+from cmrfast.data.datasets.match import Values
 from cmrfast.errors import FileError
 from cmrfast.files import take
-from cmrfast.methods import AnyMethod
+from cmrfast.methods import AnyMethod, open_cases, trainable
 from cmrfast.models import MODELS
 from cmrfast.models._check import require_option
 from cmrfast.models._fields import require_fields
@@ -30,6 +31,7 @@ class TrainOptions:
     Args:
         split: patients by name, or some of their sequences; default whole patients, split from the
             seed in the recipe's proportions.
+        labels: structure → its values in the masks, instead of those that the data set names.
         steps: optimiser steps in all; default those of the epochs.
         epochs: passes over the training set; default the recipe's.
         seed: of weights, split, sampling, augmentation and dropout.
@@ -50,6 +52,7 @@ class TrainOptions:
     """
 
     split: Split | None = None
+    labels: Values = field(default_factory=dict)
     steps: int | None = None
     epochs: int | None = None
     seed: int = 0
@@ -77,7 +80,7 @@ class TrainOptions:
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> "TrainOptions":
         """Options by name; an unknown one raises."""
-        known = [field.name for field in fields(cls)]
+        known = [own.name for own in fields(cls)]
         for name in options:
             if name not in known:
                 raise TypeError(f"train: options are {', '.join(known)}; got {name!r}")
@@ -98,6 +101,7 @@ class Plan:
         split: patients by name, or some of their sequences.
         micro_batch: samples of all ranks that go through the network at a time.
         precision: of the network's arithmetic: float32, bfloat16 or float16.
+        labels: structure → its values in the masks, where they were given.
     """
 
     method: str
@@ -109,6 +113,7 @@ class Plan:
     split: Split
     micro_batch: int
     precision: str = "float32"
+    labels: Values = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> "Plan":
@@ -123,6 +128,7 @@ class Plan:
             split=Split.from_json(take(stored, "split", dict)),
             micro_batch=take(stored, "micro_batch", int),
             precision=take(stored, "precision", str),
+            labels=_labels(take(stored, "labels", dict) if "labels" in stored else {}),
         )
         require_option("plan", "method", plan.method, list(MODELS))
         require_option("plan", "layout", plan.layout, list(LAYOUTS))
@@ -133,7 +139,11 @@ class Plan:
 
     def as_json(self) -> dict[str, Any]:
         """The plan as ``run.json`` holds it."""
-        return {**asdict(self), "split": self.split.as_json()}
+        labels = {name: list(values) for name, values in self.labels.items()}
+        content = {**asdict(self), "split": self.split.as_json(), "labels": labels}
+        if not labels:  # as in runs that began before there were any
+            del content["labels"]
+        return content
 
     @property
     def made_for(self) -> dict[str, Any]:
@@ -148,29 +158,53 @@ def choose_split(
     recipe: Recipe,
     seed: int,
     split: Split | None = None,
+    labels: Values | None = None,
 ) -> tuple[str, Split]:
-    """The layout that a folder has, among those the method reads, and its patients' split.
+    """The layout that a folder has, and its patients' split.
+
+    One's own data is split as its table says. Otherwise patients are split at random; of layouts
+    that are not the method's own, only those who have all that training takes.
 
     Raises:
-        FileError: the folder has none of them, or lacks patients or sequences of a given split.
+        FileError: the method cannot read the folder, or it lacks patients or sequences of a given
+            split.
     """
-    refused = []
-    for layout in method.datasets:
-        try:
-            dataset = open_dataset(layout, data)
-        except FileError as error:
-            refused.append(str(error))
-            continue
-        if split is None:
-            return layout, split_by_patient(dataset.names, recipe.split, seed=seed)
-        missing = {*split.train, *split.validate, *split.test} - set(dataset.names)
-        if missing:
-            names = ", ".join(sorted(missing))
-            raise FileError(f"train: {data} lacks patients of the split: {names}")
-        for part in (split.train, split.validate, split.test):
-            dataset.subset(part)  # raises where a sequence is missing
-        return layout, split
-    raise FileError("; ".join(dict.fromkeys(refused)))
+    dataset = open_cases(method, data, values=labels)
+    if split is None:
+        return dataset.name, _split_of(method, dataset, recipe, seed)
+    missing = {*split.train, *split.validate, *split.test} - set(dataset.names)
+    if missing:
+        names = ", ".join(sorted(missing))
+        raise FileError(f"train: {data} lacks patients of the split: {names}")
+    for part in (split.train, split.validate, split.test):
+        dataset.subset(part)  # raises where a sequence is missing
+    return dataset.name, split
+
+
+def _split_of(method: AnyMethod, dataset: Dataset, recipe: Recipe, seed: int) -> Split:
+    if dataset.name in method.datasets:
+        return split_by_patient(dataset.names, recipe.split, seed=seed)
+    usable = trainable(method, dataset)
+    if any("split" in case.info for case in dataset.cases):
+        return Split(
+            *(
+                tuple(case.name for case in dataset.cases if case.info.get("split") == part)
+                for part in ("train", "validate", "test")
+            )
+        )
+    tested = tuple(n for n in usable if dataset.case(n).info.get("set") == "test")
+    others = [name for name in usable if name not in tested]
+    split = split_by_patient(others, recipe.split, seed=seed)
+    if not tested:
+        return split
+    return Split((*split.train, *split.test), split.validate, tested)  # nnU-Net's own test cases
+
+
+def _labels(stored: Mapping[str, Any]) -> Values:
+    for name, values in stored.items():
+        if not isinstance(values, list) or any(type(value) is not int for value in values):
+            raise ValueError(f"plan: labels: {name} must be a list of whole numbers")
+    return {name: tuple(values) for name, values in stored.items()}
 
 
 def fields_from_json(kind: type[Any], stored: Mapping[str, Any]) -> Any:

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from cmrfast import methods
 from cmrfast.atomic import atomic_write
 from cmrfast.data.cache import Cache
-from cmrfast.data.datasets import open_dataset
-from cmrfast.data.datasets.case import Case
+from cmrfast.data.datasets import Case, Dataset, open_dataset, recognise
+from cmrfast.data.datasets.match import Values
 from cmrfast.data.notebook import table
 from cmrfast.errors import CheckpointError, FileError
 from cmrfast.files import read_json, take
-from cmrfast.methods import AnyMethod, AnyTask
+from cmrfast.methods import AnyMethod, AnyTask, match_cases
 from cmrfast.models.recipe import Recipe
 from cmrfast.train.checkpoint import Checkpoint, CheckpointFolder, load_checkpoint
 from cmrfast.train.conditions import Conditions
@@ -168,14 +168,37 @@ class Run:
         """The method's task, with what training fitted."""
         return self.method.task(self.config, self.recipe, self.fitted, device=device, cache=cache)
 
-    def cases(self, part: str, data: str | os.PathLike[str] | None = None) -> list[Case]:
+    def open_cases(self, root: str | os.PathLike[str], labels: Values | None = None) -> Dataset:
+        """The cases of a folder in any layout that has the method's sequences.
+
+        Args:
+            root: of a data set.
+            labels: structure → its values in the masks; default those that the run was trained
+                with, for a folder in the same layout.
+        """
+        layout = self.plan.layout
+        if Path(root).resolve() == Path(self.data):
+            dataset = open_dataset(layout, root)
+        else:
+            dataset = recognise(root, (layout, *self.method.datasets))
+        if labels is None and dataset.name == layout:
+            labels = self.plan.labels
+        return match_cases(self.method, dataset, labels)
+
+    def cases(
+        self,
+        part: str,
+        data: str | os.PathLike[str] | None = None,
+        labels: Values | None = None,
+    ) -> list[Case]:
         """Patients of one part of the split, or ``all`` of a folder.
 
         Args:
             part: train, validate, test or all.
             data: root of the data set; default where it was in training.
+            labels: as in ``open_cases``.
         """
-        dataset = open_dataset(self.plan.layout, data or self.data)
+        dataset = self.open_cases(data or self.data, labels)
         if part == "all":
             return list(dataset)
         return list(dataset.subset(getattr(self.plan.split, part)))

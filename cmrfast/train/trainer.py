@@ -11,12 +11,11 @@ from typing import Any
 import torch
 
 from cmrfast import methods
-from cmrfast.data.datasets import open_dataset
 from cmrfast.data.datasets.case import Case
 from cmrfast.data.loading import Prefetch
 from cmrfast.data.random import uniforms
 from cmrfast.errors import CheckpointError, FileError, NotFiniteError
-from cmrfast.methods import AnyMethod, AnyTask, Batch, Row
+from cmrfast.methods import AnyMethod, AnyTask, Batch, Row, open_cases
 from cmrfast.train.checkpoint import Checkpoint
 from cmrfast.train.conditions import Conditions, threads
 from cmrfast.train.guard import Stop, all_finite, catch_signals, first_not_finite
@@ -103,12 +102,13 @@ class Trainer:
         epochs = {"epochs": options.epochs} if options.epochs else {}
         config, self.recipe = method.configure({**changes, **epochs})
         stored = _stored_run(out, options)
+        labels = stored.plan.labels if stored else options.labels
         layout, split = (
             (stored.plan.layout, stored.plan.split)
             if stored
-            else choose_split(method, data, self.recipe, options.seed, options.split)
+            else choose_split(method, data, self.recipe, options.seed, options.split, labels)
         )
-        dataset = open_dataset(layout, data)
+        dataset = open_cases(method, data, layout=layout, values=labels)
         cases = list(dataset.subset(split.train))
 
         def task(fitted: Mapping[str, Any] | None) -> AnyTask:
@@ -135,6 +135,7 @@ class Trainer:
             split=split,
             micro_batch=self._micro_batch(network, stored),
             precision=network.precision,
+            labels=labels,
         )
         inputs = self._inputs([*cases, *dataset.subset(split.validate)], stored)
         conditions = Conditions.here(options, ranks)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from cmrfast import FileError
 from cmrfast.data import Volume, open_dataset, read_nifti, write_nifti
-from cmrfast.data.datasets import Case, Labelling, read_nnunet, write_nnunet
+from cmrfast.data.datasets import Case, Labelling, read_channels, read_nnunet, write_nnunet
 from cmrfast.data.phantom import write_phantoms
 from cmrfast.methods import get
 from tests.attack.mutate import damage_json, replace_by_oddity
@@ -295,6 +295,26 @@ def test_a_method_trains_on_it(tmp_path):
     first, second = (feed.batch(0, torch.arange(len(feed))) for feed in tasks)
     for name, tensor in first.items():
         assert torch.equal(tensor, second[name])
+
+
+def test_a_folder_of_images_has_its_own_cases_only(tmp_path):
+    cases = [make_case(tmp_path / "in", name) for name in ("a", "b")]
+    root = write(cases[:1], tmp_path, test=cases[1:])
+    assert read_nnunet(root).names == ("a", "b")
+    assert read_nnunet(root / "imagesTr").names == read_nnunet(root / "labelsTr").names == ("a",)
+    assert read_nnunet(root / "imagesTs").names == ("b",)
+
+
+def test_images_without_a_description(tmp_path):
+    root = write([make_case(tmp_path / "in", "a")], tmp_path)
+    bare = root / "imagesTr"
+    assert [*read_channels(bare, ["one", "two"])[0].images] == ["one", "two"]
+    assert [*read_channels(bare, ["one"])[0].images] == ["one"]
+    case = read_channels(bare, ["one"], described_by=root)[0]
+    assert [*case.images] == ["LGE", "T2"]
+    assert case.labelling == read_nnunet(root)[0].labelling
+    with pytest.raises(FileError, match=r"read_channels: .*in holds no case of nnunet; it should"):
+        read_channels(tmp_path / "in", ["one"])
 
 
 def test_nnunet_finds_no_fault(tmp_path):

@@ -13,11 +13,15 @@ from hypothesis import strategies as st
 
 from cmrfast import CheckpointError, FileError
 from cmrfast.data import Volume, read_nifti, write_nifti
+from cmrfast.data.datasets import Files, Needs
 from cmrfast.methods import Output, Prediction
-from cmrfast.runs.predict import case_folder, predict
+from cmrfast.runs.outputs import case_folder
+from cmrfast.runs.predict import predict
 from cmrfast.train import Ranks, Run, train
 from tests.support import training_task
 from tests.support.training_task import RandomTask
+
+ONE_IMAGE = Needs(("lge",), {}, Files(("lge",)), Files(("lge",)))
 
 
 class Thresholding(RandomTask):
@@ -36,7 +40,7 @@ class Thresholding(RandomTask):
 
 @pytest.fixture
 def trained(tmp_path, monkeypatch):
-    method = replace(training_task.METHOD, task=Thresholding, single_image="lge")
+    method = replace(training_task.METHOD, task=Thresholding, needs=ONE_IMAGE)
     training_task.install(monkeypatch.setattr, method)
     changes = training_task.SMALL
     return train("siamese_lesion", "nowhere", tmp_path / "run", steps=2, changes=changes)
@@ -124,10 +128,11 @@ def test_less_memory_makes_smaller_batches_until_one(trained, images, tmp_path, 
 
 
 def test_several_images_need_a_folder(trained, images, tmp_path, monkeypatch):
-    training_task.install(monkeypatch.setattr, replace(trained.method, single_image=None))
+    needs = training_task.METHOD.needs
+    training_task.install(monkeypatch.setattr, replace(trained.method, needs=needs))
     outcome = predict(trained, images[:1], tmp_path / "out")
     (message,) = outcome.failed.values()
-    assert "takes several images; give a folder in the layout t1_lge" in message
+    assert "takes several files; give --t1 FILE --t1-myocardium FILE, or a folder" in message
 
 
 @pytest.mark.parametrize(("rank", "case"), [(0, "a"), (1, "b")])

@@ -9,6 +9,7 @@ from typing import overload
 import torch
 
 from cmrfast.data.datasets.part import Part
+from cmrfast.data.dicom import read_dicom_folder
 from cmrfast.data.nifti.header import Header, read_header
 from cmrfast.data.nifti.read import read_volume
 from cmrfast.data.notebook import pictures, table
@@ -25,14 +26,20 @@ class Labelling:
 
     Args:
         on: the image whose grid the mask lies on.
-        ours: value in the file → value in ``Case.label``; any other value is an error.
+        ours: value in the file → value in ``Case.label``.
         classes: structure → its values in ``Case.label``. Structures may overlap: scar is part of
             the myocardium.
+        on_all: whether it lies on the grid of every image of its case.
+        others: whether any other value in the file is background, not an error.
+        drawn_over: masks of the case whose nonzero values replace this mask's, in drawing order.
     """
 
     on: str
     ours: Mapping[int, int]
     classes: Mapping[str, tuple[int, ...]]
+    on_all: bool = False
+    others: bool = False
+    drawn_over: tuple[str, ...] = ()
 
     def mask(self, label: Volume, name: str) -> Volume:
         """The mask of one structure of a label volume, bool."""
@@ -53,12 +60,14 @@ class Case:
 
     Attributes:
         name: unique in its data set; a split keeps its files together, unless it lists sequences.
-        images: sequence → file.
+        images: sequence → file, or folder of DICOM slices.
         labels: mask → file.
         labelling: mask → meaning of its values.
         info: fields of the data set's own text files, verbatim.
         faults: what is missing or unusual, judging by file names; ``check`` also reads headers.
         sequences: those that a split lists for its part; None where it has the whole patient.
+        frame: the time point, from 1, to read of files with several; None refuses such files where
+            one is required.
     """
 
     name: str
@@ -68,6 +77,7 @@ class Case:
     info: Mapping[str, str] = field(default_factory=dict)
     faults: tuple[str, ...] = ()
     sequences: tuple[str, ...] | None = None
+    frame: int | None = None
 
     def __repr__(self) -> str:
         """Its name, images and labels; not their paths."""
@@ -137,7 +147,9 @@ class Case:
                 networks compute, or set these to ``zero``. Methods pass their recipe's choice.
         """
         path = self._path("image", self.images, sequence)
-        image = read_volume(read_header(path))
+        image = read_dicom_folder(path) if path.is_dir() else read_volume(read_header(path))
+        if channels == 1 < image.channels and self.frame is not None:
+            image = _time_point(image, self.frame, path)
         if channels not in (None, image.channels):
             raise FileError(
                 f"image: {path} must have {channels} channel{'' if channels == 1 else 's'}; "
@@ -165,6 +177,24 @@ class Case:
 
     def label(self, name: str) -> Volume:
         """Read a mask as uint8, with the values that ``labelling`` describes."""
+        mask = self._read_label(name)
+        for other in self.labelling[name].drawn_over:
+            part = self._read_label(other)
+            if not part.shares_grid(mask) or part.channels != mask.channels:
+                raise FileError(
+                    f"label: {self.labels[other]} must lie on the grid of {self.labels[name]}, "
+                    "the same mask's other file"
+                )
+            mask = mask.with_data(torch.where(part.data != 0, part.data, mask.data))
+        return mask
+
+    def label_files(self, name: str) -> dict[str, Path]:
+        """The files that a mask is read from, by their keys in ``labels``."""
+        labelling = self.labelling.get(name)
+        keys = (name, *(labelling.drawn_over if labelling else ()))
+        return {key: self.labels[key] for key in keys if key in self.labels}
+
+    def _read_label(self, name: str) -> Volume:
         path = self._path("label", self.labels, name)
         stored = read_volume(read_header(path))
         mapping = self.labelling[name].ours
@@ -174,7 +204,7 @@ class Case:
             mask = stored.data == theirs
             data.masked_fill_(mask, ours)
             unknown.logical_and_(mask.logical_not_())
-        if unknown.any():
+        if unknown.any() and not self.labelling[name].others:
             value = stored.data.double()[unknown][0].item()
             expected = ", ".join(str(value) for value in mapping)
             raise FileError(
@@ -253,6 +283,10 @@ class Dataset(Sequence[Case]):
         """What is missing or unusual, judging by file names; one line per fault."""
         return [f"{case.name}: {fault}" for case in self.cases for fault in case.faults]
 
+    def case(self, name: str) -> Case:
+        """The case of a name."""
+        return self.subset([name])[0]
+
     def subset(self, names: Iterable[str]) -> "Dataset":
         """The named cases, such as one part of a split, in the order of the names.
 
@@ -274,6 +308,14 @@ class Dataset(Sequence[Case]):
                 for case in cases
             ]
         return replace(self, cases=tuple(cases))
+
+
+def _time_point(image: Volume, frame: int, path: Path) -> Volume:
+    if not 1 <= frame <= image.channels:
+        raise FileError(
+            f"image: {path} holds the time points 1 to {image.channels}; got frame {frame}"
+        )
+    return replace(image, data=image.data[frame - 1 : frame].clone())
 
 
 def _same_grid(image: Header, label: Header) -> bool:

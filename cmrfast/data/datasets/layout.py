@@ -60,6 +60,14 @@ class DataLayout(Protocol):
         ...
 
 
+class MarkedLayout(DataLayout, Protocol):
+    """A layout that a file of its own marks, so that a folder is or is not one."""
+
+    def claims(self, root: Path) -> bool:
+        """Whether a folder has this layout, whatever may be wrong with it."""
+        ...
+
+
 @dataclass(frozen=True)
 class Layout:
     """The file names of one data set.
@@ -88,7 +96,7 @@ class Layout:
     def open(self, root: Path) -> Dataset:
         """Find the cases at or below a root."""
         drafts: dict[str, Draft] = {}
-        for path in _walk_files(_search_roots(root.absolute(), self.folders)):
+        for path in walk_files(_search_roots(root.absolute(), self.folders)):
             place = self.place(path)
             if place:
                 drafts.setdefault(place.case, Draft(place.case)).add(place, path)
@@ -151,7 +159,7 @@ def _search_roots(root: Path, folders: frozenset[str]) -> list[Path]:
     return roots
 
 
-def _walk_files(roots: list[Path]) -> Iterator[Path]:
+def walk_files(roots: list[Path]) -> Iterator[Path]:
     """Yield all files below, in a fixed order. Links are followed; a folder is visited once."""
     visited: set[tuple[int, int]] = set()  # links may form a cycle
 

@@ -36,6 +36,7 @@ from cmrfast.ops import resample
 
 _DESCRIPTION = "dataset.json"
 _SETS = {"training": "Tr", "test": "Ts"}
+_FOLDERS = r"(images|labels)(T[rs])"
 _ENDINGS = (".nii.gz", ".nii")
 _MAX_VALUE = 255  # masks are uint8 in memory
 
@@ -56,7 +57,8 @@ def read_nnunet(root: str | os.PathLike[str]) -> Dataset:
     Reads ``dataset.json`` and file names, but no image.
 
     Args:
-        root: the folder of the data set, or a folder of images or labels in it.
+        root: the folder of the data set, or, for the training or test cases only, a folder of
+            images or labels in it.
 
     Raises:
         FileError: it is not such a data set, or its ``dataset.json`` is wrong.
@@ -65,7 +67,8 @@ def read_nnunet(root: str | os.PathLike[str]) -> Dataset:
     folder = given.absolute()
     if not folder.is_dir():
         raise FileError(f"read_nnunet: {given} is not a folder")
-    if re.fullmatch(r"(images|labels)T[rs]", folder.name):
+    inner = re.fullmatch(_FOLDERS, folder.name)
+    if inner:
         folder = folder.parent
     if not os.path.exists(folder / _DESCRIPTION):
         raise _no_case(given)
@@ -85,7 +88,8 @@ def read_nnunet(root: str | os.PathLike[str]) -> Dataset:
             f"read_nnunet: {folder}: training and test cases must have different names; "
             f"in both: {', '.join(both)}"
         )
-    cases = training | test
+    chosen = {None: training | test, "Tr": training, "Ts": test}
+    cases = chosen[inner[2] if inner else None]
     ordered = (cases[name] for name in sorted(cases, key=natural_key))
     return Dataset(LAYOUT.name, given, tuple(ordered))
 
@@ -178,6 +182,42 @@ def write_nnunet(
     return root
 
 
+def read_channels(
+    folder: str | os.PathLike[str],
+    sequences: Sequence[str],
+    described_by: str | os.PathLike[str] | None = None,
+) -> Dataset:
+    """The cases of a folder of images that are named as nnU-Net's, ``CASE_0000.nii.gz``.
+
+    Args:
+        folder: of the images; it needs no ``dataset.json``.
+        sequences: names of the channels in order, unless they are described.
+        described_by: folder of a data set whose ``dataset.json`` describes channels and labels.
+
+    Raises:
+        FileError: the folder holds no such image.
+    """
+    root = Path(folder)
+    if described_by is None:
+        labelling = Labelling(sequences[0], {0: 0}, {}, on_all=True)
+        descriptions = [_Description(tuple(sequences), labelling, 0, end) for end in _ENDINGS]
+    else:
+        descriptions = [_read_description(Path(described_by) / _DESCRIPTION)]
+    for description in descriptions:
+        images = _find_channels(root.absolute(), description)
+        if images:
+            key = description.labelling.on
+            cases = (
+                Case(name, images[name], {}, {key: description.labelling})
+                for name in sorted(images, key=natural_key)
+            )
+            return Dataset(LAYOUT.name, root, tuple(cases))
+    raise FileError(
+        f"read_channels: {root} holds no case of nnunet; it should hold files such as "
+        f"CASE_0000{descriptions[0].ending}"
+    )
+
+
 def _no_case(root: Path) -> FileError:
     return FileError(
         f"read_nnunet: {root} holds no case of nnunet; it should hold files such as "
@@ -236,17 +276,13 @@ def _labelling(labels: dict[str, Any], *, on: str) -> Labelling:
     except ValueError as error:
         raise ValueError(f"labels: {error}") from error
     stored = {0, *(value for own in classes.values() for value in own)}
-    return Labelling(on, {value: value for value in sorted(stored)}, classes)
+    return Labelling(on, {value: value for value in sorted(stored)}, classes, on_all=True)
 
 
 def _find_cases(root: Path, kind: str, description: _Description) -> dict[str, Case]:
     """The cases of the training or the test set, by name."""
     ending = re.escape(description.ending)
-    images: dict[str, dict[str, Path]] = {}
-    for path in _list_files(root / f"images{_SETS[kind]}"):
-        match = re.fullmatch(rf"([^.].*)_(\d{{4}}){ending}", path.name, re.ASCII)
-        if match and int(match[2]) < len(description.sequences):
-            images.setdefault(match[1], {})[description.sequences[int(match[2])]] = path
+    images = _find_channels(root / f"images{_SETS[kind]}", description)
     key = description.labelling.on
     labels: dict[str, Path] = {}
     for path in _list_files(root / f"labels{_SETS[kind]}"):
@@ -268,6 +304,16 @@ def _find_cases(root: Path, kind: str, description: _Description) -> dict[str, C
             faults=tuple(missing),
         )
     return cases
+
+
+def _find_channels(folder: Path, description: _Description) -> dict[str, dict[str, Path]]:
+    """Case → sequence → image."""
+    images: dict[str, dict[str, Path]] = {}
+    for path in _list_files(folder):
+        match = re.fullmatch(rf"([^.].*)_(\d{{4}}){re.escape(description.ending)}", path.name, re.A)
+        if match and int(match[2]) < len(description.sequences):
+            images.setdefault(match[1], {})[description.sequences[int(match[2])]] = path
+    return images
 
 
 def _list_files(folder: Path) -> list[Path]:
@@ -367,6 +413,11 @@ class _NnunetLayout:
     """``read_nnunet`` as a layout of ``open_dataset``."""
 
     name = "nnunet"
+
+    def claims(self, root: Path) -> bool:
+        """Whether a folder holds ``dataset.json``, or is a folder of images or labels beside it."""
+        folder = root.parent if re.fullmatch(_FOLDERS, root.name) else root
+        return (folder / _DESCRIPTION).is_file()
 
     def open(self, root: Path) -> Dataset:
         """Find the cases of a data set."""

@@ -29,7 +29,11 @@ _ROUNDING = 2.0**-23
 
 
 def write_nifti(
-    path: str | os.PathLike[str], volume: Volume, like: str | os.PathLike[str] | None = None
+    path: str | os.PathLike[str],
+    volume: Volume,
+    like: str | os.PathLike[str] | None = None,
+    *,
+    keep_dtype: bool = True,
 ) -> None:
     """Write an image, atomically, and check it by reading it back.
 
@@ -40,6 +44,7 @@ def write_nifti(
             qform, codes, pixdim and units are kept bit for bit. Its voxel type is kept if it can
             represent every value, but integer labels never become floating point. Without
             ``like``, sform and qform are written from the volume.
+        keep_dtype: whether to keep the voxel type of ``like``, not that of the volume.
 
     Raises:
         FileError: if ``like`` cannot be read, or the file cannot be written or read back.
@@ -61,7 +66,7 @@ def write_nifti(
     if not volume.data.numel():
         raise ValueError(f"write_nifti: volume is empty; its shape is {tuple(volume.data.shape)}")
     model = None if like is None else read_header(like)
-    data = _to_storable(volume.data, model)
+    data = _to_storable(volume.data, model if keep_dtype else None)
     fields = _make_fields(data, volume, model)
     try:
         with atomic_write(target) as temporary:

@@ -1,5 +1,7 @@
 """adversarial_transfer: LGE segmentation against an adversary, with masks of bSSFP and T2."""
 
+from cmrfast.data.datasets import Files, MaskNeed, Needs
+from cmrfast.data.datasets.needs import HEART
 from cmrfast.methods.adversarial_transfer.images import STRUCTURES, Segmentation, segment
 from cmrfast.methods.adversarial_transfer.protocols import PROTOCOLS, protocol_split
 from cmrfast.methods.adversarial_transfer.published import PUBLISHED
@@ -21,6 +23,12 @@ METHOD = Method(
     step=step,
     task=AdversarialTransferTask,
     datasets=("mscmrseg",),
+    needs=Needs(
+        images=("LGE", "C0", "T2"),
+        masks={sequence: MaskNeed(sequence, HEART) for sequence in ("LGE", "C0", "T2")},
+        train=Files(images=("LGE",), labels=("LGE",)),
+        predict=Files(images=("LGE",)),
+    ),
     inputs=("images",),
     objective=Objective("dice_percent", maximise=True),
     search={
@@ -28,7 +36,6 @@ METHOD = Method(
         "individual_weight": Uniform(0.5, 1.0),
         "adversarial_weight": LogUniform(0.01, 10),
     },
-    single_image="LGE",
     structures={value: name for name, value in STRUCTURES.items()},
     overlaps=OVERLAPS,
     published=PUBLISHED,

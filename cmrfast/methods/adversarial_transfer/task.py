@@ -45,7 +45,7 @@ def _prepare(source: Source[Config, Recipe]) -> Tensors:
         pixels of ``pixel_mm``.
     """
     case, recipe = source.case, source.recipe
-    (sequence,), (lender,) = case.images, case.labels
+    (sequence,), (lender, *_) = case.images, case.labels  # the first of a mask's files
     stored = case.image(sequence, channels=1, non_finite=recipe.non_finite)
     image = even_pixels(stored, recipe.pixel_mm)
     if sequence == lender:
@@ -126,7 +126,8 @@ class AdversarialTransferTask(Task[AdversarialTransfer, Config, Recipe]):
             f"{name}_ml": labels.with_data(labels.data == value).mask_ml()
             for name, value in STRUCTURES.items()
         }
-        return Prediction({"labels": Output(labels, case.images[_LGE])}, facts)
+        names = {value: name for name, value in STRUCTURES.items()}
+        return Prediction({"labels": Output(labels, case.images[_LGE], names)}, facts)
 
     def evaluate(self, model: AdversarialTransfer, case: Case) -> list[Row]:
         """One row: 3-D Dice, Jaccard and surface distances of each structure; mean Dice.

@@ -1,5 +1,7 @@
 """joint_registration: LGE registered to cine by an affine map a slice, and both segmented."""
 
+from cmrfast.data.datasets import Files, MaskNeed, Needs
+from cmrfast.data.datasets.needs import HEART
 from cmrfast.methods.joint_registration.images import Registration, register, warp_image
 from cmrfast.methods.joint_registration.published import PUBLISHED
 from cmrfast.methods.joint_registration.task import STRUCTURES, JointRegistrationTask
@@ -18,6 +20,12 @@ METHOD = Method(
     loss=loss,
     task=JointRegistrationTask,
     datasets=("mscmrseg",),
+    needs=Needs(
+        images=("C0", "LGE"),
+        masks={sequence: MaskNeed(sequence, HEART) for sequence in ("C0", "LGE")},
+        train=Files(images=("C0", "LGE"), labels=("C0", "LGE")),
+        predict=Files(images=("C0", "LGE")),
+    ),
     inputs=("cine", "lge"),
     objective=Objective("registration_loss", maximise=False),
     search={

@@ -90,8 +90,9 @@ class JointRegistrationTask(Task[JointRegistration, Config, Recipe]):
         result = register(model, cine, lge, self.recipe, batch=self.predict_batch)
         images = {"lge_on_cine": Output(result.warped, case.images[_CINE])}
         if result.cine_labels is not None and result.lge_labels is not None:
-            images["cine_labels"] = Output(result.cine_labels, case.images[_CINE])
-            images["lge_labels"] = Output(result.lge_labels, case.images[_LGE])
+            names = {value: name for name, value in STRUCTURES.items()}
+            images["cine_labels"] = Output(result.cine_labels, case.images[_CINE], names)
+            images["lge_labels"] = Output(result.lge_labels, case.images[_LGE], names)
         matrices = zip(
             result.grid.pairs, result.thetas.tolist(), result.lge_from_cine.tolist(), strict=True
         )

@@ -1,10 +1,14 @@
 """joint_scar: myocardium and scar from LGE stacks, slice by slice."""
 
+from cmrfast.data.datasets import Files, MaskNeed, Needs, Structure
 from cmrfast.methods.joint_scar.images import probabilities, segment
 from cmrfast.methods.joint_scar.published import PUBLISHED
 from cmrfast.methods.joint_scar.task import OVERLAPS, JointScarTask
 from cmrfast.methods.method import LogUniform, Method, Objective, Uniform
 from cmrfast.models.joint_scar import Config, JointScar, Recipe, loss
+
+_SCAR = Structure(("scar",), plus=("no_reflow",))
+_MYOCARDIUM = Structure(("myocardium",), plus=("edema", "scar", "no_reflow"))
 
 __all__ = ["METHOD", "probabilities", "segment"]
 
@@ -18,6 +22,12 @@ METHOD = Method(
     loss=loss,
     task=JointScarTask,
     datasets=("emidec", "myops"),
+    needs=Needs(
+        images=("LGE",),
+        masks={"LGE": MaskNeed("LGE", {"myocardium": _MYOCARDIUM, "scar": _SCAR})},
+        train=Files(images=("LGE",), labels=("LGE",)),
+        predict=Files(images=("LGE",)),
+    ),
     inputs=("images", "myocardium"),  # variant two_step masks its images with the myocardium
     objective=Objective("scar_dice", maximise=True),
     search={  # as in the paper
@@ -27,7 +37,6 @@ METHOD = Method(
         "weight_decay": LogUniform(1e-7, 1e-3),
     },
     mean_loss=lambda config: config.dice_over == "image",
-    single_image="LGE",
     structures={1: "myocardium", 2: "scar"},
     units="slices",
     overlaps=OVERLAPS,

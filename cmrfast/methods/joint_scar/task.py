@@ -87,7 +87,8 @@ class JointScarTask(Task[JointScar, Config, Recipe]):
         if facts.get("myocardium_ml"):
             facts["scar_share"] = facts["scar_ml"] / facts["myocardium_ml"]
         path = case.images[_SEQUENCE]
-        return Prediction({name: Output(mask, path) for name, mask in masks.items()}, facts)
+        outputs = {name: Output(mask, path, {1: name}) for name, mask in masks.items()}
+        return Prediction(outputs, facts)
 
     def evaluate(self, model: JointScar, case: Case) -> list[Row]:
         """A row a slice: Dice, precision and recall of the scar, Dice of the myocardium.
@@ -150,13 +151,13 @@ class _SliceFeed:
         return {"images": images, "myocardium": labels[:, 0], "scar": labels[:, 1]}
 
 
-def _read_image(case: Case, recipe: Recipe, *, channels: int | None = None) -> Volume:
-    return case.image(_SEQUENCE, channels=channels, non_finite=recipe.non_finite)
+def _read_image(case: Case, recipe: Recipe) -> Volume:
+    return case.image(_SEQUENCE, channels=1, non_finite=recipe.non_finite)
 
 
 def _annotated(case: Case, recipe: Recipe) -> tuple[Volume, Tensor]:
     """LGE, and its masks of myocardium and scar (2, I, J, K) uint8."""
-    image = _read_image(case, recipe, channels=1)
+    image = _read_image(case, recipe)
     label, labelling = case.mask_on(image, _SEQUENCE), case.labelling[_SEQUENCE]
     return image, torch.cat([labelling.mask(label, name).data for name in _CLASSES]).byte()
 

@@ -29,9 +29,10 @@ def brain_union(*masks: Tensor) -> Tensor:
 def foreground(volume: Tensor, *, share: float = 0.1) -> Tensor:
     """The foreground of a volume, holes included, where no brain mask is available.
 
-    A voxel is bright where the mean of 3³ voxels exceeds a fraction of the 99th percentile. It is
-    foreground if along every axis it is bright or has bright voxels on both sides. In a
-    skull-stripped image that is the brain with its ventricles, otherwise the head.
+    A voxel is bright where the mean of 3³ voxels exceeds a fraction of the 99th percentile; along
+    axes of fewer than 3 voxels no mean is taken. It is foreground if along every axis it is bright
+    or has bright voxels on both sides. In a skull-stripped image that is the brain with its
+    ventricles, otherwise the head.
 
     Args:
         volume: (I, J, K), real.
@@ -43,7 +44,9 @@ def foreground(volume: Tensor, *, share: float = 0.1) -> Tensor:
     if volume.dim() != 3:
         raise ValueError(f"foreground: volume must be (I, J, K); got {tuple(volume.shape)}")
     values = volume.float()
-    smooth = F.avg_pool3d(values[None, None], 3, 1, 1, count_include_pad=False)[0, 0]
+    width = [3 if count >= 3 else 1 for count in volume.shape]  # a 2-D image is one slice
+    padding = [n // 2 for n in width]
+    smooth = F.avg_pool3d(values[None, None], width, 1, padding, count_include_pad=False)[0, 0]
     bright = smooth > share * percentiles(values, (99.0,)).float()
     inside = torch.ones_like(bright)
     for axis in range(3):

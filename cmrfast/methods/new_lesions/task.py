@@ -135,7 +135,7 @@ class NewLesionsTask(Task[NewLesions, Config, Recipe]):
         _, count = connected_components(result.mask.data[0])
         return Prediction(
             {
-                "new_lesions": Output(result.mask, like),
+                "new_lesions": Output(result.mask, like, {1: "new_lesion"}),
                 "probability": Output(result.probability, like),
             },
             {"lesions": count, "volume_ml": result.mask.mask_ml()},
@@ -181,7 +181,9 @@ class NewLesionsTask(Task[NewLesions, Config, Recipe]):
 
 
 def _read_visits(case: Case, recipe: Recipe) -> tuple[Volume, Volume]:
-    earlier, later = (case.image(name, non_finite=recipe.non_finite) for name in _IMAGES)
+    earlier, later = (
+        case.image(name, channels=1, non_finite=recipe.non_finite) for name in _IMAGES
+    )
     return earlier, later
 
 

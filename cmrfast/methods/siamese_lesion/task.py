@@ -10,6 +10,7 @@ from cmrfast.data.cache import Tensors
 from cmrfast.data.datasets.case import Case
 from cmrfast.data.random import order
 from cmrfast.data.t1_units import FIT_FAILURES
+from cmrfast.data.volume import Volume
 from cmrfast.errors import FileError
 from cmrfast.methods.preparation import Preparation, Source, prepare_cases
 from cmrfast.methods.siamese_lesion.images import LesionMap, classify
@@ -86,15 +87,20 @@ class SiameseLesionTask(Task[SiameseLesion, Config, Recipe]):
         return PairFeed(patches, seed=seed, distinct=recipe.distinct_slices)
 
     def predict(self, model: SiameseLesion, case: Case) -> Prediction:
-        """The map of lesion probability, and every patch with its centre in the scanner."""
+        """The map of lesion probability, where it is above one half, the volume of that in ml, and
+        every patch with its centre in the scanner."""
         result = self._classify(model, case)
+        lesion = _lesion(result)
         columns = (result.slices, result.center_mm, result.probability)
         patches = [
             {"slice": k, "center_mm": center, "probability": p, "lesion": p > 0.5}
             for k, center, p in zip(*(column.tolist() for column in columns), strict=True)
         ]
-        images = {"lesion_probability": Output(result.map, case.images["t1"])}
-        return Prediction(images, {"patches": patches})
+        images = {
+            "lesion": Output(lesion, case.images["t1"], {1: "lesion"}),
+            "lesion_probability": Output(result.map, case.images["t1"]),
+        }
+        return Prediction(images, {"lesion_ml": lesion.mask_ml(), "patches": patches})
 
     def evaluate(self, model: SiameseLesion, case: Case) -> list[Row]:
         """A row a patch; see ``evaluate_all``."""
@@ -152,7 +158,7 @@ class SiameseLesionTask(Task[SiameseLesion, Config, Recipe]):
     def picture(self, model: SiameseLesion, case: Case) -> Picture:
         """T1; where the map is above one half, and the lesion that LGE shows, both labelled 1."""
         t1, _ = read_t1(case, self.recipe.non_finite)
-        predicted = (self._classify(model, case).map.data > 0.5).byte()
+        predicted = _lesion(self._classify(model, case))
         reference = None
         if _is_paired(case):
             recipe = self.recipe
@@ -163,7 +169,7 @@ class SiameseLesionTask(Task[SiameseLesion, Config, Recipe]):
                 non_finite=recipe.non_finite,
             )[2]
             reference = lesion_on_t1(self.prepared(PAIRS, case), lesion, t1)
-        return Picture(t1, t1.with_data(predicted), reference)
+        return Picture(t1, predicted, reference)
 
     def _classify(self, model: SiameseLesion, case: Case) -> LesionMap:
         mean_ms, sd_ms = self._scale()
@@ -204,6 +210,11 @@ class SiameseLesionTask(Task[SiameseLesion, Config, Recipe]):
         if not self.fitted:
             raise ValueError("siamese_lesion: fitted must hold what fit returned; it is empty")
         return self.fitted["t1_mean_ms"], self.fitted["t1_sd_ms"]
+
+
+def _lesion(result: LesionMap) -> Volume:
+    """Where the map is above one half, uint8."""
+    return result.map.with_data((result.map.data > 0.5).byte())
 
 
 def _is_paired(case: Case) -> bool:

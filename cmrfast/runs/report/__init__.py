@@ -7,6 +7,7 @@ import torch
 
 from cmrfast import viz
 from cmrfast.atomic import atomic_write
+from cmrfast.data.datasets.match import Values
 from cmrfast.methods import Objective
 from cmrfast.runs.evaluate import Evaluation, evaluate
 from cmrfast.runs.report.figures import draw_curves
@@ -16,7 +17,14 @@ from cmrfast.train.ranks import process_group
 from cmrfast.train.run import Run
 
 
-def report(run: Run, *, part: str = "test", data: str | None = None, device: str = "cpu") -> Path:
+def report(
+    run: Run,
+    *,
+    part: str = "test",
+    data: str | None = None,
+    labels: Values | None = None,
+    device: str = "cpu",
+) -> Path:
     """Write ``report.html`` and its figures into the run's folder.
 
     Under torchrun the processes share the evaluation; the first one writes.
@@ -25,19 +33,20 @@ def report(run: Run, *, part: str = "test", data: str | None = None, device: str
         run: a trained one.
         part: of the split, whose patients are scored and shown.
         data: root of the data set; default where it was in training.
+        labels: structure → its values in the masks; default those of the training.
         device: auto, cpu or cuda.
 
     Returns:
         The page.
     """
     with process_group(device) as ranks:
-        evaluation = evaluate(run, data, part=part, device=device)
+        evaluation = evaluate(run, data, part=part, labels=labels, device=device)
         page = run.path / "report.html"
         if not ranks.first:
             return page
         evaluation.save(run.path)
         task, model = run.task(device=ranks.device), run.model(device=ranks.device)
-        cases = {case.name: case for case in run.cases(part, data)}
+        cases = {case.name: case for case in run.cases(part, data, labels)}
         chosen = _choose_cases(run.method.objective, evaluation)
         with torch.inference_mode():
             pictures = {title: task.picture(model, cases[name]) for title, name in chosen.items()}

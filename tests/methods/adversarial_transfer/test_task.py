@@ -11,6 +11,7 @@ from torch import nn
 from cmrfast import methods
 from cmrfast.data import Volume, read_nifti, write_nifti
 from cmrfast.data.cache import Cache
+from cmrfast.data.datasets import Files
 from cmrfast.data.prepare import z_score
 from cmrfast.errors import FileError
 from cmrfast.methods import Objective
@@ -325,7 +326,7 @@ def test_labels_come_back_on_the_images_pixels(own_mm):
 
 def test_one_image_makes_a_case(cases):
     case = cases[1]
-    assert METHOD.single_image == "LGE"
+    assert METHOD.needs.predict == Files(images=("LGE",))
     alone = replace(case, images={"LGE": case.images["LGE"]}, labels={}, labelling={})
     model = build("adversarial_transfer", **vars(NARROW)).eval()
     task = TASK(NARROW, SMALL)

@@ -1,0 +1,175 @@
+"""Tables, BIDS trees and other folders of one's own: what is read, and what is refused."""
+
+import os
+
+import pytest
+import torch
+
+from cmrfast import FileError
+from cmrfast.data import Volume, open_dataset, write_nifti
+from cmrfast.data.datasets import guess_cases, read_table, recognise, write_table
+from cmrfast.data.datasets.bids import read_bids
+from cmrfast.data.datasets.names import sequence_name, structure_name
+from tests.data.test_datasets import bids, put, table
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_for_disks(monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+def test_the_columns_of_a_table(tmp_path):
+    table(tmp_path)
+    first, second = read_table(tmp_path)
+    assert (first.name, [*first.images], [*first.labels]) == ("p2", ["LGE"], ["scar"])
+    assert first.faults == ("LGE_myocardium label is missing",)
+    assert {key: labelling.on for key, labelling in second.labelling.items()} == {
+        "scar": "LGE",  # the only sequence
+        "LGE_myocardium": "LGE",
+    }
+    assert (first.info, second.info) == (
+        {"age": "", "split": "train"},
+        {"age": "61", "split": "test"},
+    )
+
+
+def test_a_table_is_read_back_as_it_was_written(tmp_path):
+    table(tmp_path)
+    cases = read_table(tmp_path).cases
+    write_table(cases, tmp_path / "images" / "copy.csv")
+    again = read_table(tmp_path / "images" / "copy.csv").cases
+    assert [(c.images, c.labels, c.labelling) for c in again] == [
+        (c.images, c.labels, c.labelling) for c in cases
+    ]
+    text = (tmp_path / "images" / "copy.csv").read_text()
+    assert "p10,p10/lge.nii.gz," in text  # below the folder of the table
+    assert f",{tmp_path}/masks/p10.nii.gz," in text  # elsewhere
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the first row must name each column once, one of them case; got nothing"),
+        ("name,LGE\np,a.nii\n", "one of them case; got name, LGE"),
+        ("case,LGE,LGE\np,a.nii,b.nii\n", "must name each column once"),
+        ("case,LGE\n", "it lists no case"),
+        ("case,LGE\np,a.nii,x\n", "row 2 must have 2 cells; got 3"),
+        ("case,LGE\n,a.nii\n", "each row must name a case that no other row names; got ''"),
+        ("case,LGE\np,a.nii\np,b.nii\n", "that no other row names; got 'p'"),
+        (
+            "case,LGE,split\np,a.nii,both\n",
+            "split must be train, validate, test or empty; p has 'both'",
+        ),
+    ],
+)
+def test_a_wrong_table_is_named(tmp_path, text, message):
+    (tmp_path / "cases.csv").write_text(text)
+    with pytest.raises(FileError) as error:
+        read_table(tmp_path)
+    assert str(error.value).startswith(f"read_table: {tmp_path}/cases.csv: ")
+    assert message in str(error.value)
+
+
+def test_files_that_are_not_there(tmp_path):
+    with pytest.raises(FileError, match=r"read_table: .*gone.csv: No such file or directory"):
+        read_table(tmp_path / "gone.csv")
+    (tmp_path / "cases.csv").write_text("Case\tLGE\np\tgone.nii\n")
+    assert read_table(tmp_path).faults == ["p: LGE image is missing: there is no file gone.nii"]
+    with pytest.raises(FileError, match=r"write_table: .*: No such file or directory"):
+        write_table([], tmp_path / "none" / "cases.csv")
+
+
+def test_a_table_that_is_no_text(tmp_path):
+    (tmp_path / "cases.csv").write_bytes(b"case,LGE\np,\xff.nii\n")
+    with pytest.raises(FileError, match=r"read_table: .*cases.csv: .*can't decode"):
+        read_table(tmp_path)
+
+
+def test_subjects_of_bids(tmp_path):
+    bids(tmp_path)
+    once, twice = read_bids(tmp_path)
+    assert ([*once.images], [*once.labels]) == (["FLAIR"], ["brain", "label"])
+    assert once.labelling["label"].classes == {"LV": (1,), "scar": (3,)}
+    assert [*twice.images] == ["earlier FLAIR", "later FLAIR"]
+    assert {k: x.on for k, x in twice.labelling.items()} == {
+        "earlier brain": "earlier FLAIR",
+        "later brain": "later FLAIR",
+    }
+
+
+def test_what_is_wrong_with_bids_is_named(tmp_path):
+    with pytest.raises(FileError, match=r"read_bids: .* holds no case of bids; it should hold"):
+        read_bids(tmp_path)
+    with pytest.raises(FileError, match=r"read_bids: .*none is not a folder"):
+        read_bids(tmp_path / "none")
+    bids(tmp_path)
+    put(tmp_path / "sub-2/func/sub-2_FLAIR.nii.gz")
+    (case, _) = read_bids(tmp_path)
+    assert [fault.partition(";")[0] for fault in case.faults] == ["FLAIR image occurs twice"]
+    (tmp_path / "derivatives/dseg.tsv").write_text("index\tname\none\tLV\n")
+    with pytest.raises(FileError, match=r"dseg.tsv must have the columns index, a whole number"):
+        read_bids(tmp_path)
+
+
+def test_any_folder_is_a_start(tmp_path):
+    put(tmp_path / "a_LGE.nii.gz")
+    put(tmp_path / "a_mask.nii")
+    put(tmp_path / "b.nii")
+    put(tmp_path / "day1" / "c" / "c_T2.nii")
+    found = {case.name: (*case.images, *case.labels) for case in guess_cases(tmp_path)}
+    assert found == {"a": ("LGE", "mask"), "b": ("image",), "day1_c": ("T2",)}
+    with pytest.raises(FileError, match=r"guess_cases: .*none is not a folder"):
+        guess_cases(tmp_path / "none")
+    (tmp_path / "none").mkdir()
+    with pytest.raises(FileError, match="holds no NIfTI file"):
+        guess_cases(tmp_path / "none")
+    with pytest.raises(FileError, match=r"has no known layout; cmrfast data describe .* --write"):
+        recognise(tmp_path / "none")
+
+
+def test_a_layout_of_one_s_own_is_known_by_its_file(tmp_path):
+    bids(tmp_path)
+    assert recognise(tmp_path, ["emidec"]).name == "bids"
+    table(tmp_path)
+    assert recognise(tmp_path).name == "table"
+    assert recognise(tmp_path / "cases.csv").name == "table"
+    with pytest.raises(FileError) as error:
+        recognise(tmp_path / "gone", ["emidec", "myops"])
+    assert str(error.value) == f"open_dataset: {tmp_path}/gone is not a folder"
+
+
+@pytest.mark.parametrize("name", ["LGE", "lge", "DE", "late gadolinium", "PSIR"])
+def test_other_names_of_sequences(name):
+    assert sequence_name(name) == "lge"
+
+
+@pytest.mark.parametrize("name", ["no-reflow", "No reflow", "MVO", "no_reflow"])
+def test_other_names_of_structures(name):
+    assert structure_name(name) == "no_reflow"
+
+
+def test_masks_of_several_files_share_a_grid(tmp_path):
+    table(tmp_path)
+    write_nifti(
+        tmp_path / "masks" / "p10.nii.gz",
+        Volume(torch.ones(1, 3, 1, 2, dtype=torch.uint8), torch.eye(4)),
+    )
+    from cmrfast.methods import get, open_cases
+
+    case = open_cases(get("joint_scar"), tmp_path).case("p10")
+    with pytest.raises(FileError, match=r"p10.nii.gz must lie on the grid of .*p10_wall.nii.gz"):
+        case.label("LGE")
+
+
+def test_a_time_point_is_chosen(tmp_path):
+    data = torch.arange(24).view(4, 3, 2, 1).to(torch.int16)
+    write_nifti(tmp_path / "cine.nii.gz", Volume(data, torch.eye(4)))
+    (tmp_path / "cases.csv").write_text("case,C0\np,cine.nii.gz\n")
+    from dataclasses import replace
+
+    case = open_dataset("table", tmp_path)[0]
+    assert case.image("C0").channels == 4
+    chosen = replace(case, frame=2).image("C0", channels=1)
+    assert torch.equal(chosen.data, data[1:2])
+    with pytest.raises(FileError, match="holds the time points 1 to 4; got frame 5"):
+        replace(case, frame=5).image("C0", channels=1)

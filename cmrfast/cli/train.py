@@ -66,9 +66,10 @@ def train(
     sharded: Annotated[
         bool, typer.Option("--sharded", help="Shard the weights over the ranks (FSDP).")
     ] = False,
-    tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Write TensorBoard events.")
-    ] = False,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(help="Losses also go to tensorboard, mlflow or wandb; repeatable."),
+    ] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder that keeps prepared images.")] = None,
     save_every: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 600.0,
     timeout: Annotated[float, typer.Option(help="Seconds a rank waits for others.")] = 600.0,
@@ -102,7 +103,7 @@ def train(
         "sharded": sharded,
         "save_every_s": save_every,
         "timeout_s": timeout,
-        "tensorboard": tensorboard,
+        "track": tuple(track or ()),
         "cache": Cache(cache) if cache else None,
         "stream": sys.stderr,
     }

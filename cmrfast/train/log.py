@@ -4,7 +4,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -12,6 +12,7 @@ from cmrfast.atomic import atomic_write
 from cmrfast.errors import FileError
 from cmrfast.files import open_regular
 from cmrfast.printable import printable
+from cmrfast.train.trackers import Tracker
 
 _PLAIN_EVERY_S = 5.0
 _DAY_S = 86_400.0
@@ -56,7 +57,7 @@ class Log:
         path: of the file.
         start: steps done so far.
         steps: in all.
-        tensorboard: folder for TensorBoard's events, or None.
+        trackers: which get every step and validation score, too; they are closed with the log.
         stream: for the progress; None shows nothing.
     """
 
@@ -66,7 +67,7 @@ class Log:
         *,
         start: int,
         steps: int,
-        tensorboard: Path | None = None,
+        trackers: Sequence[Tracker] = (),
         stream: TextIO | None = None,
     ) -> None:
         self.path, self.start, self.steps, self.stream = path, start, steps, stream
@@ -77,32 +78,22 @@ class Log:
             raise self._failed(error) from error
         self._began = self._said = time.monotonic()
         self._rewriting = self._warned = False
-        self._board: Any = None
-        if tensorboard is not None:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                raise ImportError(
-                    "train: the TensorBoard log needs the extra track: pip install 'cmrfast[track]'"
-                ) from error
-            # TensorBoard drops events from the purged step on; the last one kept is ``start``.
-            self._board = SummaryWriter(tensorboard, purge_step=start + 1)
+        self._trackers = trackers
 
     def __enter__(self) -> "Log":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
-        if self._board is not None:
-            self._board.close()
+        for tracker in self._trackers:
+            tracker.close()
         self._end_line()
 
     def step(self, step: int, losses: Mapping[str, float], **facts: float) -> None:
         """Log a finished step: the losses before its update, and facts such as ``lr``."""
         self._write({"step": step, **losses, **facts})
-        if self._board is not None:
-            for name, value in {**losses, **facts}.items():
-                self._board.add_scalar(name, value, step)
+        for tracker in self._trackers:
+            tracker.log(step, {**losses, **facts})
         now = time.monotonic()
         done, last = step - self.start, step == self.steps
         left_s = (now - self._began) / max(done, 1) * (self.steps - step)
@@ -124,6 +115,8 @@ class Log:
     def validation(self, step: int, score: float) -> None:
         """Log a score on the validation patients."""
         self._write({"step": step, "validation": score if math.isfinite(score) else None})
+        for tracker in self._trackers:
+            tracker.log(step, {"validation": score})
         self.say(f"step {step}/{self.steps}  validation score {score:.4g}")
 
     def say(self, text: str) -> None:

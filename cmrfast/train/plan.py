@@ -16,6 +16,7 @@ from cmrfast.models import MODELS
 from cmrfast.models._check import require_option
 from cmrfast.models._fields import require_fields
 from cmrfast.models.recipe import Recipe
+from cmrfast.train.trackers import TRACKERS
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -45,7 +46,7 @@ class TrainOptions:
         sharded: shard weights and optimiser state over the ranks (FSDP), for large networks.
         save_every_s: seconds between checkpoints within an epoch; each epoch ends with one.
         timeout_s: how long a rank waits for the others before it ends.
-        tensorboard: write TensorBoard events too.
+        track: trackers that get losses and scores too: tensorboard, mlflow, wandb.
         cache: keeps prepared images between runs.
         stream: for progress; None is silent.
         watch: called with (step, validation score) after every epoch; may raise to end the run.
@@ -65,7 +66,7 @@ class TrainOptions:
     sharded: bool = False
     save_every_s: float = 600.0
     timeout_s: float = 600.0
-    tensorboard: bool = False
+    track: tuple[str, ...] = ()
     cache: Cache | None = None
     stream: TextIO | None = None
     watch: Callable[[int, float], None] | None = None
@@ -76,6 +77,8 @@ class TrainOptions:
             if value is not None and value < 1:
                 raise ValueError(f"train: {name} must be at least 1; got {value}")
         require_option("train", "precision", self.precision, PRECISIONS)
+        for name in self.track:
+            require_option("train", "track", name, list(TRACKERS))
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> "TrainOptions":

@@ -29,6 +29,7 @@ from cmrfast.train.plan import Plan, TrainOptions, choose_split, fields_as_json
 from cmrfast.train.proof import AFTER, BATCH, BEFORE, Proof
 from cmrfast.train.ranks import Ranks, process_group
 from cmrfast.train.run import Run
+from cmrfast.train.trackers import open_trackers
 from cmrfast.train.update import Update
 
 
@@ -316,12 +317,14 @@ class Trainer:
 
     def _open_log(self, step: int) -> Log:
         run, ranks = self.run, self.ranks
-        board = run.path / "tensorboard" if self.options.tensorboard and ranks.first else None
+        names = self.options.track if ranks.first else ()
+        fields = {"method": run.plan.method, "seed": run.plan.seed}
+        fields |= {**run.plan.config, **run.plan.recipe}
         return Log(
             run.path / (f"log-rank{ranks.rank}.jsonl" if ranks.rank else "log.jsonl"),
             start=step,
             steps=run.plan.steps,
-            tensorboard=board,
+            trackers=open_trackers(names, run.path, start=step, fields=fields),
             stream=self.options.stream if ranks.first else None,
         )
 

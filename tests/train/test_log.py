@@ -138,18 +138,22 @@ def test_days_are_said_once(tmp_path, monkeypatch, seconds, steps, said):
     assert ("left about 2.3 days" in text) == (steps == 20_000)
 
 
-def test_tensorboard_keeps_the_last_step_before_a_resume(tmp_path, monkeypatch):
-    seen = {}
+class Recorder:
+    def __init__(self):
+        self.seen, self.closed = [], False
 
-    class Writer:
-        def __init__(self, folder, purge_step):
-            seen["purged from"] = purge_step
+    def log(self, step, values):
+        self.seen.append((step, values))
 
-        def close(self):
-            pass
+    def close(self):
+        self.closed = True
 
-    board = type("module", (), {"SummaryWriter": Writer})
-    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", board)
-    with Log(tmp_path / "log.jsonl", start=7, steps=9, tensorboard=tmp_path / "board"):
-        pass
-    assert seen == {"purged from": 8}
+
+def test_trackers_get_every_step_and_score(tmp_path):
+    tracker = Recorder()
+    with Log(tmp_path / "log.jsonl", start=0, steps=2, trackers=[tracker]) as log:
+        log.step(1, {"loss": 2.0}, lr=0.1)
+        log.validation(1, 0.5)
+        assert not tracker.closed
+    assert tracker.seen == [(1, {"loss": 2.0, "lr": 0.1}), (1, {"validation": 0.5})]
+    assert tracker.closed

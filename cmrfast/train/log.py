@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -105,11 +106,11 @@ class Log:
         self._said = now
         parts = [f"step {step}/{self.steps}"]
         parts += [f"{name} {value:.4g}" for name, value in losses.items()]
+        parts.append(f"left {_duration(left_s)}")
         if "samples_per_s" in facts:
             parts.append(f"{facts['samples_per_s']:.3g} samples/s")
         if "waited_share" in facts:
             parts.append(f"waiting {100 * facts['waited_share']:.0f} %")
-        parts.append(f"left {_duration(left_s)}")
         self._show("  ".join(parts))
 
     def validation(self, step: int, score: float) -> None:
@@ -139,7 +140,9 @@ class Log:
         """Write a line that the next one replaces, if the stream is a terminal."""
         assert self.stream is not None
         self._rewriting = self.stream.isatty()
-        self.stream.write(f"\r\033[K{line}" if self._rewriting else f"{line}\n")
+        # A line that wraps could not be replaced.
+        fitting = line[: shutil.get_terminal_size().columns - 1]
+        self.stream.write(f"\r\033[K{fitting}" if self._rewriting else f"{line}\n")
         self.stream.flush()
 
     def _end_line(self) -> None:

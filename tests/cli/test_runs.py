@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -98,6 +99,21 @@ def test_sequences_of_patients_may_be_named(run, tmp_path):
     code, _, errors = train(run, "--out", "r", "--patients", "patients.json", *SMALL)
     assert (code, errors.count("\n")) == (1, 2)
     assert "cmrfast: load: patients.json must map train, validate and test to" in errors
+
+
+def test_a_search_may_name_its_patients_too(run, monkeypatch):
+    asked = {}
+
+    def search(method, data, out, **options):
+        asked.update(options)
+        return {"trials": 1, "score": 0.5, "best": {"lr": 1e-3}}
+
+    monkeypatch.setattr("cmrfast.train.search.search", search)
+    split = Split(("a",), ("b",), ("c",))
+    split.save(Path("patients.json"))
+    words = ["search", "siamese_lesion", "--data", "d", "--out", "o", "--patients", "patients.json"]
+    assert run(*words)[:2] == (0, "best of 1: score 0.5\n  --set lr=0.001\n")
+    assert asked["split"] == split
 
 
 def test_failures_are_one_line(run):

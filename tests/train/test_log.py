@@ -107,6 +107,15 @@ def test_lines_end_before_the_next_begins(tmp_path, tty):
     assert lines[3:] == ["step 9/9  validation score 0.5", ""]
 
 
+def test_a_line_that_is_rewritten_does_not_wrap(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    stream = Stream(tty=True)
+    with Log(tmp_path / "log.jsonl", start=0, steps=1, stream=stream) as log:
+        log.step(1, {"loss": 1.0}, samples_per_s=3.0, waited_share=0.25)
+    line = stream.getvalue().removeprefix("\r\033[K").removesuffix("\n")
+    assert line == "step 1/1  loss 1  left 0:00  3 samples/s"[:39]
+
+
 def test_a_line_that_is_rewritten_ends_with_the_log(tmp_path):
     stream = Stream(tty=True)
     with Log(tmp_path / "log.jsonl", start=0, steps=2, stream=stream) as log:

@@ -237,6 +237,9 @@ def test_an_oracle_scores_perfectly(cases):
     assert row.scores["rv_dice_percent"] == 0
     assert math.isnan(row.scores["rv_hausdorff_mm"])  # there is no distance to nothing
     assert row.scores["dice_percent"] == pytest.approx(200 / 3)
+    assert row.present == {"lv": "both", "myocardium": "both", "rv": "reference"}
+    assert METHOD.overlaps["rv_jaccard"] == "rv"
+    assert METHOD.overlaps.keys() <= row.scores.keys()
 
 
 def test_predictions_lie_on_the_inputs_grid(cases, tmp_path):

@@ -17,7 +17,7 @@ from cmrfast.methods.joint_registration import METHOD
 from cmrfast.methods.joint_registration.grid import label_view, network_view, shared_grid
 from cmrfast.methods.joint_registration.images import register, warp_image, world_transforms
 from cmrfast.methods.joint_registration.published import DISTANCES
-from cmrfast.methods.joint_registration.task import PAIRS, JointRegistrationTask
+from cmrfast.methods.joint_registration.task import PAIRS, JointRegistrationTask, _mean_dice
 from cmrfast.models import build
 from cmrfast.models.joint_registration import RECIPE, Config, Recipe, loss
 from cmrfast.ops import affine_sample, resample
@@ -173,6 +173,19 @@ def test_the_networks_view_in_plain_torch(cases):
             low, high = np.percentile(image[mask].numpy(), (1, 99))
             expected = torch.where(mask, (image.clamp(low, high) - low) / (high - low), 0)
             torch.testing.assert_close(seen[p, 0], expected.float(), rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("labels", "reference", "expected"),
+    [
+        ([1, 1, 0], [1, 1, 0], 1.0),  # two structures are in neither
+        ([1, 2, 0], [1, 0, 3], 1 / 3),
+        ([0, 0, 0], [0, 0, 0], math.nan),
+    ],
+)
+def test_the_mean_dice_is_over_structures_that_either_has(labels, reference, expected):
+    found = _mean_dice(torch.tensor([labels]), torch.tensor([reference]))
+    assert found == pytest.approx(expected, nan_ok=True)
 
 
 def test_an_oracle_scores_perfectly(cases):

@@ -250,6 +250,8 @@ def test_drawn_masks_score_perfectly_through_the_whole_path(cohorts, layout, var
         assert set(row.ids) == {"case", "slice", "scar_pixels"}
         assert row.case == case.name
         assert row.scores == dict.fromkeys(scores, 1)
+        assert row.present["scar"] == ("both" if row.ids["scar_pixels"] else "neither")
+        assert {METHOD.overlaps[score] for score in scores} == row.present.keys()
     assert METHOD.objective == Objective("scar_dice", maximise=True)
     assert METHOD.objective.name in scores
 

@@ -300,6 +300,7 @@ def test_an_oracle_is_perfect_through_the_whole_path(tmp_path, lesions):
     assert row.ids == {"case": "013", "lesions": lesions, "false": 0} | (
         {"found": lesions} if lesions else {}
     )
+    assert row.present == {"new_lesions": "both" if lesions else "neither"}
     by_lesion = {"f1": 1.0, "sensitivity": 1.0, "precision": 1.0}
     assert row.scores == {"dice": 1.0, "false_mm3": 0.0} | (by_lesion if lesions else {})
     picture = task.picture(Oracle(), case)
@@ -323,8 +324,11 @@ def test_nothing_new_counts_what_is_found(task, cases):
     case = next(c for c in cases if not c.label("consensus").data.any())
     (silent,), (loud,) = (task.evaluate(Sees(everything), case) for everything in (False, True))
     assert silent == Row(
-        {"case": case.name, "lesions": 0, "false": 0}, {"dice": 1.0, "false_mm3": 0.0}
+        {"case": case.name, "lesions": 0, "false": 0},
+        {"dice": 1.0, "false_mm3": 0.0},
+        {"new_lesions": "neither"},
     )
+    assert loud.present == {"new_lesions": "prediction"}
     assert (loud.scores["dice"], loud.ids["lesions"], loud.ids["false"]) == (0.0, 0, 1)
     head = foreground(case.image("later").data[0]).sum() * np.prod(case.image("later").spacing_mm)
     assert loud.scores["false_mm3"] == pytest.approx(head.item(), rel=0.15)

@@ -163,6 +163,7 @@ def test_true_classes_score_perfectly_through_the_whole_path(task, cohort, varia
         assert row.case == case.name
         assert set(row.scores) == names
         lesion, scores = row.ids["lesion"], row.scores
+        assert row.present == {"lesion": "both" if lesion else "neither"}
         right, left_out = ("sensitivity", "specificity")[:: 1 if lesion else -1]
         assert scores[right] == 100
         assert math.isnan(scores[left_out])

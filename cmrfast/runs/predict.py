@@ -48,10 +48,10 @@ def predict(
 ) -> Outcome:
     """Write ``out/<case>/*.nii.gz`` and ``prediction.json`` for every case.
 
-    The volumes, counts and transforms of all cases go into ``out/predictions.csv`` too. A case that
-    the same checkpoint has predicted before is skipped, so an interrupted cohort resumes. If memory
-    runs out, the case is repeated with half the batch. Under torchrun the processes share the
-    cases.
+    The volumes, counts and transforms of all cases in ``out`` go into ``predictions.csv``. A case
+    that the same checkpoint has predicted before is skipped, so an interrupted cohort resumes. If
+    memory runs out, the case is repeated with half the batch. Under torchrun the processes share
+    the cases.
 
     Masks are written as uint8, other images as float32. A 2-D image is one slice. An image of
     several time points or channels is refused unless ``frame`` chooses one.
@@ -81,9 +81,8 @@ def predict(
         outcome = Outcome()
         for part in ranks.gather(own):
             outcome.add(part)
-        finished = {*outcome.done, *outcome.skipped}
-        if ranks.first and finished:
-            outputs.write_table([case for case in cases if case.name in finished])
+        if ranks.first and (outcome.done or outcome.skipped):
+            outputs.write_table()
     return outcome
 
 

@@ -1,6 +1,7 @@
 """Tables, BIDS trees and other folders of one's own: what is read, and what is refused."""
 
 import os
+import random
 
 import pytest
 import torch
@@ -83,6 +84,27 @@ def test_a_table_that_is_no_text(tmp_path):
     (tmp_path / "cases.csv").write_bytes(b"case,LGE\np,\xff.nii\n")
     with pytest.raises(FileError, match=r"read_table: .*cases.csv: .*can't decode"):
         read_table(tmp_path)
+
+
+def test_damaged_descriptions_raise_only_file_errors(tmp_path):
+    table(tmp_path)
+    bids(tmp_path)
+    numbers, refused = random.Random(0), 0
+    for path in (tmp_path / "cases.csv", tmp_path / "derivatives" / "dseg.tsv"):
+        whole = path.read_bytes()
+        for _ in range(200):
+            damaged = bytearray(whole)
+            for _ in range(numbers.randint(1, 4)):
+                damaged[numbers.randrange(len(damaged))] = numbers.choice(b'\0\n\t",;\xffaA19')
+            path.write_bytes(damaged[: numbers.randint(1, len(damaged))])
+            for read in (read_table, read_bids):
+                try:
+                    for case in read(tmp_path):
+                        case.check()
+                except FileError:
+                    refused += 1
+        path.write_bytes(whole)
+    assert refused > 50
 
 
 def test_subjects_of_bids(tmp_path):

@@ -145,7 +145,8 @@ def test_one_folder_of_channels(run, nnunet, patients, tmp_path):
 
 
 def test_facts_of_a_cohort_in_one_table(run, patients, tmp_path):
-    predict(run, [patients.root], tmp_path)
+    for part in (patients[0].images["LGE"], patients.root):
+        predict(run, [part], tmp_path)
     with (tmp_path / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["case"] for row in rows] == [*patients.names]
@@ -287,7 +288,7 @@ def test_a_row_for_each_transform(made, tmp_path):
     case, prediction = made
     outputs = CaseFolders(tmp_path / "out")
     outputs.write(case, prediction, {"run": "r"})
-    outputs.write_table([case])
+    outputs.write_table()
     assert (tmp_path / "out/predictions.csv").read_text() == (
         "case,ml,slice,theta 0 0,theta 0 1\np,1.5,0,1,2\np,1.5,1,3,4\n"
     )

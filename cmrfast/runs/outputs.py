@@ -34,6 +34,8 @@ class Outputs(ABC):
     Masks are uint8 and other images float32, whatever the dtype of the input.
     """
 
+    #: The name for ``--like``.
+    name: ClassVar[str]
     #: Where in the folder ``facts_file`` lies.
     facts: ClassVar[str]
 
@@ -95,6 +97,7 @@ class Outputs(ABC):
 class CaseFolders(Outputs):
     """``<case>/<image>.nii.gz`` and ``<case>/prediction.json``."""
 
+    name = "folders"
     facts = "*/prediction.json"
 
     def facts_file(self, case: Case) -> Path:
@@ -109,6 +112,8 @@ class CaseFolders(Outputs):
 
 class DicomSegmentations(CaseFolders):
     """``<case>/<mask>.dcm``, DICOM segmentations of folders of DICOM slices."""
+
+    name = "dicom-seg"
 
     def images(self, case: Case, prediction: Prediction) -> Mapping[Path, Output]:
         """Every mask of the prediction."""
@@ -128,6 +133,7 @@ class DicomSegmentations(CaseFolders):
 class NnunetLabels(Outputs):
     """``<case>.nii.gz``, one a case: values of ``dataset.json`` on the grid of channel 0000."""
 
+    name = "nnunet"
     facts = ".facts/*.json"
 
     def facts_file(self, case: Case) -> Path:
@@ -162,6 +168,7 @@ class NnunetLabels(Outputs):
 class BidsDerivatives(Outputs):
     """``sub-<case>/anat/sub-<case>_label-<structure>_mask.nii.gz`` and the like."""
 
+    name = "bids"
     facts = "sub-*/anat/*_desc-cmrfast_prediction.json"
 
     def __init__(self, folder: Path) -> None:
@@ -202,10 +209,8 @@ class BidsDerivatives(Outputs):
 
 #: Name for ``--like`` → how predictions are written.
 LIKE: Mapping[str, type[Outputs]] = {
-    "folders": CaseFolders,
-    "nnunet": NnunetLabels,
-    "bids": BidsDerivatives,
-    "dicom-seg": DicomSegmentations,
+    outputs.name: outputs
+    for outputs in (CaseFolders, NnunetLabels, BidsDerivatives, DicomSegmentations)
 }
 
 

@@ -100,16 +100,18 @@ def _predict_cases(
         "method": run.plan.method,
         "step": checkpoint.step,
         "tensors": checkpoint.digest,
+        "like": outputs.name,
     }
     model, task = run.model(device=device), run.task(device=device)
     for case in cases:
         try:
-            if outputs.made_by(case) == made_by:
+            own = {**made_by, "frame": case.frame}
+            if outputs.made_by(case) == own:
                 outcome.skipped.append(case.name)
                 progress(f"{case.name}: there already")
                 continue
             prediction = _with_less_memory(task, model, case)
-            outputs.write(case, prediction, made_by)
+            outputs.write(case, prediction, own)
         except Exception as error:  # whatever is wrong with one case, the others continue
             outcome.failed[case.name] = " ".join(str(error).split()) or type(error).__name__
             progress(f"{case.name}: failed: {outcome.failed[case.name]}")

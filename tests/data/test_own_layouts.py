@@ -140,6 +140,9 @@ def test_any_folder_is_a_start(tmp_path):
     put(tmp_path / "day1" / "c" / "c_T2.nii")
     found = {case.name: (*case.images, *case.labels) for case in guess_cases(tmp_path)}
     assert found == {"a": ("LGE", "mask"), "b": ("image",), "day1_c": ("T2",)}
+    put(tmp_path / "a_scar.nii")
+    labelling = guess_cases(tmp_path).case("a").labelling
+    assert (labelling["scar"].classes, labelling["mask"].classes) == ({"scar": (1,)}, {})
     with pytest.raises(FileError, match=r"guess_cases: .*none is not a folder"):
         guess_cases(tmp_path / "none")
     (tmp_path / "none").mkdir()

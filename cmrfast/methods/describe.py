@@ -13,6 +13,8 @@ from cmrfast.methods.cases import match_cases
 from cmrfast.methods.registry import get
 from cmrfast.models import MODELS
 
+_LEAST = 3  # patients: one each to train, validate and test
+
 
 @dataclass(frozen=True)
 class Use:
@@ -59,7 +61,8 @@ class Description:
             lines.append(f"split: {', '.join(f'{n} {part}' for part, n in parts.items())}")
         width = max(map(len, self.methods))
         for name, use in self.methods.items():
-            lines.append(f"{name:<{width}}  can train: {_answer(use.train, use.missing)}")
+            few = f"; a random split needs {_LEAST}" if 0 < use.train < _LEAST and not parts else ""
+            lines.append(f"{name:<{width}}  can train: {_answer(use.train, use.missing)}{few}")
             lines.append(f"{'':<{width}}  can predict: {_answer(use.predict, use.lacks)}")
         return "\n".join([*lines, *self.faults])
 

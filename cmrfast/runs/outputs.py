@@ -7,7 +7,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -15,6 +15,7 @@ import cmrfast
 from cmrfast.atomic import atomic_write
 from cmrfast.data.datasets import Case, Labelling
 from cmrfast.data.datasets.bids import DESCRIPTION
+from cmrfast.data.datasets.layout import natural_key
 from cmrfast.data.dicom_seg import write_dicom_seg
 from cmrfast.data.nifti import read_nifti, write_nifti
 from cmrfast.data.prepare import resample_labels
@@ -32,6 +33,11 @@ class Outputs(ABC):
 
     Masks are uint8 and other images float32, whatever the dtype of the input.
     """
+
+    #: The name for ``--like``.
+    name: ClassVar[str]
+    #: Where in the folder ``facts_file`` lies.
+    facts: ClassVar[str]
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -75,10 +81,11 @@ class Outputs(ABC):
         except (OSError, ValueError, TypeError):
             return None
 
-    def write_table(self, cases: list[Case]) -> None:
-        """Write the facts of all cases as one table: a row a case or, of facts that are lists, such
-        as the transforms of slices, a row an item."""
-        rows = [row for case in cases for row in _rows(read_json(self.facts_file(case)))]
+    def write_table(self) -> None:
+        """Write the facts of all cases in the folder as one table: a row a case or, of facts that
+        are lists, such as the transforms of slices, a row an item."""
+        files = sorted(self.folder.glob(self.facts), key=lambda path: natural_key(str(path)))
+        rows = [row for path in files for row in _rows(read_json(path))]
         names = list(dict.fromkeys(name for row in rows for name in row))
         table = io.StringIO()
         writer = csv.DictWriter(table, names, lineterminator="\n")
@@ -89,6 +96,9 @@ class Outputs(ABC):
 
 class CaseFolders(Outputs):
     """``<case>/<image>.nii.gz`` and ``<case>/prediction.json``."""
+
+    name = "folders"
+    facts = "*/prediction.json"
 
     def facts_file(self, case: Case) -> Path:
         """The JSON file in the folder of the case."""
@@ -102,6 +112,8 @@ class CaseFolders(Outputs):
 
 class DicomSegmentations(CaseFolders):
     """``<case>/<mask>.dcm``, DICOM segmentations of folders of DICOM slices."""
+
+    name = "dicom-seg"
 
     def images(self, case: Case, prediction: Prediction) -> Mapping[Path, Output]:
         """Every mask of the prediction."""
@@ -120,6 +132,9 @@ class DicomSegmentations(CaseFolders):
 
 class NnunetLabels(Outputs):
     """``<case>.nii.gz``, one a case: values of ``dataset.json`` on the grid of channel 0000."""
+
+    name = "nnunet"
+    facts = ".facts/*.json"
 
     def facts_file(self, case: Case) -> Path:
         """The JSON file in a hidden folder, as nnU-Net takes all others for labels."""
@@ -152,6 +167,9 @@ class NnunetLabels(Outputs):
 
 class BidsDerivatives(Outputs):
     """``sub-<case>/anat/sub-<case>_label-<structure>_mask.nii.gz`` and the like."""
+
+    name = "bids"
+    facts = "sub-*/anat/*_desc-cmrfast_prediction.json"
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -191,10 +209,8 @@ class BidsDerivatives(Outputs):
 
 #: Name for ``--like`` → how predictions are written.
 LIKE: Mapping[str, type[Outputs]] = {
-    "folders": CaseFolders,
-    "nnunet": NnunetLabels,
-    "bids": BidsDerivatives,
-    "dicom-seg": DicomSegmentations,
+    outputs.name: outputs
+    for outputs in (CaseFolders, NnunetLabels, BidsDerivatives, DicomSegmentations)
 }
 
 

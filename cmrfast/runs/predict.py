@@ -48,10 +48,10 @@ def predict(
 ) -> Outcome:
     """Write ``out/<case>/*.nii.gz`` and ``prediction.json`` for every case.
 
-    The volumes, counts and transforms of all cases go into ``out/predictions.csv`` too. A case that
-    the same checkpoint has predicted before is skipped, so an interrupted cohort resumes. If memory
-    runs out, the case is repeated with half the batch. Under torchrun the processes share the
-    cases.
+    The volumes, counts and transforms of all cases in ``out`` go into ``predictions.csv``. A case
+    that the same checkpoint has predicted before is skipped, so an interrupted cohort resumes. If
+    memory runs out, the case is repeated with half the batch. Under torchrun the processes share
+    the cases.
 
     Masks are written as uint8, other images as float32. A 2-D image is one slice. An image of
     several time points or channels is refused unless ``frame`` chooses one.
@@ -81,9 +81,8 @@ def predict(
         outcome = Outcome()
         for part in ranks.gather(own):
             outcome.add(part)
-        finished = {*outcome.done, *outcome.skipped}
-        if ranks.first and finished:
-            outputs.write_table([case for case in cases if case.name in finished])
+        if ranks.first and (outcome.done or outcome.skipped):
+            outputs.write_table()
     return outcome
 
 
@@ -101,16 +100,18 @@ def _predict_cases(
         "method": run.plan.method,
         "step": checkpoint.step,
         "tensors": checkpoint.digest,
+        "like": outputs.name,
     }
     model, task = run.model(device=device), run.task(device=device)
     for case in cases:
         try:
-            if outputs.made_by(case) == made_by:
+            own = {**made_by, "frame": case.frame}
+            if outputs.made_by(case) == own:
                 outcome.skipped.append(case.name)
                 progress(f"{case.name}: there already")
                 continue
             prediction = _with_less_memory(task, model, case)
-            outputs.write(case, prediction, made_by)
+            outputs.write(case, prediction, own)
         except Exception as error:  # whatever is wrong with one case, the others continue
             outcome.failed[case.name] = " ".join(str(error).split()) or type(error).__name__
             progress(f"{case.name}: failed")

@@ -7,7 +7,7 @@ import pytest
 from cmrfast.data.datasets import Case, Files, Labelling, MaskNeed, Needs, Structure, match
 from cmrfast.data.datasets.case import binary
 from cmrfast.data.datasets.names import split_label
-from cmrfast.data.datasets.table import unnamed
+from cmrfast.data.datasets.table import labelling_of
 
 SCAR = Structure(("scar",), plus=("no_reflow",))
 WALL = Structure(("myocardium",), plus=("edema", "scar", "no_reflow"))
@@ -80,7 +80,7 @@ def test_given_values_replace_those_of_the_layout(given, expected):
 
 
 def test_values_without_names_are_missing_until_they_are_given():
-    own = case(["LGE"], {"LGE_label": unnamed("LGE")})
+    own = case(["LGE"], {"LGE_label": labelling_of("", on="LGE")})
     assert ONE.missing(match(own, ONE), ONE.train) == ["LGE label (myocardium, scar)"]
     found = match(own, ONE, {"myocardium": (200,), "scar": (2221,)})
     assert values(found.labelling["LGE"]) == {200: {"myocardium"}, 2221: BOTH}

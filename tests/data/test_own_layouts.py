@@ -1,6 +1,7 @@
 """Tables, BIDS trees and other folders of one's own: what is read, and what is refused."""
 
 import os
+import random
 
 import pytest
 import torch
@@ -85,6 +86,27 @@ def test_a_table_that_is_no_text(tmp_path):
         read_table(tmp_path)
 
 
+def test_damaged_descriptions_raise_only_file_errors(tmp_path):
+    table(tmp_path)
+    bids(tmp_path)
+    numbers, refused = random.Random(0), 0
+    for path in (tmp_path / "cases.csv", tmp_path / "derivatives" / "dseg.tsv"):
+        whole = path.read_bytes()
+        for _ in range(200):
+            damaged = bytearray(whole)
+            for _ in range(numbers.randint(1, 4)):
+                damaged[numbers.randrange(len(damaged))] = numbers.choice(b'\0\n\t",;\xffaA19')
+            path.write_bytes(damaged[: numbers.randint(1, len(damaged))])
+            for read in (read_table, read_bids):
+                try:
+                    for case in read(tmp_path):
+                        case.check()
+                except FileError:
+                    refused += 1
+        path.write_bytes(whole)
+    assert refused > 50
+
+
 def test_subjects_of_bids(tmp_path):
     bids(tmp_path)
     once, twice = read_bids(tmp_path)
@@ -118,6 +140,9 @@ def test_any_folder_is_a_start(tmp_path):
     put(tmp_path / "day1" / "c" / "c_T2.nii")
     found = {case.name: (*case.images, *case.labels) for case in guess_cases(tmp_path)}
     assert found == {"a": ("LGE", "mask"), "b": ("image",), "day1_c": ("T2",)}
+    put(tmp_path / "a_scar.nii")
+    labelling = guess_cases(tmp_path).case("a").labelling
+    assert (labelling["scar"].classes, labelling["mask"].classes) == ({"scar": (1,)}, {})
     with pytest.raises(FileError, match=r"guess_cases: .*none is not a folder"):
         guess_cases(tmp_path / "none")
     (tmp_path / "none").mkdir()

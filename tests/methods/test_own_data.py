@@ -237,6 +237,11 @@ def test_a_folder_is_described(patients, tmp_path):
     assert "joint_scar            can train: yes, 3 cases" in text
     write_table(guess_cases(loose).cases, loose / "cases.csv")
     assert recognise(loose).name == "table"
+    (loose / "cases.csv").write_text(
+        "".join((loose / "cases.csv").read_text().splitlines(keepends=True)[:3])
+    )
+    text = str(describe(loose, {"myocardium": (2,), "scar": (3, 4)}))
+    assert "can train: yes, 2 cases; a random split needs 3\n" in text
     with pytest.raises(ValueError, match=r"labels: structures are .*; got hand"):
         describe(loose, {"hand": (1,)})
 

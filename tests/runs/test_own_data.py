@@ -145,7 +145,8 @@ def test_one_folder_of_channels(run, nnunet, patients, tmp_path):
 
 
 def test_facts_of_a_cohort_in_one_table(run, patients, tmp_path):
-    predict(run, [patients.root], tmp_path)
+    for part in (patients[0].images["LGE"], patients.root):
+        predict(run, [part], tmp_path)
     with (tmp_path / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["case"] for row in rows] == [*patients.names]
@@ -178,6 +179,7 @@ def test_dicom_in_and_out(run, tmp_path):
     outcome = predict(run, [{"lge": series}], tmp_path / "out", like="dicom-seg")
     assert (outcome.done, outcome.failed) == (["series7"], {})
     assert predict(run, [{"lge": series}], tmp_path / "nifti").done == ["series7"]
+    assert predict(run, [{"lge": series}], tmp_path / "out").done == ["series7"]
     mask = read_nifti(tmp_path / "nifti" / "series7" / "myocardium.nii.gz")
     file = hd.seg.segread(tmp_path / "out" / "series7" / "myocardium.dcm")
     assert file.get_segment_description(1).segment_label == "myocardium"
@@ -204,6 +206,9 @@ def test_2d_and_4d_images(run, tmp_path):
     assert "cine.nii.gz must have 1 channel; got 3 channels or time points" in message
     inputs = [tmp_path / "cine.nii.gz", tmp_path / "second.nii.gz"]
     assert predict(run, inputs, tmp_path / "chosen", frame=2).done == ["cine", "second"]
+    assert predict(run, inputs[:1], tmp_path / "chosen", frame=2).skipped == ["cine"]
+    assert predict(run, inputs[:1], tmp_path / "other", frame=1).done == ["cine"]
+    assert predict(run, inputs[:1], tmp_path / "other", frame=2).done == ["cine"]
     masks = [read_nifti(tmp_path / "chosen" / n / "scar.nii.gz").data for n in ("cine", "second")]
     assert torch.equal(*masks)
 
@@ -287,7 +292,7 @@ def test_a_row_for_each_transform(made, tmp_path):
     case, prediction = made
     outputs = CaseFolders(tmp_path / "out")
     outputs.write(case, prediction, {"run": "r"})
-    outputs.write_table([case])
+    outputs.write_table()
     assert (tmp_path / "out/predictions.csv").read_text() == (
         "case,ml,slice,theta 0 0,theta 0 1\np,1.5,0,1,2\np,1.5,1,3,4\n"
     )

@@ -19,9 +19,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cmrfast.data.datasets.case import Case, Dataset, Labelling, binary
+from cmrfast.data.datasets.case import Case, Dataset, Labelling
 from cmrfast.data.datasets.layout import natural_key, stem, walk_files
-from cmrfast.data.datasets.table import unnamed
+from cmrfast.data.datasets.table import labelling_of
 from cmrfast.errors import FileError
 from cmrfast.files import open_regular
 
@@ -105,7 +105,7 @@ def _make_case(root: Path, subject: str, files: list[_File]) -> Case:
             if file.suffix == "dseg":
                 labelling[key] = _labelling(root.absolute(), file, on)
             else:
-                labelling[key] = binary(structure, on=on) if structure else unnamed(on)
+                labelling[key] = labelling_of(structure, on=on)
     return Case(f"sub-{subject}", images, labels, labelling, faults=tuple(faults))
 
 
@@ -122,7 +122,7 @@ def _labelling(root: Path, mask: _File, on: str) -> Labelling:
     tables = [own, *(folder / "dseg.tsv" for folder in folders)]
     table = next((table for table in tables if table.is_file()), None)
     if table is None:
-        return unnamed(on)
+        return labelling_of("", on=on)
     try:
         with open_regular(table) as file:
             lines = file.read(_LIMIT).decode("utf-8-sig").splitlines()

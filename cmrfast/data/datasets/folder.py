@@ -7,7 +7,7 @@ from pathlib import Path
 from cmrfast.data.datasets.case import Case, Dataset
 from cmrfast.data.datasets.layout import natural_key, stem, walk_files
 from cmrfast.data.datasets.names import split_label
-from cmrfast.data.datasets.table import unnamed
+from cmrfast.data.datasets.table import labelling_of
 from cmrfast.errors import FileError
 
 
@@ -43,6 +43,10 @@ def _name_files(files: list[Path], top: Path) -> Iterable[tuple[Path, str, str]]
 
 
 def _make_case(name: str, files: dict[str, Path]) -> Case:
-    labels = {key: path for key, path in files.items() if split_label(key)}
-    images = {key: path for key, path in files.items() if key not in labels}
-    return Case(name, images, labels, {key: unnamed("") for key in labels})
+    parts = {key: found for key in files if (found := split_label(key))}
+    return Case(
+        name,
+        images={key: path for key, path in files.items() if key not in parts},
+        labels={key: files[key] for key in parts},
+        labelling={key: labelling_of(structure, on="") for key, (_, structure) in parts.items()},
+    )

@@ -162,13 +162,13 @@ def _describe_columns(heads: Sequence[str]) -> _Columns:
         on = by_name.get(sequence_name(image), "") if image else ""
         if not on and len(images) == 1:
             on = images[0]
-        labelling[head] = binary(structure, on=on) if structure else unnamed(on)
+        labelling[head] = labelling_of(structure, on=on)
     return _Columns(images, labelling)
 
 
-def unnamed(on: str) -> Labelling:
-    """The labelling of a mask of whose values nothing is known."""
-    return Labelling(on, {0: 0}, {}, others=True)
+def labelling_of(structure: str, *, on: str) -> Labelling:
+    """The labelling of a mask named after its structure; without a name, its values are unknown."""
+    return binary(structure, on=on) if structure else Labelling(on, {0: 0}, {}, others=True)
 
 
 def _make_case(

@@ -1,4 +1,4 @@
-"""Triton kernels compiled ahead of time for an architecture, as their launchers would launch them."""
+"""Triton kernels compiled ahead of time, as their launchers would launch them."""
 
 import re
 import subprocess

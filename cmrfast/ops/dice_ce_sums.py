@@ -216,5 +216,6 @@ label_faults = define(
     "label_faults(Tensor target, int classes, int ignore_index) -> Tensor",
     reference=_reference_faults,
     fake=lambda target, *_: target.new_empty((), dtype=torch.int64),
-    of="dice_ce_sums",
+    of=(),
+    cpu_only=True,
 )

@@ -2,7 +2,7 @@
 
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from triton.runtime.jit import JITFunction, mangle_type
 import cmrfast.ops.triton
 from cmrfast.ops.triton import _launch
 
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}  # bytes a block may have
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 
@@ -57,26 +58,41 @@ def recorded(patch: Any) -> Iterator[dict[str, Launch]]:
         yield launches
 
 
-def rows_of(name: str, dtype: torch.dtype) -> list[dict[str, Any]]:
-    """The rows that a GPU may choose for a dtype: none behind one that serves every size of it."""
-    rows = []
-    for row in _launch.table()[name]:
-        if row.get("device") != "cpu" and row.get("dtype", str(dtype)[6:]) == str(dtype)[6:]:
-            rows.append(row)
-            if "device" not in row and not row.get("up_to"):
-                break
-    return rows
+def serves(row: dict[str, Any], dtype: torch.dtype, architecture: int) -> bool:
+    """Whether a row of the table is for GPUs of an architecture (one by name: the newest)."""
+    device = row.get("device", f"sm_{architecture}")
+    named = device != "cpu" and not device.startswith("sm_") and architecture == max(SHARED_LIMIT)
+    return (named or device == f"sm_{architecture}") and (
+        row.get("dtype", str(dtype)[6:]) == str(dtype)[6:]
+    )
 
 
-def use_rows(patch: Any, choose: Callable[[str, list[dict[str, Any]]], dict[str, Any]]) -> None:
-    """Make the launchers take the row of the table that ``choose`` returns."""
+@contextmanager
+def on_gpu(patch: Any, architecture: int, rows: dict[str, int] | None = None) -> Iterator[None]:
+    """Launchers choose the sizes of a GPU of this architecture.
 
-    def row(name: str, values: torch.Tensor, **_: int) -> Any:
-        return _launch.FMA | choose(name, rows_of(name, values.dtype))["blocks"]
+    With ``rows``, kernels named there take that row of those that serve them, whatever the sizes.
+    """
 
-    for module in vars(cmrfast.ops.triton).values():
-        if hasattr(module, "block_sizes"):
-            patch.setattr(module, "block_sizes", row)
+    def chosen(name: str, values: torch.Tensor, **sizes: int) -> Any:
+        fitting = [r for r in _launch.table()[name] if serves(r, values.dtype, architecture)]
+        if name in (rows or {}):
+            fitting = fitting[rows[name] :]  # type: ignore[index]
+        else:
+            fitting = [
+                row
+                for row in fitting
+                if all(n <= row.get("up_to", {}).get(axis, n) for axis, n in sizes.items())
+            ]
+        return _launch.FMA | fitting[0]["blocks"]
+
+    with patch.context() as patched:
+        for module in [_launch, *vars(cmrfast.ops.triton).values()]:
+            if hasattr(module, "block_sizes"):
+                patched.setattr(module, "block_sizes", chosen)
+            if hasattr(module, "multiprocessors"):
+                patched.setattr(module, "multiprocessors", lambda device: 132)
+        yield
 
 
 def stack_bytes(cubin: bytes, folder: Path) -> int:

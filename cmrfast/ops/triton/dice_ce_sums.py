@@ -13,7 +13,6 @@ from torch import Tensor
 
 from cmrfast.ops.dice_ce_sums import SIGMOID, SOFTMAX, can_hold
 from cmrfast.ops.triton._launch import (
-    FMA,
     accumulator,
     as_bytes,
     block_sizes,
@@ -114,7 +113,7 @@ def _sums(
     t_sum = tl.full((BK, BN), 0, ACC)
     ce_sum = tl.full((BK, BN), 0, ACC)
     for step in range(steps):
-        n = (chunk * steps + step) * BN + tl.arange(0, BN)[None, :]
+        n = (chunk * steps + step).to(tl.int64) * BN + tl.arange(0, BN)[None, :]
         offsets = (image * K + k) * N + n
         x, t, valid = _load_tile(
             logits_ptr, target_ptr, image, k, n, N, offsets, ignore_index,
@@ -157,7 +156,7 @@ def _gradient(
     grad_p = tl.load(grad_ptr + 1, mask=k < K, other=0).to(ACC)
     grad_ce = tl.load(grad_ptr + 3, mask=k < K, other=0).to(ACC)
     for step in range(steps):
-        n = (tl.program_id(1) * steps + step) * BN + tl.arange(0, BN)[None, :]
+        n = (tl.program_id(1) * steps + step).to(tl.int64) * BN + tl.arange(0, BN)[None, :]
         offsets = (image * K + k) * N + n
         x, t, valid = _load_tile(
             logits_ptr, target_ptr, image, k, n, N, offsets, ignore_index,
@@ -206,9 +205,7 @@ def dice_ce_sums(
     logits = logits.contiguous()
     batch, classes, pixels = logits.shape
     dtype = sum_dtype(logits.dtype)
-    grid, steps, constants = _launch_sizes(
-        "dice_ce_sums", logits, target, activation, ignore_index
-    )
+    grid, steps, constants = _launch_sizes("dice_ce_sums", logits, target, activation, ignore_index)
     partial = torch.empty(batch * classes * 4, grid[1], dtype=dtype, device=logits.device)
     if partial.numel():
         _sums[grid](
@@ -234,33 +231,3 @@ def dice_ce_sums_backward(
             steps, **constants,
         )  # fmt: skip
     return out
-
-
-@triton.jit
-def _faults(
-    target_ptr, partial_ptr, numel, classes, ignore_index: tl.int64, steps, BLOCK: tl.constexpr
-):
-    program = tl.program_id(0).to(tl.int64)
-    count = tl.full((BLOCK,), 0, tl.int64)
-    for step in range(steps):
-        offsets = (program * steps + step) * BLOCK + tl.arange(0, BLOCK)
-        mask = offsets < numel
-        label = tl.load(target_ptr + offsets, mask=mask, other=0).to(tl.int64)
-        fault = ((label < 0) | (label >= classes)) & (label != ignore_index) & mask
-        count += fault.to(tl.int64)
-    tl.store(partial_ptr + program, tl.sum(count, 0))
-
-
-@register("label_faults")
-def label_faults(target: Tensor, classes: int, ignore_index: int) -> Tensor:
-    """See the op; sums of integers are equal in any order."""
-    target = target.contiguous()
-    block = 1024
-    tiles = triton.cdiv(target.numel(), block)
-    steps = max(tiles // _PROGRAMS, 1)
-    partial = torch.empty(triton.cdiv(tiles, steps), dtype=torch.int64, device=target.device)
-    if partial.numel():
-        _faults[(len(partial),)](
-            target, partial, target.numel(), classes, ignore_index, steps, BLOCK=block, **FMA
-        )
-    return partial.sum()

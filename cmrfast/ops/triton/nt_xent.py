@@ -155,7 +155,9 @@ def _normalise(
     is_zero = squares == 0
     inverse_norm = 1 / tl.sqrt(tl.where(is_zero, 1, squares))
     tl.store(inverse_norm_ptr + rows, inverse_norm)
-    tl.store(grad_scale_ptr + rows, tl.where(is_zero, 0, inverse_norm * power))
+    # Of a subnormal row it would be infinite, and make NaN of a gradient that is 0.
+    grad_scale = tl.minimum(inverse_norm * power, 1e308 if tl.float64 == ACC else 3e38)
+    tl.store(grad_scale_ptr + rows, tl.where(is_zero, 0, grad_scale))
 
 
 @triton.jit
@@ -342,13 +344,13 @@ def _normalise_backward(
 
 
 class _Rows:
-    """Scaled rows, padded to whole tiles; their inverse norms and the factors of their gradients."""
+    """Scaled rows, padded to whole tiles, their inverse norms, and the factors of gradients."""
 
     def __init__(self, rows: Tensor):
         self.rows = rows.contiguous()
         self.count, self.length = rows.shape
         self.dtype = sum_dtype(rows.dtype)
-        sizes = dict(block_sizes("nt_xent_rows", rows))
+        sizes = dict(block_sizes("nt_xent_rows", rows, d=self.length))
         sizes["BD"] = min(sizes["BD"], max(16, triton.next_power_of_2(self.length)))
         parts = _PARTS if rows.dtype == torch.float32 else 1
         self.row_sizes = {"ACC": accumulator(rows.dtype), "PARTS": parts, **sizes}

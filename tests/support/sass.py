@@ -14,14 +14,15 @@ _INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([^;]+?)\s*;
 _JUMP = re.compile(r"BRA\b.*?(0x[0-9a-f]+)")
 #: Kinds of instructions, by the start of their names.
 KINDS = {
-    "calls": r"CALL|JCAL",
+    "calls": r"RET",  # a CALL without one is how a loop is left
     "local memory": r"LDL|STL",
     "float64": r"D(ADD|MUL|FMA|SETP|MNMX)|(I2F|F2I|F2F|FRND)\.\S*F?64",
     "tensor cores": r"HGMMA|HMMA|DMMA",
-    "special functions": r"MUFU",
+    "tensor cores of Hopper": r"HGMMA",
     "128-bit loads": r"(LDG|LDGSTS)\S*\.128",
     "128-bit stores": r"STG\S*\.128",
     "loads": r"LDG|LDGSTS|UTMALDG",
+    "stores": r"STG|UTMASTG",
 }
 
 

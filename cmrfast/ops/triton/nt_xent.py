@@ -155,9 +155,7 @@ def _normalise(
     is_zero = squares == 0
     inverse_norm = 1 / tl.sqrt(tl.where(is_zero, 1, squares))
     tl.store(inverse_norm_ptr + rows, inverse_norm)
-    # Of a subnormal row it would be infinite, and make NaN of a gradient that is 0.
-    grad_scale = tl.minimum(inverse_norm * power, 1e308 if tl.float64 == ACC else 3e38)
-    tl.store(grad_scale_ptr + rows, tl.where(is_zero, 0, grad_scale))
+    tl.store(grad_scale_ptr + rows, tl.where(is_zero, 0, inverse_norm * power))
 
 
 @triton.jit
@@ -334,7 +332,9 @@ def _normalise_backward(
         d = first + tl.arange(0, BD)
         grad, unit = _unit_gradient(partial, splits, x, y, own, rows, d, D, zero, ACC, PARTS)
         projection += tl.sum(grad * unit, 1)
+    # Of a subnormal row it would be infinite, and make NaN of a gradient that is 0.
     scale = tl.load(grad_scale_ptr + rows) * tl.full((1,), factor, ACC)
+    scale = tl.minimum(scale, 1e308 if tl.float64 == ACC else 3e38)
     for first in range(0, D, BD):
         d = first + tl.arange(0, BD)
         grad, unit = _unit_gradient(partial, splits, x, y, own, rows, d, D, zero, ACC, PARTS)

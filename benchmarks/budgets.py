@@ -43,8 +43,8 @@ DICE = [
     Budget("_gradient", "dice_3d", "logit", 16, 9, 375, 30),
 ]
 PAIRS = [
-    Budget("_anchor_tiles", "pairs_bfloat16", "similarity", 64, 0, 575, 9.3, 0, _PAIR_FLOPS),
-    Budget("_candidate_tiles", "pairs_bfloat16", "similarity", 32, 0, 395, 9.3, 0, _PAIR_FLOPS),
+    Budget("_anchor_tiles", "pairs_bfloat16", "similarity", 64, 0, 600, 9.3, 0, _PAIR_FLOPS),
+    Budget("_candidate_tiles", "pairs_bfloat16", "similarity", 32, 0, 420, 9.3, 0, _PAIR_FLOPS),
     Budget("_anchor_tiles", "pairs_float32", "similarity", 32, 0, 1030, 32, 0, _PARTS_FLOPS),
     Budget("_candidate_tiles", "pairs_float32", "similarity", 32, 0, 1095, 32, 0, _PARTS_FLOPS),
 ]

@@ -21,6 +21,7 @@ HALVED = {
     "dice_ce_sums": (0,),
     "dice_ce_sums_backward": (1,),
     "nt_xent": (0, 1),
+    "nt_xent_symmetric": (0, 1),
     "affine_sample": (0,),
     "affine_sample_backward": (0, 1),
 }
@@ -106,6 +107,15 @@ def nt_xent(device, dtype):
     candidates[3] = 0
     anchors[1] = 0
     yield anchors, candidates, targets, 0.07, True
+
+
+@samples_of("nt_xent_symmetric")
+def nt_xent_symmetric(device, dtype):
+    for n, d in ((7, 3), (1, 1), (130, 35)):
+        rows = normal(2, n, d, device=device, dtype=dtype)
+        yield rows[0], rows[1], 0.07, True
+        yield rows[0], rows[1], 0.023, True
+        yield rows[0], rows[1], 0.5, False
 
 
 def windows(count, shape, spread=4):

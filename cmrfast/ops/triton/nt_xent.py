@@ -4,6 +4,7 @@ Rows enter the products scaled by a power of two, which is exact in half precisi
 divided by the norms afterwards. Tiles, and the splits of a long row, are combined in a fixed order.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cmrfast.ops.nt_xent import nt_xent_op
+from cmrfast.ops.nt_xent import nt_xent_op, symmetric_op
 from cmrfast.ops.triton._launch import (
     INTERPRETED,
     accumulator,
@@ -267,14 +268,19 @@ def _losses(
 
 @triton.jit
 def _candidate_tiles(
-    c, a, own_ptr, lse_ptr, grad_ptr, D, scale: tl.float64, columns,
+    c, a, own_ptr, lse_ptr, row_lse_ptr, grad_ptr, D, scale: tl.float64, columns,
     ACC: tl.constexpr, PARTS: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """A program sums (softmax - target) x anchor for BM candidates over a split of the anchors."""
+    """A program sums (softmax - target) x anchor for BM candidates over a split of the anchors.
+
+    With ``row_lse_ptr``, the candidates are anchors too, and their softmax and target are added.
+    """
     _, a_inverse_norm_ptr, n, _ = a
     rows, split, column, c_tile, inverse_norm_ptr = _own_tile(c, D, PARTS, BM, BD)
     row_scale = (tl.load(inverse_norm_ptr) * tl.full((1,), scale, ACC))[:, None]
+    if row_lse_ptr is not None:
+        row_lse = tl.load(row_lse_ptr + rows)[:, None]
     acc = tl.full((BM, BD), 0, ACC)
     for first in range(split * columns, tl.minimum(split * columns + columns, n), BN):
         js = first + tl.arange(0, BN)
@@ -283,8 +289,13 @@ def _candidate_tiles(
         own = tl.load(own_ptr + js)[None, :]
         zero = tl.full((BM, BN), 0, ACC)
         x, a_tile = _products(c_tile, c, rows, a, js, column, D, zero, BD, WHOLE, PARTS)
-        p = exp2(x * a_inverse_norm * row_scale - lse)
-        p = tl.where(own == rows[:, None], p - 1, p)
+        x = x * a_inverse_norm * row_scale
+        p = exp2(x - lse)
+        if row_lse_ptr is None:
+            p = tl.where(own == rows[:, None], p - 1, p)
+        else:
+            p += exp2(x - row_lse)
+            p = tl.where(own == rows[:, None], p - 2, p)
         weights = _split(p * a_inverse_norm, a_tile[0].dtype, PARTS)
         acc = _dot(weights, a_tile, acc, False, PARTS)
     _store(grad_ptr + split.to(tl.int64) * c[3] * D, rows, column, D, acc)
@@ -390,6 +401,42 @@ class _Rows:
         columns = triton.cdiv(tiles, splits) * chosen["BN"]
         return chosen, (programs, triton.cdiv(other.count, columns)), columns
 
+    def log_sums(
+        self, other: "_Rows", targets: Tensor, temperature: float, partial: bool = False
+    ) -> "_LogSums":
+        """The losses of these rows as anchors; with ``partial``, what their gradient needs."""
+        scale = _LOG2E / temperature
+        chosen, grid, columns = self.tiles(other, "nt_xent")
+        shape = grid[1], self.stride
+        running_max = temperature < _MIN_TEMPERATURE or self.values.dtype == torch.float16
+        split_max = self.new(*shape) if running_max else None
+        split_sum, weights = self.new(*shape), self.new(*shape)
+        sums = self.new(*shape, self.columns) if partial else None
+        _anchor_tiles[grid](
+            self.kernel_args, other.kernel_args, split_max, split_sum, sums, self.columns, scale,
+            columns, **chosen,
+        )  # fmt: skip
+        losses, lse = self.new(self.count), self.new(self.stride)
+        own = torch.empty_like(lse, dtype=torch.int32)
+        _losses[self.grid()](
+            self.kernel_args, other.kernel_args, targets, split_max, split_sum, weights, losses,
+            lse, own, self.columns, scale, grid[1], **self.row_sizes,
+        )  # fmt: skip
+        return _LogSums(losses.mean(), lse, own, sums, weights)
+
+    def candidate_gradient(
+        self, anchors: "_Rows", of: "_LogSums", row_lse: Tensor | None, temperature: float
+    ) -> Tensor:
+        """The gradient of these rows as candidates; with ``row_lse``, as anchors too."""
+        chosen, grid, columns = self.tiles(anchors, "nt_xent_candidates")
+        sums = self.new(grid[1], self.stride, self.columns)
+        _candidate_tiles[grid](
+            self.kernel_args, anchors.kernel_args, of.own, of.lse, row_lse, sums, self.columns,
+            _LOG2E / temperature, columns, **chosen,
+        )  # fmt: skip
+        factor = 1 / (temperature * anchors.count)
+        return self.gradient(sums, None, of.own, anchors, factor if row_lse is None else factor / 2)
+
     def gradient(
         self,
         partial: Tensor,
@@ -407,6 +454,17 @@ class _Rows:
         return grad
 
 
+@dataclass
+class _LogSums:
+    """The mean loss of some anchors, and what the gradients need."""
+
+    loss: Tensor
+    lse: Tensor  # base-2 log-sum-exp of each anchor
+    own: Tensor  # its target, -1 for an invalid one
+    sums: Tensor | None  # of the candidates, weighted by their exponentials, for each split
+    weights: Tensor  # of the splits
+
+
 @register("nt_xent")
 def nt_xent(
     anchors: Tensor, candidates: Tensor, targets: Tensor, temperature: float, gradients: bool
@@ -416,31 +474,27 @@ def nt_xent(
         loss, *grads = nt_xent_op.reference(anchors, candidates, targets, temperature, gradients)
         return loss, grads[0], grads[1]
     a, c = _Rows(anchors), _Rows(candidates)
-    scale = _LOG2E / temperature
-    chosen, grid, columns = a.tiles(c, "nt_xent")
-    split_shape = grid[1], a.stride
-    running_max = temperature < _MIN_TEMPERATURE or anchors.dtype == torch.float16
-    split_max = a.new(*split_shape) if running_max else None
-    split_sum, split_weight = a.new(*split_shape), a.new(*split_shape)
-    partial = a.new(*split_shape, a.columns) if gradients else None
-    _anchor_tiles[grid](
-        a.kernel_args, c.kernel_args, split_max, split_sum, partial, a.columns, scale, columns,
-        **chosen,
-    )  # fmt: skip
-    losses, lse = a.new(a.count), a.new(a.stride)
-    own = torch.empty_like(lse, dtype=torch.int32)
-    _losses[a.grid()](
-        a.kernel_args, c.kernel_args, targets.contiguous(), split_max, split_sum, split_weight,
-        losses, lse, own, a.columns, scale, grid[1], **a.row_sizes,
-    )  # fmt: skip
-    loss = losses.mean()
-    if partial is None:
-        return loss, a.new(0, a.length), a.new(0, a.length)
+    of = a.log_sums(c, targets.contiguous(), temperature, gradients)
+    if of.sums is None:
+        return of.loss, a.new(0, a.length), a.new(0, a.length)
     factor = 1 / (temperature * a.count)
-    grad_anchors = a.gradient(partial, split_weight, own, c, factor)
-    chosen, grid, columns = c.tiles(a, "nt_xent_candidates")
-    partial = c.new(grid[1], c.stride, c.columns)
-    _candidate_tiles[grid](
-        c.kernel_args, a.kernel_args, own, lse, partial, c.columns, scale, columns, **chosen
-    )
-    return loss, grad_anchors, c.gradient(partial, None, own, a, factor)
+    grad_anchors = a.gradient(of.sums, of.weights, of.own, c, factor)
+    return of.loss, grad_anchors, c.candidate_gradient(a, of, None, temperature)
+
+
+@register("nt_xent_symmetric")
+def nt_xent_symmetric(
+    anchors: Tensor, candidates: Tensor, temperature: float, gradients: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See the op; six products of the matrices instead of the eight of two calls."""
+    if not len(anchors):
+        loss, *grads = symmetric_op.reference(anchors, candidates, temperature, gradients)
+        return loss, grads[0], grads[1]
+    a, c = _Rows(anchors), _Rows(candidates)
+    targets = torch.arange(a.count, device=anchors.device)
+    of_a, of_c = a.log_sums(c, targets, temperature), c.log_sums(a, targets, temperature)
+    loss = (of_a.loss + of_c.loss) / 2
+    if not gradients:
+        return loss, a.new(0, a.length), a.new(0, a.length)
+    grad_anchors = a.candidate_gradient(c, of_c, of_a.lse, temperature)
+    return loss, grad_anchors, c.candidate_gradient(a, of_a, of_c.lse, temperature)

@@ -7,13 +7,14 @@ single process.
 
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
+from cmrfast.ops.dice_ce_loss import ALL, OVERS, Terms, loss_op
 from cmrfast.ops.dice_ce_sums import Activation, class_sums
 
 Over = Literal["image", "batch", "all"]
 Classes = Literal["foreground", "all"]
+_CLASSES = ("foreground", "all")
 
 
 def batch_dice_loss(
@@ -42,10 +43,9 @@ def batch_dice_loss(
         >>> batch_dice_loss(logits, torch.ones(2, 5, 8, 8, 8, dtype=torch.uint8)).item()
         -1.0
     """
-    sums = class_sums(logits, target, activation, entropy=False).sum((0, 1))
-    overlap, p, t, _ = _over_ranks(sums, group).unbind()
-    loss: Tensor = -2 * (smooth + overlap) / (smooth + p + t)
-    return loss
+    sums = class_sums(logits, target, activation, entropy=False)
+    terms = Terms(ALL, 0, 2 * smooth, smooth, 1.0, offset=0.0, ce_weight=0.0, pixels=1.0)
+    return _loss(sums, terms, group)
 
 
 def dice_ce_loss(
@@ -85,34 +85,29 @@ def dice_ce_loss(
         >>> round(dice_ce_loss(logits, labels).item(), 6)
         1.359814
     """
-    for name, value, options in (
-        ("over", over, ("image", "batch", "all")),
-        ("classes", classes, ("foreground", "all")),
-    ):
+    for name, value, options in (("over", over, OVERS), ("classes", classes, _CLASSES)):
         if value not in options:
             raise ValueError(
                 f"dice_ce_loss: {name} must be one of {', '.join(options)}; got {value!r}"
             )
-    sums = class_sums(logits, target, activation, entropy=True)  # (B, K, 4)
-    batch, first = sums.shape[0], int(classes == "foreground" and sums.shape[1] > 1)
+    sums = class_sums(logits, target, activation, entropy=True)
     if activation == "sigmoid":
-        pixels = sums.new_tensor(float(logits.numel()))
+        pixels = float(logits.numel())
     elif target.dim() == logits.dim():
-        pixels = sums.new_tensor(float(logits.numel() // logits.shape[1]))
+        pixels = float(logits.numel() // logits.shape[1])
     else:
-        pixels = sums[..., 2].detach().sum()  # labels: ignored pixels are not counted
-    entropy, pixels = _over_ranks(torch.stack((sums[..., 3].sum(), pixels)), group).unbind()
-
-    scored = sums[:, first:, :3]
-    if over == "image":
-        scores = _dice(scored, smooth).sum(0).mean()
-        total, images = _over_ranks(torch.stack((scores, scores.new_tensor(float(batch)))), group)
-        dice = total / images
-    else:
-        scored = _over_ranks(scored.sum(0), group)  # (K, 3)
-        dice = _dice(scored if over == "batch" else scored.sum(0), smooth).mean()
-    loss: Tensor = ce_weight * entropy / pixels.clamp(min=1) + dice_weight * (1 - dice)
-    return loss
+        pixels = -1.0  # ignored pixels are not counted
+    terms = Terms(
+        OVERS.index(over),
+        int(classes == "foreground" and sums.shape[1] > 1),
+        smooth,
+        smooth,
+        dice_weight,
+        offset=1.0,
+        ce_weight=ce_weight,
+        pixels=pixels,
+    )
+    return _loss(sums, terms, group)
 
 
 def joint_scar_loss(logits: Tensor, target: Tensor, *, group: Any = None) -> Tensor:
@@ -189,16 +184,15 @@ def adversarial_segmentation_loss(logits: Tensor, target: Tensor, *, group: Any 
     )
 
 
-def _dice(sums: Tensor, smooth: float) -> Tensor:
-    overlap, p, t = sums.unbind(-1)
-    score: Tensor = (2 * overlap + smooth) / (p + t + smooth)
-    return score
+def _loss(sums: Tensor, terms: Terms, group: Any) -> Tensor:
+    """The loss, over ranks with a group.
 
-
-def _over_ranks(sums: Tensor, group: Any) -> Tensor:
-    """Sum over ranks. Its gradient is summed too, which cancels DDP's division by the ranks."""
+    Its gradient is summed too, which cancels DDP's division by the ranks.
+    """
+    loss: Tensor
     if group is None:
-        return sums
+        loss = loss_op(sums, *terms)[0]
+        return loss
     from cmrfast.ops._collectives import total
 
-    return total(sums, group)
+    return terms.loss(total(terms.totals(sums), group))

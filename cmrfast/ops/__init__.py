@@ -1,5 +1,6 @@
 """The ops: pure functions of tensors, each on the fastest kernel there is for its device."""
 
+from cmrfast.ops import dice_ce_loss  # noqa: F401  (declares the op of cmrfast.losses)
 from cmrfast.ops._backend import backends, load
 from cmrfast.ops.affine_sample import affine_sample
 from cmrfast.ops.cover_starts import cover_starts

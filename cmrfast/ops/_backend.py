@@ -15,8 +15,6 @@ from cmrfast.ops._op import OPS
 _CHOICES = ("auto", "native", "triton", "reference")
 _SLOWEST_FIRST = ("reference", "triton", "native")
 _PACKAGE = Path(__file__).parent.parent
-#: Ops whose Triton kernel is preferred to the native one: its matrix products use tensor cores.
-_TRITON_FIRST = {"nt_xent"}
 
 
 @dataclass
@@ -135,10 +133,10 @@ def _load_triton() -> None:
         return
     kernels = importlib.import_module("cmrfast.ops.triton").KERNELS
     for key in ("CPU", "CUDA") if interpreted else _gpu_keys():
-        for name in (_without_kernel(key) | _TRITON_FIRST) & kernels.keys():
+        for name in _without_kernel(key) & kernels.keys():
             OPS[name].implement(key, kernels[name])
             STATUS.triton_ops[key].add(name)
-    STATUS.triton = f"native kernels come first, but for {', '.join(_TRITON_FIRST)}"
+    STATUS.triton = "for ops without a native kernel"
 
 
 def _gpu_keys() -> list[str]:

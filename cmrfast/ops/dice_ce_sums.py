@@ -121,15 +121,19 @@ def _check(logits: Tensor, target: Tensor, activation: str) -> bool:
     return True
 
 
-def _is_ignored(target: Tensor, ignore_index: int) -> Tensor:
-    """Where the target is exactly ``ignore_index``, which its dtype may be unable to hold."""
-    dtype = target.dtype
+def can_hold(dtype: torch.dtype, value: int) -> bool:
+    """Whether a target's dtype can hold exactly this value."""
     if dtype.is_floating_point:
-        held = int(torch.tensor(ignore_index, dtype=dtype)) == ignore_index
-    else:
-        limits = torch.iinfo(torch.uint8 if dtype == torch.bool else dtype)
-        held = limits.min <= ignore_index <= limits.max
-    return target == ignore_index if held else torch.zeros_like(target, dtype=torch.bool)
+        return int(torch.tensor(value, dtype=dtype)) == value
+    limits = torch.iinfo(torch.uint8 if dtype == torch.bool else dtype)
+    return limits.min <= value <= limits.max
+
+
+def _is_ignored(target: Tensor, ignore_index: int) -> Tensor:
+    """Where the target is ``ignore_index``."""
+    if can_hold(target.dtype, ignore_index):
+        return target == ignore_index
+    return torch.zeros_like(target, dtype=torch.bool)
 
 
 def _masks(
@@ -212,5 +216,6 @@ label_faults = define(
     "label_faults(Tensor target, int classes, int ignore_index) -> Tensor",
     reference=_reference_faults,
     fake=lambda target, *_: target.new_empty((), dtype=torch.int64),
-    of="dice_ce_sums",
+    of=(),
+    cpu_only=True,
 )

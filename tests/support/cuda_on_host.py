@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -61,6 +62,12 @@ def build(sources: list[Path], sanitize: bool = False, program: bool = False) ->
     return result
 
 
+def bound_kernels() -> set[str]:
+    """Names of the ops that the bindings implement."""
+    sources = "".join(f.read_text() for f in SOURCES.glob("bind_*.cpp"))
+    return set(re.findall(r'm\.impl\("(\w+)"', sources))
+
+
 def build_kernels(sanitize: bool = False) -> Path:
     """The library of all kernels and their bindings."""
     return build(sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.cu")]), sanitize)
@@ -70,9 +77,8 @@ def build_kernels(sanitize: bool = False) -> Path:
 def load(library: Path) -> SimpleNamespace:
     """The operators of such a library, by name; they take the arguments of cmrfast's own."""
     namespace = torch.library.Library("cmrfast_on_host", "DEF")
-    there = [op for op in OPS.values() if not op.cpu_only]
-    for op in there:
+    for op in OPS.values():
         namespace.define(str(op.call._schema).removeprefix("cmrfast::"))
     torch.ops.load_library(str(library))
-    calls = {op.name: getattr(torch.ops.cmrfast_on_host, op.name).default for op in there}
+    calls = {name: getattr(torch.ops.cmrfast_on_host, name).default for name in bound_kernels()}
     return SimpleNamespace(**calls, _kept=namespace)

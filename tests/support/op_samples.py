@@ -21,6 +21,7 @@ HALVED = {
     "dice_ce_sums": (0,),
     "dice_ce_sums_backward": (1,),
     "nt_xent": (0, 1),
+    "nt_xent_symmetric": (0, 1),
     "affine_sample": (0,),
     "affine_sample_backward": (0, 1),
 }
@@ -76,6 +77,16 @@ def dice_ce_sums_backward(device, dtype):
         yield normal(*logits.shape[:2], 4, device=device, dtype=dtype), logits, *others
 
 
+@samples_of("dice_ce_loss")
+def dice_ce_loss(device, dtype):
+    for batch, classes, first in ((2, 3, 1), (1, 1, 0), (7, 4, 0), (3, 1300, 1)):
+        sums = torch.rand(batch, classes, 4, dtype=torch.float64).to(dtype).to(device)
+        for over in (0, 1, 2):
+            yield 50 * sums, over, first, 1e-6, 1e-6, 0.9, 1.0, 0.1, -1.0
+            yield sums, over, first, 2.0, 1.0, 1.0, 0.0, 0.0, 1.0
+            yield sums, over, first, 1e-5, 1e-5, 0.5, 1.0, 0.5, 1000.0
+
+
 @samples_of("label_faults")
 def label_faults(device, dtype):
     labels = torch.randint(-2, 6, (3, 1301), device=device)
@@ -96,6 +107,15 @@ def nt_xent(device, dtype):
     candidates[3] = 0
     anchors[1] = 0
     yield anchors, candidates, targets, 0.07, True
+
+
+@samples_of("nt_xent_symmetric")
+def nt_xent_symmetric(device, dtype):
+    for n, d in ((7, 3), (1, 1), (70, 17)):
+        rows = normal(2, n, d, device=device, dtype=dtype)
+        yield rows[0], rows[1], 0.07, True
+        yield rows[0], rows[1], 0.023, True
+        yield rows[0], rows[1], 0.5, False
 
 
 def windows(count, shape, spread=4):

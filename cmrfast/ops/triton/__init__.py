@@ -3,6 +3,7 @@
 from cmrfast.ops.triton import (  # noqa: F401
     affine_sample,
     contract_axis,
+    dice_ce_loss,
     dice_ce_sums,
     extract_patches,
     merge_patches,

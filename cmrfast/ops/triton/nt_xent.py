@@ -4,6 +4,7 @@ Rows enter the products scaled by a power of two, which is exact in half precisi
 divided by the norms afterwards. Tiles, and the splits of a long row, are combined in a fixed order.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,11 +12,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cmrfast.ops.nt_xent import nt_xent_op
+from cmrfast.ops.nt_xent import nt_xent_op, symmetric_op
 from cmrfast.ops.triton._launch import (
     INTERPRETED,
     accumulator,
     block_sizes,
+    exp2,
     multiprocessors,
     register,
     sum_dtype,
@@ -23,59 +25,119 @@ from cmrfast.ops.triton._launch import (
 
 _LOG2E = 1.4426950408889634
 _LN2 = tl.constexpr(0.6931471805599453)
+_PARTS = 3  # bfloat16 parts of a float32, which hold all of its 24 bits
+_WHOLE_TILES = 128  # rows: a multiple of every block size
+#: From here on, exp(cosine / temperature) lies within 2^-60 to 2^60, and so do the weights of
+#: candidates, which float32 and bfloat16 hold; below, and in float16, they are taken relative to
+#: the largest.
+_MIN_TEMPERATURE = 0.024
 
 
 @triton.jit
-def _load(x_ptr, rows, count, d, D):
-    """Columns d of some rows of x, zeros outside."""
+def _load(x_ptr, rows, d, D):
+    """Columns d of some rows of x. Rows and columns are padded with zeros to whole tiles."""
+    return tl.load(x_ptr + rows.to(tl.int64)[:, None] * D + d[None, :])
+
+
+@triton.jit
+def _load_some(x_ptr, rows, count, d, D):
+    """The same of rows without padding, zeros outside."""
     offsets = rows.to(tl.int64)[:, None] * D + d[None, :]
     return tl.load(x_ptr + offsets, mask=(rows < count)[:, None] & (d < D)[None, :], other=0)
 
 
 @triton.jit
-def _store(x_ptr, rows, count, d, D, values):
-    """Store columns d of some rows of x."""
+def _store(x_ptr, rows, d, D, values):
+    """Store columns d of some rows of x, padded as for ``_load``."""
     offsets = rows.to(tl.int64)[:, None] * D + d[None, :]
-    mask = (rows < count)[:, None] & (d < D)[None, :]
-    tl.store(x_ptr + offsets, values.to(x_ptr.dtype.element_ty), mask=mask)
+    tl.store(x_ptr + offsets, values.to(x_ptr.dtype.element_ty))
 
 
 @triton.jit
-def _dot(a, b, acc, PRECISION: tl.constexpr):
+def _load_parts(x, rows, d, D, PARTS: tl.constexpr):
+    """The parts of columns d of some rows, whose sum is their value."""
+    x_ptr, _, _, stride = x
+    first = _load(x_ptr, rows, d, D)
+    if PARTS == 1:
+        return (first,)
+    else:
+        size = stride.to(tl.int64) * D
+        return first, _load(x_ptr + size, rows, d, D), _load(x_ptr + 2 * size, rows, d, D)
+
+
+@triton.jit
+def _value(x, rows, d, D, ACC: tl.constexpr, PARTS: tl.constexpr):
+    """Columns d of some rows of x."""
+    parts = _load_parts(x, rows, d, D, PARTS)
+    value = parts[0].to(ACC)
+    for part in tl.static_range(1, PARTS):
+        value += parts[part].to(ACC)
+    return value
+
+
+@triton.jit
+def _split(x, dtype: tl.constexpr, PARTS: tl.constexpr):
+    """x as a sum of parts in the dtype of the products."""
+    first = x.to(dtype)
+    if PARTS == 1:
+        return (first,)
+    else:
+        rest = x - first.to(x.dtype)
+        second = rest.to(dtype)
+        return first, second, (rest - second.to(x.dtype)).to(dtype)
+
+
+@triton.jit
+def _dot_part(a, b, acc):
     if INTERPRETED and a.dtype == tl.bfloat16:
         a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype)
+    return tl.dot(a, b, acc, input_precision="ieee", out_dtype=acc.dtype)
 
 
 @triton.jit
-def _products(
-    x_tile, x_ptr, rows, n, y_ptr, columns, m, D, acc,
-    BD: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Dot products of rows of x with rows of y. With WHOLE, ``x_tile`` holds the rows of x."""
-    if WHOLE:
-        y = _load(y_ptr, columns, m, tl.arange(0, BD), D)
-        return _dot(x_tile, tl.trans(y), acc, PRECISION)
-    for first in range(0, D, BD):
-        d = first + tl.arange(0, BD)
-        y = _load(y_ptr, columns, m, d, D)
-        acc = _dot(_load(x_ptr, rows, n, d, D), tl.trans(y), acc, PRECISION)
+def _dot(a, b, acc, TRANSPOSED: tl.constexpr, PARTS: tl.constexpr):
+    """acc + a @ b (with TRANSPOSED, b^T), but for products of parts below float32's precision."""
+    for i in tl.static_range(PARTS):
+        for j in tl.static_range(PARTS - i):
+            # The smallest products come first.
+            left, right = a[PARTS - 1 - i - j], b[j]
+            acc = _dot_part(left, tl.trans(right) if TRANSPOSED else right, acc)
     return acc
 
 
 @triton.jit
+def _products(
+    x_tile, x, rows, y, columns, d, D, acc,
+    BD: tl.constexpr, WHOLE: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """Dot products of rows of x with rows of y, and columns d of the latter.
+
+    With WHOLE, the columns are all there are, and ``x_tile`` holds the rows of x.
+    """
+    y_tile = _load_parts(y, columns, d, D, PARTS)
+    if WHOLE:
+        return _dot(x_tile, y_tile, acc, True, PARTS), y_tile
+    for first in range(0, D, BD):
+        chunk = first + tl.arange(0, BD)
+        x_chunk = _load_parts(x, rows, chunk, D, PARTS)
+        acc = _dot(x_chunk, _load_parts(y, columns, chunk, D, PARTS), acc, True, PARTS)
+    return acc, y_tile
+
+
+@triton.jit
 def _normalise(
-    x_ptr, y_ptr, inverse_norm_ptr, grad_scale_ptr, count, D,
-    ACC: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr,
+    x_ptr, y, grad_scale_ptr, length, D,
+    ACC: tl.constexpr, PARTS: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """Scale rows by the power of two that brings their largest entry near 1; their inverse norms.
 
     ``grad_scale`` is 1 / norm of the original row, 0 for a zero row: the factor of its gradient.
     """
+    y_ptr, inverse_norm_ptr, count, stride = y
     rows = tl.program_id(0) * BR + tl.arange(0, BR)
     largest = tl.full((BR,), 0, ACC)
     for first in range(0, D, BD):
-        x = _load(x_ptr, rows, count, first + tl.arange(0, BD), D).to(ACC)
+        x = _load_some(x_ptr, rows, count, first + tl.arange(0, BD), length).to(ACC)
         largest = tl.maximum(largest, tl.max(tl.abs(x), 1))
     if tl.float64 == ACC:
         exponent = largest.to(tl.int64, bitcast=True) >> 52
@@ -86,201 +148,238 @@ def _normalise(
     squares = tl.full((BR,), 0, ACC)
     for first in range(0, D, BD):
         d = first + tl.arange(0, BD)
-        y = _load(x_ptr, rows, count, d, D).to(ACC) * power[:, None]
-        squares += tl.sum(y * y, 1)
-        _store(y_ptr, rows, count, d, D, y)
+        value = _load_some(x_ptr, rows, count, d, length).to(ACC) * power[:, None]
+        squares += tl.sum(value * value, 1)
+        parts = _split(value, y_ptr.dtype.element_ty, PARTS)
+        for part in tl.static_range(PARTS):
+            _store(y_ptr + part * stride.to(tl.int64) * D, rows, d, D, parts[part])
     is_zero = squares == 0
     inverse_norm = 1 / tl.sqrt(tl.where(is_zero, 1, squares))
-    tl.store(inverse_norm_ptr + rows, inverse_norm, mask=rows < count)
-    tl.store(grad_scale_ptr + rows, tl.where(is_zero, 0, inverse_norm * power), mask=rows < count)
+    tl.store(inverse_norm_ptr + rows, inverse_norm)
+    tl.store(grad_scale_ptr + rows, tl.where(is_zero, 0, inverse_norm * power))
 
 
 @triton.jit
-def _own_tile(x, D, BM: tl.constexpr, BD: tl.constexpr):
+def _own_tile(x, D, PARTS: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr):
     """The rows, split and columns of a program, with the values and inverse norms of its rows."""
-    x_ptr, inverse_norm_ptr, n = x
-    chunks = (D + BD - 1) // BD
+    inverse_norm_ptr = x[1]
+    chunks = D // BD
     column = tl.program_id(0) % chunks * BD + tl.arange(0, BD)
     rows = tl.program_id(0) // chunks * BM + tl.arange(0, BM)
-    inverse_norm = tl.load(inverse_norm_ptr + rows, mask=rows < n, other=1)
-    return rows, tl.program_id(1), column, _load(x_ptr, rows, n, column, D), inverse_norm
+    x_tile = _load_parts(x, rows, column, D, PARTS)
+    return rows, tl.program_id(1), column, x_tile, inverse_norm_ptr + rows
 
 
 @triton.jit
 def _anchor_tiles(
     a, c, max_ptr, sum_ptr, grad_ptr, D, scale: tl.float64, columns,
-    ACC: tl.constexpr, PRECISION: tl.constexpr,
+    ACC: tl.constexpr, PARTS: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """A program takes BM anchors and one split of the candidates.
 
-    It keeps the running maximum and sum of their softmax (in base 2) and, with ``grad_ptr``, the
-    softmax-weighted sum of the candidates in one chunk of columns. ``a`` and ``c`` are pointers to
-    the rows and to their inverse norms, and the number of rows.
+    It sums their exponentials (in base 2), with ``max_ptr`` relative to the largest so far, and,
+    with ``grad_ptr``, the candidates with these weights in one chunk of columns. ``a`` and ``c``
+    are pointers to the rows and to their inverse norms, and the number of rows.
     """
-    a_ptr, _, n = a
-    c_ptr, c_inverse_norm_ptr, m = c
-    rows, split, column, a_tile, inverse_norm = _own_tile(a, D, BM, BD)
-    row_scale = tl.maximum(inverse_norm * tl.full((1,), scale, ACC), 1e-30)[:, None]
+    _, c_inverse_norm_ptr, m, _ = c
+    rows, split, column, a_tile, inverse_norm_ptr = _own_tile(a, D, PARTS, BM, BD)
+    row_scale = (tl.load(inverse_norm_ptr) * tl.full((1,), scale, ACC))[:, None]
     row_max = tl.full((BM,), float("-inf"), ACC)
     row_sum = tl.full((BM,), 0, ACC)
     acc = tl.full((BM, BD), 0, ACC)
-    for first in range(split * columns, tl.minimum(split * columns + columns, m), BN):
-        js = first + tl.arange(0, BN)
-        c_inverse_norm = tl.load(c_inverse_norm_ptr + js, mask=js < m, other=0)[None, :]
-        bias = tl.where(js < m, 0, float("-inf"))[None, :]
-        zero = tl.full((BM, BN), 0, ACC)
-        x = _products(a_tile, a_ptr, rows, n, c_ptr, js, m, D, zero, BD, WHOLE, PRECISION)
-        x = (x * c_inverse_norm + bias) * row_scale
-        new_max = tl.maximum(row_max, tl.max(x, 1))
-        p = tl.exp2(x - new_max[:, None])
-        rescale = tl.exp2(row_max - new_max)
-        row_sum = row_sum * rescale + tl.sum(p, 1)
-        if grad_ptr is not None:
-            c_tile = _load(c_ptr, js, m, column, D)
-            weights = (p * c_inverse_norm).to(c_tile.dtype)
-            acc = _dot(weights, c_tile, acc * rescale[:, None], PRECISION)
-        row_max = new_max
-    offsets = split.to(tl.int64) * n + rows
-    tl.store(max_ptr + offsets, row_max, mask=rows < n)
-    tl.store(sum_ptr + offsets, row_sum, mask=rows < n)
+    begin, end = split * columns, tl.minimum(split * columns + columns, m)
+    whole = begin + (end - begin) // BN * BN
+    for ragged in tl.static_range(2):  # whole tiles, then what is left
+        for first in range(whole if ragged else begin, end if ragged else whole, BN):
+            js = first + tl.arange(0, BN)
+            c_inverse_norm = tl.load(c_inverse_norm_ptr + js)[None, :]
+            zero = tl.full((BM, BN), 0, ACC)
+            x, c_tile = _products(a_tile, a, rows, c, js, column, D, zero, BD, WHOLE, PARTS)
+            x = x * c_inverse_norm * row_scale
+            if ragged:
+                x = tl.where(js[None, :] < m, x, float("-inf"))
+            if max_ptr is not None:
+                new_max = tl.maximum(row_max, tl.max(x, 1))
+                rescale = exp2(row_max - new_max)
+                x -= new_max[:, None]
+                row_sum *= rescale
+                acc *= rescale[:, None]
+                row_max = new_max
+            p = exp2(x)
+            row_sum += tl.sum(p, 1)
+            if grad_ptr is not None:
+                weights = _split(p * c_inverse_norm, c_tile[0].dtype, PARTS)
+                acc = _dot(weights, c_tile, acc, False, PARTS)
+    stride = a[3]
+    offsets = split.to(tl.int64) * stride + rows
+    tl.store(sum_ptr + offsets, row_sum)
+    if max_ptr is not None:
+        tl.store(max_ptr + offsets, row_max)
     if grad_ptr is not None:
-        _store(grad_ptr + split.to(tl.int64) * n * D, rows, n, column, D, acc)
+        _store(grad_ptr + split.to(tl.int64) * stride * D, rows, column, D, acc)
 
 
 @triton.jit
 def _losses(
-    a, c, target_ptr, max_ptr, sum_ptr, split_weight_ptr, loss_ptr, lse_ptr, D,
-    scale: tl.float64, splits, ACC: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr,
+    a, c, target_ptr, max_ptr, sum_ptr, split_weight_ptr, loss_ptr, lse_ptr, own_ptr, D,
+    scale: tl.float64, splits,
+    ACC: tl.constexpr, PARTS: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Combine the splits of BR anchors: base-2 log-sum-exp, loss, and the weight of each split."""
-    a_ptr, a_inverse_norm_ptr, n = a
-    c_ptr, c_inverse_norm_ptr, m = c
+    """Combine the splits of BR anchors: base-2 log-sum-exp, loss, and the weight of each split.
+
+    Padded anchors get an infinite log-sum-exp, so that they have no weight for candidates, and
+    targets are stored as int32, -1 where they are invalid.
+    """
+    _, a_inverse_norm_ptr, n, stride = a
+    _, c_inverse_norm_ptr, m, _ = c
     rows = tl.program_id(0) * BR + tl.arange(0, BR)
-    mask = rows < n
-    row_max = tl.full((BR,), float("-inf"), ACC)
-    for split in range(splits):
-        row_max = tl.maximum(row_max, tl.load(max_ptr + split * n + rows, mask=mask, other=0))
+    row_max = tl.full((BR,), 0, ACC)
+    if max_ptr is not None:
+        row_max = tl.full((BR,), float("-inf"), ACC)
+        for split in range(splits):
+            row_max = tl.maximum(row_max, tl.load(max_ptr + split * stride + rows))
     row_sum = tl.full((BR,), 0, ACC)
     for split in range(splits):
-        split_max = tl.load(max_ptr + split * n + rows, mask=mask, other=0)
-        split_sum = tl.load(sum_ptr + split * n + rows, mask=mask, other=1)
-        row_sum += split_sum * tl.exp2(split_max - row_max)
+        part = tl.load(sum_ptr + split * stride + rows)
+        if max_ptr is not None:
+            part *= exp2(tl.load(max_ptr + split * stride + rows) - row_max)
+        row_sum += part
     for split in range(splits):
-        split_max = tl.load(max_ptr + split * n + rows, mask=mask, other=0)
-        weight = tl.exp2(split_max - row_max) / row_sum
-        tl.store(split_weight_ptr + split * n + rows, weight, mask=mask)
-    target = tl.load(target_ptr + rows, mask=mask, other=0)
+        weight = 1 / row_sum
+        if max_ptr is not None:
+            weight *= exp2(tl.load(max_ptr + split * stride + rows) - row_max)
+        tl.store(split_weight_ptr + split * stride + rows, weight)
+    target = tl.load(target_ptr + rows, mask=rows < n, other=-1)
     valid = (target >= 0) & (target < m)
+    tl.store(own_ptr + rows, tl.where(valid, target, -1).to(tl.int32))
     target = tl.where(valid, target, 0)
     product = tl.full((BR,), 0, ACC)
     for first in range(0, D, BD):
         d = first + tl.arange(0, BD)
-        a_tile, c_tile = _load(a_ptr, rows, n, d, D).to(ACC), _load(c_ptr, target, m, d, D).to(ACC)
-        product += tl.sum(a_tile * c_tile, 1)
+        a_tile = _value(a, rows, d, D, ACC, PARTS)
+        product += tl.sum(a_tile * _value(c, target, d, D, ACC, PARTS), 1)
     x = product * tl.load(c_inverse_norm_ptr + target) * tl.full((1,), scale, ACC)
-    x = x * tl.load(a_inverse_norm_ptr + rows, mask=mask, other=1)
+    x = x * tl.load(a_inverse_norm_ptr + rows)
     lse = tl.where(valid, row_max + tl.log2(row_sum), float("nan"))
-    tl.store(loss_ptr + rows, (lse - x) * _LN2, mask=mask)
-    tl.store(lse_ptr + rows, lse, mask=mask)
+    tl.store(loss_ptr + rows, (lse - x) * _LN2, mask=rows < n)
+    tl.store(lse_ptr + rows, tl.where(rows < n, lse, float("inf")))
 
 
 @triton.jit
 def _candidate_tiles(
-    c, a, target_ptr, lse_ptr, grad_ptr, D, scale: tl.float64, columns,
-    ACC: tl.constexpr, PRECISION: tl.constexpr,
+    c, a, own_ptr, lse_ptr, row_lse_ptr, grad_ptr, D, scale: tl.float64, columns,
+    ACC: tl.constexpr, PARTS: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """A program sums (softmax - target) x anchor for BM candidates over a split of the anchors."""
-    c_ptr, _, m = c
-    a_ptr, a_inverse_norm_ptr, n = a
-    rows, split, column, c_tile, inverse_norm = _own_tile(c, D, BM, BD)
-    row_scale = (inverse_norm * tl.full((1,), scale, ACC))[:, None]
+    """A program sums (softmax - target) x anchor for BM candidates over a split of the anchors.
+
+    With ``row_lse_ptr``, the candidates are anchors too, and their softmax and target are added.
+    """
+    _, a_inverse_norm_ptr, n, _ = a
+    rows, split, column, c_tile, inverse_norm_ptr = _own_tile(c, D, PARTS, BM, BD)
+    row_scale = (tl.load(inverse_norm_ptr) * tl.full((1,), scale, ACC))[:, None]
+    if row_lse_ptr is not None:
+        row_lse = tl.load(row_lse_ptr + rows)[:, None]
     acc = tl.full((BM, BD), 0, ACC)
     for first in range(split * columns, tl.minimum(split * columns + columns, n), BN):
         js = first + tl.arange(0, BN)
-        a_inverse_norm = tl.load(a_inverse_norm_ptr + js, mask=js < n, other=0)[None, :]
-        lse = tl.load(lse_ptr + js, mask=js < n, other=float("inf"))[None, :]
-        target = tl.load(target_ptr + js, mask=js < n, other=-1)
+        a_inverse_norm = tl.load(a_inverse_norm_ptr + js)[None, :]
+        lse = tl.load(lse_ptr + js)[None, :]
+        own = tl.load(own_ptr + js)[None, :]
         zero = tl.full((BM, BN), 0, ACC)
-        x = _products(c_tile, c_ptr, rows, m, a_ptr, js, n, D, zero, BD, WHOLE, PRECISION)
-        p = tl.exp2(x * a_inverse_norm * row_scale - lse)
-        p = tl.where(target[None, :] == rows[:, None], p - 1, p)
-        a_tile = _load(a_ptr, js, n, column, D)
-        acc = _dot((p * a_inverse_norm).to(a_tile.dtype), a_tile, acc, PRECISION)
-    _store(grad_ptr + split.to(tl.int64) * m * D, rows, m, column, D, acc)
+        x, a_tile = _products(c_tile, c, rows, a, js, column, D, zero, BD, WHOLE, PARTS)
+        x = x * a_inverse_norm * row_scale
+        p = exp2(x - lse)
+        if row_lse_ptr is None:
+            p = tl.where(own == rows[:, None], p - 1, p)
+        else:
+            p += exp2(x - row_lse)
+            p = tl.where(own == rows[:, None], p - 2, p)
+        weights = _split(p * a_inverse_norm, a_tile[0].dtype, PARTS)
+        acc = _dot(weights, a_tile, acc, False, PARTS)
+    _store(grad_ptr + split.to(tl.int64) * c[3] * D, rows, column, D, acc)
 
 
 @triton.jit
-def _unit_gradient(partial, splits, x, y, target, rows, d, D, acc, ACC: tl.constexpr):
+def _unit_gradient(
+    partial, splits, x, y, own, rows, d, D, acc, ACC: tl.constexpr, PARTS: tl.constexpr
+):
     """The gradient of the unit rows in columns d, from all splits, and the unit rows.
 
     For anchors, the splits have weights and the unit row of the target is subtracted.
     """
     partial_ptr, split_weight_ptr = partial
-    x_ptr, inverse_norm_ptr, n = x
-    y_ptr, y_inverse_norm_ptr, m = y
+    _, inverse_norm_ptr, _, stride = x
+    y_inverse_norm_ptr = y[1]
     for split in range(splits):
-        part = _load(partial_ptr, rows.to(tl.int64) + split * n, splits * n, d, D)
-        part = tl.where((rows < n)[:, None], part, 0)
+        part = _load(partial_ptr, rows.to(tl.int64) + split * stride, d, D)
         if split_weight_ptr is not None:
-            weight = tl.load(split_weight_ptr + split * n + rows, mask=rows < n, other=0)
-            part *= weight[:, None]
+            part *= tl.load(split_weight_ptr + split * stride + rows)[:, None]
         acc += part
     if split_weight_ptr is not None:
-        valid = (target >= 0) & (target < m)
-        target = tl.where(valid, target, 0)
-        unit = _load(y_ptr, target, m, d, D).to(ACC)
-        unit = unit * tl.load(y_inverse_norm_ptr + target)[:, None]
-        acc -= tl.where(valid[:, None], unit, float("nan"))
-    unit = _load(x_ptr, rows, n, d, D).to(ACC)
-    return acc, unit * tl.load(inverse_norm_ptr + rows, mask=rows < n, other=0)[:, None]
+        target = tl.maximum(own, 0)
+        unit = _value(y, target, d, D, ACC, PARTS)
+        unit *= tl.load(y_inverse_norm_ptr + target)[:, None]
+        acc -= tl.where((own >= 0)[:, None], unit, float("nan"))
+    unit = _value(x, rows, d, D, ACC, PARTS)
+    return acc, unit * tl.load(inverse_norm_ptr + rows)[:, None]
 
 
 @triton.jit
 def _normalise_backward(
-    partial, splits, x, y, target_ptr, grad_scale_ptr, grad_ptr, D, factor: tl.float64,
-    ACC: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr,
+    partial, splits, x, y, own_ptr, grad_scale_ptr, grad_ptr, length, D, factor: tl.float64,
+    ACC: tl.constexpr, PARTS: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the rows from those of the unit rows: the part orthogonal to the row, / norm."""
     n = x[2]
     rows = tl.program_id(0) * BR + tl.arange(0, BR)
-    target = rows
+    own = rows
     if partial[1] is not None:
-        target = tl.load(target_ptr + rows, mask=rows < n, other=0)
+        own = tl.load(own_ptr + rows)
     zero = tl.full((BR, BD), 0, ACC)
     projection = tl.full((BR,), 0, ACC)
     for first in range(0, D, BD):
         d = first + tl.arange(0, BD)
-        grad, unit = _unit_gradient(partial, splits, x, y, target, rows, d, D, zero, ACC)
+        grad, unit = _unit_gradient(partial, splits, x, y, own, rows, d, D, zero, ACC, PARTS)
         projection += tl.sum(grad * unit, 1)
-    scale = tl.load(grad_scale_ptr + rows, mask=rows < n, other=0) * tl.full((1,), factor, ACC)
+    # Of a subnormal row it would be infinite, and make NaN of a gradient that is 0.
+    scale = tl.load(grad_scale_ptr + rows) * tl.full((1,), factor, ACC)
+    scale = tl.minimum(scale, 1e308 if tl.float64 == ACC else 3e38)
     for first in range(0, D, BD):
         d = first + tl.arange(0, BD)
-        grad, unit = _unit_gradient(partial, splits, x, y, target, rows, d, D, zero, ACC)
-        _store(grad_ptr, rows, n, d, D, (grad - unit * projection[:, None]) * scale[:, None])
+        grad, unit = _unit_gradient(partial, splits, x, y, own, rows, d, D, zero, ACC, PARTS)
+        offsets = rows.to(tl.int64)[:, None] * length + d[None, :]
+        mask = (rows < n)[:, None] & (d < length)[None, :]
+        tl.store(grad_ptr + offsets, (grad - unit * projection[:, None]) * scale[:, None], mask)
 
 
 class _Rows:
-    """Scaled rows, their inverse norms, and the factors of their gradients."""
+    """Scaled rows, padded to whole tiles, their inverse norms, and the factors of gradients."""
 
     def __init__(self, rows: Tensor):
+        self.rows = rows.contiguous()
         self.count, self.length = rows.shape
         self.dtype = sum_dtype(rows.dtype)
-        self.values = torch.empty_like(rows, memory_format=torch.contiguous_format)
-        self.inverse_norm = self.new(self.count)
-        self.grad_scale = self.new(self.count)
-        sizes = block_sizes("nt_xent_rows", rows, d=self.length)
-        self.row_sizes = {"ACC": accumulator(rows.dtype), **sizes}
+        sizes = dict(block_sizes("nt_xent_rows", rows, d=self.length))
+        sizes["BD"] = min(sizes["BD"], max(16, triton.next_power_of_2(self.length)))
+        parts = _PARTS if rows.dtype == torch.float32 else 1
+        self.row_sizes = {"ACC": accumulator(rows.dtype), "PARTS": parts, **sizes}
+        self.stride = triton.cdiv(self.count, _WHOLE_TILES) * _WHOLE_TILES
+        self.columns = triton.cdiv(self.length, sizes["BD"]) * sizes["BD"]
+        product_dtype = torch.bfloat16 if parts > 1 else rows.dtype
+        self.values = rows.new_empty(parts, self.stride, self.columns, dtype=product_dtype)
+        self.inverse_norm = self.new(self.stride)
+        self.grad_scale = self.new(self.stride)
         _normalise[self.grid()](
-            rows.contiguous(), self.values, self.inverse_norm, self.grad_scale, self.count,
-            self.length, **self.row_sizes,
+            self.rows, self.kernel_args, self.grad_scale, self.length, self.columns,
+            **self.row_sizes,
         )  # fmt: skip
 
     @property
     def kernel_args(self) -> tuple[Any, ...]:
         """What the kernels read of the rows."""
-        return self.values, self.inverse_norm, self.count
+        return self.values, self.inverse_norm, self.count, self.stride
 
     def new(self, *shape: int) -> Tensor:
         """An empty tensor on the rows' device, in the dtype of their sums."""
@@ -288,13 +387,13 @@ class _Rows:
 
     def grid(self) -> tuple[int]:
         """The grid of kernels whose programs take a few whole rows."""
-        return (triton.cdiv(self.count, self.row_sizes["BR"]),)
+        return (triton.cdiv(self.stride, self.row_sizes["BR"]),)
 
     def tiles(self, other: "_Rows", name: str) -> tuple[dict[str, Any], tuple[int, int], int]:
         """Block sizes, grid, and columns of each split, with enough programs to fill the device."""
-        chosen = {"ACC": self.row_sizes["ACC"]}
-        chosen |= block_sizes(name, self.values, d=self.length, rows=self.count)
-        chunks = triton.cdiv(self.length, chosen["BD"])
+        chosen = {key: self.row_sizes[key] for key in ("ACC", "PARTS", "BD")}
+        chosen |= block_sizes(name, self.rows, d=self.columns, rows=self.count)
+        chunks = self.columns // chosen["BD"]
         chosen["WHOLE"] = chunks == 1
         programs = triton.cdiv(self.count, chosen["BM"]) * chunks
         tiles = triton.cdiv(other.count, chosen["BN"])
@@ -302,21 +401,68 @@ class _Rows:
         columns = triton.cdiv(tiles, splits) * chosen["BN"]
         return chosen, (programs, triton.cdiv(other.count, columns)), columns
 
+    def log_sums(
+        self, other: "_Rows", targets: Tensor, temperature: float, partial: bool = False
+    ) -> "_LogSums":
+        """The losses of these rows as anchors; with ``partial``, what their gradient needs."""
+        scale = _LOG2E / temperature
+        chosen, grid, columns = self.tiles(other, "nt_xent")
+        shape = grid[1], self.stride
+        running_max = temperature < _MIN_TEMPERATURE or self.values.dtype == torch.float16
+        split_max = self.new(*shape) if running_max else None
+        split_sum, weights = self.new(*shape), self.new(*shape)
+        sums = self.new(*shape, self.columns) if partial else None
+        _anchor_tiles[grid](
+            self.kernel_args, other.kernel_args, split_max, split_sum, sums, self.columns, scale,
+            columns, **chosen,
+        )  # fmt: skip
+        losses, lse = self.new(self.count), self.new(self.stride)
+        own = torch.empty_like(lse, dtype=torch.int32)
+        _losses[self.grid()](
+            self.kernel_args, other.kernel_args, targets, split_max, split_sum, weights, losses,
+            lse, own, self.columns, scale, grid[1], **self.row_sizes,
+        )  # fmt: skip
+        return _LogSums(losses.mean(), lse, own, sums, weights)
+
+    def candidate_gradient(
+        self, anchors: "_Rows", of: "_LogSums", row_lse: Tensor | None, temperature: float
+    ) -> Tensor:
+        """The gradient of these rows as candidates; with ``row_lse``, as anchors too."""
+        chosen, grid, columns = self.tiles(anchors, "nt_xent_candidates")
+        sums = self.new(grid[1], self.stride, self.columns)
+        _candidate_tiles[grid](
+            self.kernel_args, anchors.kernel_args, of.own, of.lse, row_lse, sums, self.columns,
+            _LOG2E / temperature, columns, **chosen,
+        )  # fmt: skip
+        factor = 1 / (temperature * anchors.count)
+        return self.gradient(sums, None, of.own, anchors, factor if row_lse is None else factor / 2)
+
     def gradient(
         self,
         partial: Tensor,
         weights: Tensor | None,
-        targets: Tensor,
+        own: Tensor,
         other: "_Rows",
         factor: float,
     ) -> Tensor:
         """The gradient of the original rows, from its splits for the unit rows."""
         grad = self.new(self.count, self.length)
         _normalise_backward[self.grid()](
-            (partial, weights), len(partial), self.kernel_args, other.kernel_args, targets,
-            self.grad_scale, grad, self.length, factor, **self.row_sizes,
+            (partial, weights), len(partial), self.kernel_args, other.kernel_args, own,
+            self.grad_scale, grad, self.length, self.columns, factor, **self.row_sizes,
         )  # fmt: skip
         return grad
+
+
+@dataclass
+class _LogSums:
+    """The mean loss of some anchors, and what the gradients need."""
+
+    loss: Tensor
+    lse: Tensor  # base-2 log-sum-exp of each anchor
+    own: Tensor  # its target, -1 for an invalid one
+    sums: Tensor | None  # of the candidates, weighted by their exponentials, for each split
+    weights: Tensor  # of the splits
 
 
 @register("nt_xent")
@@ -327,30 +473,28 @@ def nt_xent(
     if not len(anchors):
         loss, *grads = nt_xent_op.reference(anchors, candidates, targets, temperature, gradients)
         return loss, grads[0], grads[1]
-    a, c, targets = _Rows(anchors), _Rows(candidates), targets.contiguous()
-    n, m, length = a.count, c.count, a.length
-    scale = _LOG2E / temperature
-    chosen, grid, columns = a.tiles(c, "nt_xent")
-    splits = grid[1]
-    split_max, split_sum, split_weight = a.new(splits, n), a.new(splits, n), a.new(splits, n)
-    partial = a.new(splits, n, length) if gradients else None
-    _anchor_tiles[grid](
-        a.kernel_args, c.kernel_args, split_max, split_sum, partial, length, scale, columns,
-        **chosen,
-    )  # fmt: skip
-    losses, lse = a.new(n), a.new(n)
-    _losses[a.grid()](
-        a.kernel_args, c.kernel_args, targets, split_max, split_sum, split_weight, losses, lse,
-        length, scale, splits, **a.row_sizes,
-    )  # fmt: skip
-    loss = losses.mean()
-    if partial is None:
-        return loss, a.new(0, length), a.new(0, length)
-    factor = 1 / (temperature * n)
-    grad_anchors = a.gradient(partial, split_weight, targets, c, factor)
-    chosen, grid, columns = c.tiles(a, "nt_xent_candidates")
-    partial = c.new(grid[1], m, length)
-    _candidate_tiles[grid](
-        c.kernel_args, a.kernel_args, targets, lse, partial, length, scale, columns, **chosen
-    )
-    return loss, grad_anchors, c.gradient(partial, None, targets, a, factor)
+    a, c = _Rows(anchors), _Rows(candidates)
+    of = a.log_sums(c, targets.contiguous(), temperature, gradients)
+    if of.sums is None:
+        return of.loss, a.new(0, a.length), a.new(0, a.length)
+    factor = 1 / (temperature * a.count)
+    grad_anchors = a.gradient(of.sums, of.weights, of.own, c, factor)
+    return of.loss, grad_anchors, c.candidate_gradient(a, of, None, temperature)
+
+
+@register("nt_xent_symmetric")
+def nt_xent_symmetric(
+    anchors: Tensor, candidates: Tensor, temperature: float, gradients: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See the op; six products of the matrices instead of the eight of two calls."""
+    if not len(anchors):
+        loss, *grads = symmetric_op.reference(anchors, candidates, temperature, gradients)
+        return loss, grads[0], grads[1]
+    a, c = _Rows(anchors), _Rows(candidates)
+    targets = torch.arange(a.count, device=anchors.device)
+    of_a, of_c = a.log_sums(c, targets, temperature), c.log_sums(a, targets, temperature)
+    loss = (of_a.loss + of_c.loss) / 2
+    if not gradients:
+        return loss, a.new(0, a.length), a.new(0, a.length)
+    grad_anchors = a.candidate_gradient(c, of_c, of_a.lse, temperature)
+    return loss, grad_anchors, c.candidate_gradient(a, of_a, of_c.lse, temperature)

@@ -114,15 +114,13 @@ def _nt_xent_case(rows: str, dtype: str, length: int, count: int, few: bool) -> 
     candidates: dict[str, tuple[Any, ...]] = {
         "BM": (64, 128),
         "BN": (32, 64) if dtype == FLOAT else (32, 64, 128),
-        "BD": (length,),
-        "PRECISION": ("ieee", "tf32x3") if dtype == FLOAT else ("ieee",),
         "num_warps": (4, 8),
         "num_stages": (1, 2) if dtype == FLOAT else (2, 3),
     }
     up_to = {"d": length, **({"rows": count} if few else {})}
     return Case(
         rows, "nt_xent", dtype, partial(args, count), partial(args, 777), candidates, up_to,
-        tile=("BM", "BN"), results=(32 if dtype == FLOAT else 16, 64),
+        tile=("BM", "BN"), results=(16, 64),
     )  # fmt: skip
 
 

@@ -18,6 +18,9 @@ _PADDINGS = ("zeros", "border")
 # go half up, and a border that is clamped for half a voxel before the fill value begins.
 LINEAR, NEAREST_EVEN, NEAREST_UP = range(3)
 ZEROS, CLAMP, CLAMP_HALF = range(3)
+# What a matrix maps to input positions: voxels, or coordinates from -1 to 1 between the outer edges
+# (``align_corners=False``) or the centres of the outer voxels, the last axis first.
+VOXELS, EDGES, CENTRES = range(3)
 
 
 def affine_sample(
@@ -59,8 +62,8 @@ def affine_sample(
             raise ValueError(
                 f"affine_sample: {name} must be one of {', '.join(options)}; got {value!r}"
             )
-    matrix = vox_from_theta(theta, images.shape[2:], size, align_corners)
-    return sample(images, matrix, size, _MODES.index(mode), _PADDINGS.index(padding))
+    frame = CENTRES if align_corners else EDGES
+    return sample(images, theta, size, frame, _MODES.index(mode), _PADDINGS.index(padding))
 
 
 def check_images(op: str, images: Tensor, theta: Tensor) -> int:
@@ -84,36 +87,25 @@ def check_images(op: str, images: Tensor, theta: Tensor) -> int:
     return axes
 
 
-def vox_from_theta(
-    theta: Tensor, shape: Sequence[int], size: Sequence[int], align_corners: bool
-) -> Tensor:
-    """The matrices from output voxels to input voxels, (B, d, d + 1) float64, axes in order."""
-    one = torch.ones((), dtype=torch.float64, device=theta.device)
-    n_in, n_out = torch.stack([one * n for n in shape]), torch.stack([one * n for n in size])
-    theta = theta.to(torch.float64).flip(1)
-    linear, offset = theta[..., :-1].flip(2), theta[..., -1]
-    if align_corners:  # the only voxel of an axis of size one is at its centre
-        start, step = torch.where(n_out > 1, -1.0, 0.0), 2 / (n_out - 1).clamp(min=1)
-        step = torch.where(n_out > 1, step, 0.0)
-        half, zero = (n_in - 1) / 2, (n_in - 1) / 2
-    else:
-        start, step = 1 / n_out - 1, 2 / n_out
-        half, zero = n_in / 2, (n_in - 1) / 2
-    base = ((linear * start).sum(-1) + offset) * half + zero
-    return torch.cat((linear * step * half[:, None], base[..., None]), -1)
-
-
 def sample(
-    images: Tensor, matrix: Tensor, size: Sequence[int], mode: int, border: int, fill: float = 0
+    images: Tensor,
+    matrix: Tensor,
+    size: Sequence[int],
+    frame: int,
+    mode: int,
+    border: int,
+    fill: float = 0,
 ) -> Tensor:
-    """Images at the voxel positions ``matrix @ (output voxel, 1)``, in the images' dtype."""
-    matrix = matrix.expand(images.shape[0], -1, -1)
-    dtype = images.dtype
+    """Images at the positions ``matrix @ (output position, 1)``, in the images' dtype.
+
+    The matrix, (B or 1, d, d + 1), maps coordinates of ``frame``.
+    """
+    matrix, dtype = upcast(matrix), images.dtype
     if not dtype.is_floating_point:
-        return _sample_integers(images, matrix, size, mode, border, int(fill))
+        return _sample_integers(images, matrix, size, frame, mode, border, int(fill))
     if mode == LINEAR:
         images = affine_sample_op.upcast(images)
-    sampled: Tensor = affine_sample_op(images, matrix, size, mode, border, fill)
+    sampled: Tensor = affine_sample_op(images, matrix, size, frame, mode, border, fill)
     return sampled.to(dtype)
 
 
@@ -121,7 +113,13 @@ _SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: t
 
 
 def _sample_integers(
-    images: Tensor, matrix: Tensor, size: Sequence[int], mode: int, border: int, fill: int
+    images: Tensor,
+    matrix: Tensor,
+    size: Sequence[int],
+    frame: int,
+    mode: int,
+    border: int,
+    fill: int,
 ) -> Tensor:
     """Nearest voxels, bit by bit: PyTorch does little in unsigned dtypes beside uint8."""
     dtype = images.dtype
@@ -130,9 +128,34 @@ def _sample_integers(
     fill = (fill - limits.min) % 2**limits.bits + limits.min  # the signed integer of these bits
     offset = fill if abs(fill) > 2**53 else 0  # the op's fill is a double; sums wrap around
     sampled: Tensor = affine_sample_op(
-        images - offset, matrix, size, mode, border, float(fill - offset)
+        images - offset, matrix, size, frame, mode, border, float(fill - offset)
     )
     return (sampled + offset).view(dtype)
+
+
+def vox_from_frame(matrix: Tensor, shape: Sequence[int], size: Sequence[int], frame: int) -> Tensor:
+    """The matrices from output voxels to input voxels, (B, d, d + 1) float64, axes in order.
+
+    Linear in ``matrix``, which maps coordinates of ``frame``.
+    """
+    matrix = matrix.to(torch.float64)
+    if frame == VOXELS:
+        return matrix
+    matrix = torch.cat((matrix[..., :-1].flip(2), matrix[..., -1:]), -1).flip(1)
+    rows = []
+    for a, n in enumerate(shape):
+        middle = (n - 1) / 2
+        half = middle if frame == CENTRES else n / 2
+        base, columns = 0, []
+        for d, voxels in enumerate(size):
+            if frame == EDGES:
+                start, step = 1 / voxels - 1, 2 / voxels
+            else:  # the only voxel of an axis of size one is at its centre
+                start, step = (-1, 2 / (voxels - 1)) if voxels > 1 else (0, 0)
+            base = base + matrix[:, a, d] * start
+            columns.append(matrix[:, a, d] * step * half)
+        rows.append(torch.stack((*columns, (base + matrix[:, a, -1]) * half + middle), -1))
+    return torch.stack(rows, 1)
 
 
 def _positions(matrix: Tensor, size: Sequence[int]) -> Tensor:
@@ -187,9 +210,16 @@ def _corners(images: Tensor, matrix: Tensor, size: Sequence[int], mode: int, bor
 
 
 def _reference(
-    images: Tensor, matrix: Tensor, size: Sequence[int], mode: int, border: int, fill: float
+    images: Tensor,
+    matrix: Tensor,
+    size: Sequence[int],
+    frame: int,
+    mode: int,
+    border: int,
+    fill: float,
 ) -> Tensor:
     batch, channels = images.shape[:2]
+    matrix = vox_from_frame(matrix, images.shape[2:], size, frame).expand(batch, -1, -1)
     linear = mode == LINEAR
     flat_images = (upcast(images) if linear else images).flatten(2)
     out: Any = 0
@@ -209,6 +239,7 @@ def _reference_backward(
     grad: Tensor,
     images: Tensor,
     matrix: Tensor,
+    frame: int,
     mode: int,
     border: int,
     for_images: bool,
@@ -216,6 +247,12 @@ def _reference_backward(
 ) -> tuple[Tensor, Tensor]:
     (batch, channels), size, dtype = images.shape[:2], grad.shape[2:], images.dtype
     grad, images = upcast(grad), upcast(images)
+    given = matrix
+
+    def vox_from_given(matrix: Tensor) -> Tensor:
+        return vox_from_frame(matrix, images.shape[2:], size, frame).expand(batch, -1, -1)
+
+    matrix = vox_from_given(given)
     linear = mode == LINEAR
     grad_images = torch.zeros_like(images.flatten(2))
     grad_x = torch.zeros(batch, len(size), *size, dtype=torch.float64, device=grad.device)
@@ -234,19 +271,20 @@ def _reference_backward(
             voxel = voxel.view(*(s if d == a else 1 for d in range(len(size))))
             grad_matrix[..., a] = (grad_x * voxel).flatten(2).sum(-1)
     grad_images = grad_images.view(images.shape) if for_images else images.new_empty(0)
-    return grad_images.to(dtype), grad_matrix
+    (grad_given,) = torch.func.vjp(vox_from_given, given)[1](grad_matrix)
+    return grad_images.to(dtype), grad_given
 
 
 def _backward(inputs: Any, outputs: None, grad: Tensor, needs_input_grad: Any) -> Any:
-    images, matrix, _, mode, border, _ = inputs
+    images, matrix, _, frame, mode, border, _ = inputs
     op = affine_sample_backward
     grad_images, grad_matrix = op(
-        op.upcast(grad), op.upcast(images), matrix, mode, border, *needs_input_grad[:2]
+        op.upcast(grad), op.upcast(images), matrix, frame, mode, border, *needs_input_grad[:2]
     )
     return (
         grad_images.to(images.dtype) if needs_input_grad[0] else None,
         grad_matrix if needs_input_grad[1] else None,
-        *(None,) * 4,
+        *(None,) * 5,
     )
 
 
@@ -254,8 +292,8 @@ def _backward(inputs: Any, outputs: None, grad: Tensor, needs_input_grad: Any) -
 _PUBLIC = ("affine_sample", "warp_pair", "resample")
 
 affine_sample_op = define(
-    "affine_sample(Tensor images, Tensor matrix, SymInt[] size, int mode, int border, float fill)"
-    " -> Tensor",
+    "affine_sample(Tensor images, Tensor matrix, SymInt[] size, int frame, int mode, int border,"
+    " float fill) -> Tensor",
     reference=_reference,
     fake=lambda images, matrix, size, *_: images.new_empty(*images.shape[:2], *size),
     backward=_backward,
@@ -264,10 +302,10 @@ affine_sample_op = define(
 )
 
 affine_sample_backward = define(
-    "affine_sample_backward(Tensor grad, Tensor images, Tensor matrix, int mode, int border,"
-    " bool for_images, bool for_matrix) -> (Tensor, Tensor)",
+    "affine_sample_backward(Tensor grad, Tensor images, Tensor matrix, int frame, int mode,"
+    " int border, bool for_images, bool for_matrix) -> (Tensor, Tensor)",
     reference=_reference_backward,
-    fake=lambda grad, images, matrix, mode, border, for_images, for_matrix: (
+    fake=lambda grad, images, matrix, frame, mode, border, for_images, for_matrix: (
         images.new_empty(images.shape if for_images else (0,)),
         matrix.new_empty(matrix.shape),
     ),

@@ -16,7 +16,7 @@ from cmrfast.ops._check import (
     values_readable,
 )
 from cmrfast.ops._op import define
-from cmrfast.ops.affine_sample import CLAMP_HALF, LINEAR, NEAREST_UP, Mode, sample
+from cmrfast.ops.affine_sample import CLAMP_HALF, LINEAR, NEAREST_UP, VOXELS, Mode, sample
 
 
 def resample(
@@ -84,7 +84,8 @@ def resample(
     if dtype == torch.bool:
         volume, fill = volume.to(torch.uint8), float(bool(fill))
     option = LINEAR if mode == "linear" else NEAREST_UP
-    return sample(volume[None], matrix[None], to_shape, option, CLAMP_HALF, fill)[0].to(dtype)
+    sampled = sample(volume[None], matrix[None], to_shape, VOXELS, option, CLAMP_HALF, fill)
+    return sampled[0].to(dtype)
 
 
 def _vox_from_vox(volume: Tensor, world_from_vox: Tensor, to_world_from_vox: Tensor) -> Tensor:

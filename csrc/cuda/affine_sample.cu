@@ -1,34 +1,76 @@
 // Affine sampling without a grid in memory, and its gradients.
 //
-// Forward: one thread per output voxel; all channels share its taps. Gradient of the images: atomic
-// sums of integers, in units of 2^-61 of the largest gradient times the voxel count, which are
-// equal in any order. Gradient of the matrix: sums over a block, then over blocks in order. Minimum
-// traffic: images and output once; the 8 (4) taps of a voxel come from the caches.
+// Forward: a warp takes a run of output voxels; positions are 64-bit integers where all taps are
+// inside, exact doubles elsewhere. Gradient of the images: a thread per image voxel gathers the
+// output voxels around it, found by the inverse matrix, in order. Gradient of the matrix: sums over
+// a block, then over blocks in order. Minimum traffic: images and output once; the taps of a voxel
+// come from the caches.
 #include "sampling.cuh"
 
 namespace cmrfast::cuda {
 namespace {
 
+constexpr int kWarps = kThreads / 32;
 constexpr int64_t kChunk = 4 * kThreads;
 
-template <class In, int DIMS>
+// Whether positions in units of 2^-32 are exact enough for weights of this type.
+template <class T>
+constexpr bool kUnitsSuffice = std::is_same_v<T, float>;
+
+template <class In, int DIMS, bool ONE_CHANNEL>
 __global__ void __launch_bounds__(kThreads)
     sample_linear(AffineSample call, Grid<DIMS> grid, Chunks chunks) {
   using T = Acc<In>;
   const Sampling& s = call.sampling;
+  const int C = ONE_CHANNEL ? 1 : static_cast<int>(s.C);
   const T fill = s.border == Border::kClampHalf ? static_cast<T>(call.fill) : T{0};
   for (int64_t n = blockIdx.x; n < chunks.total; n += gridDim.x) {
     const Chunk chunk(chunks, n);
-    const double* matrix = s.matrix + chunk.item * DIMS * (DIMS + 1);
-    for (int64_t e = chunk.begin + threadIdx.x; e < chunk.end; e += kThreads) {
-      const Taps<T, DIMS> taps(grid, Position<DIMS>(grid, matrix, e), s.border);
-      const In* image = static_cast<const In*>(call.images) + chunk.item * s.C * grid.numel;
-      In* to = static_cast<In*>(call.out) + chunk.item * s.C * grid.out_numel + e;
-      for (int64_t c = 0; c < s.C; ++c, image += grid.numel, to += grid.out_numel) {
-        T sum = 0;
+    const Run<DIMS>* runs = runs_of(s, grid, chunk);
+    const In* images =
+        in_register(static_cast<const In*>(call.images) + chunk.item * s.C * grid.numel);
+    In* out = static_cast<In*>(call.out) + chunk.item * s.C * grid.out_numel;
+    for (int r = threadIdx.x / 32; r < chunk.end - chunk.begin; r += kWarps) {
+      const Run<DIMS>& run = runs[r];
+      const Units<DIMS> units = run.units;
+      const Range inside = kUnitsSuffice<T> ? units.inside : Range{0, 0};
+      if (ONE_CHANNEL && kUnitsSuffice<T> && units.straight) {
+        const Rows<In, DIMS> rows(grid, units, images);
+        int k = inside.begin + lane_of_warp();
+        for (In* to = out + run.out + k; k < inside.end; k += 32, to += 32) {
+          *to = from_real<In>(rows.value(k));
+        }
+      } else if constexpr (kUnitsSuffice<T>) {
+        int k = inside.begin + lane_of_warp();
+        In* voxel = out + run.out + k;
+        for (; k < inside.end; k += 32, voxel += 32) {
+          const Cell<DIMS> cell(grid, units, k);
+          const In* image = images;
+          In* to = voxel;
+          int c = 0;
+#pragma unroll 1
+          do {
+            *to = from_real<In>(cell.value(image + cell.index));
+            image += grid.numel;
+            to += grid.out_numel;
+          } while (++c < C);
+        }
+      }
+      for (int rest = lane_of_warp(); rest < run.count - inside.count(); rest += 32) {
+        const int k = inside.beyond(rest);
+        double x[DIMS];
+        run.position(k, x);
+        const Taps<T, DIMS> taps(grid, x, s.border);
+        In* to = out + run.out + k;
+#pragma unroll 1
+        for (int c = 0; c < C; ++c, to += grid.out_numel) {
+          T sum = 0;
 #pragma unroll
-        for (int t = 0; t < taps.count; ++t) sum += taps.weight(t) * taps.voxel(image, t);
-        *to = from_real<In>(taps.outside ? fill : sum);
+          for (int t = 0; t < taps.count && !taps.outside; ++t) {
+            sum += taps.weight(t) * taps.voxel(images + c * grid.numel, t);
+          }
+          *to = from_real<In>(taps.outside ? fill : sum);
+        }
       }
     }
   }
@@ -39,113 +81,261 @@ template <class T, int DIMS>
 __global__ void __launch_bounds__(kThreads)
     sample_nearest(AffineSample call, Grid<DIMS> grid, Chunks chunks, T fill) {
   const Sampling& s = call.sampling;
+  const int C = static_cast<int>(s.C);
   for (int64_t n = blockIdx.x; n < chunks.total; n += gridDim.x) {
     const Chunk chunk(chunks, n);
-    const double* matrix = s.matrix + chunk.item * DIMS * (DIMS + 1);
-    for (int64_t e = chunk.begin + threadIdx.x; e < chunk.end; e += kThreads) {
-      const Position<DIMS> position(grid, matrix, e);
-      const int64_t at = nearest(grid, position, s.mode, s.border);
-      const T* image = static_cast<const T*>(call.images) + chunk.item * s.C * grid.numel;
-      T* to = static_cast<T*>(call.out) + chunk.item * s.C * grid.out_numel + e;
-      for (int64_t c = 0; c < s.C; ++c, image += grid.numel, to += grid.out_numel) {
-        *to = at < 0 ? fill : image[at];
+    const Run<DIMS>* runs = runs_of(s, grid, chunk);
+    const T* images = static_cast<const T*>(call.images) + chunk.item * s.C * grid.numel;
+    T* out = static_cast<T*>(call.out) + chunk.item * s.C * grid.out_numel;
+    for (int r = threadIdx.x / 32; r < chunk.end - chunk.begin; r += kWarps) {
+      const Run<DIMS>& run = runs[r];
+      for (int k = lane_of_warp(); k < run.count; k += 32) {
+        double x[DIMS];
+        run.position(k, x);
+        const int64_t at = nearest(grid, x, s.mode, s.border);
+        T* to = out + run.out + k;
+#pragma unroll 1
+        for (int c = 0; c < C; ++c) {
+          to[c * grid.out_numel] = at < 0 ? fill : images[c * grid.numel + at];
+        }
       }
     }
   }
 }
 
-// The largest finite |gradient| of each channel, as bits: positive doubles sort like integers.
-template <class In>
-__global__ void __launch_bounds__(kThreads)
-    find_max(const In* grad, Chunks chunks, int64_t* largest) {
-  using T = Acc<In>;
-  for (int64_t n = blockIdx.x; n < chunks.total; n += gridDim.x) {
-    const Chunk chunk(chunks, n);
-    T max = 0;
-    for (int64_t e = chunk.begin + threadIdx.x; e < chunk.end; e += kThreads) {
-      const T size = fabs(to_real<T>(grad[chunk.item * chunks.count + e]));
-      if (size - size == 0 && size > max) max = size;
+// The weight of an image voxel in the sample at a position.
+template <int DIMS>
+__device__ double weight_of(const Sampling& call, const Grid<DIMS>& grid,
+                            const double (&position)[DIMS], const int (&voxel)[DIMS]) {
+  if (call.mode != Mode::kLinear) {
+    int64_t index = 0;
+#pragma unroll
+    for (int a = 0; a < DIMS; ++a) index = index * grid.n[a] + voxel[a];
+    return nearest(grid, position, call.mode, call.border) == index;
+  }
+  double weight = 1;
+#pragma unroll
+  for (int a = 0; a < DIMS; ++a) {
+    double x = position[a];
+    const double last = static_cast<double>(grid.n[a] - 1);
+    if (call.border == Border::kClampHalf && !(x >= -0.5 && x < last + 0.5)) return 0;
+    if (call.border != Border::kZeros) x = clamp_to_image(x, last);
+    weight *= fmax(0.0, 1 - fabs(x - static_cast<double>(voxel[a])));
+  }
+  return weight;
+}
+
+// The output voxels, ends included, that an image voxel may be a tap of.
+template <int DIMS>
+struct Box {
+  int voxel[DIMS], begin[DIMS], end[DIMS];
+};
+
+// Where these are: in a box around the preimage of the image voxel.
+template <int DIMS>
+struct Preimage {
+  double offset[DIMS];
+  float step[DIMS][DIMS];     // the matrix without its offset
+  float inverse[DIMS][DIMS];  // of it
+  float reach[DIMS];          // half the extent of the preimage of a cube of two voxels a side
+  float slack[DIMS];          // more than the rounding errors
+  bool finite, compact;       // the matrix; whether all of a box falls near the voxel
+
+  __device__ Preimage() {}
+  __device__ Preimage(const Grid<DIMS>& grid, const double* matrix) : finite(true), compact(true) {
+    const auto m = [&](int a, int d) { return matrix[a % DIMS * (DIMS + 1) + d % DIMS]; };
+    const auto cofactor = [&](int a, int d) {
+      if constexpr (DIMS == 2) return (a == d ? 1 : -1) * m(a + 1, d + 1);
+      return m(a + 1, d + 1) * m(a + 2, d + 2) - m(a + 1, d + 2) * m(a + 2, d + 1);
+    };
+    double determinant = 0;
+#pragma unroll
+    for (int d = 0; d < DIMS; ++d) determinant += m(0, d) * cofactor(0, d);
+    const float per_determinant = reciprocal(static_cast<float>(determinant));
+#pragma unroll
+    for (int d = 0; d < DIMS; ++d) {
+      float rounding = static_cast<float>(grid.size[d]);
+      reach[d] = 0;
+#pragma unroll
+      for (int a = 0; a < DIMS; ++a) {
+        inverse[d][a] = static_cast<float>(cofactor(a, d)) * per_determinant;
+        offset[a] = matrix[a * (DIMS + 1) + DIMS];
+        reach[d] += fabsf(inverse[d][a]);
+        rounding += fabsf(inverse[d][a]) * static_cast<float>(fabs(offset[a]) + grid.n[a]);
+      }
+      slack[d] = 0x1p-6f + 0x1p-20f * rounding;
     }
 #pragma unroll
-    for (int step = 16; step > 0; step >>= 1) {
-      const T other = __shfl_xor_sync(kWholeWarp, max, step);
-      max = other > max ? other : max;
+    for (int a = 0; a < DIMS; ++a) {
+      float extent = 0;
+#pragma unroll
+      for (int d = 0; d < DIMS; ++d) {
+        step[a][d] = static_cast<float>(m(a, d));
+        extent += static_cast<float>(fabs(m(a, d))) * (reach[d] + slack[d] + 1);
+      }
+      compact = compact && extent < 32;
+      finite = finite && fabs(offset[a]) < 1e30 && extent - extent == 0;
     }
-    if (lane_of_warp() != 0) continue;
-    const double value = static_cast<double>(max);
-    unsigned long long bits;
-    memcpy(&bits, &value, sizeof(bits));
-    atomicMax(reinterpret_cast<unsigned long long*>(largest) + chunk.item, bits);
   }
-}
 
-// The power of two that turns gradients of a channel into integers: 2^bits of them at one voxel
-// stay below 2^62. At most 2^1000, which leaves digits for any gradient that matters.
-__device__ double integer_scale(int64_t largest, int bits) {
-  double value;
-  int exponent;
-  memcpy(&value, &largest, sizeof(value));
-  frexp(value, &exponent);
-  const int power = 61 - bits - exponent;
-  return ldexp(1.0, power < 1000 ? power : 1000);
-}
+  // Clamped positions reach an outer voxel from any distance.
+  __device__ void find(const Grid<DIMS>& grid, bool clamped, Box<DIMS>& box) const {
+#pragma unroll
+    for (int d = 0; d < DIMS; ++d) {
+      float low = -slack[d] - reach[d], high = slack[d] + reach[d];
+#pragma unroll
+      for (int a = 0; a < DIMS; ++a) {
+        const float at = static_cast<float>(static_cast<double>(box.voxel[a]) - offset[a]);
+        low += inverse[d][a] * at;
+        high += inverse[d][a] * at;
+        if (!clamped) continue;
+        const float far = 1e9f * inverse[d][a];
+        if (box.voxel[a] == 0) (far > 0 ? low : high) -= far;
+        if (box.voxel[a] == grid.n[a] - 1) (far > 0 ? high : low) += far;
+      }
+      clip(low, high, grid.size[d], box.begin[d], box.end[d]);
+    }
+  }
 
-int bits_of(int64_t count) {
-  int bits = 0;
-  while ((int64_t{1} << bits) < count) ++bits;
-  return bits;
-}
+  // The integers in [low, high] that are below size; a NaN is no bound.
+  __device__ static void clip(float low, float high, int64_t size, int& begin, int& end) {
+    constexpr float largest = 0x7fffff80;  // of the floats that are integers of 32 bits
+    begin = static_cast<int>(fminf(fmaxf(ceilf(low), 0.0f), largest));
+    const int last = static_cast<int>(fmaxf(fminf(floorf(high), largest), -1.0f));
+    end = static_cast<int>(smaller(last, size - 1));
+  }
 
-template <class In, int DIMS>
+  // Calls add(weight, output voxel) for all of a compact box; `from` is where its first voxel
+  // falls, relative to the image voxel.
+  template <int D = 0, class Add>
+  __device__ void visit(const Grid<DIMS>& grid, const Box<DIMS>& box, const float (&from)[DIMS],
+                        int64_t index, const Add& add) const {
+    float x[DIMS];
+#pragma unroll
+    for (int a = 0; a < DIMS; ++a) x[a] = from[a];
+#pragma unroll 1
+    for (int o = box.begin[D]; o <= box.end[D]; ++o) {
+      if constexpr (D == DIMS - 1) {
+        float weight = 1;
+#pragma unroll
+        for (int a = 0; a < DIMS; ++a) weight *= fmaxf(0.0f, 1 - fabsf(x[a]));
+        add(weight, index + o);
+      } else {
+        visit<D + 1>(grid, box, x, (index + o) * grid.size[D + 1], add);
+      }
+#pragma unroll
+      for (int a = 0; a < DIMS; ++a) x[a] += step[a][D];
+    }
+  }
+
+  // The same for any box and any way of sampling, from exact positions; `from` is the position
+  // without the axes from D on.
+  template <int D = 0, class Add>
+  __device__ void visit_exactly(const Sampling& call, const Grid<DIMS>& grid, const double* matrix,
+                                const Box<DIMS>& box, const double (&from)[DIMS], int64_t index,
+                                const Add& add) const {
+    int begin = box.begin[D], end = box.end[D];
+    if (D == DIMS - 1 && finite) narrow(grid, call.border, matrix, box, from, begin, end);
+#pragma unroll 1
+    for (int o = begin; o <= end; ++o) {
+      double x[DIMS];
+#pragma unroll
+      for (int a = 0; a < DIMS; ++a) {
+        x[a] = multiply_add(from[a], matrix[a * (DIMS + 1) + D], static_cast<double>(o));
+      }
+      if constexpr (D == DIMS - 1) {
+        add(weight_of(call, grid, x, box.voxel), index + o);
+      } else {
+        visit_exactly<D + 1>(call, grid, matrix, box, x, (index + o) * grid.size[D + 1], add);
+      }
+    }
+  }
+
+  // The part of a row that falls near the image voxel, so that a singular matrix costs no more than
+  // its rows.
+  __device__ void narrow(const Grid<DIMS>& grid, Border border, const double* matrix,
+                         const Box<DIMS>& box, const double (&from)[DIMS], int& begin,
+                         int& end) const {
+    constexpr float near = 1 + 0x1p-8f;
+    float low = static_cast<float>(begin), high = static_cast<float>(end);
+#pragma unroll
+    for (int a = 0; a < DIMS; ++a) {
+      const float x = static_cast<float>(from[a] - static_cast<double>(box.voxel[a]));
+      const bool open = border == Border::kClamp;
+      const float below = open && box.voxel[a] == 0 ? -INFINITY : -near;
+      const float above = open && box.voxel[a] == grid.n[a] - 1 ? INFINITY : near;
+      const float along = static_cast<float>(matrix[a * (DIMS + 1) + DIMS - 1]);
+      const float per_step = fabsf(along) < 1e-30f ? 1e30f : reciprocal(along);
+      const float k0 = (below - x) * per_step, k1 = (above - x) * per_step;
+      low = fmaxf(low, fminf(k0, k1) - slack[DIMS - 1]);
+      high = fminf(high, fmaxf(k0, k1) + slack[DIMS - 1]);
+    }
+    clip(low, high, end + 1, begin, end);
+  }
+};
+
+// CHANNELS at a time share their positions.
+template <class In, int DIMS, int CHANNELS>
 __global__ void __launch_bounds__(kThreads)
-    scatter_gradient(AffineSampleBackward call, Grid<DIMS> grid, Chunks chunks, int bits) {
+    gather_gradient(AffineSampleBackward call, Grid<DIMS> grid, Chunks chunks) {
   using T = Acc<In>;
   const Sampling& s = call.sampling;
+  const int C = static_cast<int>(s.C);
+  __shared__ Preimage<DIMS> preimage;
   for (int64_t n = blockIdx.x; n < chunks.total; n += gridDim.x) {
     const Chunk chunk(chunks, n);
-    const double* matrix = s.matrix + chunk.item * DIMS * (DIMS + 1);
-    for (int64_t c = 0; c < s.C; ++c) {
-      const int64_t plane = chunk.item * s.C + c;
-      const double scale = integer_scale(call.largest[plane], bits);
-      const In* grad = static_cast<const In*>(call.grad) + plane * grid.out_numel;
-      const auto add = [&](int64_t at, T value) {
-        if (value - value == 0) {
-          atomicAdd(reinterpret_cast<unsigned long long*>(call.sums) + plane * grid.numel + at,
-                    static_cast<unsigned long long>(llrint(static_cast<double>(value) * scale)));
-        } else {  // not an integer: the voxel's gradient becomes NaN, in any order of writes
-          static_cast<In*>(call.grad_images)[plane * grid.numel + at] = from_real<In>(T{NAN});
-        }
-      };
-      for (int64_t e = chunk.begin + threadIdx.x; e < chunk.end; e += kThreads) {
-        const Position<DIMS> position(grid, matrix, e);
-        const T g = to_real<T>(grad[e]);
-        if (s.mode != Mode::kLinear) {
-          const int64_t at = nearest(grid, position, s.mode, s.border);
-          if (at >= 0) add(at, g);
-          continue;
-        }
-        const Taps<T, DIMS> taps(grid, position, s.border);
+    const double* matrix = voxel_matrix(s, grid, chunk.item);
+    if (threadIdx.x == 0) preimage = Preimage<DIMS>(grid, matrix);
+    __syncthreads();
+    for (int64_t e = chunk.begin + threadIdx.x; e < chunk.end; e += kThreads) {
+      Box<DIMS> box;
+      bool exact = std::is_same_v<T, double> || s.mode != Mode::kLinear || !preimage.compact;
+      int64_t rest = e;
 #pragma unroll
-        for (int t = 0; t < taps.count; ++t) {
-          if (taps.counts >> t & 1) add(taps.index(t), taps.weight(t) * g);
+      for (int a = DIMS - 1; a >= 0; --a) {
+        const int64_t next = grid.image_along[a].divide(rest);
+        const int voxel = static_cast<int>(rest - next * grid.n[a]);
+        exact = exact || (s.border != Border::kZeros && (voxel == 0 || voxel == grid.n[a] - 1));
+        box.voxel[a] = voxel;
+        rest = next;
+      }
+      preimage.find(grid, s.border == Border::kClamp, box);
+      float first[DIMS];
+#pragma unroll
+      for (int a = 0; a < DIMS; ++a) {
+        double x = preimage.offset[a] - static_cast<double>(box.voxel[a]);
+#pragma unroll
+        for (int d = 0; d < DIMS; ++d) {
+          x += matrix[a * (DIMS + 1) + d] * static_cast<double>(box.begin[d]);
+        }
+        first[a] = static_cast<float>(x);
+      }
+#pragma unroll 1
+      for (int c = 0; c < C; c += CHANNELS) {
+        const int64_t plane = chunk.item * s.C + c;
+        const In* grad = static_cast<const In*>(call.grad) + plane * grid.out_numel;
+        T sums[CHANNELS] = {};
+        const auto add = [&](auto exact_weight, int64_t from) {
+          const T weight = static_cast<T>(exact_weight);
+          if (!(weight > 0)) return;
+#pragma unroll
+          for (int q = 0; q < CHANNELS; ++q) {
+            if (q == 0 || c + q < C) {
+              sums[q] += weight * to_real<T>(grad[from + q * grid.out_numel]);
+            }
+          }
+        };
+        if (exact) {
+          preimage.visit_exactly(s, grid, matrix, box, preimage.offset, 0, add);
+        } else if constexpr (std::is_same_v<T, float>) {
+          preimage.visit(grid, box, first, 0, add);
+        }
+        In* to = static_cast<In*>(call.grad_images) + plane * grid.numel + e;
+#pragma unroll
+        for (int q = 0; q < CHANNELS; ++q) {
+          if (q == 0 || c + q < C) to[q * grid.numel] = from_real<In>(sums[q]);
         }
       }
-    }
-  }
-}
-
-template <class In>
-__global__ void __launch_bounds__(kThreads)
-    finish_scatter_gradient(AffineSampleBackward call, Chunks chunks, int bits) {
-  using T = Acc<In>;
-  In* to = static_cast<In*>(call.grad_images);
-  for (int64_t n = blockIdx.x; n < chunks.total; n += gridDim.x) {
-    const Chunk chunk(chunks, n);
-    const double step = 1 / integer_scale(call.largest[chunk.item], bits);
-    for (int64_t e = chunk.begin + threadIdx.x; e < chunk.end; e += kThreads) {
-      const int64_t at = chunk.item * chunks.count + e;
-      const T sum = static_cast<T>(static_cast<double>(call.sums[at]) * step);
-      to[at] = from_real<In>(to_real<T>(to[at]) + sum);
     }
   }
 }
@@ -154,46 +344,75 @@ template <class In, int DIMS>
 __global__ void __launch_bounds__(kThreads)
     sum_matrix_gradient(AffineSampleBackward call, Grid<DIMS> grid, Chunks chunks) {
   using T = Acc<In>;
-  constexpr int entries = DIMS * (DIMS + 1), padded = DIMS == 2 ? 8 : 16;
+  constexpr int entries = Grid<DIMS>::entries, padded = DIMS == 2 ? 8 : 16;
   const Sampling& s = call.sampling;
+  const int C = static_cast<int>(s.C);
   for (int64_t n = blockIdx.x; n < chunks.total; n += gridDim.x) {
     const Chunk chunk(chunks, n);
-    const double* matrix = s.matrix + chunk.item * entries;
+    const Run<DIMS>* runs = runs_of(s, grid, chunk);
+    const In* images =
+        in_register(static_cast<const In*>(call.images) + chunk.item * s.C * grid.numel);
+    const In* grads = static_cast<const In*>(call.grad) + chunk.item * s.C * grid.out_numel;
     double sums[padded] = {};
-    for (int64_t e = chunk.begin + threadIdx.x; e < chunk.end; e += kThreads) {
-      const Position<DIMS> position(grid, matrix, e);
-      const Taps<T, DIMS> taps(grid, position, s.border);
-      if (taps.outside) continue;
-      T along[DIMS] = {};
-      const In* image = static_cast<const In*>(call.images) + chunk.item * s.C * grid.numel;
-      const In* grad = static_cast<const In*>(call.grad) + chunk.item * s.C * grid.out_numel + e;
-      for (int64_t c = 0; c < s.C; ++c, image += grid.numel, grad += grid.out_numel) {
-        T slope[DIMS] = {};
+    for (int r = threadIdx.x / 32; r < chunk.end - chunk.begin; r += kWarps) {
+      const Run<DIMS>& run = runs[r];
+      const Units<DIMS> units = run.units;
+      const Range inside = kUnitsSuffice<T> ? units.inside : Range{0, 0};
+      T sum[DIMS] = {}, moment[DIMS] = {};  // of gradients along the axes, and times k
+      const auto add = [&](T grad, const T(&slope)[DIMS], int k) {
 #pragma unroll
-        for (int t = 0; t < taps.count; ++t) {
-          const T voxel = taps.voxel(image, t);
-#pragma unroll
-          for (int a = 0; a < DIMS; ++a) {
-            T product = (t >> a & 1) ? voxel : -voxel;
-#pragma unroll
-            for (int d = 0; d < DIMS; ++d) product *= d == a ? T{1} : taps.factor(t, d);
-            slope[a] += product;
-          }
+        for (int a = 0; a < DIMS; ++a) {
+          sum[a] += grad * slope[a];
+          moment[a] += grad * slope[a] * static_cast<T>(k);
         }
-#pragma unroll
-        for (int a = 0; a < DIMS; ++a) along[a] += to_real<T>(*grad) * slope[a];
+      };
+      const auto sample_exactly = [&](int k) {
+        double x[DIMS];
+        run.position(k, x);
+        const Taps<T, DIMS> taps(grid, x, s.border);
+        const In* grad = grads + run.out + k;
+#pragma unroll 1
+        for (int c = 0; c < C && !taps.outside; ++c) {
+          T slope[DIMS];
+          taps.slopes(images + c * grid.numel, slope);
+          add(to_real<T>(grad[c * grid.out_numel]), slope, k);
+        }
+      };
+      if constexpr (kUnitsSuffice<T>) {
+        int k = inside.begin + lane_of_warp();
+        const In* voxel = grads + run.out + k;
+        for (; k < inside.end; k += 32, voxel += 32) {
+          const Cell<DIMS> cell(grid, units, k);
+          const In *image = images, *grad = voxel;
+          int c = 0;
+#pragma unroll 1
+          do {
+            float slope[DIMS];
+            cell.slopes(image + cell.index, slope);
+            add(to_real<T>(*grad), slope, k);
+            image += grid.numel;
+            grad += grid.out_numel;
+          } while (++c < C);
+        }
+      }
+      for (int rest = lane_of_warp(); rest < run.count - inside.count(); rest += 32) {
+        sample_exactly(inside.beyond(rest));
       }
 #pragma unroll
       for (int a = 0; a < DIMS; ++a) {
-        const double g = taps.differentiable[a] ? static_cast<double>(along[a]) : 0.0;
         double* row = sums + a * (DIMS + 1);
 #pragma unroll
-        for (int d = 0; d < DIMS; ++d) row[d] += g * position.out[d];
-        row[DIMS] += g;
+        for (int d = 0; d < DIMS; ++d) row[d] += static_cast<double>(sum[a]) * run.at[d];
+        row[DIMS - 1] += static_cast<double>(moment[a]) * grid.frame.axis[DIMS - 1].step;
+        row[DIMS] += static_cast<double>(sum[a]);
       }
     }
     const double total = block_sums(sums);
-    if (threadIdx.x < entries) call.partial[n * entries + threadIdx.x] = total;
+    const int t = static_cast<int>(threadIdx.x), a = t / (DIMS + 1);
+    if (t < entries) {
+      call.partial[n * entries + grid.frame.index(a, t % (DIMS + 1))] =
+          total * grid.frame.axis[a].half;
+    }
   }
 }
 
@@ -201,7 +420,7 @@ template <int DIMS>
 void launch_forward(const AffineSample& call, void* stream) {
   const Sampling& s = call.sampling;
   const Grid<DIMS> grid(s);
-  const Chunks chunks(s.B, grid.out_numel, kChunk);
+  const Chunks chunks = grid.chunks(s.B);
   if (chunks.total * s.C == 0) return;
   const dim3 blocks = blocks_for(chunks.total), threads(kThreads);
   if (s.mode != Mode::kLinear) {
@@ -220,8 +439,12 @@ void launch_forward(const AffineSample& call, void* stream) {
     return;
   }
   with_floating(s.dtype, [&](auto zero) {
-    CMRFAST_LAUNCH((sample_linear<decltype(zero), DIMS>), blocks, threads, stream, call, grid,
-                   chunks);
+    using In = decltype(zero);
+    if (s.C == 1) {
+      CMRFAST_LAUNCH((sample_linear<In, DIMS, true>), blocks, threads, stream, call, grid, chunks);
+    } else {
+      CMRFAST_LAUNCH((sample_linear<In, DIMS, false>), blocks, threads, stream, call, grid, chunks);
+    }
   });
 }
 
@@ -230,26 +453,29 @@ void launch_backward(const AffineSampleBackward& call, void* stream) {
   const Sampling& s = call.sampling;
   const Grid<DIMS> grid(s);
   const dim3 threads(kThreads);
-  const bool any = s.B * s.C * grid.out_numel > 0 && grid.numel > 0;
-  if (any && call.grad_images != nullptr) {
-    const int bits = bits_of(grid.out_numel);
-    const Chunks planes(s.B * s.C, grid.out_numel, 16 * kThreads);
-    const Chunks out(s.B, grid.out_numel, kChunk);
-    const Chunks in(s.B * s.C, grid.numel, kChunk);
-    CMRFAST_LAUNCH(find_max<In>, blocks_for(planes.total), threads, stream,
-                   static_cast<const In*>(call.grad), planes, call.largest);
-    CMRFAST_LAUNCH((scatter_gradient<In, DIMS>), blocks_for(out.total), threads, stream, call, grid,
-                   out, bits);
-    CMRFAST_LAUNCH(finish_scatter_gradient<In>, blocks_for(in.total), threads, stream, call, in,
-                   bits);
+  const Chunks voxels(s.B, grid.numel, kChunk);
+  if (call.grad_images != nullptr && voxels.total * s.C > 0) {
+    const dim3 blocks = blocks_for(voxels.total);
+    constexpr int most = std::is_same_v<In, double> ? 1 : 4;  // doubles fill the registers
+    if (s.C == 1) {
+      CMRFAST_LAUNCH((gather_gradient<In, DIMS, 1>), blocks, threads, stream, call, grid, voxels);
+    } else {
+      CMRFAST_LAUNCH((gather_gradient<In, DIMS, most>), blocks, threads, stream, call, grid,
+                     voxels);
+    }
   }
-  const Chunks chunks(s.B, grid.out_numel, kMatrixChunk);
-  if (call.grad_matrix != nullptr && chunks.total > 0) {
+  if (call.grad_matrix == nullptr) return;
+  const Chunks chunks = grid.chunks(s.B);
+  if (chunks.total > 0) {
     CMRFAST_LAUNCH((sum_matrix_gradient<In, DIMS>), blocks_for(chunks.total), threads, stream, call,
                    grid, chunks);
-    launch_sum_partials(call.partial, s.B, chunks.each.value, DIMS * (DIMS + 1), 1.0,
-                        call.grad_matrix, stream);
   }
+  const auto sum = [&](auto* to) {
+    launch_sum_partials(call.partial, s.matrices, chunks.total / (s.matrices > 0 ? s.matrices : 1),
+                        Grid<DIMS>::entries, 1.0, to, stream);
+  };
+  s.matrix_is_double ? sum(static_cast<double*>(call.grad_matrix))
+                     : sum(static_cast<float*>(call.grad_matrix));
 }
 
 }  // namespace

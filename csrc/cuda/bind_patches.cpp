@@ -22,6 +22,16 @@ Windows windows_of(const char* op, const Tensor& start, const Tensor* index, con
   return windows;
 }
 
+// Scratch for the windows of each slab of V volumes.
+struct ListScratch {
+  Tensor ranges, windows;
+
+  ListScratch(const Tensor& like, const Windows& of, int64_t V)
+      : ranges(new_empty(like, {V, kSlabs, 2}, ScalarType::Long)),
+        windows(new_empty(like, {of.P * most_slabs(of.size, of.dims)}, ScalarType::Long)) {}
+  SlabLists lists() const { return {write<int64_t>(ranges), write<int64_t>(windows)}; }
+};
+
 Tensor extract_patches(const Tensor& buffer_any, const Tensor& table_any, const Tensor& start_any,
                        const Tensor& index_any, const Tensor& flips_any, const Tensor& shift_any,
                        const Tensor& scale_any, int64_t channels, Sizes size, double fill,
@@ -61,12 +71,13 @@ Tensor extract_patches_backward(const Tensor& grad_any, const Tensor& table_any,
   STD_TORCH_CHECK(start.size(1) == volumes.dims && grad.dim() == 2 + volumes.dims &&
                       grad.size(0) == start.size(0) && scale.numel() == volumes.V * volumes.C,
                   "extract_patches_backward: arguments do not fit one another");
+  const Windows windows = windows_of(op, start, &index, &flips, grad.sizes().data() + 2);
+  const ListScratch scratch(grad, windows, volumes.V);
   Tensor out = new_zeros(grad, {numel});
-  device.launch(op, cmrfast_extract_patches_backward,
-                ExtractPatchesBackward{
-                    volumes, windows_of(op, start, &index, &flips, grad.sizes().data() + 2),
-                    grad.const_data_ptr(), computing_dtype(op, grad), read<double>(scale),
-                    out.mutable_data_ptr()});
+  device.launch(
+      op, cmrfast_extract_patches_backward,
+      ExtractPatchesBackward{volumes, windows, grad.const_data_ptr(), computing_dtype(op, grad),
+                             read<double>(scale), scratch.lists(), out.mutable_data_ptr()});
   return out;
 }
 
@@ -98,7 +109,9 @@ Tensor merge_patches(const Tensor& patches_any, const Tensor& start_any,
   const Tensor patches = contiguous(patches_any), start = contiguous(start_any);
   const std::optional<Tensor> weight = cmrfast::contiguous(weight_any);
   MergePatches call = merge_call(op, patches, start, weight, shape.data());
+  const ListScratch scratch(patches, call.windows, 1);
   Tensor out = new_empty(patches, concat({call.C}, shape));
+  call.lists = scratch.lists();
   call.mean = true;
   call.fill = fill;
   call.out = out.mutable_data_ptr();
@@ -118,6 +131,8 @@ void merge_add(Tensor& sums, Tensor& totals, const Tensor& patches_any, const Te
                       totals.scalar_type() == patches.scalar_type() &&
                       totals.dim() == call.windows.dims && sums.numel() == call.C * totals.numel(),
                   "merge_add: sums and totals do not fit the patches");
+  const ListScratch scratch(sums, call.windows, 1);
+  call.lists = scratch.lists();
   call.out = sums.mutable_data_ptr();
   call.totals = totals.mutable_data_ptr();
   device.launch(op, cmrfast_merge_patches, call);

@@ -1,4 +1,7 @@
-// Windows on volumes in a kernel: where one lies, and which windows overlap a tile.
+// Windows on volumes in a kernel: where one lies, which of them overlap a tile of a volume.
+//
+// Volumes are cut into slabs, and each slab gets a list of its windows first, so that a tile tests
+// those of its slab only and the cost grows with the voxels that windows cover.
 #pragma once
 
 #include "common.cuh"
@@ -20,74 +23,218 @@ struct Window {
   }
 };
 
-// A tile of voxels per block: kTileVoxels per thread, neighbours along the last axis.
-constexpr int kTileVoxels = 4;
-__host__ __device__ constexpr int tile_size(int axis) { return axis == 0 ? 4 : axis == 1 ? 8 : 32; }
-static_assert(tile_size(0) * tile_size(1) * tile_size(2) == kThreads * kTileVoxels);
+// A tile of one plane of a volume per block: a thread has kTileRows rows and kTileColumns voxels of
+// each, 32 apart, so that the lanes of a warp are neighbours.
+constexpr int kTileRows = 4, kTileColumns = 4, kTileHeight = kTileRows * kThreads / 32;
 
 struct Tiles {
-  int64_t count[3];
+  unsigned rows, columns;  // of tiles in a plane
+  int64_t total;           // in a volume
 
-  __host__ __device__ explicit Tiles(const Box& shape) {
-    for (int a = 0; a < 3; ++a) count[a] = ceil_div(shape.n[a], tile_size(a));
-  }
-  __host__ __device__ int64_t total() const { return count[0] * count[1] * count[2]; }
+  __host__ __device__ explicit Tiles(const Box& shape)
+      : rows(static_cast<unsigned>(ceil_div(shape.n[1], kTileHeight))),
+        columns(static_cast<unsigned>(ceil_div(shape.n[2], 32 * kTileColumns))),
+        total(shape.n[0] * rows * columns) {}
 };
 
-// The voxels of a thread in a tile: (i, j, k), (i, j, k + 1), ...; some may be outside the volume.
-struct TilePlace {
-  int64_t first[3], i, j, k;
+struct Tile {
+  int64_t first[3];  // its voxel nearest to the origin
+  int row, column;   // the first voxel of this thread in it
 
-  __device__ TilePlace(const Tiles& tiles, int64_t tile) {
-    first[2] = tile % tiles.count[2] * tile_size(2);
-    first[1] = tile / tiles.count[2] % tiles.count[1] * tile_size(1);
-    first[0] = tile / tiles.count[2] / tiles.count[1] * tile_size(0);
-    constexpr int across = tile_size(2) / kTileVoxels;
-    const int t = static_cast<int>(threadIdx.x);
-    k = first[2] + t % across * kTileVoxels;
-    j = first[1] + t / across % tile_size(1);
-    i = first[0] + t / across / tile_size(1);
+  __device__ Tile(const Tiles& tiles, int64_t number)
+      : row(static_cast<int>(threadIdx.x) / 32 * kTileRows), column(lane_of_warp()) {
+    const auto n = static_cast<unsigned>(number);
+    const unsigned line = n / tiles.columns;
+    first[0] = line / tiles.rows;
+    first[1] = static_cast<int64_t>(line % tiles.rows) * kTileHeight;
+    first[2] = static_cast<int64_t>(n % tiles.columns) * (32 * kTileColumns);
+  }
+
+  // Calls visit(r, q, voxel) for the voxels of the thread, which is voxel (r, q) of the thread.
+  template <class Visit>
+  __device__ void for_each_voxel(const Box& shape, const Visit& visit) const {
+#pragma unroll
+    for (int r = 0; r < kTileRows; ++r) {
+      const int64_t j = first[1] + row + r;
+      const int64_t line = (first[0] * shape.n[1] + j) * shape.n[2];
+#pragma unroll
+      for (int q = 0; q < kTileColumns; ++q) {
+        const int64_t k = first[2] + column + 32 * q;
+        if (j < shape.n[1] && k < shape.n[2]) visit(r, q, line + k);
+      }
+    }
   }
 };
 
-// Calls visit(p, start) for the windows that overlap a tile of a volume and that `accept` accepts,
-// in order of p: a block tests kThreads windows at a time and compacts those that do. All threads
-// of the block must call it.
-template <class Accept, class Visit>
-__device__ void for_each_window_over(const TilePlace& place, const Windows& windows,
-                                     const Accept& accept, const Visit& visit) {
+// Slabs of a volume along its first axis, of planes, or in 2-D of rows of tiles.
+struct Slabs {
+  int axis;
+  unsigned width;
+
+  __device__ Slabs(const Box& shape, int64_t dims) : axis(static_cast<int>(3 - dims)) {
+    const int64_t unit = slab_unit(dims);
+    const int64_t units = ceil_div(shape.n[axis] > 0 ? shape.n[axis] : 1, unit);
+    width = (static_cast<unsigned>(units - 1) / kSlabs + 1) * static_cast<unsigned>(unit);
+  }
+  __device__ int of(int64_t voxel) const {
+    return static_cast<int>(static_cast<unsigned>(voxel) / width);
+  }
+};
+
+// The slabs that a window overlaps, from `begin` to before `end`.
+struct SlabRange {
+  int begin = 0, end = 0;
+
+  __device__ SlabRange(const Box& shape, const Slabs& slabs, const Windows& windows, int64_t p) {
+    int64_t start[3];
+    window_start(windows.start, p, windows.dims, start);
+    const int64_t n = shape.n[slabs.axis];
+    const int64_t low = clamped(start[slabs.axis], 0, n);
+    const int64_t high = clamped(start[slabs.axis] + windows.size.n[slabs.axis], 0, n);
+    if (high <= low) return;
+    begin = slabs.of(low);
+    end = slabs.of(high - 1) + 1;
+  }
+};
+
+// One volume of a shape known at launch, or packed volumes.
+struct OneVolume {
+  Box shape;
+  int64_t V = 1;
+  __device__ Box shape_of(int64_t) const { return shape; }
+  __device__ int64_t volume_of(const Windows&, int64_t) const { return 0; }
+};
+struct PackedVolumes {
+  Volumes volumes;
+  int64_t V = volumes.V;
+  __device__ Box shape_of(int64_t v) const {
+    const Volume volume(volumes, v);
+    return volume.valid ? volume.shape : Box{{0, 0, 0}};
+  }
+  __device__ int64_t volume_of(const Windows& windows, int64_t p) const { return windows.index[p]; }
+};
+
+// A block lists the windows of one slab in order. Its list begins after as many places as the
+// windows of earlier volumes and slabs may take.
+template <class Shapes>
+__global__ void __launch_bounds__(kThreads)
+    list_windows(Windows windows, Shapes shapes, SlabLists lists) {
   constexpr int warps = kThreads / 32;
-  __shared__ int64_t ids[kThreads], starts[kThreads][3];
-  __shared__ int warp_counts[warps];
-  for (int64_t first = 0; first < windows.P; first += kThreads) {
-    const int64_t p = first + threadIdx.x;
-    bool overlaps = p < windows.P && accept(p);
-    int64_t start[3] = {0, 0, 0};
+  __shared__ int64_t sums[warps];
+  __shared__ int counts[warps];
+  const int warp = static_cast<int>(threadIdx.x) / 32, slab = static_cast<int>(blockIdx.x);
+  const int64_t most = most_slabs(windows.size, windows.dims);
+  for (int64_t v = blockIdx.y; v < shapes.V; v += gridDim.y) {
+    const Box shape = shapes.shape_of(v);
+    const Slabs slabs(shape, windows.dims);
+    int64_t before = 0;
+    for (int64_t p = threadIdx.x; p < windows.P; p += kThreads) {
+      const int64_t owner = shapes.volume_of(windows, p);
+      if (owner >= 0 && owner < v) before += most;
+      if (owner != v) continue;
+      const SlabRange range(shape, slabs, windows, p);
+      const int end = range.end < slab ? range.end : slab;
+      if (end > range.begin) before += end - range.begin;
+    }
+    before = warp_sum(before);
+    __syncthreads();  // the sums of an earlier volume may still be read
+    if (lane_of_warp() == 0) sums[warp] = before;
+    __syncthreads();
+    int64_t at = 0;
+    for (int w = 0; w < warps; ++w) at += sums[w];
+    const int64_t begin = at;
+    for (int64_t first = 0; first < windows.P; first += kThreads) {
+      const int64_t p = first + threadIdx.x;
+      bool overlaps = p < windows.P && shapes.volume_of(windows, p) == v;
+      if (overlaps) {
+        const SlabRange range(shape, slabs, windows, p);
+        overlaps = slab >= range.begin && slab < range.end;
+      }
+      const unsigned votes = __ballot_sync(kWholeWarp, overlaps);
+      __syncthreads();  // the counts of earlier windows may still be read
+      if (lane_of_warp() == 0) counts[warp] = __popc(votes);
+      __syncthreads();
+      int64_t slot = at + __popc(votes & ((1u << lane_of_warp()) - 1));
+      for (int w = 0; w < warps; ++w) {
+        if (w < warp) slot += counts[w];
+        at += counts[w];
+      }
+      if (overlaps) lists.windows[slot] = p;
+    }
+    if (threadIdx.x == 0) {
+      lists.ranges[2 * (v * kSlabs + slab)] = begin;
+      lists.ranges[2 * (v * kSlabs + slab) + 1] = at;
+    }
+  }
+}
+
+template <class Shapes>
+void launch_list_windows(const Windows& windows, const Shapes& shapes, const SlabLists& lists,
+                         void* stream) {
+  dim3 grid(kSlabs, static_cast<unsigned>(smaller(shapes.V, 65535)));
+  CMRFAST_LAUNCH(list_windows<Shapes>, grid, dim3(kThreads), stream, windows, shapes, lists);
+}
+
+// Calls visit(window, j, k, r, inside) for each window p over row r of a thread in a tile, in order
+// of p. `window` is what enter(p, i) returned, (i, j, k + 32 q) are the row's voxels in the window,
+// where inside[q]. All threads of the block must call it; returns whether a window overlaps the
+// tile.
+template <class Enter, class Visit>
+__device__ bool for_each_window_over(const Tile& tile, const Box& shape, int64_t v,
+                                     const Windows& windows, const SlabLists& lists,
+                                     const Enter& enter, const Visit& visit) {
+  constexpr int warps = kThreads / 32;
+  __shared__ int64_t ids[kThreads];
+  __shared__ int starts[kThreads][3], counts[warps];  // relative to the tile
+  const int extent[3] = {1, kTileHeight, 32 * kTileColumns};
+  const int size[3] = {0, static_cast<int>(windows.size.n[1]), static_cast<int>(windows.size.n[2])};
+  const Slabs slabs(shape, windows.dims);
+  const int64_t* range = lists.ranges + 2 * (v * kSlabs + slabs.of(tile.first[slabs.axis]));
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  bool covered = false;
+  for (int64_t first = range[0]; first < range[1]; first += kThreads) {
+    const int64_t at = first + threadIdx.x;
+    bool overlaps = at < range[1];
+    int64_t p = 0, start[3] = {0, 0, 0};
     if (overlaps) {
+      p = lists.windows[at];
       window_start(windows.start, p, windows.dims, start);
 #pragma unroll
       for (int a = 0; a < 3; ++a) {
-        overlaps = overlaps && start[a] < place.first[a] + tile_size(a) &&
-                   start[a] + windows.size.n[a] > place.first[a];
+        start[a] -= tile.first[a];
+        overlaps = overlaps && start[a] < extent[a] && start[a] + windows.size.n[a] > 0;
       }
     }
     const unsigned votes = __ballot_sync(kWholeWarp, overlaps);
-    if (lane_of_warp() == 0) warp_counts[threadIdx.x / 32] = __popc(votes);
+    if (lane_of_warp() == 0) counts[warp] = __popc(votes);
     __syncthreads();
-    int slot = 0, total = 0;
+    int slot = __popc(votes & ((1u << lane_of_warp()) - 1)), total = 0;
     for (int w = 0; w < warps; ++w) {
-      if (w == static_cast<int>(threadIdx.x / 32)) slot = total;
-      total += warp_counts[w];
+      if (w < warp) slot += counts[w];
+      total += counts[w];
     }
+    covered = covered || total > 0;
     if (overlaps) {
-      slot += __popc(votes & ((1u << lane_of_warp()) - 1));
       ids[slot] = p;
-      for (int a = 0; a < 3; ++a) starts[slot][a] = start[a];
+#pragma unroll
+      for (int a = 0; a < 3; ++a) starts[slot][a] = static_cast<int>(start[a]);
     }
     __syncthreads();
-    for (int i = 0; i < total; ++i) visit(ids[i], starts[i]);
+    for (int n = 0; n < total; ++n) {
+      const int i = -starts[n][0], j = tile.row - starts[n][1], k = tile.column - starts[n][2];
+      if (j + kTileRows <= 0 || j >= size[1]) continue;
+      bool inside[kTileColumns];
+#pragma unroll
+      for (int q = 0; q < kTileColumns; ++q) inside[q] = k + 32 * q >= 0 && k + 32 * q < size[2];
+      const auto window = enter(ids[n], i);
+#pragma unroll
+      for (int r = 0; r < kTileRows; ++r) {
+        if (j + r >= 0 && j + r < size[1]) visit(window, j + r, k, r, inside);
+      }
+    }
     __syncthreads();
   }
+  return covered;
 }
 
 }  // namespace cmrfast::cuda

@@ -100,7 +100,7 @@ def test_softmax_keeps_its_digits_far_from_zero(kernels):
 def test_nearest_fills_in_the_images_own_dtype(kernels, dtype):
     images = torch.randint(0, 100, (1, 2, 7, 11)).to(dtype)
     matrix = torch.eye(2, 3, dtype=torch.float64)[None] * 1.7
-    args = (images, matrix, (7, 11), 1, 0, 7.0)
+    args = (images, matrix, (7, 11), 0, 1, 0, 7.0)
     assert torch.equal(kernels.affine_sample(*args), OPS["affine_sample"].reference(*args))
 
 
@@ -108,8 +108,9 @@ def test_a_gradient_that_is_no_number_stays_where_it_falls(kernels):
     images, grad = torch.randn(1, 1, 8, 8), torch.randn(1, 1, 8, 8)
     matrix = torch.eye(2, 3, dtype=torch.float64)[None]
     grad[0, 0, 2, 3], grad[0, 0, 6, 6] = torch.nan, torch.inf
-    got, _ = kernels.affine_sample_backward(grad, images, matrix, 1, 0, True, False)
-    assert got.isnan().nonzero().tolist() == [[0, 0, 2, 3], [0, 0, 6, 6]]
+    got, _ = kernels.affine_sample_backward(grad, images, matrix, 0, 1, 0, True, False)
+    assert got.isnan().nonzero().tolist() == [[0, 0, 2, 3]]
+    assert got.isinf().nonzero().tolist() == [[0, 0, 6, 6]]
     assert torch.equal(got[grad.isfinite()], grad[grad.isfinite()])
 
 
@@ -118,7 +119,7 @@ def test_image_gradient_of_any_magnitude(kernels, scale):
     images = torch.randn(1, 2, 5, 7, dtype=torch.float64)
     grad = scale * torch.randn(1, 2, 9, 4, dtype=torch.float64)
     matrix = torch.tensor([[[0.4, 0.1, 0.3], [-0.2, 1.3, 0.7]]], dtype=torch.float64)
-    args = (grad, images, matrix, 0, 0, True, False)
+    args = (grad, images, matrix, 0, 0, 0, True, False)
     expected, _ = OPS["affine_sample_backward"].reference(*args)
     got, _ = kernels.affine_sample_backward(*args)
     torch.testing.assert_close(got / scale, expected / scale, rtol=1e-12, atol=1e-12)
@@ -144,7 +145,7 @@ def test_a_wrong_argument_is_refused_by_name(kernels):
         kernels.contract_axis(torch.ones(2, 3), torch.ones(4, 3).double())
     with pytest.raises(RuntimeError, match="affine_sample: values must be floating"):
         kernels.affine_sample(
-            torch.ones(1, 1, 4, 4).int(), torch.zeros(1, 2, 3).double(), (2, 2), 0, 0, 0.0
+            torch.ones(1, 1, 4, 4).int(), torch.zeros(1, 2, 3).double(), (2, 2), 0, 0, 0, 0.0
         )
     with pytest.raises(RuntimeError, match="contract_axis: values must be float32 or float64"):
         kernels.contract_axis(torch.ones(1, 2, 3).half(), torch.ones(4, 2).double())

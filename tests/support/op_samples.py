@@ -205,19 +205,24 @@ def affine_sample(device, dtype):
         matrix = turned(2, len(n), n, size, device)
         for mode in (0, 1, 2):
             for border in (0, 1, 2):
-                yield images, matrix, size, mode, border, 0.5 if border == 2 else 0.0
-        yield images[:0], matrix[:0], size, 0, 0, 0.0
+                yield images, matrix, size, 0, mode, border, 0.5 if border == 2 else 0.0
+        yield images[:0], matrix[:0], size, 0, 0, 0, 0.0
+        for frame in (1, 2):
+            theta = turned(2, len(n), (1,) * len(n), (1,) * len(n), device)
+            for thetas in (theta, theta[:1], theta.float()):
+                yield images, thetas, size, frame, 0, 0, 0.0
+            yield images, theta, size, frame, 1, 1, 0.0
         for bad in (torch.nan, torch.inf, -torch.inf, 1e300, 2.0**62):
             hostile = matrix.clone()
             hostile[0, 0, -1] = bad
             hostile[1, -1, 0] = bad
             for border in (0, 1, 2):
-                yield images, hostile, size, 1, border, 0.5 if border == 2 else 0.0
+                yield images, hostile, size, 0, 1, border, 0.5 if border == 2 else 0.0
     wide = torch.diag(torch.tensor([0.5, 2.0, 0.9], dtype=torch.float64))  # axis-aligned
     wide = torch.cat((wide, torch.tensor([[-0.7], [3.1], [0.2]])), 1)[None].to(device)
     images = normal(1, 2, 5, 17, 13, device=device, dtype=dtype)
     for matrix in (wide, wide[:, [2, 0, 1]], -wide, wide * torch.tensor([-1.0])):
-        yield images, matrix, (11, 7, 19), 0, 2, 0.25
+        yield images, matrix, (11, 7, 19), 0, 0, 2, 0.25
 
 
 @samples_of("affine_sample_backward")
@@ -226,12 +231,20 @@ def affine_sample_backward(device, dtype):
         images = normal(2, 3, *n, device=device, dtype=dtype)
         grad = normal(2, 3, *size, device=device, dtype=dtype)
         matrix = turned(2, len(n), n, size, device)
-        for mode, border in ((0, 0), (0, 1), (0, 2), (1, 0), (2, 2)):
-            yield grad, images, matrix, mode, border, True, True
-        yield grad, images, matrix, 0, 0, False, True
-        yield grad[:0], images[:0], matrix[:0], 0, 0, True, True
+        for mode, border in ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (2, 2)):
+            yield grad, images, matrix, 0, mode, border, True, True
+        yield grad, images, matrix, 0, 0, 0, False, True
+        yield grad[:0], images[:0], matrix[:0], 0, 0, 0, True, True
         many = torch.arange(9) % 2  # enough images for one task each
-        yield grad[many], images[many], matrix[many], 0, 0, True, False
+        yield grad[many], images[many], matrix[many], 0, 0, 0, True, False
+        theta = turned(2, len(n), (1,) * len(n), (1,) * len(n), device)
+        for frame in (1, 2):
+            for thetas in (theta, theta[:1], theta.float()):
+                yield grad, images, thetas, frame, 0, 0, True, True
+        singular = matrix.clone()  # all samples on a plane, and all at one point
+        singular[0, :, 0], singular[1, :, :-1] = 0, 0
+        for border in (0, 1, 2):
+            yield grad, images, singular, 0, 0, border, True, False
 
 
 @samples_of("contract_axis")

@@ -23,6 +23,24 @@ Tensor contract_axis(const Tensor& values_any, const Tensor& weights_any) {
   return out;
 }
 
+Tensor vox_from_vox(const Tensor& world_from_vox_any, const Tensor& to_world_from_vox_any,
+                    int64_t axes) {
+  constexpr auto op = "vox_from_vox";
+  const OnDevice device(world_from_vox_any);
+  const Tensor world_from_vox = contiguous(world_from_vox_any);
+  const Tensor to_world_from_vox = contiguous(to_world_from_vox_any);
+  STD_TORCH_CHECK(
+      world_from_vox.numel() == 16 && to_world_from_vox.numel() == 16 && (axes == 2 || axes == 3),
+      "vox_from_vox: affines must be (4, 4), axes 2 or 3");
+  Tensor out = new_empty(world_from_vox, {axes, axes + 1}, ScalarType::Double);
+  device.launch(op, cmrfast_vox_from_vox,
+                VoxFromVox{world_from_vox.const_data_ptr(), to_world_from_vox.const_data_ptr(),
+                           computing_dtype(op, world_from_vox) == Dtype::kFloat64,
+                           computing_dtype(op, to_world_from_vox) == Dtype::kFloat64, axes,
+                           write<double>(out)});
+  return out;
+}
+
 Sampling sampling_of(const char* op, const Tensor& images, const Tensor& matrix,
                      const int64_t* size, int64_t frame, int64_t mode, int64_t border) {
   const int64_t dims = images.dim() - 2;
@@ -94,6 +112,7 @@ std::tuple<Tensor, Tensor> affine_sample_backward(const Tensor& grad_any, const 
 }  // namespace cmrfast::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(CMRFAST_LIBRARY, CMRFAST_DEVICE, m) {
+  m.impl("vox_from_vox", TORCH_BOX(&cmrfast::cuda::vox_from_vox));
   m.impl("contract_axis", TORCH_BOX(&cmrfast::cuda::contract_axis));
   m.impl("affine_sample", TORCH_BOX(&cmrfast::cuda::affine_sample));
   m.impl("affine_sample_backward", TORCH_BOX(&cmrfast::cuda::affine_sample_backward));

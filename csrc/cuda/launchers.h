@@ -94,6 +94,15 @@ struct WindowCounts {
   int64_t* out;
 };
 
+// The matrix (axes, axes + 1) from voxels of a grid to voxels of a volume, from the affines (4, 4)
+// of the volume and of the grid, float32 or float64.
+struct VoxFromVox {
+  const void *world_from_vox, *to_world_from_vox;
+  bool world_is_double, to_world_is_double;
+  int64_t axes;
+  double* out;
+};
+
 // out[o, x, i] = sum over y of weights[x, y] * values[o, y, i].
 struct ContractAxis {
   int64_t O, n, I, M;
@@ -195,6 +204,7 @@ const char* cmrfast_extract_patches_backward(const cmrfast::cuda::ExtractPatches
                                              void* stream);
 const char* cmrfast_merge_patches(const cmrfast::cuda::MergePatches&, void* stream);
 const char* cmrfast_window_counts(const cmrfast::cuda::WindowCounts&, void* stream);
+const char* cmrfast_vox_from_vox(const cmrfast::cuda::VoxFromVox&, void* stream);
 const char* cmrfast_contract_axis(const cmrfast::cuda::ContractAxis&, void* stream);
 const char* cmrfast_affine_sample(const cmrfast::cuda::AffineSample&, void* stream);
 const char* cmrfast_affine_sample_backward(const cmrfast::cuda::AffineSampleBackward&,

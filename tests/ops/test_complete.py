@@ -14,7 +14,7 @@ from tests.support.paths import ROOT
 
 TRITON = ROOT / "cmrfast/ops/triton"
 #: Ops whose kernels have no block size to tune.
-FIXED_BLOCKS = {"label_faults"}
+FIXED_BLOCKS = {"label_faults", "vox_from_vox"}
 #: Ops that share the rows of another.
 SHARED_ROWS = {"merge_add": "merge_patches"}
 

@@ -198,6 +198,16 @@ def turned(count, axes, n, size, device):
     return matrix.to(device)
 
 
+@samples_of("vox_from_vox")
+def vox_from_vox(device, dtype):
+    for axes in (2, 3):
+        for other in (dtype, torch.float64):
+            source = torch.eye(4) + 0.2 * torch.randn(4, 4)
+            target = torch.eye(4) + torch.randn(4, 4)
+            yield source.to(device, dtype), target.to(device, other), axes
+    yield torch.eye(4, device=device, dtype=dtype), 2 * torch.eye(4, device=device).double(), 3
+
+
 @samples_of("affine_sample")
 def affine_sample(device, dtype):
     for n, size in (((7, 11), (5, 101)), ((5, 4, 11), (3, 5, 13)), ((1, 5, 1), (2, 3, 1))):

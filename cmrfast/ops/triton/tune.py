@@ -153,8 +153,8 @@ def _affine_args(op: str, n: int) -> tuple[Any, ...]:
     matrix = torch.eye(3, 4, dtype=torch.float64, device="cuda")[None]
     matrix = matrix + 0.05 * torch.randn(1, 3, 4, dtype=torch.float64, device="cuda")
     if op.endswith("backward"):
-        return normal(1, 2, *size), images, matrix, 0, 0, True, True
-    return images, matrix, size, 0, 0, 0.0
+        return normal(1, 2, *size), images, matrix, 0, 0, 0, True, True
+    return images, matrix, size, 0, 0, 0, 0.0
 
 
 @contextlib.contextmanager

@@ -146,7 +146,7 @@ def vox_from_frame(matrix: Tensor, shape: Sequence[int], size: Sequence[int], fr
     for a, n in enumerate(shape):
         middle = (n - 1) / 2
         half = middle if frame == CENTRES else n / 2
-        base, columns = 0, []
+        base, columns = torch.zeros_like(matrix[:, 0, 0]), []
         for d, voxels in enumerate(size):
             if frame == EDGES:
                 start, step = 1 / voxels - 1, 2 / voxels

@@ -9,17 +9,27 @@ namespace {
 Windows windows_of(const char* op, const Tensor& start, const Tensor* index, const Tensor* flips,
                    const int64_t* size) {
   const int64_t P = start.size(0), dims = start.size(1);
-  STD_TORCH_CHECK((dims == 2 || dims == 3) && (index == nullptr || index->numel() == P) &&
+  STD_TORCH_CHECK((dims == 2 || dims == 3) &&
+                      (index == nullptr || index->numel() == 0 || index->numel() == P) &&
                       (flips == nullptr || flips->numel() == 0 || flips->numel() == P * dims),
                   op, ": starts, indices and flips do not fit one another");
   Windows windows{};
   windows.start = read<int64_t>(start);
-  windows.index = index == nullptr ? nullptr : read<int64_t>(*index);
+  if (index != nullptr && index->numel() > 0) windows.index = read<int64_t>(*index);
   if (flips != nullptr && flips->numel() > 0) windows.flips = read<bool>(*flips);
   windows.P = P;
   windows.dims = dims;
   windows.size = box_of(size, dims);
   return windows;
+}
+
+// Whether there is a number for each channel of each volume, or none at all.
+bool fits(const Tensor& numbers, const Volumes& volumes) {
+  return numbers.numel() == 0 || numbers.numel() == volumes.V * volumes.C;
+}
+
+const double* read_or_null(const Tensor& numbers) {
+  return numbers.numel() == 0 ? nullptr : read<double>(numbers);
 }
 
 // Scratch for the windows of each slab of V volumes.
@@ -32,10 +42,10 @@ struct ListScratch {
   SlabLists lists() const { return {write<int64_t>(ranges), write<int64_t>(windows)}; }
 };
 
-Tensor extract_patches(const Tensor& buffer_any, const Tensor& table_any, const Tensor& start_any,
-                       const Tensor& index_any, const Tensor& flips_any, const Tensor& shift_any,
-                       const Tensor& scale_any, int64_t channels, Sizes size, double fill,
-                       ScalarType dtype) {
+Tensor extract_patches(const Tensor& buffer_any, const Tensor& table_any, Sizes shape,
+                       const Tensor& start_any, const Tensor& index_any, const Tensor& flips_any,
+                       const Tensor& shift_any, const Tensor& scale_any, int64_t channels,
+                       Sizes size, double fill, ScalarType dtype) {
   constexpr auto op = "extract_patches";
   const OnDevice device(buffer_any);
   const Tensor buffer = contiguous(buffer_any), table = contiguous(table_any);
@@ -44,20 +54,19 @@ Tensor extract_patches(const Tensor& buffer_any, const Tensor& table_any, const 
   const Tensor shift = contiguous(shift_any), scale = contiguous(scale_any);
   require_all_long(op, table, start, index);
   require_all_double(op, shift, scale);
-  const Volumes volumes = volumes_of(table, channels, buffer.numel());
-  STD_TORCH_CHECK(start.size(1) == volumes.dims && shift.numel() == volumes.V * channels &&
-                      scale.numel() == shift.numel(),
+  const Volumes volumes = volumes_of(table, shape, channels, buffer.numel());
+  STD_TORCH_CHECK(start.size(1) == volumes.dims && fits(shift, volumes) && fits(scale, volumes),
                   "extract_patches: arguments do not fit one another");
   Tensor out = new_empty(buffer, concat({start.size(0), channels}, size), dtype);
   device.launch(op, cmrfast_extract_patches,
                 ExtractPatches{volumes, windows_of(op, start, &index, &flips, size.data()),
                                buffer.const_data_ptr(), dtype_of(op, buffer.scalar_type()),
-                               dtype_of(op, dtype), read<double>(shift), read<double>(scale), fill,
+                               dtype_of(op, dtype), read_or_null(shift), read_or_null(scale), fill,
                                out.mutable_data_ptr()});
   return out;
 }
 
-Tensor extract_patches_backward(const Tensor& grad_any, const Tensor& table_any,
+Tensor extract_patches_backward(const Tensor& grad_any, const Tensor& table_any, Sizes shape,
                                 const Tensor& start_any, const Tensor& index_any,
                                 const Tensor& flips_any, const Tensor& scale_any, int64_t numel) {
   constexpr auto op = "extract_patches_backward";
@@ -67,9 +76,9 @@ Tensor extract_patches_backward(const Tensor& grad_any, const Tensor& table_any,
   const Tensor flips = contiguous(flips_any), scale = contiguous(scale_any);
   require_all_long(op, table, start, index);
   require_all_double(op, scale, scale);
-  const Volumes volumes = volumes_of(table, grad.size(1), numel);
+  const Volumes volumes = volumes_of(table, shape, grad.size(1), numel);
   STD_TORCH_CHECK(start.size(1) == volumes.dims && grad.dim() == 2 + volumes.dims &&
-                      grad.size(0) == start.size(0) && scale.numel() == volumes.V * volumes.C,
+                      grad.size(0) == start.size(0) && fits(scale, volumes),
                   "extract_patches_backward: arguments do not fit one another");
   const Windows windows = windows_of(op, start, &index, &flips, grad.sizes().data() + 2);
   const ListScratch scratch(grad, windows, volumes.V);
@@ -77,7 +86,7 @@ Tensor extract_patches_backward(const Tensor& grad_any, const Tensor& table_any,
   device.launch(
       op, cmrfast_extract_patches_backward,
       ExtractPatchesBackward{volumes, windows, grad.const_data_ptr(), computing_dtype(op, grad),
-                             read<double>(scale), scratch.lists(), out.mutable_data_ptr()});
+                             read_or_null(scale), scratch.lists(), out.mutable_data_ptr()});
   return out;
 }
 
@@ -138,14 +147,14 @@ void merge_add(Tensor& sums, Tensor& totals, const Tensor& patches_any, const Te
   device.launch(op, cmrfast_merge_patches, call);
 }
 
-Tensor window_counts(const Tensor& mask_any, const Tensor& table_any, const Tensor& start_any,
-                     const Tensor& index_any, Sizes size) {
+Tensor window_counts(const Tensor& mask_any, const Tensor& table_any, Sizes shape,
+                     const Tensor& start_any, const Tensor& index_any, Sizes size) {
   constexpr auto op = "window_counts";
   const OnDevice device(mask_any);
   const Tensor mask = contiguous(mask_any), table = contiguous(table_any);
   const Tensor start = contiguous(start_any), index = contiguous(index_any);
   require_all_long(op, table, start, index);
-  const Volumes volumes = volumes_of(table, 1, mask.numel());
+  const Volumes volumes = volumes_of(table, shape, 1, mask.numel());
   STD_TORCH_CHECK(mask.element_size() == 1 && start.size(1) == volumes.dims,
                   "window_counts: arguments do not fit one another");
   const auto sum_dtype = mask.numel() >> 31 ? ScalarType::Long : ScalarType::Int;

@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(kThreads)
     const Chunk chunk(chunks, s);
     const int64_t p = shape.channels.divide(chunk.item);
     const int64_t c = chunk.item - p * call.volumes.C;
-    const int64_t v = call.windows.index[p];
+    const int64_t v = volume_of(call.windows, p);
     const Volume volume(call.volumes, v);
     const Window window(call.windows, p);
     const int64_t* n = volume.shape.n;
@@ -67,13 +67,17 @@ __global__ void __launch_bounds__(kThreads)
     const PatchAxis j_axis(window.start[1], window.flip[1], shape.size[1], n[1]);
     const PatchAxis k_axis(window.start[2], window.flip[2], shape.size[2], n[2]);
     const bool flipped = window.flip[2];
-    // Of the window, though it may be outside: then nothing is read, and the sum may wrap around.
-    const auto offset = static_cast<uint64_t>(volume.offset + c * volume.shape.voxels());
+    // The window's first voxel; where it is outside nothing is read, and the sum may wrap around.
     const auto start = [&](int a) { return static_cast<uint64_t>(window.start[a]); };
-    const uint64_t first = offset + (start(0) * n[1] + start(1)) * n[2] + start(2);
+    const uint64_t row_voxels = static_cast<uint64_t>(n[2]), plane_voxels = n[1] * row_voxels;
+    const uint64_t first = volume.offset + c * (n[0] * plane_voxels) + start(0) * plane_voxels +
+                           start(1) * row_voxels + start(2);
     const From* buffer = static_cast<const From*>(call.buffer);
-    const Real minus = static_cast<Real>(volume.valid ? call.shift[v * call.volumes.C + c] : 0);
-    const Real times = static_cast<Real>(volume.valid ? call.scale[v * call.volumes.C + c] : 0);
+    const auto number = [&](const double* numbers, double other) {
+      const bool given = numbers != nullptr && volume.valid;
+      return static_cast<Real>(given ? numbers[v * call.volumes.C + c] : other);
+    };
+    const Real minus = number(call.shift, 0), times = number(call.scale, 1);
     const bool unchanged = copies && minus == 0 && times == 1;
     To* patch = static_cast<To*>(call.out) + chunk.item * call.windows.size.voxels();
     for (int t = static_cast<int>(chunk.begin + threadIdx.x); t < chunk.end; t += kThreads) {
@@ -83,9 +87,7 @@ __global__ void __launch_bounds__(kThreads)
       // The cell's voxels in the order of the volume, from the first on.
       const int low = flipped ? k_axis.in_window(k + N - 1) : k_axis.in_window(k);
       const bool row_inside = volume.valid && i_axis.inside(wi) && j_axis.inside(wj);
-      const From* at =
-          buffer +
-          static_cast<int64_t>(first + static_cast<uint64_t>(wi * n[1] * n[2] + wj * n[2] + low));
+      const uint64_t at = first + wi * plane_voxels + wj * row_voxels + low;
       To values[N];
 #pragma unroll
       for (int x = 0; x < N; ++x) {
@@ -93,11 +95,11 @@ __global__ void __launch_bounds__(kThreads)
         if (!row_inside || !k_axis.inside(low + x)) continue;
         if constexpr (copies) {
           if (unchanged) {
-            values[x] = at[x];
+            values[x] = buffer[at + x];
             continue;
           }
         }
-        values[x] = from_real<To>((to_real<Real>(at[x]) - minus) * times);
+        values[x] = from_real<To>((to_real<Real>(buffer[at + x]) - minus) * times);
       }
       if (flipped) {
 #pragma unroll
@@ -160,7 +162,7 @@ __global__ void __launch_bounds__(kThreads) extract_patches_backward(ExtractPatc
               if (inside[q]) sum[r][q] += row[32 * q * plane.right];
             }
           });
-      const T times = static_cast<T>(call.scale[v * C + c]);
+      const T times = call.scale == nullptr ? T{1} : static_cast<T>(call.scale[v * C + c]);
       T* to = static_cast<T*>(call.out) + volume.offset + c * volume.shape.voxels();
       tile.for_each_voxel(volume.shape,
                           [&](int r, int q, int64_t voxel) { to[voxel] = times * sum[r][q]; });
@@ -192,7 +194,7 @@ const char* cmrfast_extract_patches(const ExtractPatches& call, void* stream) {
 const char* cmrfast_extract_patches_backward(const ExtractPatchesBackward& call, void* stream) {
   const auto& volumes = call.volumes;
   if (volumes.V * volumes.C * volumes.numel == 0) return nullptr;
-  launch_list_windows(call.windows, PackedVolumes{volumes}, call.lists, stream);
+  list_windows(call.windows, volumes, call.lists, stream);
   // The shapes are in device memory; blocks stride, so the grid needs only their mean.
   const int64_t tile = kTileHeight * 32 * kTileColumns;
   dim3 grid = blocks_for(ceil_div(volumes.numel, tile * volumes.V));

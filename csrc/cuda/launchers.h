@@ -57,7 +57,7 @@ struct ExtractPatches {
   Windows windows;
   const void* buffer;
   Dtype from, to;
-  const double *shift, *scale;  // (V, C)
+  const double *shift, *scale;  // (V, C), null for 0 and 1
   double fill;
   void* out;  // (P, C, *size)
 };
@@ -67,7 +67,7 @@ struct ExtractPatchesBackward {
   Windows windows;
   const void* grad;  // (P, C, *size)
   Dtype dtype;
-  const double* scale;
+  const double* scale;  // (V, C), null for 1
   SlabLists lists;
   void* out;  // (numel,), zeros
 };

@@ -66,7 +66,8 @@ const char* cmrfast_merge_patches(const MergePatches& call, void* stream) {
   const Tiles tiles(call.shape);
   const int64_t items = tiles.total * (call.mean ? call.C : call.C + 1);
   if (items == 0) return nullptr;
-  launch_list_windows(call.windows, OneVolume{call.shape}, call.lists, stream);
+  const cmrfast::Volumes volume{nullptr, 1, 1, call.windows.dims, call.shape.voxels(), call.shape};
+  list_windows(call.windows, volume, call.lists, stream);
   with_real(call.dtype, [&](auto zero) {
     using T = decltype(zero);
     const auto launch = [&](auto kernel) {

@@ -23,6 +23,10 @@ struct Window {
   }
 };
 
+__device__ inline int64_t volume_of(const Windows& windows, int64_t p) {
+  return windows.index == nullptr ? 0 : windows.index[p];
+}
+
 // A tile of one plane of a volume per block: a thread has kTileRows rows and kTileColumns voxels of
 // each, 32 apart, so that the lanes of a warp are neighbours.
 constexpr int kTileRows = 4, kTileColumns = 4, kTileHeight = kTileRows * kThreads / 32;
@@ -81,99 +85,9 @@ struct Slabs {
   }
 };
 
-// The slabs that a window overlaps, from `begin` to before `end`.
-struct SlabRange {
-  int begin = 0, end = 0;
-
-  __device__ SlabRange(const Box& shape, const Slabs& slabs, const Windows& windows, int64_t p) {
-    int64_t start[3];
-    window_start(windows.start, p, windows.dims, start);
-    const int64_t n = shape.n[slabs.axis];
-    const int64_t low = clamped(start[slabs.axis], 0, n);
-    const int64_t high = clamped(start[slabs.axis] + windows.size.n[slabs.axis], 0, n);
-    if (high <= low) return;
-    begin = slabs.of(low);
-    end = slabs.of(high - 1) + 1;
-  }
-};
-
-// One volume of a shape known at launch, or packed volumes.
-struct OneVolume {
-  Box shape;
-  int64_t V = 1;
-  __device__ Box shape_of(int64_t) const { return shape; }
-  __device__ int64_t volume_of(const Windows&, int64_t) const { return 0; }
-};
-struct PackedVolumes {
-  Volumes volumes;
-  int64_t V = volumes.V;
-  __device__ Box shape_of(int64_t v) const {
-    const Volume volume(volumes, v);
-    return volume.valid ? volume.shape : Box{{0, 0, 0}};
-  }
-  __device__ int64_t volume_of(const Windows& windows, int64_t p) const { return windows.index[p]; }
-};
-
-// A block lists the windows of one slab in order. Its list begins after as many places as the
-// windows of earlier volumes and slabs may take.
-template <class Shapes>
-__global__ void __launch_bounds__(kThreads)
-    list_windows(Windows windows, Shapes shapes, SlabLists lists) {
-  constexpr int warps = kThreads / 32;
-  __shared__ int64_t sums[warps];
-  __shared__ int counts[warps];
-  const int warp = static_cast<int>(threadIdx.x) / 32, slab = static_cast<int>(blockIdx.x);
-  const int64_t most = most_slabs(windows.size, windows.dims);
-  for (int64_t v = blockIdx.y; v < shapes.V; v += gridDim.y) {
-    const Box shape = shapes.shape_of(v);
-    const Slabs slabs(shape, windows.dims);
-    int64_t before = 0;
-    for (int64_t p = threadIdx.x; p < windows.P; p += kThreads) {
-      const int64_t owner = shapes.volume_of(windows, p);
-      if (owner >= 0 && owner < v) before += most;
-      if (owner != v) continue;
-      const SlabRange range(shape, slabs, windows, p);
-      const int end = range.end < slab ? range.end : slab;
-      if (end > range.begin) before += end - range.begin;
-    }
-    before = warp_sum(before);
-    __syncthreads();  // the sums of an earlier volume may still be read
-    if (lane_of_warp() == 0) sums[warp] = before;
-    __syncthreads();
-    int64_t at = 0;
-    for (int w = 0; w < warps; ++w) at += sums[w];
-    const int64_t begin = at;
-    for (int64_t first = 0; first < windows.P; first += kThreads) {
-      const int64_t p = first + threadIdx.x;
-      bool overlaps = p < windows.P && shapes.volume_of(windows, p) == v;
-      if (overlaps) {
-        const SlabRange range(shape, slabs, windows, p);
-        overlaps = slab >= range.begin && slab < range.end;
-      }
-      const unsigned votes = __ballot_sync(kWholeWarp, overlaps);
-      __syncthreads();  // the counts of earlier windows may still be read
-      if (lane_of_warp() == 0) counts[warp] = __popc(votes);
-      __syncthreads();
-      int64_t slot = at + __popc(votes & ((1u << lane_of_warp()) - 1));
-      for (int w = 0; w < warps; ++w) {
-        if (w < warp) slot += counts[w];
-        at += counts[w];
-      }
-      if (overlaps) lists.windows[slot] = p;
-    }
-    if (threadIdx.x == 0) {
-      lists.ranges[2 * (v * kSlabs + slab)] = begin;
-      lists.ranges[2 * (v * kSlabs + slab) + 1] = at;
-    }
-  }
-}
-
-template <class Shapes>
-void launch_list_windows(const Windows& windows, const Shapes& shapes, const SlabLists& lists,
-                         void* stream) {
-  dim3 grid(kSlabs, static_cast<unsigned>(smaller(shapes.V, 65535)));
-  CMRFAST_LAUNCH(list_windows<Shapes>, grid, dim3(kThreads), stream, windows, shapes, lists);
-}
+// Lists the windows of every slab of the volumes.
+void list_windows(const Windows& windows, const Volumes& volumes, const SlabLists& lists,
+                  void* stream);
 
 // Calls visit(window, j, k, r, inside) for each window p over row r of a thread in a tile, in order
 // of p. `window` is what enter(p, i) returned, (i, j, k + 32 q) are the row's voxels in the window,

@@ -125,6 +125,52 @@ def test_image_gradient_of_any_magnitude(kernels, scale):
     torch.testing.assert_close(got / scale, expected / scale, rtol=1e-12, atol=1e-12)
 
 
+def scattered(count, shape, size):
+    return torch.stack(
+        [torch.randint(1 - s, n, (count,)) for n, s in zip(shape, size, strict=True)], 1
+    )
+
+
+@pytest.mark.parametrize(
+    "shape, size", [((70, 37, 131), (3, 9, 11)), ((2200, 131), (40, 11))], ids=["3-D", "2-D"]
+)
+def test_many_windows_on_many_tiles_and_slabs(kernels, shape, size):
+    start = scattered(300, shape, size)
+    patches, weight = torch.randn(300, 1, *size), torch.rand(size)
+    args = (patches, start, weight, shape, 0.5)
+    torch.testing.assert_close(kernels.merge_patches(*args), OPS["merge_patches"].reference(*args))
+    numel = 2 * torch.Size(shape).numel()
+    table = torch.tensor([[numel // 2, *shape], [0, *shape]])
+    index, flips = torch.arange(300) % 3 - 1, torch.rand(start.shape) < 0.5
+    scale = torch.rand(2, 1, dtype=torch.float64)
+    args = (patches, table, (), start, index, flips, scale, numel)
+    torch.testing.assert_close(
+        kernels.extract_patches_backward(*args), OPS["extract_patches_backward"].reference(*args)
+    )
+
+
+@pytest.mark.parametrize("frame", [0, 1, 2])
+def test_rows_longer_than_a_run(kernels, frame):
+    images, size = torch.randn(1, 2, 5, 1100), (3, 2100)
+    matrix = torch.tensor([[[0.9, 0.002, 0.01], [-0.003, 0.8, 0.02]]])
+    if frame == 0:
+        matrix = torch.tensor([[[1.1, 0.001, 0.4], [0.1, 0.5, 3.3]]])
+    args = (images, matrix.double(), size, frame, 0, 0, 0.0)
+    torch.testing.assert_close(
+        kernels.affine_sample(*args), OPS["affine_sample"].reference(*args), rtol=1e-5, atol=1e-5
+    )
+    backward = (torch.randn(1, 2, *size), *args[:2], frame, 0, 0, True, True)
+    got, expected = (
+        call(*backward)
+        for call in (
+            kernels.affine_sample_backward,
+            OPS["affine_sample_backward"].reference,
+        )
+    )
+    torch.testing.assert_close(got[0], expected[0], rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(got[1], expected[1], rtol=1e-4, atol=1e-2)
+
+
 @pytest.mark.parametrize(
     "row", [[2**62, 3, 3], [-1, 3, 3], [0, 2**40, 2**40], [0, -1, 5], [7, 3, 3]]
 )
@@ -134,10 +180,10 @@ def test_a_volume_beyond_its_buffer_is_not_read(kernels, row):
     flips = torch.zeros(0, 2, dtype=torch.bool)
     one = torch.ones(1, 1, dtype=torch.float64)
     patches = kernels.extract_patches(
-        buffer, table, start, index, flips, 0 * one, one, 1, (3, 3), -4.0, torch.float32
+        buffer, table, (), start, index, flips, 0 * one, one, 1, (3, 3), -4.0, torch.float32
     )
     assert (patches == -4).all()
-    assert kernels.window_counts(buffer > 0, table, start, index, (3, 3)).item() == 0
+    assert kernels.window_counts(buffer > 0, table, (), start, index, (3, 3)).item() == 0
 
 
 def test_a_wrong_argument_is_refused_by_name(kernels):

@@ -67,7 +67,7 @@ def test_gradient_of_extract_patches_into_more_than_2_to_31_voxels(device):
     index = torch.zeros(2, device=device, dtype=torch.int64)
     flips = torch.empty(0, 2, dtype=torch.bool, device=device)
     grad = torch.ones(2, 1, 1, 4, device=device)
-    out = OPS["extract_patches_backward"](grad, table, start, index, flips, scale, MORE)
+    out = OPS["extract_patches_backward"](grad, table, (), start, index, flips, scale, MORE)
     assert out[-4:].tolist() == [0, 1, 2, 2]
     assert out.sum().item() == 5
 

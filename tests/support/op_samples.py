@@ -148,11 +148,12 @@ def extract_patches(device, dtype):
                     flips = flips[:0]
                 shift = torch.rand(3, 2, dtype=torch.float64, device=device)
                 scale = 1 + shift
-                yield buffer, table, start, index, flips, shift, scale, 2, size, 0.5, dtype
+                yield buffer, table, (), start, index, flips, shift, scale, 2, size, 0.5, dtype
     for target in (torch.uint8, torch.int16, torch.int64, torch.float16):
         yield (
             buffer,
             table,
+            (),
             *windows_of(17, shapes, device),
             flips,
             shift,
@@ -162,6 +163,22 @@ def extract_patches(device, dtype):
             -3.5,
             target,
         )
+    for axes, size in ((2, (3, 5)), (3, (2, 3, 7))):
+        table, shape, numel = dense(device, axes)
+        start = windows(17, shape).to(device)
+        buffer = normal(numel, device=device, dtype=dtype)
+        index = (torch.arange(17) % 4 - 1).to(device)
+        flips, none = flips[:0, :axes], shift[:0, 0]
+        yield buffer, table, shape, start, index, flips, none, none, 2, size, 0.5, dtype
+        numbers = torch.rand(2, 2, dtype=torch.float64, device=device)
+        yield buffer, table, shape, start, index[:0], flips, numbers, none, 2, size, 0.5, dtype
+
+
+def dense(device, axes):
+    """An empty table, the one shape of two volumes of two channels, and their voxels."""
+    shape = (7, 11) if axes == 2 else (5, 7, 11)
+    table = torch.empty(0, 1 + axes, dtype=torch.int64, device=device)
+    return table, shape, 4 * torch.Size(shape).numel()
 
 
 def windows_of(count, shapes, device):
@@ -176,8 +193,12 @@ def extract_patches_backward(device, dtype):
         flips = (torch.rand(17, axes) < 0.5).to(device)
         scale = torch.rand(3, 2, dtype=torch.float64, device=device)
         grad = normal(17, 2, *size, device=device, dtype=dtype)
-        yield grad, table, start, index, flips, scale, len(buffer)
-        yield grad[:0], table, start[:0], index[:0], flips[:0], scale, len(buffer)
+        yield grad, table, (), start, index, flips, scale, len(buffer)
+        yield grad[:0], table, (), start[:0], index[:0], flips[:0], scale, len(buffer)
+
+        table, shape, numel = dense(device, axes)
+        start = windows(17, shape).to(device)
+        yield grad, table, shape, start, index[:0], flips[:0], scale[:0, 0], numel
 
 
 @samples_of("window_counts")
@@ -186,8 +207,14 @@ def window_counts(device, dtype):
         mask, table, shapes = packed(device, dtype, axes)
         table[:, 0] //= 2
         start, index = windows_of(29, shapes, device)
-        yield mask > 0, table, start, index - 1, size
-        yield mask > 0, table, start[:0], index[:0], size
+        yield mask > 0, table, (), start, index - 1, size
+        yield mask > 0, table, (), start[:0], index[:0], size
+    for axes, size in ((2, (3, 5)), (3, (2, 3, 7))):
+        table, shape, numel = dense(device, axes)
+        mask = torch.rand(numel // 2, device=device) > 0.5
+        start = windows(29, shape).to(device)
+        yield mask, table, shape, start, start.new_empty(0), size
+        yield mask, table, shape, start, (torch.arange(29) % 4 - 1).to(device), size
 
 
 def turned(count, axes, n, size, device):

@@ -139,7 +139,7 @@ def _extract_args(patches: int) -> tuple[Any, ...]:
     index, ones = torch.zeros(patches, dtype=torch.int64).cuda(), torch.ones(1, 2).double().cuda()
     flips, size = torch.rand(patches, 3).cuda() < 0.5, (56, 56, 56)
     buffer = normal(2 * 225 * 270 * 225)
-    return buffer, table, start, index, flips, 0 * ones, ones, 2, size, 0.0, torch.float32
+    return buffer, table, (), start, index, flips, 0 * ones, ones, 2, size, 0.0, torch.float32
 
 
 def _merge_args(steps: int) -> tuple[Any, ...]:

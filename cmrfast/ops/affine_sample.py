@@ -133,28 +133,47 @@ def _sample_integers(
     return (sampled + offset).view(dtype)
 
 
+def _frame_axes(shape: Sequence[int], size: Sequence[int], frame: int) -> list[tuple[Any, ...]]:
+    """For each axis: start, step, half, middle.
+
+    Output voxel o is at the coordinate start + step * o, and the coordinate x of the input is voxel
+    middle + half * x.
+    """
+    axes: list[tuple[Any, ...]] = []
+    for n, voxels in zip(shape, size, strict=True):
+        middle = (n - 1) / 2
+        if frame == VOXELS:
+            axes.append((0, 1, 1, 0))
+        elif frame == EDGES:
+            axes.append((1 / voxels - 1, 2 / voxels, n / 2, middle))
+        elif voxels > 1:
+            axes.append((-1, 2 / (voxels - 1), middle, middle))
+        else:  # the only voxel of an axis of size one is at its centre
+            axes.append((0, 0, middle, middle))
+    return axes
+
+
+def _reversed(matrix: Tensor) -> Tensor:
+    """Matrices (B, d, d + 1) with their axes in the opposite order."""
+    return torch.cat((matrix[..., :-1].flip(2), matrix[..., -1:]), -1).flip(1)
+
+
 def vox_from_frame(matrix: Tensor, shape: Sequence[int], size: Sequence[int], frame: int) -> Tensor:
     """The matrices from output voxels to input voxels, (B, d, d + 1) float64, axes in order.
 
-    Linear in ``matrix``, which maps coordinates of ``frame``.
+    ``matrix`` maps coordinates of ``frame``.
     """
     matrix = matrix.to(torch.float64)
     if frame == VOXELS:
         return matrix
-    matrix = torch.cat((matrix[..., :-1].flip(2), matrix[..., -1:]), -1).flip(1)
-    rows = []
-    for a, n in enumerate(shape):
-        middle = (n - 1) / 2
-        half = middle if frame == CENTRES else n / 2
-        base, columns = torch.zeros_like(matrix[:, 0, 0]), []
-        for d, voxels in enumerate(size):
-            if frame == EDGES:
-                start, step = 1 / voxels - 1, 2 / voxels
-            else:  # the only voxel of an axis of size one is at its centre
-                start, step = (-1, 2 / (voxels - 1)) if voxels > 1 else (0, 0)
+    matrix, rows = _reversed(matrix), []
+    axes = _frame_axes(shape, size, frame)
+    for a, (_, _, half, middle) in enumerate(axes):
+        base = torch.zeros_like(matrix[:, 0, 0])
+        for d, (start, _, _, _) in enumerate(axes):
             base = base + matrix[:, a, d] * start
-            columns.append(matrix[:, a, d] * step * half)
-        rows.append(torch.stack((*columns, (base + matrix[:, a, -1]) * half + middle), -1))
+        row = [matrix[:, a, d] * step * half for d, (_, step, _, _) in enumerate(axes)]
+        rows.append(torch.stack((*row, (base + matrix[:, a, -1]) * half + middle), -1))
     return torch.stack(rows, 1)
 
 
@@ -247,32 +266,31 @@ def _reference_backward(
 ) -> tuple[Tensor, Tensor]:
     (batch, channels), size, dtype = images.shape[:2], grad.shape[2:], images.dtype
     grad, images = upcast(grad), upcast(images)
-    given = matrix
-
-    def vox_from_given(matrix: Tensor) -> Tensor:
-        return vox_from_frame(matrix, images.shape[2:], size, frame).expand(batch, -1, -1)
-
-    matrix = vox_from_given(given)
+    voxel_matrix = vox_from_frame(matrix, images.shape[2:], size, frame).expand(batch, -1, -1)
     linear = mode == LINEAR
     grad_images = torch.zeros_like(images.flatten(2))
     grad_x = torch.zeros(batch, len(size), *size, dtype=torch.float64, device=grad.device)
-    for flat, weight, slopes, inside, _ in _corners(images, matrix, size, mode, border):
+    for flat, weight, slopes, inside, _ in _corners(images, voxel_matrix, size, mode, border):
         index = flat.flatten(1)[:, None].expand(-1, channels, -1)
         grad_corner = grad * weight[:, None].to(grad.dtype) if linear else grad
         grad_corner = torch.where(inside[:, None], grad_corner, 0)
         grad_images.scatter_add_(2, index, grad_corner.flatten(2))
         values = images.flatten(2).gather(2, index).view(grad.shape)
         grad_x += torch.where(inside[:, None], values * grad, 0).sum(1, keepdim=True) * slopes
-    grad_matrix = torch.zeros_like(matrix)
+    grad_matrix = torch.zeros(batch, *matrix.shape[1:], dtype=grad_x.dtype, device=grad.device)
     if for_matrix and linear:
-        grad_matrix[..., -1] = grad_x.flatten(2).sum(-1)
-        for a, s in enumerate(size):
-            voxel = torch.arange(s, dtype=grad_x.dtype, device=grad_x.device)
-            voxel = voxel.view(*(s if d == a else 1 for d in range(len(size))))
-            grad_matrix[..., a] = (grad_x * voxel).flatten(2).sum(-1)
+        axes = _frame_axes(images.shape[2:], size, frame)
+        for a, (_, _, half, _) in enumerate(axes):
+            grad_matrix[:, a, -1] = half * grad_x[:, a].flatten(1).sum(-1)
+            for d, (start, step, _, _) in enumerate(axes):
+                at = torch.arange(size[d], dtype=grad_x.dtype, device=grad_x.device) * step + start
+                at = at.view(*(-1 if axis == d else 1 for axis in range(len(size))))
+                grad_matrix[:, a, d] = half * (grad_x[:, a] * at).flatten(1).sum(-1)
+    grad_matrix = grad_matrix if frame == VOXELS else _reversed(grad_matrix)
+    if matrix.shape[0] != batch:
+        grad_matrix = grad_matrix.sum(0, keepdim=True)
     grad_images = grad_images.view(images.shape) if for_images else images.new_empty(0)
-    (grad_given,) = torch.func.vjp(vox_from_given, given)[1](grad_matrix)
-    return grad_images.to(dtype), grad_given
+    return grad_images.to(dtype), grad_matrix.to(matrix.dtype)
 
 
 def _backward(inputs: Any, outputs: None, grad: Tensor, needs_input_grad: Any) -> Any:

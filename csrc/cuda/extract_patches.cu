@@ -52,8 +52,8 @@ template <class From, class To>
 __global__ void __launch_bounds__(kThreads)
     extract_patches(ExtractPatches call, PatchShape shape, Chunks chunks, To fill) {
   using Real = std::conditional_t<needs_double<From> || needs_double<To>, double, float>;
-  // Other values are unchanged by a cast to and fro.
-  constexpr bool copies = std::is_same_v<From, To> && !is_floating<From> && sizeof(From) == 8;
+  // Integers that are copied stay exact, also where no float represents them.
+  constexpr bool copies = std::is_same_v<From, To> && !is_floating<From>;
   constexpr int N = kVoxels<To>;
   for (int64_t s = blockIdx.x; s < chunks.total; s += gridDim.x) {
     const Chunk chunk(chunks, s);

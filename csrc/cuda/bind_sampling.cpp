@@ -15,11 +15,12 @@ Tensor contract_axis(const Tensor& values_any, const Tensor& weights_any) {
   require_all_double(op, weights, weights);
   const int64_t O = values.size(0), n = values.size(1), I = values.size(2), M = weights.size(0);
   Tensor nonzero = new_empty(values, {M, 2}, ScalarType::Long);
+  Tensor rounded = new_empty(values, {M, n});
   Tensor out = new_empty(values, {O, M, I});
-  device.launch(
-      op, cmrfast_contract_axis,
-      ContractAxis{O, n, I, M, values.const_data_ptr(), read<double>(weights),
-                   computing_dtype(op, values), write<int64_t>(nonzero), out.mutable_data_ptr()});
+  device.launch(op, cmrfast_contract_axis,
+                ContractAxis{O, n, I, M, values.const_data_ptr(), read<double>(weights),
+                             computing_dtype(op, values), write<int64_t>(nonzero),
+                             rounded.mutable_data_ptr(), out.mutable_data_ptr()});
   return out;
 }
 

@@ -110,6 +110,7 @@ struct ContractAxis {
   const double* weights;
   Dtype dtype;
   int64_t* nonzero;  // scratch (M, 2): begin and end of the nonzero weights
+  void* rounded;     // scratch (M, n): the weights in the dtype of the values
   void* out;
 };
 

@@ -64,18 +64,20 @@ def _entry(
     FRAME: tl.constexpr, AXES: tl.constexpr,
 ):  # fmt: skip
     """An entry of the matrix from output voxels to input voxels."""
-    entry = tl.load(matrix_ptr + _entry_index(axis, column, FRAME, AXES)).to(tl.float64)
-    if FRAME == _VOXELS:
-        return entry
-    _, _, half, middle = _frame(shape[axis], size[axis], FRAME)
-    if column < 3:
-        _, step, _, _ = _frame(shape[column], size[column], FRAME)
-        return entry * step * half
-    base = half * 0
-    for c in tl.static_range(3 - AXES, 3):
-        start, _, _, _ = _frame(shape[c], size[c], FRAME)
-        base += tl.load(matrix_ptr + _entry_index(axis, c, FRAME, AXES)).to(tl.float64) * start
-    return (base + entry) * half + middle
+    zero = tl.full((1,), 0, tl.float64)
+    entry = zero + tl.load(matrix_ptr + _entry_index(axis, column, FRAME, AXES))
+    if FRAME != _VOXELS:
+        _, _, half, middle = _frame(shape[axis], size[axis], FRAME)
+        if column < 3:
+            _, step, _, _ = _frame(shape[column], size[column], FRAME)
+            entry = entry * step * half
+        else:
+            base = zero
+            for c in tl.static_range(3 - AXES, 3):
+                start, _, _, _ = _frame(shape[c], size[c], FRAME)
+                base += tl.load(matrix_ptr + _entry_index(axis, c, FRAME, AXES)) * start
+            entry = (base + entry) * half + middle
+    return entry
 
 
 @triton.jit

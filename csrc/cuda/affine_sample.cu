@@ -11,7 +11,7 @@ namespace cmrfast::cuda {
 namespace {
 
 constexpr int kWarps = kThreads / 32;
-constexpr int64_t kChunk = 4 * kThreads;
+constexpr int64_t kChunk = 8 * kThreads;
 
 // Whether positions in units of 2^-32 are exact enough for weights of this type.
 template <class T>
@@ -151,7 +151,8 @@ struct Preimage {
     double determinant = 0;
 #pragma unroll
     for (int d = 0; d < DIMS; ++d) determinant += m(0, d) * cofactor(0, d);
-    const float per_determinant = reciprocal(static_cast<float>(determinant));
+    const bool usable = fabs(determinant) < 1e37;  // of larger numbers, reciprocal() gives 0
+    const float per_determinant = usable ? reciprocal(static_cast<float>(determinant)) : NAN;
 #pragma unroll
     for (int d = 0; d < DIMS; ++d) {
       float rounding = static_cast<float>(grid.size[d]);
@@ -464,15 +465,15 @@ void launch_backward(const AffineSampleBackward& call, void* stream) {
                      voxels);
     }
   }
-  if (call.grad_matrix == nullptr) return;
+  if (call.grad_matrix == nullptr || s.matrices == 0) return;
   const Chunks chunks = grid.chunks(s.B);
   if (chunks.total > 0) {
     CMRFAST_LAUNCH((sum_matrix_gradient<In, DIMS>), blocks_for(chunks.total), threads, stream, call,
                    grid, chunks);
   }
   const auto sum = [&](auto* to) {
-    launch_sum_partials(call.partial, s.matrices, chunks.total / (s.matrices > 0 ? s.matrices : 1),
-                        Grid<DIMS>::entries, 1.0, to, stream);
+    launch_sum_partials(call.partial, s.matrices, chunks.total / s.matrices, Grid<DIMS>::entries,
+                        1.0, to, stream);
   };
   s.matrix_is_double ? sum(static_cast<double*>(call.grad_matrix))
                      : sum(static_cast<float*>(call.grad_matrix));

@@ -131,20 +131,19 @@ struct Plane {
   int right;
 };
 
-template <class T>
+template <class T, int COLUMNS>
 __global__ void __launch_bounds__(kThreads) extract_patches_backward(ExtractPatchesBackward call) {
   const int64_t* size = call.windows.size.n;
   const int64_t C = call.volumes.C, patch_voxels = call.windows.size.voxels();
   for (int64_t v = blockIdx.y; v < call.volumes.V; v += gridDim.y) {
     const Volume volume(call.volumes, v);
     if (!volume.valid) continue;
-    const Tiles tiles(volume.shape);
+    const Tiles<COLUMNS> tiles(volume.shape);
     for (int64_t n = blockIdx.x; n < tiles.total * C; n += gridDim.x) {
-      const auto c =
-          static_cast<int64_t>(static_cast<unsigned>(n) / static_cast<unsigned>(tiles.total));
-      const Tile tile(tiles, n - c * tiles.total);
+      const int64_t c = n / tiles.total;
+      const Tile<COLUMNS> tile(tiles, n - c * tiles.total);
       const T* grad = static_cast<const T*>(call.grad) + c * patch_voxels;
-      T sum[kTileRows][kTileColumns] = {};
+      T sum[Tiles<COLUMNS>::kRows][COLUMNS] = {};
       for_each_window_over(
           tile, volume.shape, v, call.windows, call.lists,
           [&](int64_t p, int i) {
@@ -155,10 +154,10 @@ __global__ void __launch_bounds__(kThreads) extract_patches_backward(ExtractPatc
             const T* origin = grad + p * C * patch_voxels + (pi * size[1] + pj) * size[2] + pk;
             return Plane<T>{origin, window.flip[1] ? -size[2] : size[2], window.flip[2] ? -1 : 1};
           },
-          [&](const Plane<T>& plane, int j, int k, int r, const bool (&inside)[kTileColumns]) {
+          [&](const Plane<T>& plane, int j, int k, int r, const bool (&inside)[COLUMNS]) {
             const T* row = plane.origin + j * plane.down + k * plane.right;
 #pragma unroll
-            for (int q = 0; q < kTileColumns; ++q) {
+            for (int q = 0; q < COLUMNS; ++q) {
               if (inside[q]) sum[r][q] += row[32 * q * plane.right];
             }
           });
@@ -196,11 +195,16 @@ const char* cmrfast_extract_patches_backward(const ExtractPatchesBackward& call,
   if (volumes.V * volumes.C * volumes.numel == 0) return nullptr;
   list_windows(call.windows, volumes, call.lists, stream);
   // The shapes are in device memory; blocks stride, so the grid needs only their mean.
-  const int64_t tile = kTileHeight * 32 * kTileColumns;
+  constexpr int64_t tile = kThreads * kTileVoxels;
   dim3 grid = blocks_for(ceil_div(volumes.numel, tile * volumes.V));
   grid.y = static_cast<unsigned>(smaller(volumes.V, 65535));
-  with_real(call.dtype, [&](auto zero) {
-    CMRFAST_LAUNCH(extract_patches_backward<decltype(zero)>, grid, dim3(kThreads), stream, call);
+  // Volumes are seldom narrow where the windows on them are not.
+  with_columns(call.windows.size.n[2], [&](auto columns) {
+    constexpr int COLUMNS = decltype(columns)::value;
+    with_real(call.dtype, [&](auto zero) {
+      CMRFAST_LAUNCH((extract_patches_backward<decltype(zero), COLUMNS>), grid, dim3(kThreads),
+                     stream, call);
+    });
   });
   return launch_error();
 }

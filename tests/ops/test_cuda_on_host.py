@@ -132,7 +132,9 @@ def scattered(count, shape, size):
 
 
 @pytest.mark.parametrize(
-    ("shape", "size"), [((70, 37, 131), (3, 9, 11)), ((2200, 131), (40, 11))], ids=["3-D", "2-D"]
+    ("shape", "size"),
+    [((70, 37, 131), (3, 9, 11)), ((66, 150, 9), (7, 9, 5)), ((8300, 131), (40, 41))],
+    ids=["3-D", "narrow", "2-D"],
 )
 def test_many_windows_on_many_tiles_and_slabs(kernels, shape, size):
     start = scattered(300, shape, size)

@@ -195,12 +195,12 @@ const char* cmrfast_extract_patches_backward(const ExtractPatchesBackward& call,
   if (volumes.V * volumes.C * volumes.numel == 0) return nullptr;
   list_windows(call.windows, volumes, call.lists, stream);
   // The shapes are in device memory; blocks stride, so the grid needs only their mean.
-  constexpr int64_t tile = kThreads * kTileVoxels;
-  dim3 grid = blocks_for(ceil_div(volumes.numel, tile * volumes.V));
-  grid.y = static_cast<unsigned>(smaller(volumes.V, 65535));
   // Volumes are seldom narrow where the windows on them are not.
   with_columns(call.windows.size.n[2], [&](auto columns) {
     constexpr int COLUMNS = decltype(columns)::value;
+    constexpr int64_t tile = Tiles<COLUMNS>::kHeight * Tiles<COLUMNS>::kWidth;
+    dim3 grid = blocks_for(ceil_div(volumes.numel, tile * volumes.V));
+    grid.y = static_cast<unsigned>(smaller(volumes.V, 65535));
     with_real(call.dtype, [&](auto zero) {
       CMRFAST_LAUNCH((extract_patches_backward<decltype(zero), COLUMNS>), grid, dim3(kThreads),
                      stream, call);

@@ -44,7 +44,7 @@ struct SlabLists {
 
 // Slabs of a volume, at most; a slab has a multiple of this of planes, or in 2-D of rows.
 constexpr int kSlabs = 64;
-CMRFAST_HOST_DEVICE constexpr int64_t slab_unit(int64_t dims) { return dims == 2 ? 128 : 1; }
+CMRFAST_HOST_DEVICE constexpr int64_t slab_unit(int64_t dims) { return dims == 2 ? 64 : 1; }
 
 // Slabs that a window may overlap.
 CMRFAST_HOST_DEVICE inline int64_t most_slabs(const Box& size, int64_t dims) {

@@ -14,7 +14,7 @@ struct Plane {
 };
 
 template <class T, int COLUMNS, bool MEAN, bool WEIGHTED>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     merge_patches(MergePatches call, Tiles<COLUMNS> tiles, Divisor per_channel) {
   constexpr int rows = Tiles<COLUMNS>::kRows;
   const int64_t* size = call.windows.size.n;

@@ -11,6 +11,12 @@
 
 namespace cmrfast::cuda {
 
+constexpr int kWarps = kThreads / 32;
+
+// Whether positions in units of 2^-32 are exact enough for weights of this type.
+template <class T>
+constexpr bool kUnitsSuffice = std::is_same_v<T, float>;
+
 template <int DIMS>
 struct Grid {
   static constexpr int entries = DIMS * (DIMS + 1);

@@ -27,14 +27,11 @@ __device__ inline int64_t volume_of(const Windows& windows, int64_t p) {
   return windows.index == nullptr ? 0 : windows.index[p];
 }
 
-// Voxels of a thread in a tile.
-constexpr int kTileVoxels = 16;
-
 // Tiles of one plane of a volume each, one per block: a thread has kRows rows and COLUMNS voxels of
 // each, 32 apart, so that the lanes of a warp are neighbours. Narrow volumes take one column.
 template <int COLUMNS>
 struct Tiles {
-  static constexpr int kRows = kTileVoxels / COLUMNS, kHeight = kRows * kThreads / 32;
+  static constexpr int kRows = COLUMNS == 1 ? 8 : 4, kHeight = kRows * kThreads / 32;
   static constexpr int kWidth = 32 * COLUMNS;
 
   unsigned rows, columns;  // of tiles in a plane

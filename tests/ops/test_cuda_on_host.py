@@ -195,6 +195,12 @@ def test_a_wrong_argument_is_refused_by_name(kernels):
         kernels.affine_sample(
             torch.ones(1, 1, 4, 4).int(), torch.zeros(1, 2, 3).double(), (2, 2), 0, 0, 0, 0.0
         )
+    with pytest.raises(RuntimeError, match="vox_from_vox: affines must be \\(4, 4\\), axes 2 or 3"):
+        kernels.vox_from_vox(torch.eye(3), torch.eye(4), 3)
+    mask, table = torch.ones(4, dtype=torch.bool), torch.tensor([[0, 2, 2]])
+    start = torch.zeros(1, 2, dtype=torch.int64)
+    with pytest.raises(RuntimeError, match="volumes have a table or one shape"):
+        kernels.window_counts(mask, table, (2, 2), start, start[:0, 0], (1, 1))
     with pytest.raises(RuntimeError, match="contract_axis: values must be float32 or float64"):
         kernels.contract_axis(torch.ones(1, 2, 3).half(), torch.ones(4, 2).double())
 

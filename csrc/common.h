@@ -47,9 +47,16 @@ inline std::vector<int64_t> concat(std::initializer_list<int64_t> leading,
   return shape;
 }
 
-// The volumes that a table (V, 1 + dims) describes.
-inline Volumes volumes_of(const Tensor& table, int64_t channels, int64_t numel) {
-  return {read<int64_t>(table), table.size(0), channels, table.size(1) - 1, numel};
+// The volumes that a table (V, 1 + dims) describes or, if it is empty, those of one shape.
+inline Volumes volumes_of(const Tensor& table, torch::headeronly::IntHeaderOnlyArrayRef shape,
+                          int64_t channels, int64_t numel) {
+  const int64_t dims = table.size(1) - 1;
+  if (shape.empty()) return {read<int64_t>(table), table.size(0), channels, dims, numel, {}};
+  STD_TORCH_CHECK(static_cast<int64_t>(shape.size()) == dims && table.size(0) == 0,
+                  "volumes have a table or one shape");
+  const Box box = box_of(shape.data(), dims);
+  const int64_t each = channels * box.voxels();
+  return {nullptr, each > 0 ? numel / each : 0, channels, dims, numel, box};
 }
 
 // Calls body(T{}) with T = float or double; `what` names the op and its argument.

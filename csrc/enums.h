@@ -13,6 +13,10 @@ enum class Mode : int32_t { kLinear = 0, kNearestEven = 1, kNearestUp = 2 };
 // beyond the outer centres and then the fill value.
 enum class Border : int32_t { kZeros = 0, kClamp = 1, kClampHalf = 2 };
 
+// What a matrix maps to input positions: voxels, or coordinates from -1 to 1 with the last axis
+// first, measured between the outer edges or between the centres of the outer voxels.
+enum class Frame : int32_t { kVoxels = 0, kEdges = 1, kCentres = 2 };
+
 // What turns logits into probabilities.
 enum class Activation : int32_t { kSoftmax = 0, kSigmoid = 1, kNone = 2 };
 

@@ -30,10 +30,11 @@ inline Box box_of(const int64_t* sizes, int64_t dims) {
 }
 
 // Volumes of C channels in a buffer of `numel` voxels: row v of the table (V, 1 + dims) holds the
-// offset and the shape of volume v.
+// offset and the shape of volume v. Without a table they are all of one shape, one after the other.
 struct Volumes {
   const int64_t* table;
   int64_t V, C, dims, numel;
+  Box shape;
 };
 
 // One of them. `valid` is false if the table has no such row or if the row reaches beyond the
@@ -46,6 +47,12 @@ struct Volume {
   CMRFAST_HOST_DEVICE Volume(const Volumes& volumes, int64_t v)
       : offset(0), shape{{1, 1, 1}}, valid(false) {
     if (v < 0 || v >= volumes.V) return;
+    if (volumes.table == nullptr) {
+      shape = volumes.shape;
+      offset = v * volumes.C * shape.voxels();
+      valid = true;
+      return;
+    }
     const int64_t* row = volumes.table + v * (volumes.dims + 1);
     offset = row[0];
 #pragma unroll

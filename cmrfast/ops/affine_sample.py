@@ -18,6 +18,9 @@ _PADDINGS = ("zeros", "border")
 # go half up, and a border that is clamped for half a voxel before the fill value begins.
 LINEAR, NEAREST_EVEN, NEAREST_UP = range(3)
 ZEROS, CLAMP, CLAMP_HALF = range(3)
+# What a matrix maps to input positions: voxels, or coordinates from -1 to 1 between the outer edges
+# (``align_corners=False``) or the centres of the outer voxels, the last axis first.
+VOXELS, EDGES, CENTRES = range(3)
 
 
 def affine_sample(
@@ -59,8 +62,8 @@ def affine_sample(
             raise ValueError(
                 f"affine_sample: {name} must be one of {', '.join(options)}; got {value!r}"
             )
-    matrix = vox_from_theta(theta, images.shape[2:], size, align_corners)
-    return sample(images, matrix, size, _MODES.index(mode), _PADDINGS.index(padding))
+    frame = CENTRES if align_corners else EDGES
+    return sample(images, theta, size, frame, _MODES.index(mode), _PADDINGS.index(padding))
 
 
 def check_images(op: str, images: Tensor, theta: Tensor) -> int:
@@ -84,36 +87,25 @@ def check_images(op: str, images: Tensor, theta: Tensor) -> int:
     return axes
 
 
-def vox_from_theta(
-    theta: Tensor, shape: Sequence[int], size: Sequence[int], align_corners: bool
-) -> Tensor:
-    """The matrices from output voxels to input voxels, (B, d, d + 1) float64, axes in order."""
-    one = torch.ones((), dtype=torch.float64, device=theta.device)
-    n_in, n_out = torch.stack([one * n for n in shape]), torch.stack([one * n for n in size])
-    theta = theta.to(torch.float64).flip(1)
-    linear, offset = theta[..., :-1].flip(2), theta[..., -1]
-    if align_corners:  # the only voxel of an axis of size one is at its centre
-        start, step = torch.where(n_out > 1, -1.0, 0.0), 2 / (n_out - 1).clamp(min=1)
-        step = torch.where(n_out > 1, step, 0.0)
-        half, zero = (n_in - 1) / 2, (n_in - 1) / 2
-    else:
-        start, step = 1 / n_out - 1, 2 / n_out
-        half, zero = n_in / 2, (n_in - 1) / 2
-    base = ((linear * start).sum(-1) + offset) * half + zero
-    return torch.cat((linear * step * half[:, None], base[..., None]), -1)
-
-
 def sample(
-    images: Tensor, matrix: Tensor, size: Sequence[int], mode: int, border: int, fill: float = 0
+    images: Tensor,
+    matrix: Tensor,
+    size: Sequence[int],
+    frame: int,
+    mode: int,
+    border: int,
+    fill: float = 0,
 ) -> Tensor:
-    """Images at the voxel positions ``matrix @ (output voxel, 1)``, in the images' dtype."""
-    matrix = matrix.expand(images.shape[0], -1, -1)
-    dtype = images.dtype
+    """Images at the positions ``matrix @ (output position, 1)``, in the images' dtype.
+
+    The matrix, (B or 1, d, d + 1), maps coordinates of ``frame``.
+    """
+    matrix, dtype = upcast(matrix), images.dtype
     if not dtype.is_floating_point:
-        return _sample_integers(images, matrix, size, mode, border, int(fill))
+        return _sample_integers(images, matrix, size, frame, mode, border, int(fill))
     if mode == LINEAR:
         images = affine_sample_op.upcast(images)
-    sampled: Tensor = affine_sample_op(images, matrix, size, mode, border, fill)
+    sampled: Tensor = affine_sample_op(images, matrix, size, frame, mode, border, fill)
     return sampled.to(dtype)
 
 
@@ -121,7 +113,13 @@ _SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: t
 
 
 def _sample_integers(
-    images: Tensor, matrix: Tensor, size: Sequence[int], mode: int, border: int, fill: int
+    images: Tensor,
+    matrix: Tensor,
+    size: Sequence[int],
+    frame: int,
+    mode: int,
+    border: int,
+    fill: int,
 ) -> Tensor:
     """Nearest voxels, bit by bit: PyTorch does little in unsigned dtypes beside uint8."""
     dtype = images.dtype
@@ -130,9 +128,53 @@ def _sample_integers(
     fill = (fill - limits.min) % 2**limits.bits + limits.min  # the signed integer of these bits
     offset = fill if abs(fill) > 2**53 else 0  # the op's fill is a double; sums wrap around
     sampled: Tensor = affine_sample_op(
-        images - offset, matrix, size, mode, border, float(fill - offset)
+        images - offset, matrix, size, frame, mode, border, float(fill - offset)
     )
     return (sampled + offset).view(dtype)
+
+
+def _frame_axes(shape: Sequence[int], size: Sequence[int], frame: int) -> list[tuple[Any, ...]]:
+    """For each axis: start, step, half, middle.
+
+    Output voxel o is at the coordinate start + step * o, and the coordinate x of the input is voxel
+    middle + half * x.
+    """
+    axes: list[tuple[Any, ...]] = []
+    for n, voxels in zip(shape, size, strict=True):
+        middle = (n - 1) / 2
+        if frame == VOXELS:
+            axes.append((0, 1, 1, 0))
+        elif frame == EDGES:
+            axes.append((1 / voxels - 1, 2 / voxels, n / 2, middle))
+        elif voxels > 1:
+            axes.append((-1, 2 / (voxels - 1), middle, middle))
+        else:  # the only voxel of an axis of size one is at its centre
+            axes.append((0, 0, middle, middle))
+    return axes
+
+
+def _reversed(matrix: Tensor) -> Tensor:
+    """Matrices (B, d, d + 1) with their axes in the opposite order."""
+    return torch.cat((matrix[..., :-1].flip(2), matrix[..., -1:]), -1).flip(1)
+
+
+def vox_from_frame(matrix: Tensor, shape: Sequence[int], size: Sequence[int], frame: int) -> Tensor:
+    """The matrices from output voxels to input voxels, (B, d, d + 1) float64, axes in order.
+
+    ``matrix`` maps coordinates of ``frame``.
+    """
+    matrix = matrix.to(torch.float64)
+    if frame == VOXELS:
+        return matrix
+    matrix, rows = _reversed(matrix), []
+    axes = _frame_axes(shape, size, frame)
+    for a, (_, _, half, middle) in enumerate(axes):
+        base = torch.zeros_like(matrix[:, 0, 0])
+        for d, (start, _, _, _) in enumerate(axes):
+            base = base + matrix[:, a, d] * start
+        row = [matrix[:, a, d] * step * half for d, (_, step, _, _) in enumerate(axes)]
+        rows.append(torch.stack((*row, (base + matrix[:, a, -1]) * half + middle), -1))
+    return torch.stack(rows, 1)
 
 
 def _positions(matrix: Tensor, size: Sequence[int]) -> Tensor:
@@ -187,9 +229,16 @@ def _corners(images: Tensor, matrix: Tensor, size: Sequence[int], mode: int, bor
 
 
 def _reference(
-    images: Tensor, matrix: Tensor, size: Sequence[int], mode: int, border: int, fill: float
+    images: Tensor,
+    matrix: Tensor,
+    size: Sequence[int],
+    frame: int,
+    mode: int,
+    border: int,
+    fill: float,
 ) -> Tensor:
     batch, channels = images.shape[:2]
+    matrix = vox_from_frame(matrix, images.shape[2:], size, frame).expand(batch, -1, -1)
     linear = mode == LINEAR
     flat_images = (upcast(images) if linear else images).flatten(2)
     out: Any = 0
@@ -209,6 +258,7 @@ def _reference_backward(
     grad: Tensor,
     images: Tensor,
     matrix: Tensor,
+    frame: int,
     mode: int,
     border: int,
     for_images: bool,
@@ -216,37 +266,43 @@ def _reference_backward(
 ) -> tuple[Tensor, Tensor]:
     (batch, channels), size, dtype = images.shape[:2], grad.shape[2:], images.dtype
     grad, images = upcast(grad), upcast(images)
+    voxel_matrix = vox_from_frame(matrix, images.shape[2:], size, frame).expand(batch, -1, -1)
     linear = mode == LINEAR
     grad_images = torch.zeros_like(images.flatten(2))
     grad_x = torch.zeros(batch, len(size), *size, dtype=torch.float64, device=grad.device)
-    for flat, weight, slopes, inside, _ in _corners(images, matrix, size, mode, border):
+    for flat, weight, slopes, inside, _ in _corners(images, voxel_matrix, size, mode, border):
         index = flat.flatten(1)[:, None].expand(-1, channels, -1)
         grad_corner = grad * weight[:, None].to(grad.dtype) if linear else grad
         grad_corner = torch.where(inside[:, None], grad_corner, 0)
         grad_images.scatter_add_(2, index, grad_corner.flatten(2))
         values = images.flatten(2).gather(2, index).view(grad.shape)
         grad_x += torch.where(inside[:, None], values * grad, 0).sum(1, keepdim=True) * slopes
-    grad_matrix = torch.zeros_like(matrix)
+    grad_matrix = torch.zeros(batch, *matrix.shape[1:], dtype=grad_x.dtype, device=grad.device)
     if for_matrix and linear:
-        grad_matrix[..., -1] = grad_x.flatten(2).sum(-1)
-        for a, s in enumerate(size):
-            voxel = torch.arange(s, dtype=grad_x.dtype, device=grad_x.device)
-            voxel = voxel.view(*(s if d == a else 1 for d in range(len(size))))
-            grad_matrix[..., a] = (grad_x * voxel).flatten(2).sum(-1)
+        axes = _frame_axes(images.shape[2:], size, frame)
+        for a, (_, _, half, _) in enumerate(axes):
+            grad_matrix[:, a, -1] = half * grad_x[:, a].flatten(1).sum(-1)
+            for d, (start, step, _, _) in enumerate(axes):
+                at = torch.arange(size[d], dtype=grad_x.dtype, device=grad_x.device) * step + start
+                at = at.view(*(-1 if axis == d else 1 for axis in range(len(size))))
+                grad_matrix[:, a, d] = half * (grad_x[:, a] * at).flatten(1).sum(-1)
+    grad_matrix = grad_matrix if frame == VOXELS else _reversed(grad_matrix)
+    if matrix.shape[0] != batch:
+        grad_matrix = grad_matrix.sum(0, keepdim=True)
     grad_images = grad_images.view(images.shape) if for_images else images.new_empty(0)
-    return grad_images.to(dtype), grad_matrix
+    return grad_images.to(dtype), grad_matrix.to(matrix.dtype)
 
 
 def _backward(inputs: Any, outputs: None, grad: Tensor, needs_input_grad: Any) -> Any:
-    images, matrix, _, mode, border, _ = inputs
+    images, matrix, _, frame, mode, border, _ = inputs
     op = affine_sample_backward
     grad_images, grad_matrix = op(
-        op.upcast(grad), op.upcast(images), matrix, mode, border, *needs_input_grad[:2]
+        op.upcast(grad), op.upcast(images), matrix, frame, mode, border, *needs_input_grad[:2]
     )
     return (
         grad_images.to(images.dtype) if needs_input_grad[0] else None,
         grad_matrix if needs_input_grad[1] else None,
-        *(None,) * 4,
+        *(None,) * 5,
     )
 
 
@@ -254,8 +310,8 @@ def _backward(inputs: Any, outputs: None, grad: Tensor, needs_input_grad: Any) -
 _PUBLIC = ("affine_sample", "warp_pair", "resample")
 
 affine_sample_op = define(
-    "affine_sample(Tensor images, Tensor matrix, SymInt[] size, int mode, int border, float fill)"
-    " -> Tensor",
+    "affine_sample(Tensor images, Tensor matrix, SymInt[] size, int frame, int mode, int border,"
+    " float fill) -> Tensor",
     reference=_reference,
     fake=lambda images, matrix, size, *_: images.new_empty(*images.shape[:2], *size),
     backward=_backward,
@@ -264,10 +320,10 @@ affine_sample_op = define(
 )
 
 affine_sample_backward = define(
-    "affine_sample_backward(Tensor grad, Tensor images, Tensor matrix, int mode, int border,"
-    " bool for_images, bool for_matrix) -> (Tensor, Tensor)",
+    "affine_sample_backward(Tensor grad, Tensor images, Tensor matrix, int frame, int mode,"
+    " int border, bool for_images, bool for_matrix) -> (Tensor, Tensor)",
     reference=_reference_backward,
-    fake=lambda grad, images, matrix, mode, border, for_images, for_matrix: (
+    fake=lambda grad, images, matrix, frame, mode, border, for_images, for_matrix: (
         images.new_empty(images.shape if for_images else (0,)),
         matrix.new_empty(matrix.shape),
     ),

@@ -17,7 +17,7 @@ from cmrfast.ops._check import (
     values_readable,
 )
 from cmrfast.ops._op import define
-from cmrfast.ops.volume_store import Packed, VolumeStore
+from cmrfast.ops.volume_store import Packed, VolumeStore, full_table
 
 
 def extract_patches(
@@ -85,11 +85,12 @@ def extract_patches(
     patches: Tensor = extract_patches_op(
         packed.buffer,
         packed.table,
+        packed.shape,
         start_vox,
         index,
         flips,
-        _per_channel("shift", 0.0 if shift is None else shift, packed),
-        _per_channel("scale", 1.0 if scale is None else scale, packed),
+        _per_channel("shift", shift, packed),
+        _per_channel("scale", scale, packed),
         packed.channels,
         size,
         float(fill),
@@ -101,10 +102,10 @@ def extract_patches(
 def window_volumes(
     op: str, volume_index: Tensor | None, start_vox: Tensor, packed: Packed
 ) -> Tensor:
-    """The volume of each window, checked where values are readable."""
+    """The volume of each window, checked where values are readable; empty for the first."""
     count = start_vox.shape[0]
     if volume_index is None:
-        return torch.zeros(count, dtype=torch.int64, device=start_vox.device)
+        return start_vox.new_empty(0)
     require_integer(op, "volume_index", volume_index)
     if volume_index.shape != (count,):
         raise ValueError(
@@ -121,9 +122,11 @@ def window_volumes(
     return volume_index.long()
 
 
-def _per_channel(name: str, value: float | Tensor, packed: Packed) -> Tensor:
-    """Expand a number, (C,) or (V, C) to (V, C) float64."""
+def _per_channel(name: str, value: float | Tensor | None, packed: Packed) -> Tensor:
+    """Expand a number, (C,) or (V, C) to (V, C) float64; empty for the default."""
     shape, device = (packed.count, packed.channels), packed.buffer.device
+    if value is None:
+        return torch.empty(0, dtype=torch.float64, device=device)
     if not isinstance(value, Tensor):
         if not isinstance(value, int | float):
             raise TypeError(
@@ -158,6 +161,16 @@ def needs_double(dtype: torch.dtype) -> bool:
     return dtype in (torch.float64, torch.int32, torch.int64, torch.uint32, torch.uint64)
 
 
+def given_or(value: float, numbers: Tensor, table: Tensor, channels: int) -> Tensor:
+    """Numbers (V, C) of the volumes in a table; all ``value`` if they are empty."""
+    return numbers if numbers.numel() else numbers.new_full((len(table), channels), value)
+
+
+def given_volumes(index: Tensor, start_vox: Tensor) -> Tensor:
+    """The volume of each window; the first if the index is empty."""
+    return index if len(index) else index.new_zeros(len(start_vox))
+
+
 def _window_index(
     table: Tensor,
     start_vox: Tensor,
@@ -168,6 +181,7 @@ def _window_index(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Buffer index of every patch voxel (P, C, *size), whether it is inside, the volume (P,)."""
     axes, count = len(size), start_vox.shape[0]
+    index = given_volumes(index, start_vox)
     valid = (index >= 0) & (index < len(table))
     volume = torch.where(valid, index, 0)
     entry = table[volume] if len(table) else table.new_zeros(count, 1 + axes)
@@ -190,6 +204,7 @@ def _window_index(
 def _reference(
     buffer: Tensor,
     table: Tensor,
+    shape: Sequence[int],
     start_vox: Tensor,
     index: Tensor,
     flips: Tensor,
@@ -200,6 +215,8 @@ def _reference(
     fill: float,
     dtype: torch.dtype,
 ) -> Tensor:
+    table = full_table(table, shape, channels, buffer.numel())
+    shift, scale = given_or(0, shift, table, channels), given_or(1, scale, table, channels)
     flat, inside, volume = _window_index(table, start_vox, index, flips, channels, size)
     real = torch.float64 if needs_double(buffer.dtype) or needs_double(dtype) else torch.float32
     view = (-1, channels, *[1] * len(size))
@@ -217,6 +234,7 @@ def _reference(
 def _reference_backward(
     grad: Tensor,
     table: Tensor,
+    shape: Sequence[int],
     start_vox: Tensor,
     index: Tensor,
     flips: Tensor,
@@ -224,6 +242,8 @@ def _reference_backward(
     numel: int,
 ) -> Tensor:
     channels, size = grad.shape[1], grad.shape[2:]
+    table = full_table(table, shape, channels, numel)
+    scale = given_or(1, scale, table, channels)
     flat, inside, volume = _window_index(table, start_vox, index, flips, channels, size)
     if not numel or not len(table):
         return grad.new_zeros(numel)
@@ -233,29 +253,34 @@ def _reference_backward(
 
 
 def _backward(inputs: Any, outputs: None, grad: Tensor, needs_input_grad: Any) -> Any:
-    buffer, table, start_vox, index, flips, _, scale, *_ = inputs
+    buffer, table, shape, start_vox, index, flips, _, scale, *_ = inputs
     grad = grad.to(torch.float64 if buffer.dtype == torch.float64 else torch.float32)
     grad_buffer = extract_patches_backward(
-        grad, table, start_vox, index, flips, scale, buffer.shape[0]
+        grad, table, shape, start_vox, index, flips, scale, buffer.shape[0]
     )
-    return grad_buffer.to(buffer.dtype), *(None,) * 10
+    return grad_buffer.to(buffer.dtype), *(None,) * 11
+
+
+def _fake(
+    buffer: Tensor, table: Tensor, shape: Sequence[int], start_vox: Tensor, *others: Any
+) -> Tensor:
+    channels, size, _, dtype = others[-4:]
+    return buffer.new_empty(start_vox.shape[0], channels, *size, dtype=dtype)
 
 
 extract_patches_op = define(
-    "extract_patches(Tensor buffer, Tensor table, Tensor start_vox, Tensor volume_index,"
-    " Tensor flips, Tensor shift, Tensor scale, SymInt channels, SymInt[] size, float fill,"
-    " ScalarType dtype) -> Tensor",
+    "extract_patches(Tensor buffer, Tensor table, SymInt[] shape, Tensor start_vox,"
+    " Tensor volume_index, Tensor flips, Tensor shift, Tensor scale, SymInt channels,"
+    " SymInt[] size, float fill, ScalarType dtype) -> Tensor",
     reference=_reference,
-    fake=lambda buffer, table, start_vox, index, flips, shift, scale, channels, size, fill, dtype: (
-        buffer.new_empty(start_vox.shape[0], channels, *size, dtype=dtype)
-    ),
+    fake=_fake,
     backward=_backward,
 )
 
 extract_patches_backward = define(
-    "extract_patches_backward(Tensor grad, Tensor table, Tensor start_vox, Tensor volume_index,"
-    " Tensor flips, Tensor scale, SymInt numel) -> Tensor",
+    "extract_patches_backward(Tensor grad, Tensor table, SymInt[] shape, Tensor start_vox,"
+    " Tensor volume_index, Tensor flips, Tensor scale, SymInt numel) -> Tensor",
     reference=_reference_backward,
-    fake=lambda grad, table, start_vox, index, flips, scale, numel: grad.new_empty(numel),
+    fake=lambda grad, *others: grad.new_empty(others[-1]),
     of="extract_patches",
 )

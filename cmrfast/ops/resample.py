@@ -13,10 +13,11 @@ from cmrfast.ops._check import (
     require_floating,
     require_real,
     require_sizes,
+    upcast,
     values_readable,
 )
 from cmrfast.ops._op import define
-from cmrfast.ops.affine_sample import CLAMP_HALF, LINEAR, NEAREST_UP, Mode, sample
+from cmrfast.ops.affine_sample import CLAMP_HALF, LINEAR, NEAREST_UP, VOXELS, Mode, sample
 
 
 def resample(
@@ -84,26 +85,33 @@ def resample(
     if dtype == torch.bool:
         volume, fill = volume.to(torch.uint8), float(bool(fill))
     option = LINEAR if mode == "linear" else NEAREST_UP
-    return sample(volume[None], matrix[None], to_shape, option, CLAMP_HALF, fill)[0].to(dtype)
+    sampled = sample(volume[None], matrix[None], to_shape, VOXELS, option, CLAMP_HALF, fill)
+    return sampled[0].to(dtype)
 
 
 def _vox_from_vox(volume: Tensor, world_from_vox: Tensor, to_world_from_vox: Tensor) -> Tensor:
     """The matrix from voxels of the new grid to voxels of the volume, (d, d + 1) float64."""
-    source, target = (
-        affine.detach().to(volume.device, torch.float64)
-        for affine in (world_from_vox, to_world_from_vox)
-    )
-    if source.device.type == "cpu":
-        vox_from_world, failed = torch.linalg.inv_ex(source)
-    else:  # libraries for linear algebra synchronise, or refuse to be captured in a graph
-        vox_from_world, failed = _inverse(source), None
-    if values_readable(source) and (failed or not source.isfinite().all()):
+    source, target = upcast(world_from_vox.detach()), upcast(to_world_from_vox.detach())
+    if source.device != target.device:
+        source, target = source.to(volume.device), target.to(volume.device)
+    if values_readable(source) and not (
+        source.isfinite().all() and torch.linalg.inv_ex(source.double())[1] == 0
+    ):
         raise ValueError("resample: world_from_vox must be finite and invertible; it is not")
+    matrix: Tensor = vox_from_vox_op(source, target, volume.dim() - 1)
+    return matrix.to(volume.device)
+
+
+def _reference_matrix(source: Tensor, target: Tensor, axes: int) -> Tensor:
+    source, target = source.double(), target.double()
+    if source.device.type == "cpu":
+        vox_from_world, _ = torch.linalg.inv_ex(source)
+    else:  # libraries for linear algebra synchronise, or refuse to be captured in a graph
+        vox_from_world = _inverse(source)
     product = (vox_from_world[:, :, None] * target).sum(1)
     # Below 2^-36 voxels there is only the rounding error of the inverse: without it, ties and
     # borders are where the grids have them, and axis-aligned matrices are recognised.
     product = (product * 2.0**36).round() / 2.0**36
-    axes = volume.dim() - 1
     return torch.cat((product[:axes, :axes], product[:axes, 3:]), 1)
 
 
@@ -155,6 +163,13 @@ def _smooth(volume: Tensor, matrix: Tensor) -> Tensor:
 def _contract_backward(inputs: Any, outputs: None, grad: Tensor, needs_input_grad: Any) -> Any:
     return contract_axis_op(grad, inputs[1].T), None
 
+
+vox_from_vox_op = define(
+    "vox_from_vox(Tensor world_from_vox, Tensor to_world_from_vox, int axes) -> Tensor",
+    reference=_reference_matrix,
+    fake=lambda source, target, axes: source.new_empty(axes, axes + 1, dtype=torch.float64),
+    of=(),  # one small matrix, whose reference is fast enough on a CPU
+)
 
 contract_axis_op = define(
     "contract_axis(Tensor values, Tensor weights) -> Tensor",  # (O, n, I), (M, n) -> (O, M, I)

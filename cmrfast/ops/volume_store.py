@@ -71,8 +71,25 @@ def _table(counts: list[int], shapes: list[tuple[int, ...]], device: torch.devic
     return torch.tensor(rows, dtype=torch.int64, device=device)
 
 
+def full_table(table: Tensor, shape: Sequence[int], channels: int, numel: int) -> Tensor:
+    """The table of volumes with a table, or of those of one shape in ``numel`` voxels."""
+    if not len(shape):
+        return table
+    each = channels * torch.Size(shape).numel()
+    count = numel // each if each else 0
+    columns = [torch.arange(count, device=table.device) * each]
+    columns += [torch.full((count,), n, device=table.device) for n in shape]
+    return torch.stack(columns, 1)
+
+
 class Packed:
-    """The buffer and table that kernels read, from any of the forms that users pass."""
+    """The buffer, and table or shape, that kernels read, from any of the forms that users pass.
+
+    Volumes of one tensor have an empty table and one ``shape``: making a table would take longer
+    than many ops do on a GPU.
+    """
+
+    shape: Sequence[int]
 
     def __init__(self, op: str, volumes: Tensor | Sequence[Tensor] | VolumeStore, axes: int):
         if isinstance(volumes, Tensor):
@@ -84,7 +101,7 @@ class Packed:
                 f"{op}: start_vox must have one column per space axis of the volumes "
                 f"({store.axes}); got {axes}"
             )
-        self.buffer, self.table = store.buffer, store.table
+        self.buffer, self.table, self.shape = store.buffer, store.table, ()
         self.channels, self.count = store.channels, len(store)
 
     def _pack_dense(self, op: str, volumes: Tensor, axes: int) -> None:
@@ -98,7 +115,5 @@ class Packed:
         batch = volumes if volumes.dim() == axes + 2 else volumes[None]
         self.buffer = batch.reshape(-1)
         self.count, self.channels = batch.shape[:2]
-        device, each = volumes.device, batch[0].numel() if self.count else 0
-        columns = [torch.arange(self.count, device=device) * each]
-        columns += [torch.full((self.count,), n, device=device) for n in batch.shape[2:]]
-        self.table = torch.stack(columns, 1)
+        self.shape = batch.shape[2:]
+        self.table = torch.empty(0, 1 + axes, dtype=torch.int64, device=volumes.device)

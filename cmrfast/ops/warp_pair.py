@@ -9,14 +9,7 @@ from cmrfast.ops._check import (
     require_integer,
     require_one_device,
 )
-from cmrfast.ops.affine_sample import (
-    LINEAR,
-    NEAREST_EVEN,
-    ZEROS,
-    check_images,
-    sample,
-    vox_from_theta,
-)
+from cmrfast.ops.affine_sample import EDGES, LINEAR, NEAREST_EVEN, ZEROS, check_images, sample
 
 
 def warp_pair(
@@ -65,8 +58,7 @@ def warp_pair(
         raise TypeError(f"warp_pair: fill_label must be an int; got {kind(fill_label)}")
     require_fill("warp_pair", "fill_label", fill_label, labels.dtype)
     size = tuple(images.shape[2:])
-    matrix = vox_from_theta(theta, size, size, align_corners=False)
-    warped = sample(images, matrix, size, mode=LINEAR, border=ZEROS)
+    warped = sample(images, theta, size, EDGES, LINEAR, ZEROS)
     if gamma is not None:
         require_floating("warp_pair", "gamma", gamma)
         if gamma.dim() != 1 or (len(gamma) != 1 and len(gamma) != len(images)):
@@ -76,5 +68,5 @@ def warp_pair(
         exponent = gamma.view(-1, *[1] * (images.dim() - 1)).to(warped.dtype)
         warped = warped.clamp(min=0) ** exponent
     stack = labels if per_class else labels[:, None]
-    nearest = sample(stack, matrix.detach(), size, mode=NEAREST_EVEN, border=ZEROS, fill=fill_label)
+    nearest = sample(stack, theta.detach(), size, EDGES, NEAREST_EVEN, ZEROS, fill_label)
     return warped, nearest.view(labels.shape)

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from cmrfast.ops._check import require_one_device, require_sizes, require_starts
 from cmrfast.ops._op import define
-from cmrfast.ops.extract_patches import window_volumes
-from cmrfast.ops.volume_store import Packed, VolumeStore
+from cmrfast.ops.extract_patches import given_volumes, window_volumes
+from cmrfast.ops.volume_store import Packed, VolumeStore, full_table
 
 
 def window_counts(
@@ -53,13 +53,20 @@ def window_counts(
     require_one_device("window_counts", mask=packed.buffer, start_vox=start_vox, volume_index=index)
     bits = packed.buffer  # a bool is not compared with 0: that would make an int64 of it first
     bits = bits if bits.dtype == torch.bool else bits != 0
-    counts: Tensor = window_counts_op(bits, packed.table, start_vox, index, size)
+    counts: Tensor = window_counts_op(bits, packed.table, packed.shape, start_vox, index, size)
     return counts
 
 
 def _reference(
-    mask: Tensor, table: Tensor, start_vox: Tensor, index: Tensor, size: Sequence[int]
+    mask: Tensor,
+    table: Tensor,
+    shapes: Sequence[int],
+    start_vox: Tensor,
+    index: Tensor,
+    size: Sequence[int],
 ) -> Tensor:
+    table = full_table(table, shapes, 1, mask.numel())
+    index = given_volumes(index, start_vox)
     counts = start_vox.new_zeros(len(start_vox))
     for v, (offset, *shape) in enumerate(table.tolist()):
         numel = torch.Size(shape).numel()
@@ -79,8 +86,8 @@ def _reference(
 
 
 window_counts_op = define(
-    "window_counts(Tensor mask, Tensor table, Tensor start_vox, Tensor volume_index,"
-    " SymInt[] size) -> Tensor",
+    "window_counts(Tensor mask, Tensor table, SymInt[] shape, Tensor start_vox,"
+    " Tensor volume_index, SymInt[] size) -> Tensor",
     reference=_reference,
-    fake=lambda mask, table, start_vox, *_: start_vox.new_empty(start_vox.shape[0]),
+    fake=lambda mask, table, shape, start_vox, *_: start_vox.new_empty(start_vox.shape[0]),
 )

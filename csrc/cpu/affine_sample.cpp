@@ -9,6 +9,7 @@
 #include <limits>
 #include <vector>
 
+#include "frames.h"
 #include "sampling.h"
 #include "separable.h"
 #include "taps.h"
@@ -123,8 +124,8 @@ void image_gradient(const Tensor& grad, const double* matrix, const Call<DIMS>& 
 
 // The gradient of the matrix: summed over a row, over groups of rows, and over groups in order.
 template <class T, class Index, int DIMS>
-void matrix_gradient(const Tensor& grad, const Tensor& images, const double* matrix,
-                     const Call<DIMS>& call, const Grid<DIMS>& grid, Tensor& out) {
+std::vector<double> matrix_gradient(const Tensor& grad, const Tensor& images, const double* matrix,
+                                    const Call<DIMS>& call, const Grid<DIMS>& grid) {
   constexpr int64_t group = 64;
   constexpr int entries = DIMS * (DIMS + 1);
   const int64_t groups = (grid.rows + group - 1) / group;
@@ -172,39 +173,85 @@ void matrix_gradient(const Tensor& grad, const Tensor& images, const double* mat
       }
     }
   });
+  std::vector<double> sums(static_cast<size_t>(call.B * entries));
   for (int64_t b = 0; b < call.B; ++b) {
     for (int e = 0; e < entries; ++e) {
       double total = 0;
       for (int64_t g = 0; g < groups; ++g) total += partial[(b * groups + g) * entries + e];
-      write<double>(out)[b * entries + e] = total;
+      sums[b * entries + e] = total;
     }
   }
+  return sums;
 }
+
+// The frames of a matrix (B or 1, DIMS, DIMS + 1), float or double, as a matrix for each image from
+// output voxels to input voxels; and the gradient of the former from that of the latter.
+template <int DIMS>
+struct Framed {
+  static constexpr int entries = DIMS * (DIMS + 1);
+  FrameAxes<DIMS> frame;
+  std::vector<double> matrices;
+
+  Framed(const Tensor& given, const Call<DIMS>& call, int64_t frame_option)
+      : frame{static_cast<Frame>(frame_option), {}}, matrices(call.B * entries) {
+    for (int a = 0; a < DIMS; ++a) frame.axis[a] = FrameAxis(frame.frame, call.n[a], call.size[a]);
+    with_real("affine_sample: matrix", given.scalar_type(), [&](auto zero) {
+      using T = decltype(zero);
+      for (int64_t b = 0; b < call.B; ++b) {
+        const T* matrix = read<T>(given) + (given.size(0) == 1 ? 0 : b * entries);
+        for (int e = 0; e < entries; ++e) {
+          matrices[b * entries + e] = frame.voxel_entry(matrix, e / (DIMS + 1), e % (DIMS + 1));
+        }
+      }
+    });
+  }
+
+  void gradient(const std::vector<double>& grads, Tensor& out) const {
+    with_real("affine_sample: matrix", out.scalar_type(), [&](auto zero) {
+      using T = decltype(zero);
+      std::vector<double> sums(out.numel());
+      for (size_t m = 0; m < grads.size(); m += entries) {
+        for (int e = 0; e < entries; ++e) {
+          const int a = e / (DIMS + 1), d = e % (DIMS + 1);
+          double grad = grads[m + e];
+          if (d < DIMS) {
+            grad = grad * frame.axis[d].step + grads[m + e - d + DIMS] * frame.axis[d].start;
+          }
+          sums[(m + frame.index(a, d)) % sums.size()] += grad * frame.axis[a].half;
+        }
+      }
+      std::copy(sums.begin(), sums.end(), write<T>(out));
+    });
+  }
+};
 
 template <class Body>
 void with_dims(const Tensor& images, const Tensor& matrix, const int64_t* size, int64_t mode,
                int64_t border, double fill, const Body& body) {
   const int64_t dims = images.dim() - 2;
-  STD_TORCH_CHECK((dims == 2 || dims == 3) && matrix.scalar_type() == ScalarType::Double &&
-                      matrix.numel() == images.size(0) * dims * (dims + 1),
+  STD_TORCH_CHECK((dims == 2 || dims == 3) && matrix.dim() == 3 && matrix.size(1) == dims &&
+                      matrix.size(2) == dims + 1 &&
+                      (matrix.size(0) == 1 || matrix.size(0) == images.size(0)),
                   "affine_sample: images and matrix do not fit one another");
   if (dims == 2) body(Call<2>(images, size, mode, border, fill));
   if (dims == 3) body(Call<3>(images, size, mode, border, fill));
 }
 
 Tensor affine_sample(const Tensor& images_any, const Tensor& matrix_any,
-                     torch::headeronly::IntHeaderOnlyArrayRef size, int64_t mode, int64_t border,
-                     double fill) {
+                     torch::headeronly::IntHeaderOnlyArrayRef size, int64_t frame, int64_t mode,
+                     int64_t border, double fill) {
   const Tensor images = torch::stable::contiguous(images_any);
-  const Tensor matrix = torch::stable::contiguous(matrix_any);
+  const Tensor given = torch::stable::contiguous(matrix_any);
   Tensor out = fresh(images, concat({images.size(0), images.size(1)}, size), images.scalar_type());
-  with_dims(images, matrix, size.data(), mode, border, fill, [&]<int DIMS>(Call<DIMS> call) {
+  with_dims(images, given, size.data(), mode, border, fill, [&]<int DIMS>(Call<DIMS> call) {
+    const Framed<DIMS> framed(given, call, frame);
+    const double* matrix = framed.matrices.data();
     const auto run = [&](auto fill) {
       using T = decltype(fill);
       if constexpr (DIMS == 3 && std::is_floating_point_v<T>) {
-        if (separable<T>(images, read<double>(matrix), call, out)) return;
+        if (separable<T>(images, matrix, call, out)) return;
       }
-      sample<T, DIMS>(images, read<double>(matrix), call, fill, out);
+      sample<T, DIMS>(images, matrix, call, fill, out);
     };
     switch (images.scalar_type()) {
       case ScalarType::Float:
@@ -240,34 +287,36 @@ Tensor affine_sample(const Tensor& images_any, const Tensor& matrix_any,
 }
 
 std::tuple<Tensor, Tensor> affine_sample_backward(const Tensor& grad_any, const Tensor& images_any,
-                                                  const Tensor& matrix_any, int64_t mode,
-                                                  int64_t border, bool for_images,
+                                                  const Tensor& matrix_any, int64_t frame,
+                                                  int64_t mode, int64_t border, bool for_images,
                                                   bool for_matrix) {
   const Tensor grad = torch::stable::contiguous(grad_any);
   const Tensor images = torch::stable::contiguous(images_any);
-  const Tensor matrix = torch::stable::contiguous(matrix_any);
+  const Tensor given = torch::stable::contiguous(matrix_any);
   Tensor grad_images = for_images ? torch::stable::new_zeros(images, images.sizes())
                                   : torch::stable::new_empty(images, {0});
-  Tensor grad_matrix = torch::stable::new_zeros(matrix, matrix.sizes());
-  with_dims(
-      images, matrix, grad.sizes().data() + 2, mode, border, 0, [&]<int DIMS>(Call<DIMS> call) {
-        const Grid<DIMS> grid(call);
-        const auto run_as = [&]<class T, class Index>() {
-          if (for_images)
-            image_gradient<T, Index, DIMS>(grad, read<double>(matrix), call, grid, grad_images);
-          if (for_matrix && call.mode == Mode::kLinear) {
-            matrix_gradient<T, Index, DIMS>(grad, images, read<double>(matrix), call, grid,
-                                            grad_matrix);
-          }
-        };
-        const auto run = [&](auto zero) {
-          using T = decltype(zero);
-          const bool small = grid.numel < std::numeric_limits<int32_t>::max();
-          small ? run_as.template operator()<T, int32_t>()
-                : run_as.template operator()<T, int64_t>();
-        };
-        with_real("affine_sample_backward: images", images.scalar_type(), run);
-      });
+  Tensor grad_matrix = torch::stable::new_zeros(given, given.sizes());
+  with_dims(images, given, grad.sizes().data() + 2, mode, border, 0,
+            [&]<int DIMS>(Call<DIMS> call) {
+              const Grid<DIMS> grid(call);
+              const Framed<DIMS> framed(given, call, frame);
+              const double* matrix = framed.matrices.data();
+              const auto run_as = [&]<class T, class Index>() {
+                if (for_images)
+                  image_gradient<T, Index, DIMS>(grad, matrix, call, grid, grad_images);
+                if (for_matrix && call.mode == Mode::kLinear) {
+                  framed.gradient(matrix_gradient<T, Index, DIMS>(grad, images, matrix, call, grid),
+                                  grad_matrix);
+                }
+              };
+              const auto run = [&](auto zero) {
+                using T = decltype(zero);
+                const bool small = grid.numel < std::numeric_limits<int32_t>::max();
+                small ? run_as.template operator()<T, int32_t>()
+                      : run_as.template operator()<T, int64_t>();
+              };
+              with_real("affine_sample_backward: images", images.scalar_type(), run);
+            });
   return {grad_images, grad_matrix};
 }
 

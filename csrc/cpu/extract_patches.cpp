@@ -118,7 +118,8 @@ struct Flip {
   bool operator[](int a) const { return axis[a]; }
 };
 
-Tensor extract_patches(const Tensor& buffer_any, const Tensor& table_any, const Tensor& start_any,
+Tensor extract_patches(const Tensor& buffer_any, const Tensor& table_any,
+                       torch::headeronly::IntHeaderOnlyArrayRef shape, const Tensor& start_any,
                        const Tensor& index_any, const Tensor& flips_any, const Tensor& shift_any,
                        const Tensor& scale_any, int64_t channels,
                        torch::headeronly::IntHeaderOnlyArrayRef size, double fill,
@@ -130,12 +131,15 @@ Tensor extract_patches(const Tensor& buffer_any, const Tensor& table_any, const 
   const Tensor flips = torch::stable::contiguous(flips_any);
   const Tensor shift = torch::stable::contiguous(shift_any);
   const Tensor scale = torch::stable::contiguous(scale_any);
-  const Volumes volumes = volumes_of(table, channels, buffer.numel());
+  const Volumes volumes = volumes_of(table, shape, channels, buffer.numel());
   const Box window = box_of(size.data(), volumes.dims);
   const int64_t P = start.size(0);
-  STD_TORCH_CHECK(start.size(1) == volumes.dims && index.numel() == P &&
-                      (flips.numel() == 0 || flips.numel() == P * volumes.dims) &&
-                      shift.numel() == volumes.V * channels && scale.numel() == shift.numel(),
+  const auto empty_or = [](const Tensor& tensor, int64_t n) {
+    return tensor.numel() == 0 || tensor.numel() == n;
+  };
+  STD_TORCH_CHECK(start.size(1) == volumes.dims && empty_or(index, P) &&
+                      empty_or(flips, P * volumes.dims) && empty_or(shift, volumes.V * channels) &&
+                      empty_or(scale, volumes.V * channels),
                   "extract_patches: arguments do not fit one another");
   Tensor out = fresh(buffer, concat({P, channels}, size), dtype);
   constexpr int64_t rows_ahead = 8;
@@ -145,7 +149,7 @@ Tensor extract_patches(const Tensor& buffer_any, const Tensor& table_any, const 
     const int64_t from_bytes = static_cast<int64_t>(buffer.element_size());
     for_each_task(P * channels, [&](int64_t task) {
       const int64_t p = task / channels, c = task % channels;
-      const int64_t v = read<int64_t>(index)[p];
+      const int64_t v = index.numel() == 0 ? 0 : read<int64_t>(index)[p];
       To* to = write<To>(out) + task * window.voxels();
       const Volume volume(volumes, v);
       if (!volume.valid) {
@@ -154,8 +158,8 @@ Tensor extract_patches(const Tensor& buffer_any, const Tensor& table_any, const 
       }
       const Box shape = volume.shape;
       const int64_t base = volume.offset + c * shape.voxels();
-      const double minus = read<double>(shift)[v * channels + c];
-      const double times = read<double>(scale)[v * channels + c];
+      const double minus = shift.numel() == 0 ? 0 : read<double>(shift)[v * channels + c];
+      const double times = scale.numel() == 0 ? 1 : read<double>(scale)[v * channels + c];
       int64_t at[3];
       window_start(read<int64_t>(start), p, volumes.dims, at);
       const Inside inside[3] = {{at[0], window.n[0], shape.n[0]},
@@ -197,6 +201,7 @@ Tensor extract_patches(const Tensor& buffer_any, const Tensor& table_any, const 
 // The adjoint: a task owns some planes of one channel of one volume and adds to them the gradients
 // of the patches that were cut from there, patch after patch.
 Tensor extract_patches_backward(const Tensor& grad_any, const Tensor& table_any,
+                                torch::headeronly::IntHeaderOnlyArrayRef volume_shape,
                                 const Tensor& start_any, const Tensor& index_any,
                                 const Tensor& flips_any, const Tensor& scale_any, int64_t numel) {
   constexpr int64_t slab = 8;
@@ -207,7 +212,7 @@ Tensor extract_patches_backward(const Tensor& grad_any, const Tensor& table_any,
   const Tensor index = torch::stable::contiguous(index_any);
   const Tensor flips = torch::stable::contiguous(flips_any);
   const Tensor scale = torch::stable::contiguous(scale_any);
-  const Volumes volumes = volumes_of(table, C, numel);
+  const Volumes volumes = volumes_of(table, volume_shape, C, numel);
   const Box window = box_of(grad.sizes().data() + 2, volumes.dims);
   Tensor out = torch::stable::new_zeros(grad, {numel});
   struct Task {
@@ -231,9 +236,9 @@ Tensor extract_patches_backward(const Tensor& grad_any, const Tensor& table_any,
       const Volume volume(volumes, v);
       const Box shape = volume.shape;
       T* target = write<T>(out) + volume.offset + c * shape.voxels();
-      const T times = static_cast<T>(read<double>(scale)[v * C + c]);
+      const T times = scale.numel() == 0 ? T{1} : static_cast<T>(read<double>(scale)[v * C + c]);
       for (int64_t p = 0; p < P; ++p) {
-        if (read<int64_t>(index)[p] != v) continue;
+        if ((index.numel() == 0 ? 0 : read<int64_t>(index)[p]) != v) continue;
         int64_t at[3];
         window_start(read<int64_t>(start), p, volumes.dims, at);
         const Inside i(at[0], window.n[0], shape.n[0]), j(at[1], window.n[1], shape.n[1]);

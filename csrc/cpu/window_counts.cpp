@@ -52,21 +52,23 @@ struct SummedArea {
   }
 };
 
-Tensor window_counts(const Tensor& mask_any, const Tensor& table_any, const Tensor& start_any,
+Tensor window_counts(const Tensor& mask_any, const Tensor& table_any,
+                     torch::headeronly::IntHeaderOnlyArrayRef volume_shape, const Tensor& start_any,
                      const Tensor& index_any, torch::headeronly::IntHeaderOnlyArrayRef size) {
   const Tensor mask = torch::stable::contiguous(mask_any);
   const Tensor table = torch::stable::contiguous(table_any);
   const Tensor start = torch::stable::contiguous(start_any);
   const Tensor index = torch::stable::contiguous(index_any);
   const int64_t dims = table.size(1) - 1, P = start.size(0);
-  const Volumes volumes = volumes_of(table, 1, mask.numel());
-  STD_TORCH_CHECK(mask.element_size() == 1 && start.size(1) == dims && index.numel() == P,
+  const Volumes volumes = volumes_of(table, volume_shape, 1, mask.numel());
+  STD_TORCH_CHECK(mask.element_size() == 1 && start.size(1) == dims &&
+                      (index.numel() == 0 || index.numel() == P),
                   "window_counts: arguments do not fit one another");
   const Box window = box_of(size.data(), dims);
   Tensor out = torch::stable::new_zeros(start, {P});
   std::vector<std::vector<int64_t>> windows_of(static_cast<size_t>(volumes.V));
   for (int64_t p = 0; p < P; ++p) {
-    const int64_t v = read<int64_t>(index)[p];
+    const int64_t v = index.numel() == 0 ? 0 : read<int64_t>(index)[p];
     if (v >= 0 && v < volumes.V) windows_of[v].push_back(p);
   }
   for (int64_t v = 0; v < volumes.V; ++v) {

@@ -9,12 +9,13 @@ namespace {
 Windows windows_of(const char* op, const Tensor& start, const Tensor* index, const Tensor* flips,
                    const int64_t* size) {
   const int64_t P = start.size(0), dims = start.size(1);
-  STD_TORCH_CHECK((dims == 2 || dims == 3) && (index == nullptr || index->numel() == P) &&
+  STD_TORCH_CHECK((dims == 2 || dims == 3) &&
+                      (index == nullptr || index->numel() == 0 || index->numel() == P) &&
                       (flips == nullptr || flips->numel() == 0 || flips->numel() == P * dims),
                   op, ": starts, indices and flips do not fit one another");
   Windows windows{};
   windows.start = read<int64_t>(start);
-  windows.index = index == nullptr ? nullptr : read<int64_t>(*index);
+  if (index != nullptr && index->numel() > 0) windows.index = read<int64_t>(*index);
   if (flips != nullptr && flips->numel() > 0) windows.flips = read<bool>(*flips);
   windows.P = P;
   windows.dims = dims;
@@ -22,10 +23,29 @@ Windows windows_of(const char* op, const Tensor& start, const Tensor* index, con
   return windows;
 }
 
-Tensor extract_patches(const Tensor& buffer_any, const Tensor& table_any, const Tensor& start_any,
-                       const Tensor& index_any, const Tensor& flips_any, const Tensor& shift_any,
-                       const Tensor& scale_any, int64_t channels, Sizes size, double fill,
-                       ScalarType dtype) {
+// Whether there is a number for each channel of each volume, or none at all.
+bool fits(const Tensor& numbers, const Volumes& volumes) {
+  return numbers.numel() == 0 || numbers.numel() == volumes.V * volumes.C;
+}
+
+const double* read_or_null(const Tensor& numbers) {
+  return numbers.numel() == 0 ? nullptr : read<double>(numbers);
+}
+
+// Scratch for the windows of each slab of V volumes.
+struct ListScratch {
+  Tensor ranges, windows;
+
+  ListScratch(const Tensor& like, const Windows& of, int64_t V)
+      : ranges(new_empty(like, {V, kSlabs, 2}, ScalarType::Long)),
+        windows(new_empty(like, {of.P * most_slabs(of.size, of.dims)}, ScalarType::Long)) {}
+  SlabLists lists() const { return {write<int64_t>(ranges), write<int64_t>(windows)}; }
+};
+
+Tensor extract_patches(const Tensor& buffer_any, const Tensor& table_any, Sizes shape,
+                       const Tensor& start_any, const Tensor& index_any, const Tensor& flips_any,
+                       const Tensor& shift_any, const Tensor& scale_any, int64_t channels,
+                       Sizes size, double fill, ScalarType dtype) {
   constexpr auto op = "extract_patches";
   const OnDevice device(buffer_any);
   const Tensor buffer = contiguous(buffer_any), table = contiguous(table_any);
@@ -34,20 +54,19 @@ Tensor extract_patches(const Tensor& buffer_any, const Tensor& table_any, const 
   const Tensor shift = contiguous(shift_any), scale = contiguous(scale_any);
   require_all_long(op, table, start, index);
   require_all_double(op, shift, scale);
-  const Volumes volumes = volumes_of(table, channels, buffer.numel());
-  STD_TORCH_CHECK(start.size(1) == volumes.dims && shift.numel() == volumes.V * channels &&
-                      scale.numel() == shift.numel(),
+  const Volumes volumes = volumes_of(table, shape, channels, buffer.numel());
+  STD_TORCH_CHECK(start.size(1) == volumes.dims && fits(shift, volumes) && fits(scale, volumes),
                   "extract_patches: arguments do not fit one another");
   Tensor out = new_empty(buffer, concat({start.size(0), channels}, size), dtype);
   device.launch(op, cmrfast_extract_patches,
                 ExtractPatches{volumes, windows_of(op, start, &index, &flips, size.data()),
                                buffer.const_data_ptr(), dtype_of(op, buffer.scalar_type()),
-                               dtype_of(op, dtype), read<double>(shift), read<double>(scale), fill,
+                               dtype_of(op, dtype), read_or_null(shift), read_or_null(scale), fill,
                                out.mutable_data_ptr()});
   return out;
 }
 
-Tensor extract_patches_backward(const Tensor& grad_any, const Tensor& table_any,
+Tensor extract_patches_backward(const Tensor& grad_any, const Tensor& table_any, Sizes shape,
                                 const Tensor& start_any, const Tensor& index_any,
                                 const Tensor& flips_any, const Tensor& scale_any, int64_t numel) {
   constexpr auto op = "extract_patches_backward";
@@ -57,16 +76,17 @@ Tensor extract_patches_backward(const Tensor& grad_any, const Tensor& table_any,
   const Tensor flips = contiguous(flips_any), scale = contiguous(scale_any);
   require_all_long(op, table, start, index);
   require_all_double(op, scale, scale);
-  const Volumes volumes = volumes_of(table, grad.size(1), numel);
+  const Volumes volumes = volumes_of(table, shape, grad.size(1), numel);
   STD_TORCH_CHECK(start.size(1) == volumes.dims && grad.dim() == 2 + volumes.dims &&
-                      grad.size(0) == start.size(0) && scale.numel() == volumes.V * volumes.C,
+                      grad.size(0) == start.size(0) && fits(scale, volumes),
                   "extract_patches_backward: arguments do not fit one another");
+  const Windows windows = windows_of(op, start, &index, &flips, grad.sizes().data() + 2);
+  const ListScratch scratch(grad, windows, volumes.V);
   Tensor out = new_zeros(grad, {numel});
-  device.launch(op, cmrfast_extract_patches_backward,
-                ExtractPatchesBackward{
-                    volumes, windows_of(op, start, &index, &flips, grad.sizes().data() + 2),
-                    grad.const_data_ptr(), computing_dtype(op, grad), read<double>(scale),
-                    out.mutable_data_ptr()});
+  device.launch(
+      op, cmrfast_extract_patches_backward,
+      ExtractPatchesBackward{volumes, windows, grad.const_data_ptr(), computing_dtype(op, grad),
+                             read_or_null(scale), scratch.lists(), out.mutable_data_ptr()});
   return out;
 }
 
@@ -98,7 +118,9 @@ Tensor merge_patches(const Tensor& patches_any, const Tensor& start_any,
   const Tensor patches = contiguous(patches_any), start = contiguous(start_any);
   const std::optional<Tensor> weight = cmrfast::contiguous(weight_any);
   MergePatches call = merge_call(op, patches, start, weight, shape.data());
+  const ListScratch scratch(patches, call.windows, 1);
   Tensor out = new_empty(patches, concat({call.C}, shape));
+  call.lists = scratch.lists();
   call.mean = true;
   call.fill = fill;
   call.out = out.mutable_data_ptr();
@@ -118,19 +140,21 @@ void merge_add(Tensor& sums, Tensor& totals, const Tensor& patches_any, const Te
                       totals.scalar_type() == patches.scalar_type() &&
                       totals.dim() == call.windows.dims && sums.numel() == call.C * totals.numel(),
                   "merge_add: sums and totals do not fit the patches");
+  const ListScratch scratch(sums, call.windows, 1);
+  call.lists = scratch.lists();
   call.out = sums.mutable_data_ptr();
   call.totals = totals.mutable_data_ptr();
   device.launch(op, cmrfast_merge_patches, call);
 }
 
-Tensor window_counts(const Tensor& mask_any, const Tensor& table_any, const Tensor& start_any,
-                     const Tensor& index_any, Sizes size) {
+Tensor window_counts(const Tensor& mask_any, const Tensor& table_any, Sizes shape,
+                     const Tensor& start_any, const Tensor& index_any, Sizes size) {
   constexpr auto op = "window_counts";
   const OnDevice device(mask_any);
   const Tensor mask = contiguous(mask_any), table = contiguous(table_any);
   const Tensor start = contiguous(start_any), index = contiguous(index_any);
   require_all_long(op, table, start, index);
-  const Volumes volumes = volumes_of(table, 1, mask.numel());
+  const Volumes volumes = volumes_of(table, shape, 1, mask.numel());
   STD_TORCH_CHECK(mask.element_size() == 1 && start.size(1) == volumes.dims,
                   "window_counts: arguments do not fit one another");
   const auto sum_dtype = mask.numel() >> 31 ? ScalarType::Long : ScalarType::Int;

@@ -15,20 +15,40 @@ Tensor contract_axis(const Tensor& values_any, const Tensor& weights_any) {
   require_all_double(op, weights, weights);
   const int64_t O = values.size(0), n = values.size(1), I = values.size(2), M = weights.size(0);
   Tensor nonzero = new_empty(values, {M, 2}, ScalarType::Long);
+  Tensor rounded = new_empty(values, {M, n});
   Tensor out = new_empty(values, {O, M, I});
-  device.launch(
-      op, cmrfast_contract_axis,
-      ContractAxis{O, n, I, M, values.const_data_ptr(), read<double>(weights),
-                   computing_dtype(op, values), write<int64_t>(nonzero), out.mutable_data_ptr()});
+  device.launch(op, cmrfast_contract_axis,
+                ContractAxis{O, n, I, M, values.const_data_ptr(), read<double>(weights),
+                             computing_dtype(op, values), write<int64_t>(nonzero),
+                             rounded.mutable_data_ptr(), out.mutable_data_ptr()});
+  return out;
+}
+
+Tensor vox_from_vox(const Tensor& world_from_vox_any, const Tensor& to_world_from_vox_any,
+                    int64_t axes) {
+  constexpr auto op = "vox_from_vox";
+  const OnDevice device(world_from_vox_any);
+  const Tensor world_from_vox = contiguous(world_from_vox_any);
+  const Tensor to_world_from_vox = contiguous(to_world_from_vox_any);
+  STD_TORCH_CHECK(
+      world_from_vox.numel() == 16 && to_world_from_vox.numel() == 16 && (axes == 2 || axes == 3),
+      "vox_from_vox: affines must be (4, 4), axes 2 or 3");
+  Tensor out = new_empty(world_from_vox, {axes, axes + 1}, ScalarType::Double);
+  device.launch(op, cmrfast_vox_from_vox,
+                VoxFromVox{world_from_vox.const_data_ptr(), to_world_from_vox.const_data_ptr(),
+                           computing_dtype(op, world_from_vox) == Dtype::kFloat64,
+                           computing_dtype(op, to_world_from_vox) == Dtype::kFloat64, axes,
+                           write<double>(out)});
   return out;
 }
 
 Sampling sampling_of(const char* op, const Tensor& images, const Tensor& matrix,
-                     const int64_t* size, int64_t mode, int64_t border) {
+                     const int64_t* size, int64_t frame, int64_t mode, int64_t border) {
   const int64_t dims = images.dim() - 2;
-  STD_TORCH_CHECK((dims == 2 || dims == 3) && matrix.numel() == images.size(0) * dims * (dims + 1),
+  STD_TORCH_CHECK((dims == 2 || dims == 3) && matrix.dim() == 3 && matrix.size(1) == dims &&
+                      matrix.size(2) == dims + 1 &&
+                      (matrix.size(0) == 1 || matrix.size(0) == images.size(0)),
                   op, ": images and matrix do not fit one another");
-  require_all_double(op, matrix, matrix);
   Sampling sampling{};
   sampling.B = images.size(0);
   sampling.C = images.size(1);
@@ -37,7 +57,10 @@ Sampling sampling_of(const char* op, const Tensor& images, const Tensor& matrix,
     sampling.n[a] = images.size(a + 2);
     sampling.size[a] = size[a];
   }
-  sampling.matrix = read<double>(matrix);
+  sampling.matrix = matrix.const_data_ptr();
+  sampling.matrices = matrix.size(0);
+  sampling.matrix_is_double = computing_dtype(op, matrix) == Dtype::kFloat64;
+  sampling.frame = static_cast<Frame>(frame);
   sampling.mode = static_cast<Mode>(mode);
   sampling.border = static_cast<Border>(border);
   sampling.dtype = dtype_of(op, images.scalar_type());
@@ -45,21 +68,21 @@ Sampling sampling_of(const char* op, const Tensor& images, const Tensor& matrix,
   return sampling;
 }
 
-Tensor affine_sample(const Tensor& images_any, const Tensor& matrix_any, Sizes size, int64_t mode,
-                     int64_t border, double fill) {
+Tensor affine_sample(const Tensor& images_any, const Tensor& matrix_any, Sizes size, int64_t frame,
+                     int64_t mode, int64_t border, double fill) {
   constexpr auto op = "affine_sample";
   const OnDevice device(images_any);
   const Tensor images = contiguous(images_any), matrix = contiguous(matrix_any);
   Tensor out = new_empty(images, concat({images.size(0), images.size(1)}, size));
   device.launch(op, cmrfast_affine_sample,
-                AffineSample{sampling_of(op, images, matrix, size.data(), mode, border),
+                AffineSample{sampling_of(op, images, matrix, size.data(), frame, mode, border),
                              images.const_data_ptr(), fill, out.mutable_data_ptr()});
   return out;
 }
 
 std::tuple<Tensor, Tensor> affine_sample_backward(const Tensor& grad_any, const Tensor& images_any,
-                                                  const Tensor& matrix_any, int64_t mode,
-                                                  int64_t border, bool for_images,
+                                                  const Tensor& matrix_any, int64_t frame,
+                                                  int64_t mode, int64_t border, bool for_images,
                                                   bool for_matrix) {
   constexpr auto op = "affine_sample_backward";
   const OnDevice device(grad_any);
@@ -69,22 +92,20 @@ std::tuple<Tensor, Tensor> affine_sample_backward(const Tensor& grad_any, const 
   STD_TORCH_CHECK(grad.dim() == images.dim() && grad.size(0) == B && grad.size(1) == C &&
                       grad.scalar_type() == images.scalar_type(),
                   "affine_sample_backward: grad does not fit the images");
-  const Sampling s = sampling_of(op, images, matrix, grad.sizes().data() + 2, mode, border);
+  const int64_t* size = grad.sizes().data() + 2;
+  const Sampling s = sampling_of(op, images, matrix, size, frame, mode, border);
   floating_dtype(op, images);
-  const int64_t voxels = B > 0 && C > 0 ? grad.numel() / (B * C) : 0;
-  const int64_t chunks = B * ((voxels + kMatrixChunk - 1) / kMatrixChunk);
-  Tensor grad_images = for_images ? new_zeros(images, images.sizes()) : new_empty(images, {0});
-  Tensor grad_matrix = new_zeros(matrix, matrix.sizes());
-  Tensor sums = new_zeros(matrix, {for_images ? images.numel() : 0}, ScalarType::Long);
-  Tensor largest = new_zeros(matrix, {for_images ? B * C : 0}, ScalarType::Long);
   const bool linear = for_matrix && s.mode == Mode::kLinear;
-  Tensor partial = new_empty(matrix, {linear ? chunks * dims * (dims + 1) : 0});
-  device.launch(
-      op, cmrfast_affine_sample_backward,
-      AffineSampleBackward{s, grad.const_data_ptr(), images.const_data_ptr(),
-                           for_images ? grad_images.mutable_data_ptr() : nullptr,
-                           write<int64_t>(sums), write<int64_t>(largest),
-                           linear ? write<double>(grad_matrix) : nullptr, write<double>(partial)});
+  Tensor grad_images = for_images ? new_empty(images, images.sizes()) : new_empty(images, {0});
+  Tensor grad_matrix =
+      linear ? new_empty(matrix, matrix.sizes()) : new_zeros(matrix, matrix.sizes());
+  const int64_t chunks = linear ? B * chunks_of(dims, size) : 0;
+  Tensor partial = new_empty(matrix, {chunks * dims * (dims + 1)}, ScalarType::Double);
+  device.launch(op, cmrfast_affine_sample_backward,
+                AffineSampleBackward{s, grad.const_data_ptr(), images.const_data_ptr(),
+                                     for_images ? grad_images.mutable_data_ptr() : nullptr,
+                                     linear ? grad_matrix.mutable_data_ptr() : nullptr,
+                                     write<double>(partial)});
   return {grad_images, grad_matrix};
 }
 
@@ -92,6 +113,7 @@ std::tuple<Tensor, Tensor> affine_sample_backward(const Tensor& grad_any, const 
 }  // namespace cmrfast::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(CMRFAST_LIBRARY, CMRFAST_DEVICE, m) {
+  m.impl("vox_from_vox", TORCH_BOX(&cmrfast::cuda::vox_from_vox));
   m.impl("contract_axis", TORCH_BOX(&cmrfast::cuda::contract_axis));
   m.impl("affine_sample", TORCH_BOX(&cmrfast::cuda::affine_sample));
   m.impl("affine_sample_backward", TORCH_BOX(&cmrfast::cuda::affine_sample_backward));

@@ -46,6 +46,26 @@ __host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a
 
 __host__ __device__ inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
+// The same pointer to global memory, which the compiler then does not take apart to compute it anew
+// in a loop.
+template <class T>
+__device__ T* in_register(T* pointer) {
+#ifdef __CUDACC__
+  asm("" : "+l"(pointer));
+  __builtin_assume(__isGlobal(pointer));
+#endif
+  return pointer;
+}
+
+// To two units in the last place.
+__device__ inline float reciprocal(float x) {
+#ifdef __CUDACC__
+  return __fdividef(1, x);
+#else
+  return 1 / x;
+#endif
+}
+
 // Exact division by a number known at launch, at most 2^62, as a multiplication and a shift.
 struct Divisor {
   int64_t value;
@@ -61,6 +81,23 @@ struct Divisor {
   __device__ int64_t divide(int64_t n) const {  // n >= 0
     const auto u = static_cast<uint64_t>(n);
     return static_cast<int64_t>((__umul64hi(u, magic) + u) >> shift);
+  }
+};
+
+// The same for numbers below 2^31, in three instructions.
+struct SmallDivisor {
+  unsigned magic;
+  int shift = 0;
+
+  explicit SmallDivisor(int64_t divisor) {
+    while ((int64_t{1} << shift) < divisor) ++shift;
+    const auto excess = static_cast<uint64_t>((int64_t{1} << shift) - divisor);
+    magic = static_cast<unsigned>((excess << 32) / static_cast<uint64_t>(divisor) + 1);
+  }
+
+  __device__ int divide(int n) const {
+    return static_cast<int>(
+        (__umulhi(static_cast<unsigned>(n), magic) + static_cast<unsigned>(n)) >> shift);
   }
 };
 

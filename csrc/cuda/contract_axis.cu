@@ -8,7 +8,8 @@
 namespace cmrfast::cuda {
 namespace {
 
-// The range of nonzero weights of each row, one warp per row.
+// The range of nonzero weights of each row, one warp per row, and the weights in the values' dtype.
+template <class T>
 __global__ void __launch_bounds__(kThreads) find_nonzero(ContractAxis call) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * (kThreads / 32);
   for (int64_t x = blockIdx.x * static_cast<int64_t>(kThreads / 32) + threadIdx.x / 32; x < call.M;
@@ -16,6 +17,7 @@ __global__ void __launch_bounds__(kThreads) find_nonzero(ContractAxis call) {
     const double* row = call.weights + x * call.n;
     int64_t begin = call.n, end = 0;
     for (int64_t y = lane_of_warp(); y < call.n; y += 32) {
+      static_cast<T*>(call.rounded)[x * call.n + y] = static_cast<T>(row[y]);
       if (row[y] == 0) continue;
       begin = smaller(begin, y);
       end = y + 1;
@@ -44,18 +46,18 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t line = inner.divide(e), i = e - line * call.I;
     const int64_t o = rows.divide(line), x = line - o * call.M;
     const int64_t begin = call.nonzero[2 * x], end = call.nonzero[2 * x + 1];
-    const double* weight = call.weights + x * call.n;
+    const T* weight = static_cast<const T*>(call.rounded) + x * call.n;
     const T* from = values + (o * call.n + begin) * call.I + i;
     T sum = 0;
-    for (int64_t y = begin; y < end; ++y, from += call.I) sum += static_cast<T>(weight[y]) * *from;
+    for (int64_t y = begin; y < end; ++y, from += call.I) sum += weight[y] * *from;
     static_cast<T*>(call.out)[e] = sum;
   }
 }
 
 template <class T>
 void launch(const ContractAxis& call, void* stream) {
-  CMRFAST_LAUNCH(find_nonzero, blocks_for(ceil_div(call.M, kThreads / 32)), dim3(kThreads), stream,
-                 call);
+  CMRFAST_LAUNCH(find_nonzero<T>, blocks_for(ceil_div(call.M, kThreads / 32)), dim3(kThreads),
+                 stream, call);
   CMRFAST_LAUNCH(contract_axis<T>, blocks_for(ceil_div(call.O * call.M * call.I, kThreads)),
                  dim3(kThreads), stream, call, Divisor(call.I), Divisor(call.M));
 }

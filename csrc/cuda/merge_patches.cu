@@ -8,69 +8,53 @@
 namespace cmrfast::cuda {
 namespace {
 
-// Stores four voxels of a row at once if they are aligned and inside, else one by one.
-template <class T>
-__device__ void store_row(const T (&values)[kTileVoxels], int64_t left, T* to) {
-  if constexpr (sizeof(T) * kTileVoxels == 16) {
-    if (left >= kTileVoxels && reinterpret_cast<uintptr_t>(to) % 16 == 0) return store(values, to);
-  }
-#pragma unroll
-  for (int x = 0; x < kTileVoxels; ++x) {
-    if (x < left) to[x] = values[x];
-  }
-}
+// Where a plane begins, in the patches of a channel and in the weight.
+struct Plane {
+  int64_t patch, weight;
+};
 
-template <class T>
-__global__ void __launch_bounds__(kThreads) merge_patches(MergePatches call, Tiles tiles) {
+template <class T, int COLUMNS, bool MEAN, bool WEIGHTED>
+__global__ void __launch_bounds__(kThreads, 1)
+    merge_patches(MergePatches call, Tiles<COLUMNS> tiles, Divisor per_channel) {
+  constexpr int rows = Tiles<COLUMNS>::kRows;
   const int64_t* size = call.windows.size.n;
-  const int64_t* shape = call.shape.n;
-  const int64_t patch_voxels = call.windows.size.voxels();
-  // Without `mean`, the totals count as one more channel.
-  const int64_t channels = call.mean ? call.C : call.C + 1;
-  for (int64_t item = blockIdx.x; item < tiles.total() * channels; item += gridDim.x) {
-    const int64_t c = item / tiles.total();
-    const TilePlace place(tiles, item % tiles.total());
-    const T* patches = c < call.C ? static_cast<const T*>(call.patches) : nullptr;
+  const int64_t plane = size[1] * size[2], patch_voxels = size[0] * plane;
+  // Without a mean, the totals count as one more channel.
+  const int64_t channels = MEAN ? call.C : call.C + 1;
+  for (int64_t item = blockIdx.x; item < tiles.total * channels; item += gridDim.x) {
+    const int64_t c = per_channel.divide(item);
+    const Tile<COLUMNS> tile(tiles, item - c * tiles.total);
+    const T* patches = static_cast<const T*>(call.patches) + c * patch_voxels;
     const T* weight = static_cast<const T*>(call.weight);
-    T sum[kTileVoxels] = {}, total[kTileVoxels] = {};
-    bool covered = false;
-    const auto add = [&](int64_t p, const int64_t* start) {
-      covered = true;
-      const int64_t oi = place.i - start[0], oj = place.j - start[1];
-      if (oi < 0 || oi >= size[0] || oj < 0 || oj >= size[1]) return;
-      const int64_t row = (oi * size[1] + oj) * size[2];
-      const int64_t patch = (p * call.C + c) * patch_voxels + row;
+    const bool sums = c < call.C;
+    T* to = static_cast<T*>(sums ? call.out : call.totals);
+    if (sums) to += c * call.shape.voxels();
+    T sum[rows][COLUMNS] = {};                     // of the weights, for the totals
+    [[maybe_unused]] T total[rows][COLUMNS] = {};  // of the weights, for a mean
+    const bool covered = for_each_window_over(
+        tile, call.shape, 0, call.windows, call.lists,
+        [&](int64_t p, int i) { return Plane{p * call.C * patch_voxels + i * plane, i * plane}; },
+        [&](const Plane& at, int j, int k, int r, const bool (&inside)[COLUMNS]) {
+          const int64_t row = j * size[2] + k;
+          const T* patch = patches + at.patch + row;
+          const T* weights = WEIGHTED ? weight + at.weight + row : nullptr;
 #pragma unroll
-      for (int x = 0; x < kTileVoxels; ++x) {
-        const int64_t ok = place.k + x - start[2];
-        if (ok < 0 || ok >= size[2]) continue;
-        const T w = weight == nullptr ? T{1} : weight[row + ok];
-        total[x] += w;
-        if (patches != nullptr) sum[x] += w * patches[patch + ok];
+          for (int q = 0; q < COLUMNS; ++q) {
+            if (!inside[q]) continue;
+            const T w = WEIGHTED ? weights[32 * q] : T{1};
+            if (MEAN) total[r][q] += w;
+            sum[r][q] += MEAN || sums ? w * patch[32 * q] : w;
+          }
+        });
+    if (!covered && !MEAN) continue;
+    tile.for_each_voxel(call.shape, [&](int r, int q, int64_t voxel) {
+      if (MEAN) {
+        const T mean = sum[r][q] / total[r][q];
+        to[voxel] = total[r][q] > 0 ? mean : static_cast<T>(call.fill);
+      } else {
+        to[voxel] += sum[r][q];
       }
-    };
-    for_each_window_over(place, call.windows, [](int64_t) { return true; }, add);
-    if (place.i >= shape[0] || place.j >= shape[1] || place.k >= shape[2]) continue;
-    const int64_t at = (place.i * shape[1] + place.j) * shape[2] + place.k;
-    const int64_t left = shape[2] - place.k;
-    if (call.mean) {
-#pragma unroll
-      for (int x = 0; x < kTileVoxels; ++x) {
-        const T mean = sum[x] / total[x];
-        sum[x] = total[x] > 0 ? mean : static_cast<T>(call.fill);
-      }
-      store_row(sum, left, static_cast<T*>(call.out) + c * call.shape.voxels() + at);
-    } else if (covered) {
-      const bool sums = c < call.C;
-      T* to = sums ? static_cast<T*>(call.out) + c * call.shape.voxels() + at
-                   : static_cast<T*>(call.totals) + at;
-#pragma unroll
-      for (int x = 0; x < kTileVoxels; ++x) {
-        sum[x] = sums ? sum[x] : total[x];
-        if (x < left) sum[x] += to[x];
-      }
-      store_row(sum, left, to);
-    }
+    });
   }
 }
 
@@ -80,12 +64,27 @@ __global__ void __launch_bounds__(kThreads) merge_patches(MergePatches call, Til
 using namespace cmrfast::cuda;
 
 const char* cmrfast_merge_patches(const MergePatches& call, void* stream) {
-  const Tiles tiles(call.shape);
-  const int64_t items = tiles.total() * (call.mean ? call.C : call.C + 1);
-  if (items == 0) return nullptr;
-  with_real(call.dtype, [&](auto zero) {
-    CMRFAST_LAUNCH(merge_patches<decltype(zero)>, blocks_for(items), dim3(kThreads), stream, call,
-                   tiles);
+  const int64_t channels = call.mean ? call.C : call.C + 1;
+  if (call.shape.voxels() * channels == 0) return nullptr;
+  const cmrfast::Volumes volume{nullptr, 1, 1, call.windows.dims, call.shape.voxels(), call.shape};
+  list_windows(call.windows, volume, call.lists, stream);
+  with_columns(call.shape.n[2], [&](auto columns) {
+    constexpr int COLUMNS = decltype(columns)::value;
+    const Tiles<COLUMNS> tiles(call.shape);
+    with_real(call.dtype, [&](auto zero) {
+      using T = decltype(zero);
+      const auto launch = [&](auto kernel) {
+        CMRFAST_LAUNCH(kernel, blocks_for(tiles.total * channels), dim3(kThreads), stream, call,
+                       tiles, Divisor(tiles.total));
+      };
+      if (call.mean) {
+        launch(call.weight ? merge_patches<T, COLUMNS, true, true>
+                           : merge_patches<T, COLUMNS, true, false>);
+      } else {
+        launch(call.weight ? merge_patches<T, COLUMNS, false, true>
+                           : merge_patches<T, COLUMNS, false, false>);
+      }
+    });
   });
   return launch_error();
 }

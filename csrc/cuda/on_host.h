@@ -288,6 +288,9 @@ inline unsigned __ballot_sync(unsigned, bool vote) {
   return votes;
 }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline unsigned __umulhi(unsigned a, unsigned b) {
+  return static_cast<unsigned>(static_cast<uint64_t>(a) * b >> 32);
+}
 inline uint64_t __umul64hi(uint64_t a, uint64_t b) {
   return static_cast<uint64_t>(static_cast<unsigned __int128>(a) * b >> 64);
 }

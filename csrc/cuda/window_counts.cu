@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kThreads) count_windows(WindowCounts call) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t p = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x; p < call.windows.P;
        p += step) {
-    const Volume volume(call.volumes, call.windows.index[p]);
+    const Volume volume(call.volumes, volume_of(call.windows, p));
     const Window window(call.windows, p);
     const int64_t* n = volume.shape.n;
     const Inside i(window.start[0], size[0], n[0]);

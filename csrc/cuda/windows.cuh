@@ -1,4 +1,7 @@
-// Windows on volumes in a kernel: where one lies, and which windows overlap a tile.
+// Windows on volumes in a kernel: where one lies, which of them overlap a tile of a volume.
+//
+// Volumes are cut into slabs, and each slab gets a list of its windows first, so that a tile tests
+// those of its slab only and the cost grows with the voxels that windows cover.
 #pragma once
 
 #include "common.cuh"
@@ -20,74 +23,143 @@ struct Window {
   }
 };
 
-// A tile of voxels per block: kTileVoxels per thread, neighbours along the last axis.
-constexpr int kTileVoxels = 4;
-__host__ __device__ constexpr int tile_size(int axis) { return axis == 0 ? 4 : axis == 1 ? 8 : 32; }
-static_assert(tile_size(0) * tile_size(1) * tile_size(2) == kThreads * kTileVoxels);
+__device__ inline int64_t volume_of(const Windows& windows, int64_t p) {
+  return windows.index == nullptr ? 0 : windows.index[p];
+}
 
+// Tiles of one plane of a volume each, one per block: a thread has kRows rows and COLUMNS voxels of
+// each, 32 apart, so that the lanes of a warp are neighbours. Narrow volumes take one column.
+template <int COLUMNS>
 struct Tiles {
-  int64_t count[3];
+  static constexpr int kRows = COLUMNS == 1 ? 8 : 4, kHeight = kRows * kThreads / 32;
+  static constexpr int kWidth = 32 * COLUMNS;
 
-  __host__ __device__ explicit Tiles(const Box& shape) {
-    for (int a = 0; a < 3; ++a) count[a] = ceil_div(shape.n[a], tile_size(a));
-  }
-  __host__ __device__ int64_t total() const { return count[0] * count[1] * count[2]; }
+  unsigned rows, columns;  // of tiles in a plane
+  int64_t total;           // in a volume
+
+  __host__ __device__ explicit Tiles(const Box& shape)
+      : rows(static_cast<unsigned>(ceil_div(shape.n[1], kHeight))),
+        columns(static_cast<unsigned>(ceil_div(shape.n[2], kWidth))),
+        total(shape.n[0] * rows * columns) {}
 };
 
-// The voxels of a thread in a tile: (i, j, k), (i, j, k + 1), ...; some may be outside the volume.
-struct TilePlace {
-  int64_t first[3], i, j, k;
+template <int COLUMNS>
+struct Tile {
+  using Grid = Tiles<COLUMNS>;
+  int64_t first[3];  // its voxel nearest to the origin
+  int row, column;   // the first voxel of this thread in it
 
-  __device__ TilePlace(const Tiles& tiles, int64_t tile) {
-    first[2] = tile % tiles.count[2] * tile_size(2);
-    first[1] = tile / tiles.count[2] % tiles.count[1] * tile_size(1);
-    first[0] = tile / tiles.count[2] / tiles.count[1] * tile_size(0);
-    constexpr int across = tile_size(2) / kTileVoxels;
-    const int t = static_cast<int>(threadIdx.x);
-    k = first[2] + t % across * kTileVoxels;
-    j = first[1] + t / across % tile_size(1);
-    i = first[0] + t / across / tile_size(1);
+  __device__ Tile(const Grid& tiles, int64_t number)
+      : row(static_cast<int>(threadIdx.x) / 32 * Grid::kRows), column(lane_of_warp()) {
+    const auto n = static_cast<unsigned>(number);
+    const unsigned line = n / tiles.columns;
+    first[0] = line / tiles.rows;
+    first[1] = static_cast<int64_t>(line % tiles.rows) * Grid::kHeight;
+    first[2] = static_cast<int64_t>(n % tiles.columns) * Grid::kWidth;
+  }
+
+  // Calls visit(r, q, voxel) for the voxels of the thread, which is voxel (r, q) of the thread.
+  template <class Visit>
+  __device__ void for_each_voxel(const Box& shape, const Visit& visit) const {
+#pragma unroll
+    for (int r = 0; r < Grid::kRows; ++r) {
+      const int64_t j = first[1] + row + r;
+      const int64_t line = (first[0] * shape.n[1] + j) * shape.n[2];
+#pragma unroll
+      for (int q = 0; q < COLUMNS; ++q) {
+        const int64_t k = first[2] + column + 32 * q;
+        if (j < shape.n[1] && k < shape.n[2]) visit(r, q, line + k);
+      }
+    }
   }
 };
 
-// Calls visit(p, start) for the windows that overlap a tile of a volume and that `accept` accepts,
-// in order of p: a block tests kThreads windows at a time and compacts those that do. All threads
-// of the block must call it.
-template <class Accept, class Visit>
-__device__ void for_each_window_over(const TilePlace& place, const Windows& windows,
-                                     const Accept& accept, const Visit& visit) {
+// Slabs of a volume along its first axis, of planes, or in 2-D of rows of tiles.
+struct Slabs {
+  int axis;
+  unsigned width;
+
+  __device__ Slabs(const Box& shape, int64_t dims) : axis(static_cast<int>(3 - dims)) {
+    const int64_t unit = slab_unit(dims);
+    const int64_t units = ceil_div(shape.n[axis] > 0 ? shape.n[axis] : 1, unit);
+    width = (static_cast<unsigned>(units - 1) / kSlabs + 1) * static_cast<unsigned>(unit);
+  }
+  __device__ int of(int64_t voxel) const {
+    return static_cast<int>(static_cast<unsigned>(voxel) / width);
+  }
+};
+
+// Lists the windows of every slab of the volumes.
+void list_windows(const Windows& windows, const Volumes& volumes, const SlabLists& lists,
+                  void* stream);
+
+// Calls visit(window, j, k, r, inside) for each window p over row r of a thread in a tile, in order
+// of p. `window` is what enter(p, i) returned, (i, j, k + 32 q) are the row's voxels in the window,
+// where inside[q]. All threads of the block must call it; returns whether a window overlaps the
+// tile.
+template <int COLUMNS, class Enter, class Visit>
+__device__ bool for_each_window_over(const Tile<COLUMNS>& tile, const Box& shape, int64_t v,
+                                     const Windows& windows, const SlabLists& lists,
+                                     const Enter& enter, const Visit& visit) {
   constexpr int warps = kThreads / 32;
-  __shared__ int64_t ids[kThreads], starts[kThreads][3];
-  __shared__ int warp_counts[warps];
-  for (int64_t first = 0; first < windows.P; first += kThreads) {
-    const int64_t p = first + threadIdx.x;
-    bool overlaps = p < windows.P && accept(p);
-    int64_t start[3] = {0, 0, 0};
+  __shared__ int64_t ids[kThreads];
+  __shared__ int starts[kThreads][3], counts[warps];  // relative to the tile
+  constexpr int rows = Tiles<COLUMNS>::kRows;
+  const int extent[3] = {1, Tiles<COLUMNS>::kHeight, Tiles<COLUMNS>::kWidth};
+  const int size[3] = {0, static_cast<int>(windows.size.n[1]), static_cast<int>(windows.size.n[2])};
+  const Slabs slabs(shape, windows.dims);
+  const int64_t* range = lists.ranges + 2 * (v * kSlabs + slabs.of(tile.first[slabs.axis]));
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  bool covered = false;
+  for (int64_t first = range[0]; first < range[1]; first += kThreads) {
+    const int64_t at = first + threadIdx.x;
+    bool overlaps = at < range[1];
+    int64_t p = 0, start[3] = {0, 0, 0};
     if (overlaps) {
+      p = lists.windows[at];
       window_start(windows.start, p, windows.dims, start);
 #pragma unroll
       for (int a = 0; a < 3; ++a) {
-        overlaps = overlaps && start[a] < place.first[a] + tile_size(a) &&
-                   start[a] + windows.size.n[a] > place.first[a];
+        start[a] -= tile.first[a];
+        overlaps = overlaps && start[a] < extent[a] && start[a] + windows.size.n[a] > 0;
       }
     }
     const unsigned votes = __ballot_sync(kWholeWarp, overlaps);
-    if (lane_of_warp() == 0) warp_counts[threadIdx.x / 32] = __popc(votes);
+    if (lane_of_warp() == 0) counts[warp] = __popc(votes);
     __syncthreads();
-    int slot = 0, total = 0;
+    int slot = __popc(votes & ((1u << lane_of_warp()) - 1)), total = 0;
     for (int w = 0; w < warps; ++w) {
-      if (w == static_cast<int>(threadIdx.x / 32)) slot = total;
-      total += warp_counts[w];
+      if (w < warp) slot += counts[w];
+      total += counts[w];
     }
+    covered = covered || total > 0;
     if (overlaps) {
-      slot += __popc(votes & ((1u << lane_of_warp()) - 1));
       ids[slot] = p;
-      for (int a = 0; a < 3; ++a) starts[slot][a] = start[a];
+#pragma unroll
+      for (int a = 0; a < 3; ++a) starts[slot][a] = static_cast<int>(start[a]);
     }
     __syncthreads();
-    for (int i = 0; i < total; ++i) visit(ids[i], starts[i]);
+    for (int n = 0; n < total; ++n) {
+      const int i = -starts[n][0], j = tile.row - starts[n][1], k = tile.column - starts[n][2];
+      if (j + rows <= 0 || j >= size[1]) continue;
+      bool inside[COLUMNS];
+#pragma unroll
+      for (int q = 0; q < COLUMNS; ++q) inside[q] = k + 32 * q >= 0 && k + 32 * q < size[2];
+      const auto window = enter(ids[n], i);
+#pragma unroll
+      for (int r = 0; r < rows; ++r) {
+        if (j + r >= 0 && j + r < size[1]) visit(window, j + r, k, r, inside);
+      }
+    }
     __syncthreads();
   }
+  return covered;
+}
+
+// Calls body(std::integral_constant<int, COLUMNS>) with the columns of tiles for rows of a length.
+template <class Body>
+void with_columns(int64_t length, const Body& body) {
+  length <= 32 ? body(std::integral_constant<int, 1>{}) : body(std::integral_constant<int, 4>{});
 }
 
 }  // namespace cmrfast::cuda

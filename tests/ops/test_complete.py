@@ -15,7 +15,7 @@ from tests.support.paths import ROOT
 
 TRITON = ROOT / "cmrfast/ops/triton"
 #: Ops whose kernels have no block size to tune.
-FIXED_BLOCKS = {"dice_ce_loss"}
+FIXED_BLOCKS = {"dice_ce_loss", "vox_from_vox"}
 #: Ops that share the rows of another.
 SHARED_ROWS = {"merge_add": "merge_patches", "nt_xent_symmetric": "nt_xent"}
 

@@ -77,7 +77,7 @@ def test_same_bits_whatever_order_blocks_and_threads_come_in(kernels, op, monkey
 def test_nearest_fills_in_the_images_own_dtype(kernels, dtype):
     images = torch.randint(0, 100, (1, 2, 7, 11)).to(dtype)
     matrix = torch.eye(2, 3, dtype=torch.float64)[None] * 1.7
-    args = (images, matrix, (7, 11), 1, 0, 7.0)
+    args = (images, matrix, (7, 11), 0, 1, 0, 7.0)
     assert torch.equal(kernels.affine_sample(*args), OPS["affine_sample"].reference(*args))
 
 
@@ -85,8 +85,9 @@ def test_a_gradient_that_is_no_number_stays_where_it_falls(kernels):
     images, grad = torch.randn(1, 1, 8, 8), torch.randn(1, 1, 8, 8)
     matrix = torch.eye(2, 3, dtype=torch.float64)[None]
     grad[0, 0, 2, 3], grad[0, 0, 6, 6] = torch.nan, torch.inf
-    got, _ = kernels.affine_sample_backward(grad, images, matrix, 1, 0, True, False)
-    assert got.isnan().nonzero().tolist() == [[0, 0, 2, 3], [0, 0, 6, 6]]
+    got, _ = kernels.affine_sample_backward(grad, images, matrix, 0, 1, 0, True, False)
+    assert got.isnan().nonzero().tolist() == [[0, 0, 2, 3]]
+    assert got.isinf().nonzero().tolist() == [[0, 0, 6, 6]]
     assert torch.equal(got[grad.isfinite()], grad[grad.isfinite()])
 
 
@@ -95,10 +96,58 @@ def test_image_gradient_of_any_magnitude(kernels, scale):
     images = torch.randn(1, 2, 5, 7, dtype=torch.float64)
     grad = scale * torch.randn(1, 2, 9, 4, dtype=torch.float64)
     matrix = torch.tensor([[[0.4, 0.1, 0.3], [-0.2, 1.3, 0.7]]], dtype=torch.float64)
-    args = (grad, images, matrix, 0, 0, True, False)
+    args = (grad, images, matrix, 0, 0, 0, True, False)
     expected, _ = OPS["affine_sample_backward"].reference(*args)
     got, _ = kernels.affine_sample_backward(*args)
     torch.testing.assert_close(got / scale, expected / scale, rtol=1e-12, atol=1e-12)
+
+
+def scattered(count, shape, size):
+    return torch.stack(
+        [torch.randint(1 - s, n, (count,)) for n, s in zip(shape, size, strict=True)], 1
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [((70, 37, 131), (3, 9, 11)), ((66, 150, 9), (7, 9, 5)), ((8300, 131), (40, 41))],
+    ids=["3-D", "narrow", "2-D"],
+)
+def test_many_windows_on_many_tiles_and_slabs(kernels, shape, size):
+    start = scattered(300, shape, size)
+    patches, weight = torch.randn(300, 1, *size), torch.rand(size)
+    args = (patches, start, weight, shape, 0.5)
+    torch.testing.assert_close(kernels.merge_patches(*args), OPS["merge_patches"].reference(*args))
+    numel = 2 * torch.Size(shape).numel()
+    table = torch.tensor([[numel // 2, *shape], [0, *shape]])
+    index, flips = torch.arange(300) % 3 - 1, torch.rand(start.shape) < 0.5
+    scale = torch.rand(2, 1, dtype=torch.float64)
+    args = (patches, table, (), start, index, flips, scale, numel)
+    torch.testing.assert_close(
+        kernels.extract_patches_backward(*args), OPS["extract_patches_backward"].reference(*args)
+    )
+
+
+@pytest.mark.parametrize("frame", [0, 1, 2])
+def test_rows_longer_than_a_run(kernels, frame):
+    images, size = torch.randn(1, 2, 5, 1100), (3, 2100)
+    matrix = torch.tensor([[[0.9, 0.002, 0.01], [-0.003, 0.8, 0.02]]])
+    if frame == 0:
+        matrix = torch.tensor([[[1.1, 0.001, 0.4], [0.1, 0.5, 3.3]]])
+    args = (images, matrix.double(), size, frame, 0, 0, 0.0)
+    torch.testing.assert_close(
+        kernels.affine_sample(*args), OPS["affine_sample"].reference(*args), rtol=1e-5, atol=1e-5
+    )
+    backward = (torch.randn(1, 2, *size), *args[:2], frame, 0, 0, True, True)
+    got, expected = (
+        call(*backward)
+        for call in (
+            kernels.affine_sample_backward,
+            OPS["affine_sample_backward"].reference,
+        )
+    )
+    torch.testing.assert_close(got[0], expected[0], rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(got[1], expected[1], rtol=1e-4, atol=1e-2)
 
 
 @pytest.mark.parametrize(
@@ -110,10 +159,10 @@ def test_a_volume_beyond_its_buffer_is_not_read(kernels, row):
     flips = torch.zeros(0, 2, dtype=torch.bool)
     one = torch.ones(1, 1, dtype=torch.float64)
     patches = kernels.extract_patches(
-        buffer, table, start, index, flips, 0 * one, one, 1, (3, 3), -4.0, torch.float32
+        buffer, table, (), start, index, flips, 0 * one, one, 1, (3, 3), -4.0, torch.float32
     )
     assert (patches == -4).all()
-    assert kernels.window_counts(buffer > 0, table, start, index, (3, 3)).item() == 0
+    assert kernels.window_counts(buffer > 0, table, (), start, index, (3, 3)).item() == 0
 
 
 def test_a_wrong_argument_is_refused_by_name(kernels):
@@ -121,8 +170,14 @@ def test_a_wrong_argument_is_refused_by_name(kernels):
         kernels.contract_axis(torch.ones(2, 3), torch.ones(4, 3).double())
     with pytest.raises(RuntimeError, match="affine_sample: values must be floating"):
         kernels.affine_sample(
-            torch.ones(1, 1, 4, 4).int(), torch.zeros(1, 2, 3).double(), (2, 2), 0, 0, 0.0
+            torch.ones(1, 1, 4, 4).int(), torch.zeros(1, 2, 3).double(), (2, 2), 0, 0, 0, 0.0
         )
+    with pytest.raises(RuntimeError, match="vox_from_vox: affines must be \\(4, 4\\), axes 2 or 3"):
+        kernels.vox_from_vox(torch.eye(3), torch.eye(4), 3)
+    mask, table = torch.ones(4, dtype=torch.bool), torch.tensor([[0, 2, 2]])
+    start = torch.zeros(1, 2, dtype=torch.int64)
+    with pytest.raises(RuntimeError, match="volumes have a table or one shape"):
+        kernels.window_counts(mask, table, (2, 2), start, start[:0, 0], (1, 1))
     with pytest.raises(RuntimeError, match="contract_axis: values must be float32 or float64"):
         kernels.contract_axis(torch.ones(1, 2, 3).half(), torch.ones(4, 2).double())
 

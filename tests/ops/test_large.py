@@ -68,7 +68,7 @@ def test_gradient_of_extract_patches_into_more_than_2_to_31_voxels(device):
     index = torch.zeros(2, device=device, dtype=torch.int64)
     flips = torch.empty(0, 2, dtype=torch.bool, device=device)
     grad = torch.ones(2, 1, 1, 4, device=device)
-    out = OPS["extract_patches_backward"](grad, table, start, index, flips, scale, MORE)
+    out = OPS["extract_patches_backward"](grad, table, (), start, index, flips, scale, MORE)
     assert out[-4:].tolist() == [0, 1, 2, 2]
     assert out.sum().item() == 5
 
@@ -97,7 +97,7 @@ def test_affine_sample_of_more_than_2_to_31_voxels(device):
     images = zeros(1, 1, 46400, 46400, device=device)
     images[..., -1, -2:] = torch.tensor([3.0, 5.0])
     matrix = torch.tensor([[[1.0, 0, 46399], [0.5, 1.0, 46398.5]]], dtype=torch.float64)
-    args = images, matrix.to(device), (1, 2), 0, 1, 0.0  # linear, with a border
+    args = images, matrix.to(device), (1, 2), 0, 0, 1, 0.0  # linear, with a border
     assert OPS["affine_sample"](*args).flatten().tolist() == [4, 5]
 
 
@@ -107,7 +107,7 @@ def test_gradients_of_affine_sample_of_more_than_2_to_31_voxels(device):
     images[..., -1, -2:] = torch.tensor([3.0, 5.0])
     matrix = torch.tensor([[[1.0, 0, 46399], [0.5, 1.0, 46398.5]]], dtype=torch.float64)
     grad = torch.ones(1, 1, 1, 1, device=device)
-    args = grad, images, matrix.to(device), 0, 1, True, True
+    args = grad, images, matrix.to(device), 0, 0, 1, True, True
     grad_images, grad_matrix = OPS["affine_sample_backward"](*args)
     assert grad_images[0, 0, -1, -3:].tolist() == [0, 0.5, 0.5]
     assert grad_matrix[0, :, -1].tolist() == [0, 2]

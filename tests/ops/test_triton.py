@@ -228,8 +228,8 @@ def test_sums_in_whole_units_keep_the_digits_of_a_float(scale):
     grad = scale * torch.randn(1, 1, 40, 40, dtype=torch.float64)
     matrix = torch.tensor([[[0.03, 0.0, 0.9], [0.0, 0.03, 0.9]]], dtype=torch.float64)
     backward = OPS["affine_sample_backward"]
-    sums, _ = backward(grad, images, matrix, 0, 0, True, False)
-    expected, _ = backward.reference(grad, images, matrix, 0, 0, True, False)
+    sums, _ = backward(grad, images, matrix, 0, 0, 0, True, False)
+    expected, _ = backward.reference(grad, images, matrix, 0, 0, 0, True, False)
     torch.testing.assert_close(sums, expected, rtol=0, atol=1e-12 * scale)
 
 

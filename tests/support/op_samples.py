@@ -168,11 +168,12 @@ def extract_patches(device, dtype):
                     flips = flips[:0]
                 shift = torch.rand(3, 2, dtype=torch.float64, device=device)
                 scale = 1 + shift
-                yield buffer, table, start, index, flips, shift, scale, 2, size, 0.5, dtype
+                yield buffer, table, (), start, index, flips, shift, scale, 2, size, 0.5, dtype
     for target in (torch.uint8, torch.int16, torch.int64, torch.float16):
         yield (
             buffer,
             table,
+            (),
             *windows_of(17, shapes, device),
             flips,
             shift,
@@ -182,6 +183,22 @@ def extract_patches(device, dtype):
             -3.5,
             target,
         )
+    for axes, size in ((2, (3, 5)), (3, (2, 3, 7))):
+        table, shape, numel = dense(device, axes)
+        start = windows(17, shape).to(device)
+        buffer = normal(numel, device=device, dtype=dtype)
+        index = (torch.arange(17) % 4 - 1).to(device)
+        flips, none = flips[:0, :axes], shift[:0, 0]
+        yield buffer, table, shape, start, index, flips, none, none, 2, size, 0.5, dtype
+        numbers = torch.rand(2, 2, dtype=torch.float64, device=device)
+        yield buffer, table, shape, start, index[:0], flips, numbers, none, 2, size, 0.5, dtype
+
+
+def dense(device, axes):
+    """An empty table, the one shape of two volumes of two channels, and their voxels."""
+    shape = (7, 11) if axes == 2 else (5, 7, 11)
+    table = torch.empty(0, 1 + axes, dtype=torch.int64, device=device)
+    return table, shape, 4 * torch.Size(shape).numel()
 
 
 def windows_of(count, shapes, device):
@@ -196,8 +213,12 @@ def extract_patches_backward(device, dtype):
         flips = (torch.rand(17, axes) < 0.5).to(device)
         scale = torch.rand(3, 2, dtype=torch.float64, device=device)
         grad = normal(17, 2, *size, device=device, dtype=dtype)
-        yield grad, table, start, index, flips, scale, len(buffer)
-        yield grad[:0], table, start[:0], index[:0], flips[:0], scale, len(buffer)
+        yield grad, table, (), start, index, flips, scale, len(buffer)
+        yield grad[:0], table, (), start[:0], index[:0], flips[:0], scale, len(buffer)
+
+        table, shape, numel = dense(device, axes)
+        start = windows(17, shape).to(device)
+        yield grad, table, shape, start, index[:0], flips[:0], scale[:0, 0], numel
 
 
 @samples_of("window_counts")
@@ -206,8 +227,14 @@ def window_counts(device, dtype):
         mask, table, shapes = packed(device, dtype, axes)
         table[:, 0] //= 2
         start, index = windows_of(29, shapes, device)
-        yield mask > 0, table, start, index - 1, size
-        yield mask > 0, table, start[:0], index[:0], size
+        yield mask > 0, table, (), start, index - 1, size
+        yield mask > 0, table, (), start[:0], index[:0], size
+    for axes, size in ((2, (3, 5)), (3, (2, 3, 7))):
+        table, shape, numel = dense(device, axes)
+        mask = torch.rand(numel // 2, device=device) > 0.5
+        start = windows(29, shape).to(device)
+        yield mask, table, shape, start, start.new_empty(0), size
+        yield mask, table, shape, start, (torch.arange(29) % 4 - 1).to(device), size
 
 
 def turned(count, axes, n, size, device):
@@ -218,6 +245,16 @@ def turned(count, axes, n, size, device):
     return matrix.to(device)
 
 
+@samples_of("vox_from_vox")
+def vox_from_vox(device, dtype):
+    for axes in (2, 3):
+        for other in (dtype, torch.float64):
+            source = torch.eye(4) + 0.2 * torch.randn(4, 4)
+            target = torch.eye(4) + torch.randn(4, 4)
+            yield source.to(device, dtype), target.to(device, other), axes
+    yield torch.eye(4, device=device, dtype=dtype), 2 * torch.eye(4, device=device).double(), 3
+
+
 @samples_of("affine_sample")
 def affine_sample(device, dtype):
     for n, size in (((7, 11), (5, 101)), ((5, 4, 11), (3, 5, 13)), ((1, 5, 1), (2, 3, 1))):
@@ -225,19 +262,24 @@ def affine_sample(device, dtype):
         matrix = turned(2, len(n), n, size, device)
         for mode in (0, 1, 2):
             for border in (0, 1, 2):
-                yield images, matrix, size, mode, border, 0.5 if border == 2 else 0.0
-        yield images[:0], matrix[:0], size, 0, 0, 0.0
+                yield images, matrix, size, 0, mode, border, 0.5 if border == 2 else 0.0
+        yield images[:0], matrix[:0], size, 0, 0, 0, 0.0
+        for frame in (1, 2):
+            theta = turned(2, len(n), (1,) * len(n), (1,) * len(n), device)
+            for thetas in (theta, theta[:1], theta.float()):
+                yield images, thetas, size, frame, 0, 0, 0.0
+            yield images, theta, size, frame, 1, 1, 0.0
         for bad in (torch.nan, torch.inf, -torch.inf, 1e300, 2.0**62):
             hostile = matrix.clone()
             hostile[0, 0, -1] = bad
             hostile[1, -1, 0] = bad
             for border in (0, 1, 2):
-                yield images, hostile, size, 1, border, 0.5 if border == 2 else 0.0
+                yield images, hostile, size, 0, 1, border, 0.5 if border == 2 else 0.0
     wide = torch.diag(torch.tensor([0.5, 2.0, 0.9], dtype=torch.float64))  # axis-aligned
     wide = torch.cat((wide, torch.tensor([[-0.7], [3.1], [0.2]])), 1)[None].to(device)
     images = normal(1, 2, 5, 17, 13, device=device, dtype=dtype)
     for matrix in (wide, wide[:, [2, 0, 1]], -wide, wide * torch.tensor([-1.0])):
-        yield images, matrix, (11, 7, 19), 0, 2, 0.25
+        yield images, matrix, (11, 7, 19), 0, 0, 2, 0.25
 
 
 @samples_of("affine_sample_backward")
@@ -246,12 +288,20 @@ def affine_sample_backward(device, dtype):
         images = normal(2, 3, *n, device=device, dtype=dtype)
         grad = normal(2, 3, *size, device=device, dtype=dtype)
         matrix = turned(2, len(n), n, size, device)
-        for mode, border in ((0, 0), (0, 1), (0, 2), (1, 0), (2, 2)):
-            yield grad, images, matrix, mode, border, True, True
-        yield grad, images, matrix, 0, 0, False, True
-        yield grad[:0], images[:0], matrix[:0], 0, 0, True, True
+        for mode, border in ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (2, 2)):
+            yield grad, images, matrix, 0, mode, border, True, True
+        yield grad, images, matrix, 0, 0, 0, False, True
+        yield grad[:0], images[:0], matrix[:0], 0, 0, 0, True, True
         many = torch.arange(9) % 2  # enough images for one task each
-        yield grad[many], images[many], matrix[many], 0, 0, True, False
+        yield grad[many], images[many], matrix[many], 0, 0, 0, True, False
+        theta = turned(2, len(n), (1,) * len(n), (1,) * len(n), device)
+        for frame in (1, 2):
+            for thetas in (theta, theta[:1], theta.float()):
+                yield grad, images, thetas, frame, 0, 0, True, True
+        singular = matrix.clone()  # all samples on a plane, and all at one point
+        singular[0, :, 0], singular[1, :, :-1] = 0, 0
+        for border in (0, 1, 2):
+            yield grad, images, singular, 0, 0, border, True, False
 
 
 @samples_of("contract_axis")

@@ -11,7 +11,7 @@ from cmrfast.infer import predict_batches
 from cmrfast.methods.joint_registration.grid import SharedGrid, network_view, shared_grid
 from cmrfast.models.joint_registration import RECIPE, JointRegistration, Recipe
 from cmrfast.ops import resample
-from cmrfast.ops.affine_sample import vox_from_theta
+from cmrfast.ops.affine_sample import EDGES, vox_from_frame
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def register(
 
 def world_transforms(grid: SharedGrid, thetas: Tensor) -> Tensor:
     """Normalised maps (P, 2, 3) as maps (P, 4, 4) of scanner coordinates in mm, float64."""
-    plane = vox_from_theta(thetas.detach().cpu(), grid.shape[:2], grid.shape[:2], False)
+    plane = vox_from_frame(thetas.detach().cpu(), grid.shape[:2], grid.shape[:2], EDGES)
     vox_from_vox = torch.eye(4, dtype=torch.float64).repeat(len(plane), 1, 1)
     vox_from_vox[:, :2, :2], vox_from_vox[:, :2, 3] = plane[..., :2], plane[..., 2]
     vox_from_world = torch.linalg.inv(grid.world_from_vox)

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cmrfast.ops.affine_sample import CLAMP_HALF, LINEAR, NEAREST_EVEN, ZEROS
+from cmrfast.ops.affine_sample import CLAMP_HALF, EDGES, LINEAR, NEAREST_EVEN, VOXELS, ZEROS
 from cmrfast.ops.triton._fixed_point import FixedPointSums, atomic_add_fixed, units_per_one
 from cmrfast.ops.triton._launch import (
     accumulator,
@@ -25,18 +25,71 @@ from cmrfast.ops.triton._launch import (
 
 _LINEAR, _NEAREST_EVEN = tl.constexpr(LINEAR), tl.constexpr(NEAREST_EVEN)
 _ZEROS, _CLAMP_HALF = tl.constexpr(ZEROS), tl.constexpr(CLAMP_HALF)
+_VOXELS, _EDGES = tl.constexpr(VOXELS), tl.constexpr(EDGES)
 _INTEGERS_FROM = tl.constexpr(2.0**52)  # from here on every float64 is an integer
 _NO_FMA = {"enable_fp_fusion": False}
 
 
 @triton.jit
-def _position(matrix_ptr, i, j, k, axis: tl.constexpr, AXES: tl.constexpr):
+def _frame(n, size, FRAME: tl.constexpr):
+    """Along an axis, output voxel o is at start + step * o, and x is input voxel middle + half * x.
+
+    Returns start, step, half, middle.
+    """
+    n, size = tl.full((1,), n, tl.float64), tl.full((1,), size, tl.float64)
+    zero = n * 0
+    start, step, half, middle = zero, zero + 1, zero + 1, zero
+    if FRAME == _EDGES:
+        start, step, half, middle = 1 / size - 1, 2 / size, n * 0.5, (n - 1) * 0.5
+    elif FRAME != _VOXELS:  # the only voxel of an axis of size one is at its centre
+        start = tl.where(size > 1, -1.0, zero)
+        step = tl.where(size > 1, 2 / tl.maximum(size - 1, 1.0), zero)
+        half = (n - 1) * 0.5
+        middle = half
+    return start, step, half, middle
+
+
+@triton.jit
+def _entry_index(axis: tl.constexpr, column: tl.constexpr, FRAME: tl.constexpr, AXES: tl.constexpr):
+    """Where an entry of a matrix is, for an axis of three and one of them or 3, the offset."""
+    row, across = axis - (3 - AXES), column - (3 - AXES)
+    if FRAME != _VOXELS:
+        row, across = 2 - axis, (2 - column if column < 3 else AXES)
+    return row * (AXES + 1) + across
+
+
+@triton.jit
+def _entry(
+    matrix_ptr, shape, size, axis: tl.constexpr, column: tl.constexpr,
+    FRAME: tl.constexpr, AXES: tl.constexpr,
+):  # fmt: skip
+    """An entry of the matrix from output voxels to input voxels."""
+    zero = tl.full((1,), 0, tl.float64)
+    entry = zero + tl.load(matrix_ptr + _entry_index(axis, column, FRAME, AXES))
+    if FRAME != _VOXELS:
+        _, _, half, middle = _frame(shape[axis], size[axis], FRAME)
+        if column < 3:
+            _, step, _, _ = _frame(shape[column], size[column], FRAME)
+            entry = entry * step * half
+        else:
+            base = zero
+            for c in tl.static_range(3 - AXES, 3):
+                start, _, _, _ = _frame(shape[c], size[c], FRAME)
+                base += tl.load(matrix_ptr + _entry_index(axis, c, FRAME, AXES)) * start
+            entry = (base + entry) * half + middle
+    return entry
+
+
+@triton.jit
+def _position(
+    matrix_ptr, shape, size, i, j, k, axis: tl.constexpr, FRAME: tl.constexpr, AXES: tl.constexpr
+):
     """The input position of output voxels along one axis."""
-    row_ptr = matrix_ptr + (axis - (3 - AXES)) * (AXES + 1)
-    x = tl.load(row_ptr + AXES)
+    x = _entry(matrix_ptr, shape, size, axis, 3, FRAME, AXES)
     if AXES == 3:
-        x = x + tl.load(row_ptr) * i
-    return (x + tl.load(row_ptr + AXES - 2) * j) + tl.load(row_ptr + AXES - 1) * k
+        x = x + _entry(matrix_ptr, shape, size, axis, 0, FRAME, AXES) * i
+    x = x + _entry(matrix_ptr, shape, size, axis, 1, FRAME, AXES) * j
+    return x + _entry(matrix_ptr, shape, size, axis, 2, FRAME, AXES) * k
 
 
 @triton.jit
@@ -72,26 +125,28 @@ def _cell(x, n, MODE: tl.constexpr, BORDER: tl.constexpr, INDEX: tl.constexpr):
 
 @triton.jit
 def _cells(
-    matrix_ptr, image, offsets, shape, size,
+    matrix_ptr, offsets, shape, size, FRAME: tl.constexpr,
     AXES: tl.constexpr, MODE: tl.constexpr, BORDER: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
     """The cells along all three axes (of two axes, the first is one voxel), and (i, j, k)."""
-    matrix_ptr = matrix_ptr + image * AXES * (AXES + 1)
-    line = offsets // size[1]
-    k = (offsets % size[1]).to(tl.float64)
-    j = (line % size[0]).to(tl.float64)
-    i = (line // size[0]).to(tl.float64)
+    line = offsets // size[2]
+    k = (offsets % size[2]).to(tl.float64)
+    j = (line % size[1]).to(tl.float64)
+    i = (line // size[1]).to(tl.float64)
     i0, below0, above0, f0, unclamped0, valid = _cell(i * 0, shape[0], _LINEAR, _ZEROS, INDEX)
     if AXES == 3:
         i0, below0, above0, f0, unclamped0, valid = _cell(
-            _position(matrix_ptr, i, j, k, 0, AXES), shape[0], MODE, BORDER, INDEX
-        )
+            _position(matrix_ptr, shape, size, i, j, k, 0, FRAME, AXES),
+            shape[0], MODE, BORDER, INDEX,
+        )  # fmt: skip
     i1, below1, above1, f1, unclamped1, valid1 = _cell(
-        _position(matrix_ptr, i, j, k, 1, AXES), shape[1], MODE, BORDER, INDEX
-    )
+        _position(matrix_ptr, shape, size, i, j, k, 1, FRAME, AXES),
+        shape[1], MODE, BORDER, INDEX,
+    )  # fmt: skip
     i2, below2, above2, f2, unclamped2, valid2 = _cell(
-        _position(matrix_ptr, i, j, k, 2, AXES), shape[2], MODE, BORDER, INDEX
-    )
+        _position(matrix_ptr, shape, size, i, j, k, 2, FRAME, AXES),
+        shape[2], MODE, BORDER, INDEX,
+    )  # fmt: skip
     below = (below0, below1, below2)
     above = (above0, above1, above2)
     index = (i0 * shape[1] + i1) * shape[2] + i2
@@ -119,17 +174,18 @@ def _corner(
 @triton.jit
 def _sample(
     images_ptr, matrix_ptr, out_ptr, channels, shape, size, tiling, fill: tl.float64,
-    AXES: tl.constexpr, MODE: tl.constexpr, BORDER: tl.constexpr,
+    FRAME: tl.constexpr, AXES: tl.constexpr, MODE: tl.constexpr, BORDER: tl.constexpr,
     ACC: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A program samples BLOCK voxels of all channels of one image at the same positions."""
-    numel, tiles = tiling
+    numel, tiles, sharing = tiling
     image = (tl.program_id(0) // tiles).to(tl.int64)
     offsets = (tl.program_id(0) % tiles).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
     mask = offsets < numel
     index, below, above, fraction, _, valid, _ = _cells(
-        matrix_ptr, image, offsets, shape, size, AXES, MODE, BORDER, INDEX
-    )
+        matrix_ptr + image // sharing * AXES * (AXES + 1), offsets, shape, size,
+        FRAME, AXES, MODE, BORDER, INDEX,
+    )  # fmt: skip
     sampled = valid if BORDER == _CLAMP_HALF else valid & below[0] & below[1] & below[2]
     for channel in range(channels):
         row = image * channels + channel
@@ -156,24 +212,25 @@ def _sample(
 @triton.jit
 def _gradients(
     grad_ptr, images_ptr, matrix_ptr, sums, partial_ptr, channels, shape, size, tiling,
-    AXES: tl.constexpr, MODE: tl.constexpr, BORDER: tl.constexpr,
+    FRAME: tl.constexpr, AXES: tl.constexpr, MODE: tl.constexpr, BORDER: tl.constexpr,
     ACC: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A program takes BLOCK output voxels of all channels.
 
     It adds their gradients to the voxels that they were interpolated from, in fixed point, and
-    stores the sums over the block of each slope times (i, j, k, 1), which ``row_sums`` adds up in
-    order. ``sums`` is None without a gradient of the images, ``partial_ptr`` without one of the
-    matrix.
+    stores the sums over the block of each slope times the output position, which ``row_sums`` adds
+    up in order. ``sums`` is None without a gradient of the images, ``partial_ptr`` without one of
+    the matrix.
     """
-    numel, tiles = tiling
+    numel, tiles, sharing = tiling
     image = (tl.program_id(0) // tiles).to(tl.int64)
     tile = tl.program_id(0) % tiles
     offsets = tile.to(INDEX) * BLOCK + tl.arange(0, BLOCK)
     mask = offsets < numel
     index, below, above, fraction, unclamped, valid, voxel = _cells(
-        matrix_ptr, image, offsets, shape, size, AXES, MODE, BORDER, INDEX
-    )
+        matrix_ptr + image // sharing * AXES * (AXES + 1), offsets, shape, size,
+        FRAME, AXES, MODE, BORDER, INDEX,
+    )  # fmt: skip
     if sums is not None:
         per_one = units_per_one(sums)
     slope0 = tl.full((BLOCK,), 0, ACC)
@@ -202,27 +259,39 @@ def _gradients(
     if partial_ptr is not None:
         slopes = (slope0, slope1, slope2)
         for axis in tl.static_range(3 - AXES, 3):
-            slope = tl.where(unclamped[axis] & mask, slopes[axis], 0).to(tl.float64)
-            entry_ptr = partial_ptr + (image * AXES + axis - (3 - AXES)) * (AXES + 1) * tiles + tile
-            for column in tl.static_range(3 - AXES, 3):
-                total = tl.sum(slope * voxel[column], 0)
-                tl.store(entry_ptr + (column - (3 - AXES)) * tiles, total)
-            tl.store(entry_ptr + AXES * tiles, tl.sum(slope, 0))
+            _, _, half, _ = _frame(shape[axis], size[axis], FRAME)
+            slope = tl.where(unclamped[axis] & mask, slopes[axis], 0).to(tl.float64) * half
+            for column in tl.static_range(3 - AXES, 4):
+                product = slope
+                if column < 3:
+                    start, step, _, _ = _frame(shape[column], size[column], FRAME)
+                    product = slope * (start + step * voxel[column])
+                entry = image // sharing * AXES * (AXES + 1)
+                entry += _entry_index(axis, column, FRAME, AXES)
+                row = entry * sharing + image % sharing
+                tl.store(partial_ptr + row * tiles + tile, tl.sum(product, 0))
 
 
 def _geometry(
-    images: Tensor, size: Sequence[int], block: int
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, int], Any]:
-    """Sizes of the images, the last two of the output, its voxels and tiles, and an index dtype."""
+    images: Tensor, matrix: Tensor, size: Sequence[int], block: int
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, int, int], Any]:
+    """Sizes of the images and the output; voxels, tiles, images a matrix; and an index dtype."""
     shape, size = three_axes(images.shape[2:]), three_axes(size)
     numel = torch.Size(size).numel()
     index = tl.int64 if max(torch.Size(shape).numel(), numel) >= 2**30 else tl.int32
-    return tuple(shape), tuple(size[1:]), (numel, triton.cdiv(numel, block)), index
+    tiling = numel, triton.cdiv(numel, block), len(images) // max(len(matrix), 1)
+    return tuple(shape), tuple(size), tiling, index
 
 
 @register("affine_sample")
 def affine_sample(
-    images: Tensor, matrix: Tensor, size: Sequence[int], mode: int, border: int, fill: float
+    images: Tensor,
+    matrix: Tensor,
+    size: Sequence[int],
+    frame: int,
+    mode: int,
+    border: int,
+    fill: float,
 ) -> Tensor:
     """See the op."""
     images, matrix = images.contiguous(), matrix.contiguous()
@@ -231,9 +300,9 @@ def affine_sample(
     if not out.numel():
         return out
     chosen = block_sizes("affine_sample", images) | _NO_FMA
-    shape, size, tiling, index = _geometry(images, size, chosen["BLOCK"])
+    shape, size, tiling, index = _geometry(images, matrix, size, chosen["BLOCK"])
     _sample[(batch * tiling[1],)](
-        images, matrix, out, channels, shape, size, tiling, fill, AXES=axes, MODE=mode,
+        images, matrix, out, channels, shape, size, tiling, fill, FRAME=frame, AXES=axes, MODE=mode,
         BORDER=border, ACC=accumulator(images.dtype), INDEX=index, **chosen,
     )  # fmt: skip
     return out
@@ -244,6 +313,7 @@ def affine_sample_backward(
     grad: Tensor,
     images: Tensor,
     matrix: Tensor,
+    frame: int,
     mode: int,
     border: int,
     for_images: bool,
@@ -256,15 +326,17 @@ def affine_sample_backward(
     if not grad.numel():
         return grad_images, torch.zeros_like(matrix)
     chosen = block_sizes("affine_sample_backward", images) | _NO_FMA
-    shape, size, tiling, index = _geometry(images, grad.shape[2:], chosen["BLOCK"])
-    numel, tiles = tiling
+    shape, size, tiling, index = _geometry(images, matrix, grad.shape[2:], chosen["BLOCK"])
+    numel, tiles, sharing = tiling
     sums = FixedPointSums(images.shape, numel, grad) if for_images else None
     partial = None
     if for_matrix and mode == LINEAR:
-        partial = torch.empty(matrix.numel(), tiles, dtype=torch.float64, device=images.device)
+        rows = (matrix.numel(), sharing * tiles)
+        partial = torch.empty(rows, dtype=torch.float64, device=images.device)
     _gradients[(batch * tiles,)](
         grad, images, matrix, sums and sums.kernel_args, partial, channels, shape, size, tiling,
-        AXES=axes, MODE=mode, BORDER=border, ACC=accumulator(images.dtype), INDEX=index, **chosen,
+        FRAME=frame, AXES=axes, MODE=mode, BORDER=border, ACC=accumulator(images.dtype),
+        INDEX=index, **chosen,
     )  # fmt: skip
     grad_images = grad_images if sums is None else sums.to(images.dtype)
     if partial is None:

@@ -8,9 +8,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cmrfast.ops.extract_patches import needs_double
+from cmrfast.ops.extract_patches import given_or, given_volumes, needs_double
 from cmrfast.ops.triton._fixed_point import FixedPointSums, atomic_add_fixed, units_per_one
 from cmrfast.ops.triton._launch import accumulator, as_bytes, line_tiles, register, three_axes
+from cmrfast.ops.volume_store import full_table
 
 
 @triton.jit
@@ -133,13 +134,14 @@ def _grid(
 def _windows(start_vox: Tensor, volume_index: Tensor, flips: Tensor) -> tuple[Any, ...]:
     """What ``_axis`` calls windows: starts, volumes, and flips or None."""
     flipped = as_bytes(flips) if flips.numel() else None
-    return start_vox.contiguous(), volume_index.contiguous(), flipped
+    return start_vox.contiguous(), given_volumes(volume_index, start_vox).contiguous(), flipped
 
 
 @register("extract_patches")
 def extract_patches(
     buffer: Tensor,
     table: Tensor,
+    shape: Sequence[int],
     start_vox: Tensor,
     volume_index: Tensor,
     flips: Tensor,
@@ -154,6 +156,8 @@ def extract_patches(
     out = torch.empty(len(start_vox), channels, *size, dtype=dtype, device=buffer.device)
     if not out.numel():
         return out
+    table = full_table(table, shape, channels, buffer.numel())
+    shift, scale = given_or(0, shift, table, channels), given_or(1, scale, table, channels)
     grid, sizes, chosen = _grid("extract_patches", out, size)
     double = needs_double(buffer.dtype) or needs_double(dtype)
     low: int | None = None
@@ -175,6 +179,7 @@ def extract_patches(
 def extract_patches_backward(
     grad: Tensor,
     table: Tensor,
+    shape: Sequence[int],
     start_vox: Tensor,
     volume_index: Tensor,
     flips: Tensor,
@@ -183,6 +188,8 @@ def extract_patches_backward(
 ) -> Tensor:
     """See the op; fixed-point sums do not depend on the order of the patches."""
     channels, size = grad.shape[1], grad.shape[2:]
+    table = full_table(table, shape, channels, numel)
+    scale = given_or(1, scale, table, channels)
     if not grad.numel() or not scale.numel():
         return grad.new_zeros(numel)
     grad, scale = grad.contiguous(), scale.contiguous()

@@ -137,7 +137,7 @@ def _extract_args(patches: int) -> tuple[Any, ...]:
     index, ones = torch.zeros(patches, dtype=torch.int64).cuda(), torch.ones(1, 2).double().cuda()
     flips, size = torch.rand(patches, 3).cuda() < 0.5, (56, 56, 56)
     buffer = normal(2 * 225 * 270 * 225)
-    return buffer, table, start, index, flips, 0 * ones, ones, 2, size, 0.0, torch.float32
+    return buffer, table, (), start, index, flips, 0 * ones, ones, 2, size, 0.0, torch.float32
 
 
 def _merge_args(steps: int) -> tuple[Any, ...]:
@@ -151,8 +151,8 @@ def _affine_args(op: str, n: int) -> tuple[Any, ...]:
     matrix = torch.eye(3, 4, dtype=torch.float64, device="cuda")[None]
     matrix = matrix + 0.05 * torch.randn(1, 3, 4, dtype=torch.float64, device="cuda")
     if op.endswith("backward"):
-        return normal(1, 2, *size), images, matrix, 0, 0, True, True
-    return images, matrix, size, 0, 0, 0.0
+        return normal(1, 2, *size), images, matrix, 0, 0, 0, True, True
+    return images, matrix, size, 0, 0, 0, 0.0
 
 
 @contextlib.contextmanager

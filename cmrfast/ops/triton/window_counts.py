@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cmrfast.ops.extract_patches import given_volumes
 from cmrfast.ops.triton._launch import (
     FMA,
     as_bytes,
@@ -15,6 +16,7 @@ from cmrfast.ops.triton._launch import (
     register,
     three_axes,
 )
+from cmrfast.ops.volume_store import full_table
 
 
 @triton.jit
@@ -100,14 +102,20 @@ def _count(
 
 @register("window_counts")
 def window_counts(
-    mask: Tensor, table: Tensor, start_vox: Tensor, volume_index: Tensor, size: Sequence[int]
+    mask: Tensor,
+    table: Tensor,
+    shape: Sequence[int],
+    start_vox: Tensor,
+    volume_index: Tensor,
+    size: Sequence[int],
 ) -> Tensor:
     """See the op; sums of integers are exact in any order."""
     axes, count = len(size), len(start_vox)
     out = torch.empty(count, dtype=torch.int64, device=mask.device)
     if not count or not mask.numel():
         return out.zero_()
-    mask, table = as_bytes(mask), table.contiguous()
+    table = full_table(table, shape, 1, mask.numel()).contiguous()
+    mask, volume_index = as_bytes(mask), given_volumes(volume_index, start_vox)
     dtype = torch.int32 if mask.numel() < 2**31 else torch.int64
     sums = torch.empty(mask.numel(), dtype=dtype, device=mask.device)
     chosen = dict(block_sizes("window_counts", mask))

@@ -94,15 +94,6 @@ __host__ __device__ void with_dtype(Dtype dtype, const Body& body) {
               __half, __nv_bfloat16, float, double>(dtype, body);
 }
 
-// Integers of a target; bool is stored as uint8.
-#ifdef __CUDACC__
-#pragma nv_exec_check_disable
-#endif
-template <class Body>
-__host__ __device__ void with_integer(Dtype dtype, const Body& body) {
-  with_one_of<uint8_t, int16_t, int32_t, int64_t>(dtype, body);
-}
-
 template <class Body>
 void with_floating(Dtype dtype, const Body& body) {
   with_one_of<float, __half, __nv_bfloat16, double>(dtype, body);

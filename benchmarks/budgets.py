@@ -48,14 +48,29 @@ PAIRS = [
     Budget("_anchor_tiles", "pairs_float32", "similarity", 32, 0, 1030, 32, 0, _PARTS_FLOPS),
     Budget("_candidate_tiles", "pairs_float32", "similarity", 32, 0, 1095, 32, 0, _PARTS_FLOPS),
 ]
-#: The targets are those of the rewrite that has yet to come.
+
+
+def _gathers(
+    kernel: str, unit: str, units: float, moved: float, instructions: int, target: float, loop: int
+) -> Budget:
+    """A CUDA kernel that reads what a position asks for, word by word."""
+    return Budget(kernel, "cuda", unit, units, moved, instructions, target, loop, aligned=False)
+
+
+#: An image's gradient has 2 candidates an axis where nothing is scaled, a merged voxel lies in 3
+#: windows, and an interpolated one has 4 taps an axis.
 GEOMETRY = [
-    Budget(
-        "sample_linear<float, 3>", "cuda", "voxel", 1, 6.0, 610, 65, 1, float64=102, aligned=False
+    _gathers("sample_linear<float, 3, true>", "voxel", 2, 6, 100, 65, 1),
+    _gathers("sample_linear<float, 3, true>", "voxel, spacing only", 4, 6, 152, 25, 0),
+    _gathers("sample_linear<float, 2, true>", "pixel", 4, 8, 108, 24, 1),
+    _gathers("gather_gradient<float, 3, 1>", "candidate", 1, 8 / 8, 23, 24, 0),
+    _gathers("gather_gradient<float, 2, 4>", "candidate of 4 channels", 1, 32 / 4, 53, 96, 0),
+    _gathers("sum_matrix_gradient<float, 3>", "voxel", 1, 8, 98, 97, 1),
+    _gathers("sum_matrix_gradient<float, 2>", "pixel", 1, 8, 64, 63, 1),
+    _gathers(
+        "merge_patches<float, 4, true, false>", "voxel of a window", 16, 4 + 4 / 3, 154, 10, 0
     ),
-    Budget(
-        "sample_linear<float, 2>", "cuda", "pixel of 4 channels", 1, 32, 470, 96, 1,
-        float64=60, aligned=False,
-    ),
-]  # fmt: skip
+    _gathers("extract_patches<float, float>", "voxel", 4, 6, 89, 19, 0),
+    _gathers("contract_axis<float>", "tap", 16, 8 / 4, 89, 5.5, 0),
+]
 BUDGETS = [*DICE, *PAIRS, *GEOMETRY]

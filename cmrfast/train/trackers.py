@@ -11,7 +11,7 @@ _PROJECT = "cmrfast"
 
 
 class Tracker(Protocol):
-    """What a log tells of every step."""
+    """What a log passes every step to."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Keep the values of a step."""

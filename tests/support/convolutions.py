@@ -6,7 +6,8 @@ import torch
 
 def both(ours, theirs, args):
     """Output and gradients of ours, and of theirs in double."""
-    grad = torch.randn(args[0].shape[0], args[1].shape[0], *args[0].shape[2:])
+    # Not negative, so that no sum over a whole image is a difference near 0.
+    grad = torch.rand(args[0].shape[0], args[1].shape[0], *args[0].shape[2:])
     results = []
     for call, dtype in ((ours, None), (theirs, torch.float64)):
         leaves = [a.detach().to(dtype or a.dtype).requires_grad_() for a in args]

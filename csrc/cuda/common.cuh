@@ -46,8 +46,8 @@ __host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a
 
 __host__ __device__ inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// The same pointer to global memory, which the compiler then does not take apart to compute it again
-// in a loop.
+// The same pointer to global memory, which the compiler then does not take apart to compute it
+// again in a loop.
 template <class T>
 __device__ T* in_register(T* pointer) {
 #ifdef __CUDACC__

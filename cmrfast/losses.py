@@ -39,6 +39,7 @@ def batch_dice_loss(
         -2·(smooth + Σpt) / (smooth + Σp + Σt), a scalar.
 
     Example:
+        >>> import torch
         >>> logits = torch.full((2, 5, 8, 8, 8), 100.0)
         >>> batch_dice_loss(logits, torch.ones(2, 5, 8, 8, 8, dtype=torch.uint8)).item()
         -1.0
@@ -79,6 +80,7 @@ def dice_ce_loss(
         A scalar.
 
     Example:
+        >>> import torch
         >>> logits = torch.zeros(1, 2, 8, 8)
         >>> labels = torch.zeros(1, 8, 8, dtype=torch.int64)
         >>> labels[:, :4, :4] = 1

@@ -60,7 +60,9 @@ def check_content(content, study):
     for control in content["controls"]:
         assert set(control) == {"name", "value", "accept", "passed"}
     if content["seeds"] > 1:
-        assert all(power["detectable"] > 0 for power in content["power"])
+        # After two steps some arms are equal, and nothing is too small to be found.
+        assert all(power["detectable"] >= 0 for power in content["power"])
+        assert any(power["detectable"] > 0 for power in content["power"])
         assert [p["score"] for p in content["power"]] == [p.score for p in study.comparisons]
     else:
         assert content["power"] == []

@@ -55,20 +55,25 @@ class BuildExt(build_ext):
             self.nvcc, self.cuda = None, "a sanitizer build"
         if self.nvcc is None:
             print(f"cmrfast: building without CUDA kernels: {self.cuda}", file=sys.stderr)
-        (build / "build.ninja").write_text(self.ninja_file(compiler, torch, build))
-        fault = run_ninja(build)
+        fault = self.compile(compiler, torch, build)
+        if fault and self.nvcc:
+            if os.environ.get("CMRFAST_CUDA") == "require":
+                sys.exit("cmrfast: the kernels do not compile, see above")
+            print("cmrfast: trying again without CUDA kernels", file=sys.stderr)
+            self.nvcc, self.cuda = None, "they did not compile"
+            fault = self.compile(compiler, torch, build)
         if not fault:
             return
-        if self.nvcc:
-            sys.exit(
-                "cmrfast: the kernels do not compile, see above; "
-                "CMRFAST_CUDA=0 leaves the CUDA kernels out"
-            )
         if mode == "require" or self.inplace or self.editable_mode:  # a developer wants to know
             sys.exit(
                 "cmrfast: the kernels do not compile, see above; CMRFAST_CPU=0 leaves them out"
             )
         self.give_up(f"they did not compile with {' '.join(compiler)}: {fault}")
+
+    def compile(self, compiler: list[str], torch: Path, build: Path) -> str:
+        """Build all libraries; returns the first error, empty if there is none."""
+        (build / "build.ninja").write_text(self.ninja_file(compiler, torch, build))
+        return run_ninja(build)
 
     def give_up(self, why: str) -> None:
         """Install as pure Python, and keep the reason."""

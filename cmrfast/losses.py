@@ -1,4 +1,4 @@
-"""Segmentation losses, computed from the sums of ``dice_ce_sums``.
+"""Losses of segmentation, computed from the sums of ``dice_ce_sums``; some of them as modules too.
 
 With ``group``, the sums are taken over all ranks of a ``torch.distributed`` process group, so that
 the loss is that of the whole batch, and the gradient that DDP averages equals the gradient of a
@@ -7,8 +7,9 @@ single process.
 
 from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from cmrfast.ops import nt_xent
 from cmrfast.ops.dice_ce_loss import ALL, OVERS, Terms, loss_op
 from cmrfast.ops.dice_ce_sums import Activation, class_sums
 
@@ -29,7 +30,7 @@ def batch_dice_loss(
 
     Args:
         logits: (B, K, *S).
-        target: labels (B, *S) or masks (B, K, *S).
+        target: labels (B, *S) or (B, 1, *S), or masks (B, K, *S).
         activation: as in ``dice_ce_sums``.
         smooth: added to numerator and denominator, inside the factor 2: if prediction and target
             are both empty, the loss is -2.
@@ -65,7 +66,7 @@ def dice_ce_loss(
 
     Args:
         logits: (B, K, *S); probabilities for ``activation="none"``.
-        target: labels (B, *S) or masks (B, K, *S). Pixels labelled -100 are ignored.
+        target: labels (B, *S) or (B, 1, *S), or masks (B, K, *S). Pixels labelled -100 are ignored.
         activation: as in ``dice_ce_sums``.
         ce_weight: weight of the cross entropy, a mean over pixels (sigmoid: over pixels and
             classes).
@@ -95,7 +96,7 @@ def dice_ce_loss(
     sums = class_sums(logits, target, activation, entropy=True)
     if activation == "sigmoid":
         pixels = float(logits.numel())
-    elif target.dim() == logits.dim():
+    elif target.shape == logits.shape:
         pixels = float(logits.numel() // logits.shape[1])
     else:
         pixels = -1.0  # ignored pixels are not counted
@@ -110,6 +111,79 @@ def dice_ce_loss(
         pixels=pixels,
     )
     return _loss(sums, terms, group)
+
+
+class _Options(nn.Module):
+    """A loss with its options, which its ``repr`` shows."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.options = options
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{k}={v!r}" for k, v in self.options.items() if k != "group")
+
+
+class BatchDiceLoss(_Options):
+    """``batch_dice_loss`` as a module; the same options."""
+
+    def __init__(
+        self, *, activation: Activation = "sigmoid", smooth: float = 1e-5, group: Any = None
+    ) -> None:
+        super().__init__(activation=activation, smooth=smooth, group=group)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The loss, a scalar."""
+        return batch_dice_loss(logits, target, **self.options)
+
+
+class DiceCELoss(_Options):
+    """``dice_ce_loss`` as a module; the same options.
+
+    Example:
+        >>> import torch
+        >>> loss = DiceCELoss(over="batch")
+        >>> loss(torch.zeros(1, 2, 8, 8), torch.zeros(1, 1, 8, 8, dtype=torch.bool)).item() > 0
+        True
+    """
+
+    def __init__(
+        self,
+        *,
+        activation: Activation = "softmax",
+        ce_weight: float = 1.0,
+        dice_weight: float = 1.0,
+        over: Over = "image",
+        classes: Classes = "foreground",
+        smooth: float = 1e-6,
+        group: Any = None,
+    ) -> None:
+        super().__init__(
+            activation=activation,
+            ce_weight=ce_weight,
+            dice_weight=dice_weight,
+            over=over,
+            classes=classes,
+            smooth=smooth,
+            group=group,
+        )
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The loss, a scalar."""
+        return dice_ce_loss(logits, target, **self.options)
+
+
+class NTXentLoss(_Options):
+    """``cmrfast.ops.nt_xent`` as a module; the same options."""
+
+    def __init__(
+        self, *, temperature: float = 0.07, symmetric: bool = False, group: Any = None
+    ) -> None:
+        super().__init__(temperature=temperature, symmetric=symmetric, group=group)
+
+    def forward(self, anchors: Tensor, candidates: Tensor, targets: Tensor | None = None) -> Tensor:
+        """The loss, a scalar."""
+        return nt_xent(anchors, candidates, targets=targets, **self.options)
 
 
 def joint_scar_loss(logits: Tensor, target: Tensor, *, group: Any = None) -> Tensor:

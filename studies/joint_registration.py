@@ -97,7 +97,7 @@ STUDY = Study(
             **{"side": 80, "spacing_mm": 1.875, "shift_px": 8.0, "lge_shift_px": 2.0},
             **{"widths": (8, 16, 32, 64, 128), "batch": 8, "lr": 1e-3},
         },
-        steps=400,
+        steps=1000,
     ),
     paper=Scale((35, 5, 5)),
 )

@@ -69,7 +69,7 @@ STUDY = Study(
             **{"hidden": 128, "decoder": (64, 48, 32, 16, 8), "dropout": 0.1, "batch": 8},
             "lr": 1e-3,
         },
-        steps=600,
+        steps=1200,
     ),
     paper=Scale((140, 0, 28)),
 )

@@ -92,7 +92,7 @@ TABLE_1 = Study(
         ),
     ),
     tiny=Scale((3, 0, 2), seeds=1, repeats=True, shrink=3, changes=TINY, steps=2),
-    small=Scale((13, 0, 2), seeds=10, repeats=True, shrink=2, changes=SMALL, steps=1000),
+    small=Scale((13, 0, 2), seeds=10, repeats=True, shrink=2, changes=SMALL, steps=2000),
     paper=Scale((13, 0, 2), seeds=10, repeats=True),
 )
 
@@ -117,7 +117,7 @@ def _curve(
             for point in points
         ),
         tiny=Scale((4, 0, 2), seeds=1, shrink=3, changes=TINY, steps=2),
-        small=Scale((train, 0, 20), shrink=2, changes=SMALL, steps=1000),
+        small=Scale((train, 0, 20), shrink=2, changes=SMALL, steps=2000),
         paper=Scale((train, 0, 20)),
     )
 

@@ -1,11 +1,12 @@
 """The losses against the numbers their methods give, MONAI, and themselves over ranks."""
 
+import inspect
 import math
 
 import pytest
 import torch
 
-from cmrfast import losses
+from cmrfast import losses, ops
 from tests.support.ranks import on_two_ranks
 
 
@@ -107,3 +108,50 @@ def test_two_ranks_give_the_loss_and_gradient_of_one(tmp_path):
         assert found[0][name][0] == pytest.approx(loss.item(), abs=1e-5)
         parts = torch.cat([of_rank[name][1] for of_rank in found])
         torch.testing.assert_close(parts, whole.grad, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("labels", [(), (1,)], ids=["(B, *S)", "(B, 1, *S)"])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float32])
+def test_labels_as_other_libraries_shape_and_store_them(labels, dtype):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 8, 8, generator=generator)
+    target = torch.randint(0, 2, (2, 8, 8), generator=generator)
+    given = target.to(dtype).view(2, *labels, 8, 8)
+    for loss in (losses.dice_ce_loss, losses.batch_dice_loss):
+        assert torch.equal(loss(logits, given), loss(logits, target))
+
+
+def test_one_class_with_a_channel_is_a_mask():
+    logits, mask = torch.randn(2, 1, 8, 8), torch.ones(2, 1, 8, 8)
+    soft = losses.dice_ce_loss(logits, 0.5 * mask, activation="sigmoid")
+    assert soft != losses.dice_ce_loss(logits, mask, activation="sigmoid")
+
+
+def test_modules_are_their_functions():
+    logits, target = torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 8, 8))
+    rows, others = torch.randn(2, 6, 4).unbind()
+    for module, function, args, options in (
+        (losses.BatchDiceLoss, losses.batch_dice_loss, (logits, target), {"activation": "softmax"}),
+        (losses.DiceCELoss, losses.dice_ce_loss, (logits, target), {"over": "all", "smooth": 1.0}),
+        (losses.NTXentLoss, ops.nt_xent, (rows, others), {"temperature": 0.2, "symmetric": True}),
+    ):
+        assert torch.equal(module()(*args), function(*args))
+        assert torch.equal(module(**options)(*args), function(*args, **options))
+        assert all(f"{k}={v!r}" in repr(module(**options)) for k, v in options.items())
+        assert not list(module().parameters())
+    targets = torch.arange(6).flip(0)
+    assert torch.equal(
+        losses.NTXentLoss()(rows, others, targets), ops.nt_xent(rows, others, targets=targets)
+    )
+
+
+def test_modules_take_the_options_of_their_functions():
+    for module, function in (
+        (losses.BatchDiceLoss, losses.batch_dice_loss),
+        (losses.DiceCELoss, losses.dice_ce_loss),
+    ):
+        given = inspect.signature(module).parameters
+        theirs = list(inspect.signature(function).parameters.values())[2:]
+        assert [(p.name, p.default) for p in given.values()] == [
+            (p.name, p.default) for p in theirs
+        ]

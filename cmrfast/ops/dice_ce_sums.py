@@ -34,8 +34,8 @@ def dice_ce_sums(
 
     Args:
         logits: (B, K, *S), floating; probabilities for ``activation="none"``.
-        target: integer labels (B, *S), or masks or probabilities of each class (B, K, *S) of bool,
-            integer or floating dtype.
+        target: labels (B, *S) or (B, 1, *S), whole numbers of any dtype, or masks or probabilities
+            of each class (B, K, *S) of any dtype. With K = 1, (B, 1, *S) is a mask.
         activation: ``softmax`` over K: cross entropy is -t·log p, its sum over K the usual one;
             ``sigmoid``: binary cross entropy per channel; ``none``: the logits are probabilities
             and cross entropy is -t·log((p + eps) / (1 + K·eps)).
@@ -68,7 +68,7 @@ def class_sums(
     """``dice_ce_sums``, where ``entropy=False`` saves the cross entropy of sigmoid, which is 0."""
     labels = _check(logits, target, activation)
     logits = sums_op.upcast(logits)
-    target = target.flatten(1 if labels else 2)
+    target = _whole(target.flatten(1)) if labels else target.flatten(2)
     if target.dtype not in _TARGETS:
         target = target.long() if not target.is_floating_point() else target.float()
     logits = logits.flatten(2)
@@ -108,17 +108,27 @@ def _check(logits: Tensor, target: Tensor, activation: str) -> bool:
         )
     if target.shape == logits.shape:
         return False
-    if target.shape != (logits.shape[0], *logits.shape[2:]):
+    batch, *space = logits.shape[0], *logits.shape[2:]
+    if list(target.shape) not in ([batch, *space], [batch, 1, *space]):
         raise ValueError(
-            f"dice_ce_sums: target must be (B, *S) or (B, K, *S) for logits {tuple(logits.shape)}; "
-            f"got {tuple(target.shape)}"
-        )
-    if target.is_floating_point() or target.dtype == torch.bool:
-        raise TypeError(
-            f"dice_ce_sums: labels (B, *S) must be integers, masks have the shape of the logits; "
-            f"got {target.dtype}"
+            "dice_ce_sums: target must be labels (B, *S) or (B, 1, *S), or masks (B, K, *S), for "
+            f"logits {tuple(logits.shape)}; got {tuple(target.shape)}"
         )
     return True
+
+
+def _whole(labels: Tensor) -> Tensor:
+    """Labels as integers."""
+    if labels.dtype == torch.bool:
+        return labels.byte()
+    if not labels.is_floating_point():
+        return labels
+    if values_readable(labels) and not bool((labels == labels.round()).all()):
+        raise ValueError(
+            "dice_ce_sums: labels must be whole numbers; masks or probabilities of each class have "
+            "the shape of the logits"
+        )
+    return labels.long()
 
 
 def can_hold(dtype: torch.dtype, value: int) -> bool:

@@ -87,8 +87,8 @@ LOGITS, LABELS = torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.int64
     ("arguments", "options", "error", "message"),
     [
         ((LOGITS.long(), LABELS), {}, TypeError, "logits must be a floating tensor"),
-        ((LOGITS, LABELS[:1]), {}, ValueError, r"target must be \(B, \*S\) or \(B, K, \*S\)"),
-        ((LOGITS, LABELS.float()), {}, TypeError, "labels .* must be integers"),
+        ((LOGITS, LABELS[:1]), {}, ValueError, r"target must be labels \(B, \*S\)"),
+        ((LOGITS, LABELS + 0.5), {}, ValueError, "labels must be whole numbers; masks or"),
         ((LOGITS[0, 0], LABELS), {}, ValueError, r"logits must be \(B, K, \*S\)"),
         ((LOGITS, LABELS), {"activation": "relu"}, ValueError, "activation must be one of"),
         ((LOGITS[:, :0], LABELS), {}, ValueError, "there must be 1 to 16384 classes; got 0"),

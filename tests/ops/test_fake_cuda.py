@@ -1,6 +1,6 @@
 """Public functions on fake CUDA tensors: what is called, on which device, in which shapes.
 
-Most need a torch built for CUDA, though no GPU.
+Most need a torch built for CUDA, though no GPU; gradients need one, for torch's engine asks for it.
 """
 
 import pytest
@@ -59,7 +59,7 @@ def test_forward(name):
         assert call(make(*shape)).device.type == "cuda"
 
 
-@needs_cuda
+@pytest.mark.skipif(torch.cuda.device_count() == 0, reason="there is no GPU")
 @pytest.mark.parametrize("name", CALLS)
 def test_gradients(name):
     call, shape = CALLS[name]

@@ -1,5 +1,7 @@
 """Ranks: the processes that torchrun started, or this process alone."""
 
+import atexit
+import gc
 import os
 import re
 import socket
@@ -142,6 +144,9 @@ def process_group(device: str = "auto", *, timeout_s: float = 600.0) -> Iterator
     if dist.is_initialized():
         yield Ranks(dist.get_rank(), dist.get_world_size(), local, dist.group.WORLD)
         return
+    # What is left of the group holds threads. One that lets go of a tensor while the interpreter
+    # ends aborts the process, after all its work is done; collected before, they are joined.
+    atexit.register(gc.collect)
     timeout = timedelta(seconds=timeout_s)
     store, rank, count = next(rendezvous("env://", timeout=timeout))
     dist.init_process_group(

@@ -65,6 +65,13 @@ def require_finite(model: str, name: str, image: Tensor) -> None:
         raise NotFiniteError(f"{model}: {name} must be finite; got {count} NaN or infinite values")
 
 
+def require_shares(model: str, **values: float) -> None:
+    """Raise unless every value lies in [0, 1]."""
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{model}: {name} must lie in [0, 1]; got {value}")
+
+
 def require_batch(model: str, batch: Mapping[str, Tensor], *names: str) -> None:
     """Raise unless the batch has the entries that the loss needs."""
     missing = [name for name in names if name not in batch]

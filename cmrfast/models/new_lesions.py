@@ -38,7 +38,12 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from cmrfast.losses import batch_dice_loss
 from cmrfast.models import recipe
-from cmrfast.models._check import require_batch, require_images, require_option
+from cmrfast.models._check import (
+    require_batch,
+    require_images,
+    require_option,
+    require_shares,
+)
 from cmrfast.models.kernels import thin_conv3d
 
 Preset = Literal["a", "b"]
@@ -58,6 +63,7 @@ class Config:
     def __post_init__(self) -> None:
         require_option("new_lesions", "preset", self.preset, get_args(Preset))
         require_option("new_lesions", "aux_on", self.aux_on, get_args(AuxOn))
+        require_shares("new_lesions", dropout=self.dropout)
         if self.aux_weight < 0:
             raise ValueError(f"new_lesions: aux_weight must be >= 0; got {self.aux_weight}")
 

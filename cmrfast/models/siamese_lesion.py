@@ -33,7 +33,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cmrfast.models import recipe
-from cmrfast.models._check import require_batch, require_images, require_labels, require_option
+from cmrfast.models._check import (
+    require_batch,
+    require_images,
+    require_labels,
+    require_option,
+    require_shares,
+)
 from cmrfast.models.blocks import SameConv2d, init_glorot
 from cmrfast.ops import nt_xent
 from cmrfast.ops._collectives import share_of_mean
@@ -64,6 +70,9 @@ class Config:
     def __post_init__(self) -> None:
         require_option("siamese_lesion", "variant", self.variant, get_args(Variant))
         require_option("siamese_lesion", "norm", self.norm, get_args(Norm))
+        require_shares(
+            "siamese_lesion", dropout_conv=self.dropout_conv, dropout_full=self.dropout_full
+        )
         if self.patch < 32:
             raise ValueError(f"siamese_lesion: patch must be at least 32; got {self.patch}")
         if not set(self.shared_layers) <= set(range(1, 7)):

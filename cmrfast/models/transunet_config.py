@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from cmrfast.models._check import require_shares
+
 
 @dataclass(frozen=True)
 class Config:
@@ -31,6 +33,7 @@ class Config:
             )
         if not 0 <= self.skips <= 3:
             raise ValueError(f"transunet: skips must be 0 to 3; got {self.skips}")
+        require_shares("transunet", dropout=self.dropout)
 
     @property
     def grid(self) -> int:

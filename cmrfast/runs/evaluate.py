@@ -153,7 +153,7 @@ class Evaluation:
         file = folder / f"evaluation-{part}.json"
         try:
             stored = read_json(file)
-            ids, present, notes = (take(stored, key, list) for key in ("ids", "present", "notes"))
+            ids, present, notes = (_texts(stored, key) for key in ("ids", "present", "notes"))
             rows = [_row(flat, ids, present) for flat in take(stored, "rows", list)]
         except (OSError, ValueError) as error:
             raise FileError(
@@ -251,6 +251,14 @@ def evaluate(
             f"evaluate: no case of {data or run.data} can be scored; missing: {', '.join(missing)}"
         )
     return _evaluation(run, part, rows, notes_on(run, part, cases, rows))
+
+
+def _texts(stored: dict[str, Any], name: str) -> list[str]:
+    """A list of text in a JSON object."""
+    values: list[str] = take(stored, name, list)
+    if not all(isinstance(value, str) for value in values):
+        raise ValueError(f"{name} must be a list of text")
+    return values
 
 
 def _row(flat: dict[str, Any], ids: Sequence[str], present: Sequence[str]) -> Row:

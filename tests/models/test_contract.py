@@ -179,3 +179,17 @@ def test_overfits_eight_samples(name):
     model = small(name).train()
     losses = train(model, *given(name, 8), 300, 3e-3)
     assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "field"),
+    [
+        ("siamese_lesion", "siamese_lesion", "dropout_conv"),
+        ("siamese_lesion", "siamese_lesion", "dropout_full"),
+        ("joint_scar", "transunet", "dropout"),
+        ("new_lesions", "new_lesions", "dropout"),
+    ],
+)
+def test_a_dropout_is_a_share(name, model, field):
+    with pytest.raises(ValueError, match=rf"{model}: {field} must lie in \[0, 1\]; got 1.3"):
+        build(name, **{field: 1.3})

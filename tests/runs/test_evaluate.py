@@ -134,6 +134,9 @@ def test_an_evaluation_reads_back(tmp_path, monkeypatch):
     file.write_text(file.read_text().replace('"reference"', '"half"'))
     with pytest.raises(FileError, match="lesion_in must be some of both, reference, prediction, n"):
         Evaluation.load(run.path, "test")
+    file.write_text('{"ids": [["case"]], "present": [], "notes": [], "rows": []}')
+    with pytest.raises(FileError, match="ids must be a list of text"):
+        Evaluation.load(run.path, "test")
     file.write_text('{"rows": []}')
     with pytest.raises(FileError, match=r"^load_evaluation: .*is damaged or of an older"):
         Evaluation.load(run.path, "test")

@@ -62,7 +62,7 @@ class Slice:
 
     @property
     def normal(self) -> Vector:
-        """Of the plane of the slice, towards which slices are sorted."""
+        """Normal of the slice plane; slices are sorted along it."""
         return np.cross(*self.axes)
 
 

@@ -34,8 +34,8 @@ def dice_ce_sums(
 
     Args:
         logits: (B, K, *S), floating; probabilities for ``activation="none"``.
-        target: labels (B, *S) or (B, 1, *S), whole numbers of any dtype, or masks or probabilities
-            of each class (B, K, *S) of any dtype. With K = 1, (B, 1, *S) is a mask.
+        target: of any dtype: labels (B, *S) or (B, 1, *S), which are whole numbers, or a mask or
+            probability for each class, (B, K, *S). With K = 1, (B, 1, *S) is a mask.
         activation: ``softmax`` over K: cross entropy is -t·log p, its sum over K the usual one;
             ``sigmoid``: binary cross entropy per channel; ``none``: the logits are probabilities
             and cross entropy is -t·log((p + eps) / (1 + K·eps)).

@@ -61,9 +61,9 @@ def predict(
         inputs: image files, of methods that take one image; data sets in any layout that has the
             method's sequences; or, for one case, the method's name of each sequence or mask → file.
         out: made where missing.
-        like: ``folders``, or as a data set: ``nnunet`` writes ``out/<case>.nii.gz`` with the values
-            of the input's ``dataset.json``, ``bids`` derivatives; ``dicom-seg`` writes DICOM
-            segmentations of folders of DICOM slices.
+        like: ``folders``, a folder for each case; ``nnunet``, ``out/<case>.nii.gz`` with the values
+            in the input's ``dataset.json``; ``bids``, derivatives; ``dicom-seg``, DICOM
+            segmentations, if the input is folders of DICOM slices.
         frame: the time point, from 1, of images with several.
         device: auto, cpu or cuda.
         progress: called with a line per case of this process.

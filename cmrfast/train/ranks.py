@@ -144,9 +144,8 @@ def process_group(device: str = "auto", *, timeout_s: float = 600.0) -> Iterator
     if dist.is_initialized():
         yield Ranks(dist.get_rank(), dist.get_world_size(), local, dist.group.WORLD)
         return
-    # What is left of the group holds threads. One that lets go of a tensor while the interpreter
-    # ends aborts the process, after all its work is done; collected before, they are joined.
-    atexit.register(gc.collect)
+    atexit.unregister(_join_threads)  # once, however many groups there were
+    atexit.register(_join_threads)
     timeout = timedelta(seconds=timeout_s)
     store, rank, count = next(rendezvous("env://", timeout=timeout))
     dist.init_process_group(
@@ -169,6 +168,15 @@ def process_group(device: str = "auto", *, timeout_s: float = 600.0) -> Iterator
         raise RuntimeError(f"stopped because of {cause}") from error
     finally:
         dist.destroy_process_group()
+
+
+def _join_threads() -> None:
+    """Free what is left of process groups, which joins their threads.
+
+    A thread that frees a tensor while the interpreter ends aborts the process, even though all its
+    work is done.
+    """
+    gc.collect()
 
 
 def is_first_rank() -> bool:

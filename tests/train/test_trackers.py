@@ -1,4 +1,4 @@
-"""Trackers: the real packages get every step, and a resumed run goes on where it was."""
+"""Trackers: the real packages get every step, also of a run that is resumed."""
 
 import sys
 

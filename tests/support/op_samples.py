@@ -353,7 +353,9 @@ def augment_intensity(device, dtype):
         mixed = torch.where(torch.rand(parameters.shape, device=device) < 0.5, nan, parameters)
         yield images, 0, sample, mixed, 0b11111111
         yield images, 0, sample, torch.full_like(parameters, nan), 0
-        yield torch.full_like(images, 2.5), 0, sample, parameters, 0b11111100  # no range
+        steady = parameters.clone()
+        steady[..., : 1 + len(space)] = nan
+        yield torch.full_like(images, 2.5), 0, sample, steady, 0b11111100  # no range
 
 
 @samples_of("contract_axis")

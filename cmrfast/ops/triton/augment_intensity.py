@@ -47,8 +47,7 @@ def _sine_cosine(turn, ACC: tl.constexpr):
     square = angle * angle
     sine, cosine = tl.full(angle.shape, 1, ACC), tl.full(angle.shape, 1, ACC)
     TERMS: tl.constexpr = 9 if tl.float64 == ACC else 5
-    for i in tl.static_range(TERMS):
-        k: tl.constexpr = TERMS - i
+    for k in tl.static_range(TERMS, 0, -1):
         if k < TERMS:
             sine = 1 - sine * square * (1 / (2 * k * (2 * k + 1)))
         cosine = 1 - cosine * square * (1 / (2 * k * (2 * k - 1)))
@@ -165,11 +164,11 @@ def _merge(
         away = tl.load(at, mask=mask, other=0).to(tl.float64) - mean
         squares += tl.load(at + size, mask=mask, other=0).to(tl.float64)
         squares += tl.where(mask, count * away * away, 0)
-    to, dtype = stats_ptr + row * 4, stats_ptr.dtype.element_ty
-    tl.store(to, mean.to(dtype))
-    tl.store(to + 1, tl.sqrt(tl.sum(squares, 0) / numel).to(dtype))
-    tl.store(to + 2, tl.min(low, 0).to(dtype))
-    tl.store(to + 3, tl.max(high, 0).to(dtype))
+    to = stats_ptr + row * 4
+    tl.store(to, mean.to(stats_ptr.dtype.element_ty))
+    tl.store(to + 1, tl.sqrt(tl.sum(squares, 0) / numel).to(stats_ptr.dtype.element_ty))
+    tl.store(to + 2, tl.min(low, 0).to(stats_ptr.dtype.element_ty))
+    tl.store(to + 3, tl.max(high, 0).to(stats_ptr.dtype.element_ty))
 
 
 @triton.jit

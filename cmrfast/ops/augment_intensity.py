@@ -185,8 +185,9 @@ def _reference(images: Tensor, seed: int, sample: Tensor, parameters: Tensor, st
 
 
 def _blur(x: Tensor, sds: Sequence[float]) -> Tensor:
-    for axis, sd in enumerate(sds):
-        radius = int(TRUNCATE * min(sd, LARGEST_BLUR) + 0.5) if sd > 0 else 0  # none if NaN
+    for axis, given in enumerate(sds):
+        sd = min(given, LARGEST_BLUR) if given > 0 else 0.0  # also if NaN
+        radius = int(TRUNCATE * sd + 0.5)
         if not radius:
             continue
         taps = torch.arange(-radius, radius + 1, device=x.device)
@@ -202,7 +203,7 @@ def _blur(x: Tensor, sds: Sequence[float]) -> Tensor:
 
 def _lower_resolution(x: Tensor, zooms: Sequence[float]) -> Tensor:
     for axis, (n, zoom) in enumerate(zip(x.shape, zooms, strict=True)):
-        coarse = min(max(round(n * zoom), 1), n) if zoom == zoom else n
+        coarse = max(round(n * min(max(zoom, 0.0), 1.0)), 1) if zoom == zoom else n
         voxel = torch.arange(n, device=x.device)
         nearest = (2 * voxel[:coarse] + 1) * n // (2 * coarse)
         position = ((2 * voxel + 1) * coarse - n).clamp(min=0)  # in units of 1 / (2 n) voxel

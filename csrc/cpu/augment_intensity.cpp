@@ -95,9 +95,9 @@ struct Kernel {
   int64_t n, radius;
   std::vector<T> weight;
 
-  Kernel(double sd, int64_t n)
-      : n(n),
-        radius(sd > 0 ? static_cast<int64_t>(kTruncate * std::min(sd, kLargestBlur) + 0.5) : 0) {
+  Kernel(double given, int64_t n) : n(n) {
+    const double sd = given > 0 ? std::min(given, kLargestBlur) : 0;  // also if NaN
+    radius = static_cast<int64_t>(kTruncate * sd + 0.5);
     std::vector<double> exact(static_cast<size_t>(2 * radius + 1), 1.0);
     double sum = 0;
     for (int64_t t = -radius; radius > 0 && t <= radius; ++t) {

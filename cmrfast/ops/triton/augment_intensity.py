@@ -107,7 +107,7 @@ def _power(x, exponent, stats_ptr, row, INVERTED: tl.constexpr):
     _, _, low, high = _statistics(stats_ptr, row)
     span = high - low
     unit = high - x if INVERTED else x - low
-    unit = tl.where(span > 0, unit / tl.where(span > 0, span, 1), 0 * unit)
+    unit *= tl.where(span > 0, 1 / tl.where(span > 0, span, 1), 0)
     unit = tl.where(unit < 0, 0, tl.where(unit > 1, 1, unit))
     return tl.where(exponent == exponent, exp2(exponent * tl.log2(unit)), x)
 

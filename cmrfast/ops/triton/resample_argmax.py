@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cmrfast.ops.affine_sample import CLAMP_HALF, LINEAR, VOXELS
 from cmrfast.ops.triton._launch import accumulator, block_sizes, register, three_axes
-from cmrfast.ops.triton.affine_sample import NO_FMA, cells, corner
+from cmrfast.ops.triton.affine_sample import NO_FMA, cells
 
 _LINEAR, _CLAMP_HALF = tl.constexpr(LINEAR), tl.constexpr(CLAMP_HALF)
 _VOXELS = tl.constexpr(VOXELS)
@@ -23,9 +23,15 @@ def _argmax(
     """A program labels BLOCK voxels: it finds their taps once, and reads them class by class."""
     offsets = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
     mask = offsets < numel
-    index, below, above, fraction, _, valid, _ = cells(
+    index, _, above, fraction, _, valid, _ = cells(
         matrix_ptr, offsets, shape, size, _VOXELS, AXES, _LINEAR, _CLAMP_HALF, INDEX
     )
+    # Positions are clamped, and beyond the last voxel along an axis it is read again with weight 0:
+    # no tap needs a check.
+    next0 = tl.where(above[0], shape[1] * shape[2], 0)
+    next1 = tl.where(above[1], shape[2], 0)
+    next2 = tl.where(above[2], 1, 0)
+    f0, f1, f2 = fraction[0].to(ACC), fraction[1].to(ACC), fraction[2].to(ACC)
     best = tl.full((BLOCK,), -float("inf"), ACC)
     label = tl.full((BLOCK,), 0, tl.int32)
     for k in range(classes):
@@ -34,11 +40,10 @@ def _argmax(
         for a0 in tl.static_range(AXES - 1):
             for a1 in tl.static_range(2):
                 for a2 in tl.static_range(2):
-                    at, inside, w0, w1, w2 = corner(
-                        index, below, above, fraction, valid, shape, a0, a1, a2, ACC
-                    )
-                    voxel = tl.load(volume_ptr + at, mask=inside & mask, other=0)
-                    value += voxel.to(ACC) * (w0 * w1 * w2)
+                    at = index + (next0 if a0 else 0) + (next1 if a1 else 0) + (next2 if a2 else 0)
+                    weight = (f0 if a0 else 1 - f0) * (f1 if a1 else 1 - f1)
+                    weight *= f2 if a2 else 1 - f2
+                    value = tl.fma(tl.load(volume_ptr + at).to(ACC), weight, value)
         larger = (best == best) & ((value > best) | (value != value))  # as torch.argmax takes NaN
         best = tl.where(larger, value, best)
         label = tl.where(larger, k, label)

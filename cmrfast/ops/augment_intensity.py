@@ -59,8 +59,8 @@ def augment_intensity(
     Args:
         images: (B, C, *S), floating, two or three space axes.
         seed: of the noise, at most 64 bits.
-        sample: (B,) int64, the number of each sample. Its noise depends on it and the seed alone,
-            not on the batch or the device.
+        sample: (B,) int64, the number of each sample. The noise is a function of it, the seed,
+            the channel and the voxel: the same in any batch, and on a GPU up to rounding.
         noise_sd: SD of the Gaussian noise to add.
         blur_sd_vox: SD of a Gaussian filter in voxels, up to 512; cut at 3 SD, with the border
             reflected. Also (B, C, d).

@@ -18,7 +18,7 @@ class Budget:
     moved: float  # bytes that a unit must move; 0 where tensor cores are the limit
     instructions: int  # most in one pass
     target: float  # instructions a unit that we aim at
-    loop: int = 0  # which loop of the function, in the order of their ends
+    loop: int | None = 0  # which one, in the order of their ends; None is all of a kernel without
     #: Operations of a unit on tensor cores.
     tensor_flops: float = 0
     #: float64 instructions that are still in a float32 kernel.
@@ -73,4 +73,11 @@ GEOMETRY = [
     _gathers("extract_patches<float, float>", "voxel", 4, 6, 89, 19, 0),
     _gathers("contract_axis<float>", "tap", 16, 8 / 4, 89, 5.5, 0),
 ]
-BUDGETS = [*DICE, *PAIRS, *GEOMETRY]
+#: A voxel's neighbours are mostly in the caches: a label is made of 0.2 logits of each class, and a
+#: blurred voxel of 5 taps an axis. Parameters of a channel are float64.
+INTENSITIES = [
+    Budget("_argmax", "argmax_3d", "voxel of a class", 4, 0.8, 134, 30, aligned=False),
+    Budget("_pass", "noise_3d", "voxel", 8, 8, 472, 53, None, float64=2, aligned=False),
+    Budget("_blur", "blur_3d", "tap along the last axis", 8, 8 / 5, 89, 8, aligned=False),
+]
+BUDGETS = [*DICE, *PAIRS, *GEOMETRY, *INTENSITIES]

@@ -144,6 +144,49 @@ def torch_resample(volume: Tensor, to_world_from_vox: Tensor, to_shape: Sequence
     return {"torch": lambda: run(volume), "torch.compile": lambda: compiled(volume)}
 
 
+def scipy_zoom_argmax(logits: Tensor, to_shape: Sequence[int]) -> Variants:
+    """scipy's zoom of each class between the outer edges, which nnU-Net's default comes down to."""
+    if not _has("scipy") or logits.is_cuda:
+        return {}
+    from scipy.ndimage import zoom
+
+    factors = [m / n for m, n in zip(to_shape, logits.shape[1:], strict=True)]
+    options = {"order": 1, "mode": "nearest", "grid_mode": True}
+
+    def run() -> list[Tensor]:
+        resampled = [torch.from_numpy(zoom(x.numpy(), factors, **options)) for x in logits]
+        return [torch.stack(resampled).argmax(0).short()]
+
+    return {"scipy zoom": run}
+
+
+def batchgenerators_intensity(steps: dict[str, float]) -> Variants:
+    """batchgeneratorsv2's transforms with fixed values, of an image (C, *S), in nnU-Net's order."""
+    if not (_has("batchgeneratorsv2") and _has("skimage")):
+        return {}
+    from batchgeneratorsv2.transforms.intensity import brightness, contrast, gamma, gaussian_noise
+    from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+    from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResolutionTransform
+
+    transforms = [
+        gaussian_noise.GaussianNoiseTransform(steps["noise_sd"]),
+        GaussianBlurTransform(steps["blur_sd_vox"]),
+        brightness.MultiplicativeBrightnessTransform(steps["gain"], synchronize_channels=False),
+        contrast.ContrastTransform(steps["contrast"], True, synchronize_channels=False),
+        SimulateLowResolutionTransform(steps["low_res"], False, True, None),
+        gamma.GammaTransform(steps["gamma_inverted"], 1, False, 1, 1),
+        gamma.GammaTransform(steps["gamma"], 0, False, 1, 1),
+    ]
+
+    def augment(image: Tensor) -> Tensor:
+        image = image.clone()  # transforms work in place
+        for transform in transforms:
+            image = transform(image=image)["image"]
+        return image
+
+    return {"batchgeneratorsv2": augment}
+
+
 def torchio_aggregate(patches: Tensor, start: Tensor, shape: Sequence[int]) -> Variants:
     """TorchIO's GridAggregator, averaging overlaps."""
     if not _has("torchio") or patches.is_cuda:

@@ -31,6 +31,8 @@ NAMES = {
     "A2b": "affine 2-D, backward",
     "A3": "resample, rotated",
     "R3": "resample, spacing",
+    "RA": "resample labels",
+    "AI": "augment intensity",
     "M3": "merge 3-D",
     "P3": "load patches 3-D",
     "S2": "load slices 2-D",

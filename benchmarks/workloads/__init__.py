@@ -9,8 +9,9 @@ from collections.abc import Callable
 
 import torch
 
+from benchmarks.workloads.intensities import intensities_3d
 from benchmarks.workloads.patches import extract_2d, extract_3d, merge_3d
-from benchmarks.workloads.sampling import affine_2d, resample_3d
+from benchmarks.workloads.sampling import affine_2d, labels_3d, resample_3d
 from benchmarks.workloads.training import dice_2d, dice_3d, pairing
 from benchmarks.workloads.workload import Workload
 
@@ -26,17 +27,21 @@ WORKLOADS: dict[str, tuple[str, Callable[[], Workload]]] = {
     "A2b": ("`affine_sample`: the same, forward + backward", lambda: affine_2d(backward=True)),
     "A3": ("`resample`: to 225x270x225, rotated", lambda: resample_3d(rotated=True)),
     "R3": ("`resample`: to 225x270x225, spacing only", resample_3d),
+    "RA": ("`resample_argmax`: 14 classes of 96x128x128 to 128x256x256", labels_3d),
+    "AI": ("`augment_intensity`: all steps, 8 volumes of 128³", intensities_3d),
     "M3": ("`merge_patches`: 252 of 56³ into 225x270x225", merge_3d),
 }
 
 #: The builder that times each public op: a new op needs one.
 MEASURES = {
     "affine_sample": "affine_2d",
+    "augment_intensity": "intensities_3d",
     "dice_ce_sums": "dice_2d",
     "extract_patches": "extract_3d",
     "merge_patches": "merge_3d",
     "nt_xent": "pairing",
     "resample": "resample_3d",
+    "resample_argmax": "labels_3d",
     "warp_pair": "slices_2d",
     "window_counts": "extract_2d",
 }
@@ -56,6 +61,8 @@ ON_GPU: dict[str, tuple[str, Callable[[], Workload]]] = {
     ),
     "A3 x16": ("`resample`: 16 times the voxels, rotated", lambda: resample_3d(16, rotated=True)),
     "R3 x16": ("`resample`: 16 times the voxels, spacing only", lambda: resample_3d(16)),
+    "RA x16": ("`resample_argmax`: 16 times the voxels", lambda: labels_3d(16)),
+    "AI x16": ("`augment_intensity`: 16 times the voxels", lambda: intensities_3d(16)),
     "M3 x16": ("`merge_patches`: 56³ into 3600x270x225", lambda: merge_3d(16)),
 }
 
@@ -65,6 +72,8 @@ GROWTH: dict[str, tuple[Callable[[float], Workload], tuple[float, ...]]] = {
     "merge_patches": (merge_3d, (0.25, 0.5, 1, 2)),
     "affine_sample": (affine_2d, (0.0625, 0.25, 1, 4, 8)),
     "resample": (resample_3d, (0.05, 0.25, 0.5, 1, 2)),
+    "resample_argmax": (labels_3d, (0.05, 0.25, 0.5, 1)),
+    "augment_intensity": (intensities_3d, (0.05, 0.25, 0.5, 1)),
     "dice_ce_sums": (dice_2d, (0.025, 0.25, 0.5, 1, 2)),
     "nt_xent": (lambda n: pairing(int(n)), (128, 256, 512, 1024, 2048, 4096)),
 }

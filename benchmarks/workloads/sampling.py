@@ -1,4 +1,4 @@
-"""Affine sampling of images and resampling of volumes."""
+"""Affine sampling of images, and resampling of volumes and of labels."""
 
 from collections.abc import Callable
 
@@ -77,3 +77,31 @@ def resample_3d(factor: float = 1, *, rotated: bool = False) -> Workload:
         tolerance=1e-3,
         outliers=1e-6 if rotated else 0.0,
     )
+
+
+def labels_3d(factor: float = 1) -> Workload:
+    """Labels of 14 classes from 96x128x128 logits on 128x256x256, the outer edges aligned."""
+    shape = tuple(max(4, int(n * factor ** (1 / 3))) for n in (96, 128, 128))
+    to_shape = tuple(m * n // k for n, m, k in zip(shape, (4, 2, 2), (3, 1, 1), strict=True))
+    logits = torch.randn(14, *shape)
+    scale = torch.tensor(shape, dtype=torch.float64) / torch.tensor(to_shape)
+    finer = torch.diag(torch.cat((scale, torch.ones(1, dtype=torch.float64))))
+    finer[:3, 3] = (scale - 1) / 2
+    identity = torch.eye(4, dtype=torch.float64)
+
+    def ours() -> list[Tensor]:
+        return [ops.resample_argmax(logits, identity, finer, to_shape, dtype=torch.int16)]
+
+    def plain(logits: Tensor) -> list[Tensor]:
+        return [F.interpolate(logits[None], to_shape, mode="trilinear")[0].argmax(0).short()]
+
+    compiled = torch.compile(plain)
+    variants: dict[str, Variant] = {
+        "cmrfast": ours,
+        "torch": lambda: plain(logits),
+        "torch.compile": lambda: compiled(logits),
+        **peers.scipy_zoom_argmax(logits, to_shape),
+    }
+    labels = 2 * torch.Size(to_shape).numel()
+    # Two classes may be equal but for rounding.
+    return Workload(variants, moved=4 * logits.numel() + labels, fresh=labels, outliers=1e-5)

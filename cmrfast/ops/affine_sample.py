@@ -109,7 +109,8 @@ def sample(
     return sampled.to(dtype)
 
 
-_SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+#: The signed dtypes of the same size.
+SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
 
 
 def _sample_integers(
@@ -123,7 +124,7 @@ def _sample_integers(
 ) -> Tensor:
     """Nearest voxels, bit by bit: PyTorch does little in unsigned dtypes beside uint8."""
     dtype = images.dtype
-    images = images.view(_SIGNED.get(dtype, dtype))
+    images = images.view(SIGNED.get(dtype, dtype))
     limits = torch.iinfo(images.dtype)
     fill = (fill - limits.min) % 2**limits.bits + limits.min  # the signed integer of these bits
     offset = fill if abs(fill) > 2**53 else 0  # the op's fill is a double; sums wrap around

@@ -15,6 +15,8 @@ from cmrfast.ops._check import (
     require_starts,
 )
 from cmrfast.ops._op import define
+from cmrfast.ops.resample import resample
+from cmrfast.ops.resample_argmax import require_labels, resample_argmax
 
 
 def merge_patches(
@@ -108,6 +110,45 @@ class PatchMerger:
     def merged(self, fill: float = 0.0) -> Tensor:
         """The mean of what was added, (C, *shape); ``fill`` where the total weight is 0."""
         return torch.where(self._totals > 0, self._sums / self._totals, fill)
+
+    def labels(
+        self,
+        world_from_vox: Tensor | None = None,
+        to_world_from_vox: Tensor | None = None,
+        to_shape: Sequence[int] | None = None,
+        *,
+        fill: int = 0,
+        dtype: torch.dtype = torch.uint8,
+    ) -> Tensor:
+        """The class of largest mean at each voxel, on this grid or another.
+
+        Args:
+            world_from_vox: (4, 4), of this grid, as in ``resample_argmax``; default none, and then
+                the labels are on this grid.
+            to_world_from_vox: (4, 4), of the new grid.
+            to_shape: of the new grid.
+            fill: label outside, and where no patch covers the nearest voxel of this grid.
+            dtype: of the labels, an integer dtype.
+
+        Returns:
+            (*shape) or (*to_shape) labels; of equal classes the lowest.
+        """
+        require_labels("PatchMerger.labels", self._sums.shape[0], fill, dtype)
+        covered = self._totals > 0
+        if world_from_vox is None and to_world_from_vox is None and to_shape is None:
+            return torch.where(covered, self._sums.argmax(0), fill).to(dtype)
+        if world_from_vox is None or to_world_from_vox is None or to_shape is None:
+            raise ValueError(
+                "PatchMerger.labels: give all of world_from_vox, to_world_from_vox and to_shape, "
+                "or none; got only some"
+            )
+        labels = resample_argmax(
+            self.merged(), world_from_vox, to_world_from_vox, to_shape, fill=fill, dtype=dtype
+        )
+        covered = resample(
+            covered[None], world_from_vox, to_world_from_vox, to_shape, mode="nearest"
+        )[0]
+        return torch.where(covered, labels, torch.full_like(labels, fill))
 
 
 def _checked(

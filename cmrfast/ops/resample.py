@@ -70,15 +70,9 @@ def resample(
             f"resample: {volume.dtype} volumes need mode nearest without antialias; "
             "convert to a floating dtype first"
         )
-    for name, affine in (
-        ("world_from_vox", world_from_vox),
-        ("to_world_from_vox", to_world_from_vox),
-    ):
-        require_floating("resample", name, affine)
-        if tuple(affine.shape) != (4, 4):
-            raise ValueError(f"resample: {name} must be (4, 4); got {tuple(affine.shape)}")
+    require_grids("resample", world_from_vox, to_world_from_vox)
     require_fill("resample", "fill", fill, volume.dtype)
-    matrix = _vox_from_vox(volume, world_from_vox, to_world_from_vox)
+    matrix = vox_from_vox("resample", volume, world_from_vox, to_world_from_vox)
     dtype = volume.dtype
     if antialias:
         volume = _smooth(volume.float() if dtype in HALF_DTYPES else volume, matrix)
@@ -89,7 +83,20 @@ def resample(
     return sampled[0].to(dtype)
 
 
-def _vox_from_vox(volume: Tensor, world_from_vox: Tensor, to_world_from_vox: Tensor) -> Tensor:
+def require_grids(op: str, world_from_vox: Tensor, to_world_from_vox: Tensor) -> None:
+    """Raise unless both affines are floating (4, 4)."""
+    for name, affine in (
+        ("world_from_vox", world_from_vox),
+        ("to_world_from_vox", to_world_from_vox),
+    ):
+        require_floating(op, name, affine)
+        if tuple(affine.shape) != (4, 4):
+            raise ValueError(f"{op}: {name} must be (4, 4); got {tuple(affine.shape)}")
+
+
+def vox_from_vox(
+    op: str, volume: Tensor, world_from_vox: Tensor, to_world_from_vox: Tensor
+) -> Tensor:
     """The matrix from voxels of the new grid to voxels of the volume, (d, d + 1) float64."""
     source, target = upcast(world_from_vox.detach()), upcast(to_world_from_vox.detach())
     if source.device != target.device:
@@ -97,7 +104,7 @@ def _vox_from_vox(volume: Tensor, world_from_vox: Tensor, to_world_from_vox: Ten
     if values_readable(source) and not (
         source.isfinite().all() and torch.linalg.inv_ex(source.double())[1] == 0
     ):
-        raise ValueError("resample: world_from_vox must be finite and invertible; it is not")
+        raise ValueError(f"{op}: world_from_vox must be finite and invertible; it is not")
     matrix: Tensor = vox_from_vox_op(source, target, volume.dim() - 1)
     return matrix.to(volume.device)
 

@@ -6,6 +6,7 @@
 
 #include "common.h"
 #include "enums.h"
+#include "half.h"
 
 namespace cmrfast::cpu {
 
@@ -219,10 +220,11 @@ struct Corners {
     return up(corner, axis) ? fraction[axis] : 1 - fraction[axis];
   }
 
-  T value(const T* image) const {
+  template <class S>
+  T value(const S* image) const {
     T sum = 0;
     for (int t = 0; t < count; ++t) {
-      if (counts[t]) sum += weight[t] * image[offset[t]];
+      if (counts[t]) sum += weight[t] * to_real(image[offset[t]]);
     }
     return sum;
   }

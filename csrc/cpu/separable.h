@@ -25,14 +25,8 @@ struct Axis {
   }
 };
 
-// Blends two planes into one, two rows of it into one, and interpolates only along the last axis.
-// Returns false if the matrix is not axis-aligned or another mode or border was asked for.
-template <class T>
-bool separable(const Tensor& images, const double* matrix, const Call<3>& call, Tensor& out) {
-  if (call.mode != Mode::kLinear || call.border != Border::kClampHalf || call.B != 1 ||
-      images.numel() == 0)
-    return false;
-  int64_t source[3];  // the input axis that each output axis runs along
+// Whether each output axis d runs along one input axis, source[d], and no other.
+inline bool find_axes(const double* matrix, int64_t* source) {
   bool used[3] = {};
   for (int a = 0; a < 3; ++a) {
     int only = -1;  // the column of the row's only nonzero entry
@@ -47,6 +41,18 @@ bool separable(const Tensor& images, const double* matrix, const Call<3>& call, 
     used[only] = true;
     source[only] = a;
   }
+  return true;
+}
+
+// Blends two planes into one, two rows of it into one, and interpolates only along the last axis.
+// Returns false if the matrix is not axis-aligned or another mode or border was asked for.
+template <class T>
+bool separable(const Tensor& images, const double* matrix, const Call<3>& call, Tensor& out) {
+  if (call.mode != Mode::kLinear || call.border != Border::kClampHalf || call.B != 1 ||
+      images.numel() == 0)
+    return false;
+  int64_t source[3];
+  if (!find_axes(matrix, source)) return false;
   Tensor image = images;
   int64_t order[3] = {0, 1, 2};
   for (int d = 0; d < 2; ++d) {  // move input axis source[d] to position d

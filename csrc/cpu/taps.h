@@ -5,6 +5,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "half.h"
 #include "sampling.h"
 
 namespace cmrfast::cpu {
@@ -59,10 +60,19 @@ V load(const T* from) {
   return vector;
 }
 
-// The two neighbours along the last axis of four positions: one load of two values each.
+// The two neighbours along the last axis of four positions: one load of two values each, unless
+// they are read from half precision.
 template <class T>
 struct Sides {
   Four<T> left, right;
+
+  template <class S, class Index>
+  Sides(const S* image, const Index* index) {
+    for (int v = 0; v < 4; ++v) {
+      left[v] = to_real(image[index[v]]);
+      right[v] = to_real(image[index[v] + 1]);
+    }
+  }
 
   template <class Index>
   Sides(const T* image, const Index* index) {
@@ -88,10 +98,10 @@ V blend(V a, V b, V fraction) {
 
 // Calls body(k, n) for groups of four voxels of a block; the last group may have fewer. Prefetches
 // what later rows read, since hardware prefetchers do not follow a rotated row.
-template <class T, class Index, int DIMS, class Body>
-void for_each_four(const T* image, const Row<DIMS>& row, const Taps<T, Index, DIMS>& taps,
+template <class S, class T, class Index, int DIMS, class Body>
+void for_each_four(const S* image, const Row<DIMS>& row, const Taps<T, Index, DIMS>& taps,
                    const Body& body) {
-  const auto ahead = row.ahead * static_cast<int64_t>(sizeof(T));
+  const auto ahead = row.ahead * static_cast<int64_t>(sizeof(S));
   int64_t k = 0;
   for (; k + 4 <= taps.count; k += 4) {
     prefetch(image + taps.index[k], ahead, 1);
@@ -100,11 +110,11 @@ void for_each_four(const T* image, const Row<DIMS>& row, const Taps<T, Index, DI
   if (k < taps.count) body(k, taps.count - k);
 }
 
-template <class T, class Index, int DIMS>
-void blend_block(const T* image, const Row<DIMS>& row, const Taps<T, Index, DIMS>& taps, T* out) {
+template <class S, class T, class Index, int DIMS>
+void blend_block(const S* image, const Row<DIMS>& row, const Taps<T, Index, DIMS>& taps, T* out) {
   for_each_four(image, row, taps, [&](int64_t k, auto n) {
     const auto fraction_of = [&](int axis) { return load<Four<T>>(taps.fraction[axis] + k); };
-    const auto plane = [&](const T* at) {
+    const auto plane = [&](const S* at) {
       const Sides<T> top(at, taps.index + k), low(at + row.stride[DIMS - 2], taps.index + k);
       const Four<T> down = fraction_of(DIMS - 2);
       return blend(blend(top.left, low.left, down), blend(top.right, low.right, down),

@@ -53,7 +53,24 @@ def pairs_float32():
     pairs_bfloat16(torch.float32)
 
 
-CASES = {call.__name__: call for call in (dice_2d, dice_3d, pairs_bfloat16, pairs_float32)}
+def argmax_3d():
+    logits, matrix = empty(14, 96, 128, 128), empty(3, 4, dtype=torch.float64)
+    KERNELS["resample_argmax"](logits, matrix, (128, 256, 256), 0, torch.uint8)
+
+
+def noise_3d(steps=0b01):
+    images, parameters = empty(8, 1, 128, 128, 128), empty(8, 1, 12, dtype=torch.float64)
+    KERNELS["augment_intensity"](images, 0, empty(8, dtype=torch.int64), parameters, steps)
+
+
+def blur_3d():
+    noise_3d(steps=0b10)
+
+
+CASES = {
+    call.__name__: call
+    for call in (dice_2d, dice_3d, pairs_bfloat16, pairs_float32, argmax_3d, noise_3d, blur_3d)
+}
 
 
 @cache
@@ -101,7 +118,7 @@ def code(budget, folder):
 
 @pytest.fixture
 def loop(budget, code):
-    return code.loops[budget.loop]
+    return code if budget.loop is None else code.loops[budget.loop]
 
 
 def test_the_hot_loop_is_within_its_budget(budget, loop):

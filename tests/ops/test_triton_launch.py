@@ -24,6 +24,7 @@ from tests.support.op_samples import SAMPLES  # noqa: E402
 LAUNCHES = {
     "affine_sample": 1,
     "affine_sample_backward": 3,
+    "augment_intensity": 15,
     "contract_axis": 1,
     "dice_ce_loss": 1,
     "dice_ce_sums": 2,
@@ -34,6 +35,7 @@ LAUNCHES = {
     "merge_patches": 1,
     "nt_xent": 7,
     "nt_xent_symmetric": 10,
+    "resample_argmax": 1,
     "vox_from_vox": 1,
     "window_counts": 3,
 }

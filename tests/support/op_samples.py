@@ -24,6 +24,7 @@ HALVED = {
     "nt_xent_symmetric": (0, 1),
     "affine_sample": (0,),
     "affine_sample_backward": (0, 1),
+    "resample_argmax": (0,),
 }
 
 
@@ -302,6 +303,59 @@ def affine_sample_backward(device, dtype):
         singular[0, :, 0], singular[1, :, :-1] = 0, 0
         for border in (0, 1, 2):
             yield grad, images, singular, 0, 0, border, True, False
+
+
+@samples_of("resample_argmax")
+def resample_argmax(device, dtype):
+    for n, size, classes in (
+        ((7, 11), (5, 101), 3),
+        ((5, 4, 11), (3, 5, 13), 5),
+        ((1, 5, 1), (2, 3, 1), 2),
+        ((3, 5, 7), (4, 3, 9), 1),
+    ):
+        logits = normal(classes, *n, device=device, dtype=dtype)
+        matrix = turned(1, len(n), n, size, device)[0]
+        yield logits, matrix, size, 9, torch.uint8
+        yield logits, matrix, size, -1, torch.int64
+        hostile = matrix.clone()
+        hostile[0, -1], hostile[-1, 0] = torch.nan, 1e300
+        yield logits, hostile, size, 7, torch.int16
+    wide = torch.diag(torch.tensor([0.5, 2.0, 0.9], dtype=torch.float64))  # axis-aligned
+    wide = torch.cat((wide, torch.tensor([[-0.7], [3.1], [0.2]])), 1).to(device)
+    logits = normal(4, 5, 17, 13, device=device, dtype=dtype)
+    logits[2, 2, 7:9] = torch.nan
+    for matrix in (wide, wide[[2, 0, 1]], -wide, wide * torch.tensor([-1.0], device=device)):
+        yield logits, matrix, (11, 7, 19), 6, torch.int32
+    ties = torch.randint(0, 2, (3, 6, 7, 8)).to(dtype).to(device)
+    yield ties, torch.eye(3, 4, dtype=torch.float64, device=device), (6, 7, 9), 5, torch.int8
+
+
+@samples_of("augment_intensity")
+def augment_intensity(device, dtype):
+    nan = torch.nan
+    for shape in ((3, 2, 9, 13), (2, 1, 5, 7, 11), (2, 2, 1, 1, 6), (0, 2, 4, 5)):
+        batch, channels, *space = shape
+        images = normal(*shape, device=device, dtype=dtype)
+        sample = torch.arange(batch, device=device) * 2**33 - 5
+        rows = []  # noise, blur, gain, bias, contrast, low resolution, gamma inverted, gamma
+        for i in range(batch * channels):
+            blur, zoom = ([0.4 + 0.9 * i] * len(space), [1 - 0.15 * i] * len(space))
+            rows.append([0.3, *blur, 1.1, -0.2, 0.7 + 0.3 * i, *zoom, 0.8 + 0.2 * i, 1.4 - 0.2 * i])
+        parameters = torch.tensor(rows, dtype=torch.float64, device=device)
+        parameters = parameters.view(batch, channels, 6 + 2 * len(space))
+        yield images, 2**40 + 3, sample, parameters, 0b11111111
+        for step in range(8):
+            given = torch.full_like(parameters, nan)
+            at = step + (len(space) - 1) * ((step > 1) + (step > 5))
+            width = len(space) if step in (1, 5) else 1
+            given[..., at : at + width] = parameters[..., at : at + width]
+            yield images, -7, sample, given, 1 << step
+        mixed = torch.where(torch.rand(parameters.shape, device=device) < 0.5, nan, parameters)
+        yield images, 0, sample, mixed, 0b11111111
+        yield images, 0, sample, torch.full_like(parameters, nan), 0
+        steady = parameters.clone()
+        steady[..., : 1 + len(space)] = nan
+        yield torch.full_like(images, 2.5), 0, sample, steady, 0b11111100  # no range
 
 
 @samples_of("contract_axis")

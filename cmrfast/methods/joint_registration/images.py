@@ -10,7 +10,7 @@ from cmrfast.data.volume import Volume
 from cmrfast.infer import predict_batches
 from cmrfast.methods.joint_registration.grid import SharedGrid, network_view, shared_grid
 from cmrfast.models.joint_registration import RECIPE, JointRegistration, Recipe
-from cmrfast.ops import resample
+from cmrfast.ops import resample, resample_argmax
 from cmrfast.ops.affine_sample import EDGES, vox_from_frame
 
 
@@ -81,8 +81,8 @@ def register(
         cine_labels = cine.with_data(on_grid.argmax(0, keepdim=True).byte())
     if probabilities["lge"]:
         stack = torch.cat(probabilities["lge"]).permute(1, 2, 3, 0).to(lge.data.device)
-        on_grid = resample(stack, grid.world_from_vox, lge.world_from_vox, lge.shape)
-        lge_labels = lge.with_data(on_grid.argmax(0, keepdim=True).byte())
+        labels = resample_argmax(stack, grid.world_from_vox, lge.world_from_vox, lge.shape)
+        lge_labels = lge.with_data(labels[None])
     warped = warp_image(grid, lge_from_cine, lge, cine)
     return Registration(grid, theta, lge_from_cine, warped, cine_labels, lge_labels)
 

@@ -2,12 +2,14 @@
 
 from cmrfast.ops.triton import (  # noqa: F401
     affine_sample,
+    augment_intensity,
     contract_axis,
     dice_ce_loss,
     dice_ce_sums,
     extract_patches,
     merge_patches,
     nt_xent,
+    resample_argmax,
     vox_from_vox,
     window_counts,
 )

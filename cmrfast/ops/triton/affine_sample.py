@@ -27,7 +27,7 @@ _LINEAR, _NEAREST_EVEN = tl.constexpr(LINEAR), tl.constexpr(NEAREST_EVEN)
 _ZEROS, _CLAMP_HALF = tl.constexpr(ZEROS), tl.constexpr(CLAMP_HALF)
 _VOXELS, _EDGES = tl.constexpr(VOXELS), tl.constexpr(EDGES)
 _INTEGERS_FROM = tl.constexpr(2.0**52)  # from here on every float64 is an integer
-_NO_FMA = {"enable_fp_fusion": False}
+NO_FMA = {"enable_fp_fusion": False}
 
 
 @triton.jit
@@ -124,7 +124,7 @@ def _cell(x, n, MODE: tl.constexpr, BORDER: tl.constexpr, INDEX: tl.constexpr):
 
 
 @triton.jit
-def _cells(
+def cells(
     matrix_ptr, offsets, shape, size, FRAME: tl.constexpr,
     AXES: tl.constexpr, MODE: tl.constexpr, BORDER: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
@@ -155,7 +155,7 @@ def _cells(
 
 
 @triton.jit
-def _corner(
+def corner(
     index, below, above, fraction, valid, shape,
     a0: tl.constexpr, a1: tl.constexpr, a2: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
@@ -182,7 +182,7 @@ def _sample(
     image = (tl.program_id(0) // tiles).to(tl.int64)
     offsets = (tl.program_id(0) % tiles).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
     mask = offsets < numel
-    index, below, above, fraction, _, valid, _ = _cells(
+    index, below, above, fraction, _, valid, _ = cells(
         matrix_ptr + image // sharing * AXES * (AXES + 1), offsets, shape, size,
         FRAME, AXES, MODE, BORDER, INDEX,
     )  # fmt: skip
@@ -195,10 +195,10 @@ def _sample(
             for a0 in tl.static_range(AXES - 1):
                 for a1 in tl.static_range(2):
                     for a2 in tl.static_range(2):
-                        corner, inside, w0, w1, w2 = _corner(
+                        at, inside, w0, w1, w2 = corner(
                             index, below, above, fraction, valid, shape, a0, a1, a2, ACC
                         )
-                        voxel = tl.load(volume_ptr + corner, mask=inside & mask, other=0)
+                        voxel = tl.load(volume_ptr + at, mask=inside & mask, other=0)
                         value += voxel.to(ACC) * (w0 * w1 * w2)
             if BORDER == _CLAMP_HALF:
                 value = tl.where(sampled, value, tl.full((1,), fill, ACC))
@@ -227,7 +227,7 @@ def _gradients(
     tile = tl.program_id(0) % tiles
     offsets = tile.to(INDEX) * BLOCK + tl.arange(0, BLOCK)
     mask = offsets < numel
-    index, below, above, fraction, unclamped, valid, voxel = _cells(
+    index, below, above, fraction, unclamped, valid, voxel = cells(
         matrix_ptr + image // sharing * AXES * (AXES + 1), offsets, shape, size,
         FRAME, AXES, MODE, BORDER, INDEX,
     )  # fmt: skip
@@ -243,15 +243,15 @@ def _gradients(
         for a0 in tl.static_range(AXES - 1 if MODE == _LINEAR else 1):
             for a1 in tl.static_range(2 if MODE == _LINEAR else 1):
                 for a2 in tl.static_range(2 if MODE == _LINEAR else 1):
-                    corner, inside, w0, w1, w2 = _corner(
+                    at, inside, w0, w1, w2 = corner(
                         index, below, above, fraction, valid, shape, a0, a1, a2, ACC
                     )
                     inside = inside & mask
                     if sums is not None:
                         grad_voxel = grad * (w0 * w1 * w2) if MODE == _LINEAR else grad
-                        atomic_add_fixed(sums, first + corner, grad_voxel, inside, per_one)
+                        atomic_add_fixed(sums, first + at, grad_voxel, inside, per_one)
                     if partial_ptr is not None:
-                        value = tl.load(images_ptr + first + corner, mask=inside, other=0).to(ACC)
+                        value = tl.load(images_ptr + first + at, mask=inside, other=0).to(ACC)
                         product = value * grad
                         slope0 += product * w1 * w2 * (2 * a0 - 1)
                         slope1 += product * w0 * w2 * (2 * a1 - 1)
@@ -299,7 +299,7 @@ def affine_sample(
     out = torch.empty(batch, channels, *size, dtype=images.dtype, device=images.device)
     if not out.numel():
         return out
-    chosen = block_sizes("affine_sample", images) | _NO_FMA
+    chosen = block_sizes("affine_sample", images) | NO_FMA
     shape, size, tiling, index = _geometry(images, matrix, size, chosen["BLOCK"])
     _sample[(batch * tiling[1],)](
         images, matrix, out, channels, shape, size, tiling, fill, FRAME=frame, AXES=axes, MODE=mode,
@@ -325,7 +325,7 @@ def affine_sample_backward(
     grad_images = images.new_zeros(images.shape if for_images else (0,))
     if not grad.numel():
         return grad_images, torch.zeros_like(matrix)
-    chosen = block_sizes("affine_sample_backward", images) | _NO_FMA
+    chosen = block_sizes("affine_sample_backward", images) | NO_FMA
     shape, size, tiling, index = _geometry(images, matrix, grad.shape[2:], chosen["BLOCK"])
     numel, tiles, sharing = tiling
     sums = FixedPointSums(images.shape, numel, grad) if for_images else None

@@ -9,6 +9,7 @@ from cmrfast.ops.extract_patches import extract_patches
 from cmrfast.ops.merge_patches import PatchMerger, merge_patches
 from cmrfast.ops.nt_xent import nt_xent
 from cmrfast.ops.resample import resample
+from cmrfast.ops.sample_patches import sample_patches
 from cmrfast.ops.volume_store import VolumeStore
 from cmrfast.ops.warp_pair import warp_pair
 from cmrfast.ops.window_counts import window_counts
@@ -26,6 +27,7 @@ __all__ = [
     "merge_patches",
     "nt_xent",
     "resample",
+    "sample_patches",
     "warp_pair",
     "window_counts",
 ]

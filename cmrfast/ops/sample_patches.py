@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cmrfast.ops._check import integers, require_floating, require_one_device, require_sizes, upcast
 from cmrfast.ops._op import define
+from cmrfast.ops.affine_sample import CUBIC, LINEAR, NEAREST_UP
 from cmrfast.ops.extract_patches import (
     cast,
     given_or,
@@ -24,8 +25,7 @@ from cmrfast.ops.extract_patches import (
 from cmrfast.ops.volume_store import Packed, VolumeStore, full_table
 
 Mode = Literal["linear", "nearest", "cubic"]
-_MODES = ("linear", "nearest", "cubic")
-LINEAR, NEAREST, CUBIC = range(3)  # as the schema and csrc/enums.h number them
+_MODES = {"linear": LINEAR, "nearest": NEAREST_UP, "cubic": CUBIC}
 
 
 def sample_patches(
@@ -117,7 +117,7 @@ def sample_patches(
         per_channel("sample_patches", "scale", scale, packed),
         packed.channels,
         size,
-        _MODES.index(mode),
+        _MODES[mode],
         float(fill),
         dtype,
     )
@@ -139,7 +139,7 @@ def _positions(center: Tensor, matrix: Tensor, size: Sequence[int]) -> Iterator[
 
 def _axis_taps(x: Tensor, mode: int) -> list[tuple[Tensor, Tensor]]:
     """The voxels along one axis that positions are interpolated from, and their weights."""
-    if mode == NEAREST:
+    if mode == NEAREST_UP:
         return [((x + 0.5).floor(), torch.ones_like(x))]
     cell = x.floor()
     f = x - cell

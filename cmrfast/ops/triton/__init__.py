@@ -8,6 +8,7 @@ from cmrfast.ops.triton import (  # noqa: F401
     extract_patches,
     merge_patches,
     nt_xent,
+    sample_patches,
     vox_from_vox,
     window_counts,
 )

@@ -6,8 +6,8 @@
 
 namespace cmrfast {
 
-// How a sample is taken; ties go to the even voxel, or half up.
-enum class Mode : int32_t { kLinear = 0, kNearestEven = 1, kNearestUp = 2 };
+// How a sample is taken; ties of the nearest voxel go to the even one, or half up.
+enum class Mode : int32_t { kLinear = 0, kNearestEven = 1, kNearestUp = 2, kCubic = 3 };
 
 // What is outside the image: zeros, the nearest voxel, or the nearest voxel up to half a voxel
 // beyond the outer centres and then the fill value.

@@ -11,6 +11,7 @@ from cmrfast.ops.merge_patches import PatchMerger, merge_patches
 from cmrfast.ops.nt_xent import nt_xent
 from cmrfast.ops.resample import resample
 from cmrfast.ops.resample_argmax import resample_argmax
+from cmrfast.ops.sample_patches import sample_patches
 from cmrfast.ops.volume_store import VolumeStore
 from cmrfast.ops.warp_pair import warp_pair
 from cmrfast.ops.window_counts import window_counts
@@ -30,6 +31,7 @@ __all__ = [
     "nt_xent",
     "resample",
     "resample_argmax",
+    "sample_patches",
     "warp_pair",
     "window_counts",
 ]

@@ -15,8 +15,9 @@ _MODES = ("linear", "nearest")
 _PADDINGS = ("zeros", "border")
 
 # Numbered as in csrc/enums.h. Beyond the public options, resampling between grids needs ties that
-# go half up, and a border that is clamped for half a voxel before the fill value begins.
-LINEAR, NEAREST_EVEN, NEAREST_UP = range(3)
+# go half up, and a border that is clamped for half a voxel before the fill value begins. Only
+# sample_patches is cubic.
+LINEAR, NEAREST_EVEN, NEAREST_UP, CUBIC = range(4)
 ZEROS, CLAMP, CLAMP_HALF = range(3)
 # What a matrix maps to input positions: voxels, or coordinates from -1 to 1 between the outer edges
 # (``align_corners=False``) or the centres of the outer voxels, the last axis first.

@@ -73,8 +73,7 @@ def extract_patches(
             f"extract_patches: flips must be a bool tensor {tuple(start_vox.shape)}; "
             f"got {flips.dtype} {tuple(flips.shape)}"
         )
-    if not isinstance(dtype, torch.dtype) or dtype.is_complex:
-        raise TypeError(f"extract_patches: dtype must be a real torch.dtype; got {dtype}")
+    require_patch_dtype("extract_patches", dtype)
     require_one_device(
         "extract_patches",
         volumes=packed.buffer,
@@ -89,8 +88,8 @@ def extract_patches(
         start_vox,
         index,
         flips,
-        _per_channel("shift", shift, packed),
-        _per_channel("scale", scale, packed),
+        per_channel("extract_patches", "shift", shift, packed),
+        per_channel("extract_patches", "scale", scale, packed),
         packed.channels,
         size,
         float(fill),
@@ -99,13 +98,19 @@ def extract_patches(
     return patches
 
 
+def require_patch_dtype(op: str, dtype: torch.dtype) -> None:
+    """Raise unless it is a dtype that patches can have."""
+    if not isinstance(dtype, torch.dtype) or dtype.is_complex:
+        raise TypeError(f"{op}: dtype must be a real torch.dtype; got {dtype}")
+
+
 def window_volumes(
-    op: str, volume_index: Tensor | None, start_vox: Tensor, packed: Packed
+    op: str, volume_index: Tensor | None, positions: Tensor, packed: Packed
 ) -> Tensor:
-    """The volume of each window, checked where values are readable; empty for the first."""
-    count = start_vox.shape[0]
+    """The volume of each position, checked where values are readable; empty for the first."""
+    count = positions.shape[0]
     if volume_index is None:
-        return start_vox.new_empty(0)
+        return positions.new_empty(0, dtype=torch.int64)
     require_integer(op, "volume_index", volume_index)
     if volume_index.shape != (count,):
         raise ValueError(
@@ -122,28 +127,25 @@ def window_volumes(
     return volume_index.long()
 
 
-def _per_channel(name: str, value: float | Tensor | None, packed: Packed) -> Tensor:
+def per_channel(op: str, name: str, value: float | Tensor | None, packed: Packed) -> Tensor:
     """Expand a number, (C,) or (V, C) to (V, C) float64; empty for the default."""
     shape, device = (packed.count, packed.channels), packed.buffer.device
     if value is None:
         return torch.empty(0, dtype=torch.float64, device=device)
     if not isinstance(value, Tensor):
         if not isinstance(value, int | float):
-            raise TypeError(
-                f"extract_patches: {name} must be a number or tensor; got {kind(value)}"
-            )
+            raise TypeError(f"{op}: {name} must be a number or tensor; got {kind(value)}")
         return torch.full(shape, float(value), dtype=torch.float64, device=device)
-    require_real("extract_patches", name, value)
+    require_real(op, name, value)
     given = tuple(value.shape)
     if given != () and given != shape[1:] and given != shape:
         raise ValueError(
-            f"extract_patches: {name} must be a number, ({shape[1]},) or {shape}; "
-            f"got {tuple(value.shape)}"
+            f"{op}: {name} must be a number, ({shape[1]},) or {shape}; got {tuple(value.shape)}"
         )
     return value.detach().to(device, torch.float64).expand(shape)
 
 
-def _cast(values: Tensor, dtype: torch.dtype) -> Tensor:
+def cast(values: Tensor, dtype: torch.dtype) -> Tensor:
     """Cast to a real dtype; integers round half to even and saturate, NaN becomes 0."""
     if dtype.is_floating_point:
         return values.to(dtype)
@@ -166,9 +168,9 @@ def given_or(value: float, numbers: Tensor, table: Tensor, channels: int) -> Ten
     return numbers if numbers.numel() else numbers.new_full((len(table), channels), value)
 
 
-def given_volumes(index: Tensor, start_vox: Tensor) -> Tensor:
-    """The volume of each window; the first if the index is empty."""
-    return index if len(index) else index.new_zeros(len(start_vox))
+def given_volumes(index: Tensor, positions: Tensor) -> Tensor:
+    """The volume of each position; the first if the index is empty."""
+    return index if len(index) else index.new_zeros(len(positions))
 
 
 def _window_index(
@@ -221,10 +223,10 @@ def _reference(
     real = torch.float64 if needs_double(buffer.dtype) or needs_double(dtype) else torch.float32
     view = (-1, channels, *[1] * len(size))
     if not buffer.numel():
-        return _cast(torch.full(flat.shape, fill, dtype=real, device=buffer.device), dtype)
+        return cast(torch.full(flat.shape, fill, dtype=real, device=buffer.device), dtype)
     minus, times = shift[volume].to(real).view(view), scale[volume].to(real).view(view)
     values = (buffer[flat].to(real) - minus) * times
-    patches = _cast(torch.where(inside, values, fill), dtype)
+    patches = cast(torch.where(inside, values, fill), dtype)
     if dtype != buffer.dtype:
         return patches
     unchanged = inside & (minus == 0) & (times == 1)  # exact for integers that no float represents

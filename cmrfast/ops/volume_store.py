@@ -91,26 +91,32 @@ class Packed:
 
     shape: Sequence[int]
 
-    def __init__(self, op: str, volumes: Tensor | Sequence[Tensor] | VolumeStore, axes: int):
+    def __init__(
+        self,
+        op: str,
+        volumes: Tensor | Sequence[Tensor] | VolumeStore,
+        axes: int,
+        positions: str = "start_vox",  # the argument that has a column per axis
+    ):
         if isinstance(volumes, Tensor):
-            self._pack_dense(op, volumes, axes)
+            self._pack_dense(op, volumes, axes, positions)
             return
         store = volumes if isinstance(volumes, VolumeStore) else VolumeStore(volumes)
         if store.axes != axes:
             raise ValueError(
-                f"{op}: start_vox must have one column per space axis of the volumes "
+                f"{op}: {positions} must have one column per space axis of the volumes "
                 f"({store.axes}); got {axes}"
             )
         self.buffer, self.table, self.shape = store.buffer, store.table, ()
         self.channels, self.count = store.channels, len(store)
 
-    def _pack_dense(self, op: str, volumes: Tensor, axes: int) -> None:
+    def _pack_dense(self, op: str, volumes: Tensor, axes: int, positions: str) -> None:
         if volumes.is_complex():
             raise TypeError(f"{op}: volumes must be real; got {volumes.dtype}")
         if volumes.dim() not in (axes + 1, axes + 2):
             raise ValueError(
                 f"{op}: volumes must be (C, *S) or (V, C, *S) with {axes} space axes, as many as "
-                f"start_vox has columns; got {tuple(volumes.shape)}"
+                f"{positions} has columns; got {tuple(volumes.shape)}"
             )
         batch = volumes if volumes.dim() == axes + 2 else volumes[None]
         self.buffer = batch.reshape(-1)

@@ -8,21 +8,10 @@
 #include <type_traits>
 #include <vector>
 
-#include "common.h"
+#include "crop.h"
 
 namespace cmrfast::cpu {
 namespace {
-
-using torch::headeronly::BFloat16;
-using torch::headeronly::Half;
-
-template <class T>
-constexpr bool is_floating = std::is_same_v<T, float> || std::is_same_v<T, double> ||
-                             std::is_same_v<T, Half> || std::is_same_v<T, BFloat16>;
-
-// Integers of 32 bits or more, and doubles, are exact only in double.
-template <class T>
-constexpr bool needs_double = std::is_same_v<T, double> || (!is_floating<T> && sizeof(T) > 2);
 
 struct Bool {
   uint8_t value;
@@ -49,8 +38,8 @@ To cast(Real value) {
 
 // Converts a run of voxels, read forwards or, for step -1, backwards.
 template <class From, class To>
-void convert(const void* source, void* target, int64_t n, int64_t step, double shift,
-             double scale) {
+void convert_run(const void* source, void* target, int64_t n, int64_t step, double shift,
+                 double scale) {
   using Real = std::conditional_t<needs_double<From> || needs_double<To>, double, float>;
   const From* from = static_cast<const From*>(source);
   To* to = static_cast<To*>(target);
@@ -72,7 +61,10 @@ void convert(const void* source, void* target, int64_t n, int64_t step, double s
   }
 }
 
-using Convert = void (*)(const void*, void*, int64_t, int64_t, double, double);
+template <class To>
+void fill_run(void* target, int64_t n, double value) {
+  std::fill_n(static_cast<To*>(target), n, cast<To>(value));
+}
 
 template <class Body>
 void with_dtype(ScalarType dtype, const Body& body) {
@@ -104,7 +96,7 @@ void with_dtype(ScalarType dtype, const Body& body) {
     case ScalarType::Double:
       return body(double{});
     default:
-      STD_TORCH_CHECK(false, "extract_patches: no kernel for this dtype");
+      STD_TORCH_CHECK(false, "patches: no kernel for this dtype");
   }
 }
 
@@ -142,58 +134,26 @@ Tensor extract_patches(const Tensor& buffer_any, const Tensor& table_any,
                       empty_or(scale, volumes.V * channels),
                   "extract_patches: arguments do not fit one another");
   Tensor out = fresh(buffer, concat({P, channels}, size), dtype);
-  constexpr int64_t rows_ahead = 8;
-  const auto run = [&]<class To>(Convert convert_run) {
-    const To filling = cast<To>(fill);
-    const auto source = static_cast<const char*>(buffer.const_data_ptr());
-    const int64_t from_bytes = static_cast<int64_t>(buffer.element_size());
-    for_each_task(P * channels, [&](int64_t task) {
-      const int64_t p = task / channels, c = task % channels;
-      const int64_t v = index.numel() == 0 ? 0 : read<int64_t>(index)[p];
-      To* to = write<To>(out) + task * window.voxels();
-      const Volume volume(volumes, v);
-      if (!volume.valid) {
-        std::fill_n(to, window.voxels(), filling);
-        return;
-      }
-      const Box shape = volume.shape;
-      const int64_t base = volume.offset + c * shape.voxels();
-      const double minus = shift.numel() == 0 ? 0 : read<double>(shift)[v * channels + c];
-      const double times = scale.numel() == 0 ? 1 : read<double>(scale)[v * channels + c];
-      int64_t at[3];
-      window_start(read<int64_t>(start), p, volumes.dims, at);
-      const Inside inside[3] = {{at[0], window.n[0], shape.n[0]},
-                                {at[1], window.n[1], shape.n[1]},
-                                {at[2], window.n[2], shape.n[2]}};
-      const Flip flip(flips, p, volumes.dims);
-      const int64_t n = window.n[2], run_length = inside[2].end - inside[2].begin;
-      const int64_t before = flip[2] ? n - inside[2].end : inside[2].begin;
-      const int64_t ahead = rows_ahead * (flip[1] ? -1 : 1) * shape.n[2] * from_bytes;
-      const int64_t first = flip[2] ? inside[2].end - 1 : inside[2].begin;
-      for (int64_t i = 0; i < window.n[0]; ++i) {
-        const int64_t oi = flip[0] ? window.n[0] - 1 - i : i;
-        for (int64_t j = 0; j < window.n[1]; ++j, to += n) {
-          const int64_t oj = flip[1] ? window.n[1] - 1 - j : j;
-          if (run_length == 0 || !inside[0].has(oi) || !inside[1].has(oj)) {
-            std::fill_n(to, n, filling);
-            continue;
-          }
-          const int64_t row = ((at[0] + oi) * shape.n[1] + at[1] + oj) * shape.n[2];
-          const char* from = source + (base + row + at[2]) * from_bytes;
-          // Rows are too short and too far apart for hardware prefetchers.
-          prefetch(from + inside[2].begin * from_bytes, ahead, run_length * from_bytes);
-          std::fill_n(to, before, filling);
-          convert_run(from + first * from_bytes, to + before, run_length, flip[2] ? -1 : 1, minus,
-                      times);
-          std::fill_n(to + before + run_length, n - before - run_length, filling);
-        }
-      }
-    });
-  };
-  with_dtype(buffer.scalar_type(), [&](auto from) {
-    with_dtype(dtype, [&](auto to) {
-      run.template operator()<decltype(to)>(&convert<decltype(from), decltype(to)>);
-    });
+  const auto source = static_cast<const char*>(buffer.const_data_ptr());
+  const Conversion conversion(buffer.scalar_type(), dtype, fill);
+  for_each_task(P * channels, [&](int64_t task) {
+    const int64_t p = task / channels, c = task % channels;
+    const int64_t v = index.numel() == 0 ? 0 : read<int64_t>(index)[p];
+    char* to =
+        static_cast<char*>(out.mutable_data_ptr()) + task * window.voxels() * conversion.to_bytes;
+    const Volume volume(volumes, v);
+    if (!volume.valid) {
+      conversion.fill(to, window.voxels());
+      return;
+    }
+    const Flip flip(flips, p, volumes.dims);
+    Crop crop{volume.shape, window, {}, {flip[0], flip[1], flip[2]}};
+    window_start(read<int64_t>(start), p, volumes.dims, crop.start);
+    const double minus = shift.numel() == 0 ? 0 : read<double>(shift)[v * channels + c];
+    const double times = scale.numel() == 0 ? 1 : read<double>(scale)[v * channels + c];
+    const int64_t base = volume.offset + c * volume.shape.voxels();
+    crop_rows(crop, source + base * conversion.from_bytes, conversion, minus, times, 0,
+              window.n[0] * window.n[1], to);
   });
   return out;
 }
@@ -268,6 +228,20 @@ Tensor extract_patches_backward(const Tensor& grad_any, const Tensor& table_any,
 }
 
 }  // namespace
+
+Conversion::Conversion(ScalarType from, ScalarType to, double filling)
+    : filling(filling), from_bytes(0), to_bytes(0) {
+  with_dtype(to, [&](auto target) {
+    using To = decltype(target);
+    fill_with = &fill_run<To>;
+    to_bytes = sizeof(To);
+    with_dtype(from, [&](auto source) {
+      convert = &convert_run<decltype(source), To>;
+      from_bytes = sizeof(source);
+    });
+  });
+}
+
 }  // namespace cmrfast::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(cmrfast, CPU, m) {

@@ -222,6 +222,64 @@ def extract_patches_backward(device, dtype):
         yield grad, table, shape, start, index[:0], flips[:0], scale[:0, 0], numel
 
 
+def poses(count, shape, device, dtype):
+    """Centers inside, across the border and far outside; matrices, one of them not finite."""
+    axes = len(shape)
+    center = torch.rand(count, axes, dtype=torch.float64) * (torch.tensor(shape) + 2) - 1.5
+    matrix = (
+        0.8 * torch.eye(axes, dtype=torch.float64) + 0.4 * torch.randn(count, axes, axes).double()
+    )
+    matrix[3::5] = torch.eye(axes, dtype=torch.float64).flip(-1)  # onto voxels, or between them
+    center[3::5] = center[3::5].round() / 2
+    center[5::7], center[6::7, 0] = 2.0**62, torch.nan
+    matrix[4::7, 0, 0], matrix[9::11, :, 0] = -torch.inf, 1e300
+    return center.to(device, dtype), matrix.to(device, dtype)
+
+
+@samples_of("sample_patches")
+def sample_patches(device, dtype):
+    for axes, size in ((2, (3, 70)), (3, (2, 3, 7)), (3, (1, 1, 1))):
+        for source in (dtype, torch.uint8, torch.int16, torch.bfloat16):
+            buffer, table, shapes = packed(device, source, axes)
+            for mode, count in ((0, 17), (2, 17), (3, 17), (0, 0)):
+                center, matrix = poses(count, shapes[0], device, torch.float64)
+                index = (torch.arange(count) % 5 - 1).to(device)  # also outside the table
+                shift = torch.rand(3, 2, dtype=torch.float64, device=device)
+                numbers = (index, shift, 1 + shift, 2, size, mode, 0.5, dtype)
+                yield buffer, table, (), center, matrix, *numbers
+    for target in (torch.uint8, torch.int16, torch.int64, torch.float16):
+        center, matrix = poses(17, shapes[0], device, torch.float64)
+        for mode in (0, 2):
+            numbers = (index[:0], shift, 1 + shift, 2, (2, 3, 7), mode, -3.5, target)
+            yield buffer, table, (), center, matrix, *numbers
+    for axes, size in ((2, (3, 5)), (3, (2, 3, 7))):
+        table, shape, numel = dense(device, axes)
+        buffer = normal(numel, device=device, dtype=dtype)
+        index = (torch.arange(17) % 4 - 1).to(device)
+        for mode in (0, 2, 3):
+            center, matrix = poses(17, shape, device, torch.float32)
+            numbers = (index, shift[:0, 0], shift[:0, 0], 2, size, mode, 0.5, dtype)
+            yield buffer, table, shape, center, matrix, *numbers
+
+
+@samples_of("sample_patches_backward")
+def sample_patches_backward(device, dtype):
+    for axes, size in ((2, (3, 70)), (3, (2, 3, 7))):
+        buffer, table, shapes = packed(device, dtype, axes)
+        index = (torch.arange(17) % 5 - 1).to(device)
+        scale = torch.rand(3, 2, dtype=torch.float64, device=device)
+        grad = normal(17, 2, *size, device=device, dtype=dtype)
+        for mode in (0, 2, 3):
+            center, matrix = poses(17, shapes[0], device, torch.float64)
+            yield grad, table, (), center, matrix, index, scale, len(buffer), mode
+        yield grad[:0], table, (), center[:0], matrix[:0], index[:0], scale, len(buffer), 0
+
+        table, shape, numel = dense(device, axes)
+        center, matrix = poses(17, shape, device, torch.float32)
+        for mode in (0, 2, 3):
+            yield grad, table, shape, center, matrix, index[:0], scale[:0, 0], numel, mode
+
+
 @samples_of("window_counts")
 def window_counts(device, dtype):
     for axes, size in ((2, (3, 5)), (3, (2, 3, 7)), (3, (100, 100, 100))):

@@ -10,6 +10,7 @@ from cmrfast.ops.triton import (  # noqa: F401
     merge_patches,
     nt_xent,
     resample_argmax,
+    sample_patches,
     vox_from_vox,
     window_counts,
 )

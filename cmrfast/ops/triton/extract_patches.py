@@ -71,7 +71,7 @@ def _locate(
 
 
 @triton.jit
-def _to_integer(x, LOW: tl.constexpr, HIGH: tl.constexpr, INTEGERS_FROM: tl.constexpr):
+def to_integer(x, LOW: tl.constexpr, HIGH: tl.constexpr, INTEGERS_FROM: tl.constexpr):
     """Round half to even and saturate; NaN becomes 0. Floats from INTEGERS_FROM on are integers."""
     rounded = tl.abs(x)
     rounded = tl.where(rounded < INTEGERS_FROM, (rounded + INTEGERS_FROM) - INTEGERS_FROM, rounded)
@@ -101,7 +101,7 @@ def _extract(
     stored = tl.load(buffer_ptr + source, mask=inside, other=0)
     x = tl.where(inside, (stored.to(ACC) - shift) * scale, tl.full((1, 1), fill, ACC))
     if LOW is not None:
-        x = _to_integer(x, LOW, HIGH, 2.0**52 if tl.float64 == ACC else 2.0**23)
+        x = to_integer(x, LOW, HIGH, 2.0**52 if tl.float64 == ACC else 2.0**23)
     x = x.to(out_ptr.dtype.element_ty)
     if SAME:  # a copy is exact, also for integers that no float represents
         x = tl.where(inside & (shift == 0) & (scale == 1), stored, x)
@@ -137,6 +137,13 @@ def _windows(start_vox: Tensor, volume_index: Tensor, flips: Tensor) -> tuple[An
     return start_vox.contiguous(), given_volumes(volume_index, start_vox).contiguous(), flipped
 
 
+def integer_limits(dtype: torch.dtype) -> tuple[int | None, int | None]:
+    """The least and the greatest value of an integer dtype or bool, None for a floating one."""
+    if dtype.is_floating_point:
+        return None, None
+    return (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+
+
 @register("extract_patches")
 def extract_patches(
     buffer: Tensor,
@@ -160,12 +167,7 @@ def extract_patches(
     shift, scale = given_or(0, shift, table, channels), given_or(1, scale, table, channels)
     grid, sizes, chosen = _grid("extract_patches", out, size)
     double = needs_double(buffer.dtype) or needs_double(dtype)
-    low: int | None = None
-    high: int | None = None
-    if dtype == torch.bool:
-        low, high = 0, 1
-    elif not dtype.is_floating_point:
-        low, high = torch.iinfo(dtype).min, torch.iinfo(dtype).max
+    low, high = integer_limits(dtype)
     _extract[grid](
         as_bytes(buffer), table.contiguous(), _windows(start_vox, volume_index, flips),
         (shift.contiguous(), scale.contiguous()), as_bytes(out), (len(table), channels), sizes,

@@ -190,7 +190,7 @@ class _Windows:
                 for merger, part in zip(mergers, predicted, strict=True):
                     unflipped = part.flip([axis + 2 for axis in axes]) if axes else part
                     merger.add(unflipped.to(self.device), start.to(self.device))
-        return [merger.merged() for merger in mergers], pack
+        return [merger.merged(reuse=True) for merger in mergers], pack
 
     def _extract(self, image: Tensor, start: Tensor, axes: tuple[int, ...]) -> Tensor:
         flips = torch.zeros(start.shape, dtype=torch.bool)

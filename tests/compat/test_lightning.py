@@ -48,6 +48,8 @@ def test_two_steps_are_those_of_train(cohort, tmp_path):
     method, changes, root = cohort
     two = {"max_epochs": 1, "limit_train_batches": 2, "limit_val_batches": 1}
     module, data, trainer = fitted(method, changes, root, tmp_path, **two)
+    # of adversarial_transfer, two of the discriminator and one of the generator in each step
+    assert trainer.global_step == (2 if module.automatic_optimization else 6)
     own = train(method, root, tmp_path / "run", changes=changes, seed=3, steps=2, device="cpu")
     assert data.split == own.plan.split
     assert module.fitted == own.fitted

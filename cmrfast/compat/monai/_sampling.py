@@ -1,5 +1,6 @@
 """Sampling of one image as MONAI's resamplers do, on the op of ``affine_sample``."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -63,19 +64,45 @@ def sample_image(
 def _reflected(
     image: Tensor, matrix: Tensor, size: tuple[int, ...], about_centers: bool
 ) -> tuple[Tensor, Tensor]:
-    """The image's part that is sampled, extended by reflection, and the matrix into it."""
+    """The image, extended by reflection to where it is sampled, and the matrix into it."""
     ends = torch.tensor([n - 1 for n in size], dtype=matrix.dtype)
     reach = matrix[:, :-1] * ends
-    first = (matrix[:, -1] + reach.clamp(max=0).sum(1)).floor()
-    last = (matrix[:, -1] + reach.clamp(min=0).sum(1)).ceil()
-    matrix = matrix.clone()
-    for axis, n in enumerate(image.shape[1:]):
-        low, high = int(first[axis]), int(last[axis])
-        if low >= 0 and high < n:
-            continue
-        period = max(2 * (n - about_centers), 1)
-        at = torch.arange(low, high + 1, device=image.device) % period
-        at = torch.minimum(at, period - (not about_centers) - at).clamp(0, n - 1)
-        image = image.index_select(axis + 1, at)
-        matrix[axis, -1] -= low
-    return image, matrix
+    first = (matrix[:, -1] + reach.clamp(max=0).sum(1)).floor().tolist()
+    last = (matrix[:, -1] + reach.clamp(min=0).sum(1)).ceil().tolist()
+    shape = image.shape[1:]
+    before = [max(0, -int(low)) for low in first]
+    after = [max(0, int(high) + 1 - n) for high, n in zip(last, shape, strict=True)]
+    if not any(before + after):
+        return image, matrix
+    lengths = [b + n + a for b, n, a in zip(before, shape, after, strict=True)]
+    extended = image.new_empty(len(image), *lengths)
+    _inner(extended, before, shape).copy_(image)
+    for axis in reversed(range(len(shape))):  # the last first, whose slabs are then the smallest
+        part = _inner(extended, before[:axis], shape[:axis])
+        _reflect(part, axis + 1, before[axis], shape[axis], about_centers)
+    offset = torch.zeros_like(matrix)
+    offset[:, -1] = torch.tensor(before)
+    return extended, matrix + offset
+
+
+def _inner(image: Tensor, start: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """The part of an image (C, *S) at these starts, of this shape; all of the other axes."""
+    for axis, (first, n) in enumerate(zip(start, shape, strict=True), 1):
+        image = image.narrow(axis, first, n)
+    return image
+
+
+def _reflect(image: Tensor, axis: int, start: int, n: int, about_centers: bool) -> None:
+    """Fill an axis whose n entries from ``start`` are given, a reflection at a time."""
+    gap = int(about_centers and n > 1)
+    first, last, length = start, start + n, image.shape[axis]
+    while first > 0:
+        step = min(first, n - gap)
+        source = image.narrow(axis, first + gap, step).flip(axis)
+        first -= step
+        image.narrow(axis, first, step).copy_(source)
+    while last < length:
+        step = min(length - last, n - gap)
+        source = image.narrow(axis, last - gap - step, step).flip(axis)
+        image.narrow(axis, last, step).copy_(source)
+        last += step

@@ -19,9 +19,10 @@ class RandAffined(transforms.RandAffined):
     """``monai.transforms.RandAffined``; the same arguments and, for a seed, transforms.
 
     Samples without a grid in memory, and in float32 where MONAI takes float64 for the
-    interpolation and float32 for the positions. ``cache_grid`` has no effect; ``inverse`` is
-    MONAI's. Raises for spline orders and other names of ``mode``, ``padding_mode`` other than
-    zeros, border and reflection, and ``lazy=True``.
+    interpolation and float32 for the positions. The default padding, reflection, copies the image
+    with the margin that is sampled. ``cache_grid`` has no effect; ``inverse`` is MONAI's. Raises
+    for spline orders and other names of ``mode``, ``padding_mode`` other than zeros, border and
+    reflection, and ``lazy=True``.
 
     Example:
         >>> import torch

@@ -151,7 +151,8 @@ def test_kernel_refuses_a_weight_that_does_not_fit():
 
 
 def test_the_memory_of_the_sums_can_be_reused():
-    mergers = [ops.PatchMerger((5, 6), 2, (3, 3), weight=torch.rand(3, 3)) for _ in range(2)]
+    weight = torch.rand(3, 3)
+    mergers = [ops.PatchMerger((5, 6), 2, (3, 3), weight=weight) for _ in range(2)]
     patches = torch.randn(2, 2, 3, 3)
     for merger in mergers:
         merger.add(patches, torch.tensor([[0, 0], [1, 2]]))

@@ -34,7 +34,7 @@ LAYERS: tuple[dict[str, str], ...] = (
     {"methods": "one record and one folder per paper"},
     {"train": "options, plan, trainer, checkpoints"},
     {"runs": "predict, evaluate, report"},
-    {"cli": "the command"},
+    {"cli": "the command", "compat": "drop-ins for MONAI and Lightning"},
 )
 #: What every package may import; drawn as boxes without arrows.
 FOUNDATION = tuple(LAYERS[0])
@@ -138,6 +138,7 @@ def find_cycles(imports: Iterable[Import]) -> list[list[str]]:
 _LEFT, _WIDTH, _GAP, _LANE, _PORT = 24, 430, 10, 22, 11  # pixels
 _COLOURS = {
     "cli": "#444444",
+    "compat": "#5b7f1f",
     "runs": "#b0413e",
     "train": "#d98200",
     "methods": "#2a7f3f",

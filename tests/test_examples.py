@@ -86,6 +86,24 @@ def test_notebook_runs():
     assert namespace["dice"](mask.data[0] == 1, case.label("LGE").data[0] >= 2) > 0.5
 
 
+@pytest.mark.slow  # MONAI's networks take seconds to import
+def test_monai_training(capsys):
+    pytest.importorskip("monai", reason="needs the extra monai")
+    ratios = script("monai_training")(2, cases=2, shrink=4)
+    assert all(ratio > 0 for ratio in ratios.values())
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1].startswith("times faster: spacing ")
+    theirs, ours = (line.split("loss ")[1].split(",")[0] for line in printed[2:4])
+    assert float(ours) == pytest.approx(float(theirs), abs=2e-3)
+
+
+def test_lightning_training(tmp_path, capsys):
+    pytest.importorskip("lightning", reason="needs the extra lightning")
+    assert 0 <= script("lightning_training")(1, cases=4) <= 1
+    assert list((tmp_path / "checkpoints").glob("*.ckpt"))
+    assert "'scar': (" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
 def test_scripts_are_short(path):
     assert len(path.read_text().splitlines()) <= 80

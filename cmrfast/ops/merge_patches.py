@@ -107,9 +107,15 @@ class PatchMerger:
         values = patches.detach().to(self._sums.dtype)
         merge_add_op(self._sums, self._totals, values, start_vox, self._weight)
 
-    def merged(self, fill: float = 0.0) -> Tensor:
-        """The mean of what was added, (C, *shape); ``fill`` where the total weight is 0."""
-        return torch.where(self._totals > 0, self._sums / self._totals, fill)
+    def merged(self, fill: float = 0.0, *, reuse: bool = False) -> Tensor:
+        """The mean of what was added, (C, *shape); ``fill`` where the total weight is 0.
+
+        Args:
+            fill: value where the total weight is 0.
+            reuse: write the mean in place of the sums, to which nothing can be added then.
+        """
+        mean = torch.div(self._sums, self._totals, out=self._sums if reuse else None)
+        return mean.masked_fill_(self._totals <= 0, fill)
 
     def labels(
         self,

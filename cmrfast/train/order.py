@@ -1,8 +1,10 @@
-"""Which samples each step learns from, as a function of its number."""
+"""Which samples each step learns from, and its random numbers, as functions of its number."""
 
+import torch
 from torch import Tensor
 
 from cmrfast.data.loading import batches
+from cmrfast.data.random import uniforms
 from cmrfast.models.recipe import Recipe
 
 
@@ -43,3 +45,9 @@ class SampleOrder:
         """Number of samples of a step."""
         first = step % self.steps_per_epoch * self.batch
         return min(self.batch, self.total - first)
+
+
+def seed_step(seed: int, step: int, rank: int = 0) -> None:
+    """Seed torch for a step: dropout and the like depend on it, not on what was drawn before."""
+    draw = uniforms(seed, step, torch.tensor([rank]), 1)
+    torch.manual_seed(int(draw.item() * 2**53))

@@ -13,7 +13,6 @@ import torch
 from cmrfast import methods
 from cmrfast.data.datasets.case import Case
 from cmrfast.data.loading import Prefetch
-from cmrfast.data.random import uniforms
 from cmrfast.errors import CheckpointError, FileError, NotFiniteError
 from cmrfast.methods import AnyMethod, AnyTask, Batch, Row, open_cases
 from cmrfast.train.checkpoint import Checkpoint
@@ -24,7 +23,7 @@ from cmrfast.train.lock import hold
 from cmrfast.train.log import Log, Pace
 from cmrfast.train.memory import micro_batch_that_fits
 from cmrfast.train.network import TrainingNetwork, build_network
-from cmrfast.train.order import SampleOrder
+from cmrfast.train.order import SampleOrder, seed_step
 from cmrfast.train.plan import Plan, TrainOptions, choose_split, fields_as_json
 from cmrfast.train.proof import AFTER, BATCH, BEFORE, Proof
 from cmrfast.train.ranks import Ranks, process_group
@@ -207,7 +206,7 @@ class Trainer:
         self, batch: Batch, step: int, lr: float, ending: bool, late: bool
     ) -> tuple[dict[str, float], bool, bool]:
         """One update; losses over all ranks, and whether any rank has to stop or to save."""
-        self._seed_step(step)
+        seed_step(self.options.seed, step, self.ranks.rank)
         proving = step == 0 and self.ranks.first
         if proving:
             self.proof.add(BATCH, batch)
@@ -233,14 +232,9 @@ class Trainer:
         network = self.update.network
         return {} if network.sharded else dict(network.model.state_dict())
 
-    def _seed_step(self, step: int) -> None:
-        """Dropout and the like depend on the step, not on what was drawn before it."""
-        draw = uniforms(self.options.seed, step, torch.tensor([self.ranks.rank]), 1)
-        torch.manual_seed(int(draw.item() * 2**53))
-
     def _not_finite(self, batch: Batch, step: int, loss: float) -> FloatingPointError:
         """The error of a step whose loss is not finite."""
-        self._seed_step(step)
+        seed_step(self.options.seed, step, self.ranks.rank)
         network = self.update.network
         where = (
             "not looked for"

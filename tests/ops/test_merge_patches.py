@@ -148,3 +148,15 @@ def test_kernel_refuses_a_weight_that_does_not_fit():
     for weight in (torch.ones(2, 2).double(), torch.ones(2, 1)):
         with pytest.raises(RuntimeError):
             OPS["merge_patches"](patches, start, weight, (2, 2), 0.0)
+
+
+def test_the_memory_of_the_sums_can_be_reused():
+    weight = torch.rand(3, 3)
+    mergers = [ops.PatchMerger((5, 6), 2, (3, 3), weight=weight) for _ in range(2)]
+    patches = torch.randn(2, 2, 3, 3)
+    for merger in mergers:
+        merger.add(patches, torch.tensor([[0, 0], [1, 2]]))
+    kept, reused = mergers[0].merged(-1.0), mergers[1].merged(-1.0, reuse=True)
+    assert torch.equal(kept, reused)
+    assert (kept[:, 4] == -1).all()
+    assert torch.equal(mergers[0].merged(-1.0), kept)  # the sums are as they were

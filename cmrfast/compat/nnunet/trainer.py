@@ -34,6 +34,7 @@ from cmrfast.compat.nnunet.export import export_prediction_from_logits, why_not
 
 _VALIDATION = 1 << 40  # distance of the seeds of training and validation
 _RANK = 1 << 44
+_CUDA = torch.device("cuda")
 
 
 class CmrfastTrainer(nnUNetTrainer):
@@ -44,8 +45,16 @@ class CmrfastTrainer(nnUNetTrainer):
     threads make batches (``nnUNet_n_proc_DA``; 0 makes them in the main thread).
     """
 
-    def __init__(self, plans: dict[str, Any], configuration: str, *args: Any, **options: Any):
-        super().__init__(plans, configuration, *args, **options)
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int,
+        dataset_json: dict[str, Any],
+        device: torch.device = _CUDA,
+    ) -> None:
+        # nnU-Net looks its own parameters up by these names.
+        super().__init__(plans, configuration, fold, dataset_json, device)
         self.seed = 0
         if self.is_cascaded:
             raise ValueError(

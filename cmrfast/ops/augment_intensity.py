@@ -159,10 +159,10 @@ def _pack(parameters: dict[str, Tensor | None], images: Tensor) -> Tensor:
     none = torch.full((1, 1, 1), torch.nan, dtype=torch.float64, device=images.device)
     columns = []
     for name, values in parameters.items():
-        column = none if values is None else values.detach().double()
+        column = none if values is None else values.detach()
         column = column.view(*column.shape, *[1] * (3 - column.dim()))
         columns.append(column.expand(batch, channels, axes if name in PER_AXIS else 1))
-    return torch.cat(columns, 2)
+    return torch.cat(columns, 2).double()
 
 
 def _reference(images: Tensor, seed: int, sample: Tensor, parameters: Tensor, steps: int) -> Tensor:

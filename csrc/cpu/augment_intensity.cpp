@@ -264,7 +264,7 @@ class Channel {
     map(
         [=](T x) {
           T unit = (x - zero) * scale / divisor;
-          unit = unit < 0 ? T{0} : unit;
+          unit = unit <= 0 ? T{0} : unit;  // also -0, which has no logarithm here; NaN stays
           unit = unit > 1 ? T{1} : unit;
           return simd::exp_nonpositive(exponent * simd::log_positive(unit));
         },

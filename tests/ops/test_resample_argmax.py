@@ -218,6 +218,7 @@ def test_labels_of_a_merger_on_its_own_grid():
     merger = merged_patches()
     labels = merger.labels(fill=9)
     assert labels.dtype == torch.uint8
+    assert merger.labels(fill=2**64 - 1, dtype=torch.uint64)[5, 6, 7].item() == 2**64 - 1
     assert torch.equal(labels[:4].long(), merger.merged().argmax(0)[:4])
     assert (labels[4:] == 9).all()
 

@@ -58,7 +58,7 @@ def augment_intensity(
 
     Args:
         images: (B, C, *S), floating, two or three space axes.
-        seed: of the noise, at most 64 bits.
+        seed: of the noise, an int64.
         sample: (B,) int64, the number of each sample. The noise is a function of it, the seed,
             the channel and the voxel: the same in any batch, and on a GPU up to rounding.
         noise_sd: SD of the Gaussian noise to add.

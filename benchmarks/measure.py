@@ -16,7 +16,7 @@ import torch
 WARM_UPS, ROUNDS = 1, 9
 PEERS = (
     *("torch", "numpy", "scipy", "monai", "torchio", "kornia"),
-    *("pytorch-metric-learning", "SimpleITK"),
+    *("pytorch-metric-learning", "SimpleITK", "batchgeneratorsv2"),
 )
 _STATUS = Path("/proc/self/status")
 

@@ -162,7 +162,7 @@ def scipy_zoom_argmax(logits: Tensor, to_shape: Sequence[int]) -> Variants:
 
 def batchgenerators_intensity(steps: dict[str, float]) -> Variants:
     """batchgeneratorsv2's transforms with fixed values, of an image (C, *S), in nnU-Net's order."""
-    if not (_has("batchgeneratorsv2") and _has("skimage")):
+    if not (_has("batchgeneratorsv2") and _has("skimage")):  # which it imports
         return {}
     from batchgeneratorsv2.transforms.intensity import brightness, contrast, gamma, gaussian_noise
     from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform

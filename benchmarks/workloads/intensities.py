@@ -23,7 +23,7 @@ def intensities_3d(factor: float = 1) -> Workload:
     images, sample = torch.randn(8, 1, side, side, side), torch.arange(8)
 
     def ours(**steps: float) -> Tensor:
-        parameters = {name: torch.full((8,), value) for name, value in steps.items()}
+        parameters = {name: images.new_full((8,), value) for name, value in steps.items()}
         return ops.augment_intensity(images, 0, sample, **parameters)
 
     def each(augment: Callable[..., Tensor]) -> Variant:
@@ -47,7 +47,7 @@ def _plain(image: Tensor, noise: bool = True) -> Tensor:
     """The same of one volume (1, I, J, K), in plain torch."""
     x = image + STEPS["noise_sd"] * torch.randn_like(image) if noise else image
     radius = int(3 * STEPS["blur_sd_vox"] + 0.5)
-    distance = torch.arange(-radius, radius + 1.0) / STEPS["blur_sd_vox"]
+    distance = torch.arange(-radius, radius + 1.0, device=x.device) / STEPS["blur_sd_vox"]
     weight = torch.exp(-distance.square() / 2)
     weight = weight / weight.sum()
     for axis in (1, 2, 3):

@@ -58,7 +58,7 @@ def augment_intensity(
 
     Args:
         images: (B, C, *S), floating, two or three space axes.
-        seed: of the noise, at most 64 bits.
+        seed: of the noise, an int64.
         sample: (B,) int64, the number of each sample. The noise is a function of it, the seed,
             the channel and the voxel: the same in any batch, and on a GPU up to rounding.
         noise_sd: SD of the Gaussian noise to add.
@@ -159,10 +159,10 @@ def _pack(parameters: dict[str, Tensor | None], images: Tensor) -> Tensor:
     none = torch.full((1, 1, 1), torch.nan, dtype=torch.float64, device=images.device)
     columns = []
     for name, values in parameters.items():
-        column = none if values is None else values.detach().double()
+        column = none if values is None else values.detach()
         column = column.view(*column.shape, *[1] * (3 - column.dim()))
         columns.append(column.expand(batch, channels, axes if name in PER_AXIS else 1))
-    return torch.cat(columns, 2)
+    return torch.cat(columns, 2).double()
 
 
 def _reference(images: Tensor, seed: int, sample: Tensor, parameters: Tensor, steps: int) -> Tensor:

@@ -138,22 +138,27 @@ class PatchMerger:
 
         Returns:
             (*shape) or (*to_shape) labels; of equal classes the lowest.
+
+        Example:
+            >>> merger = PatchMerger((1, 3), 2, (1, 2))
+            >>> patches = torch.tensor([0.1, 0.7, 0.9, 0.3]).view(1, 2, 1, 2)
+            >>> merger.add(patches, torch.tensor([[0, 0]]))
+            >>> merger.labels(fill=255).tolist()
+            [[1, 0, 255]]
         """
         require_labels("PatchMerger.labels", self._sums.shape[0], fill, dtype)
         covered = self._totals > 0
         if world_from_vox is None and to_world_from_vox is None and to_shape is None:
-            return torch.where(covered, self._sums.argmax(0), fill).to(dtype)
-        if world_from_vox is None or to_world_from_vox is None or to_shape is None:
+            labels = self._sums.argmax(0).to(dtype)
+        elif world_from_vox is None or to_world_from_vox is None or to_shape is None:
             raise ValueError(
                 "PatchMerger.labels: give all of world_from_vox, to_world_from_vox and to_shape, "
                 "or none; got only some"
             )
-        labels = resample_argmax(
-            self.merged(), world_from_vox, to_world_from_vox, to_shape, fill=fill, dtype=dtype
-        )
-        covered = resample(
-            covered[None], world_from_vox, to_world_from_vox, to_shape, mode="nearest"
-        )[0]
+        else:
+            grids = (world_from_vox, to_world_from_vox, to_shape)
+            labels = resample_argmax(self.merged(), *grids, dtype=dtype)
+            covered = resample(covered[None], *grids, mode="nearest")[0]
         return torch.where(covered, labels, torch.full_like(labels, fill))
 
 

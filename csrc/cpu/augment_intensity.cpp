@@ -10,18 +10,18 @@
 #include <memory>
 #include <vector>
 
+#include "axis_filters.h"
 #include "common.h"
 #include "philox.h"
 #include "simd_math.h"
+#include "statistics.h"
 
 namespace cmrfast::cpu {
 namespace {
 
-constexpr int64_t kChunk = 8192;        // voxels of a task of a point-wise pass, a multiple of four
-constexpr int64_t kRows = 64;           // rows of a task of a pass with neighbours
-constexpr int64_t kSmall = 1 << 16;     // voxels of an image that is one task
-constexpr double kLargestBlur = 512.0;  // SD in voxels, as in the op's definition
-constexpr double kTruncate = 3.0;
+constexpr int64_t kChunk = 8192;     // voxels of a task of a point-wise pass, a multiple of four
+constexpr int64_t kRows = 64;        // rows of a task of a pass with neighbours
+constexpr int64_t kSmall = 1 << 16;  // voxels of an image that is one task
 
 // The parameters of one channel, with three space axes; NaN leaves a step out.
 struct Parameters {
@@ -45,105 +45,6 @@ struct Parameters {
   }
   static bool has(double value) { return !std::isnan(value); }
   static bool has(const double* axes) { return has(axes[0]) || has(axes[1]) || has(axes[2]); }
-};
-
-enum class Need { kNothing, kRange, kSpread };  // minimum, maximum and mean; the SD too
-
-template <class T>
-struct Statistics {
-  double count = 0, mean = 0, squares = 0;  // of the differences from the mean
-  T low = std::numeric_limits<T>::infinity(), high = -low;
-
-  Statistics() = default;
-  Statistics(const T* values, int64_t n, Need need) : count(static_cast<double>(n)) {
-    double sum = 0;
-    T least = low, most = high;
-#pragma omp simd reduction(+ : sum) reduction(min : least) reduction(max : most)
-    for (int64_t k = 0; k < n; ++k) {
-      sum += static_cast<double>(values[k]);
-      least = values[k] < least ? values[k] : least;
-      most = values[k] > most ? values[k] : most;
-    }
-    low = least;
-    high = most;
-    mean = sum / count;
-    if (need != Need::kSpread) return;
-    double about = 0;
-    const double centre = mean;
-#pragma omp simd reduction(+ : about)
-    for (int64_t k = 0; k < n; ++k) {
-      const double difference = static_cast<double>(values[k]) - centre;
-      about += difference * difference;
-    }
-    squares = about;
-  }
-
-  void merge(const Statistics& other) {
-    const double total = count + other.count, apart = other.mean - mean;
-    squares += other.squares + apart * apart * count * other.count / total;
-    mean += apart * other.count / total;
-    count = total;
-    low = std::min(low, other.low);
-    high = std::max(high, other.high);
-  }
-  double sd() const { return std::sqrt(squares / count); }
-};
-
-// A Gaussian along one axis of n voxels, beyond which the image is reflected.
-template <class T>
-struct Kernel {
-  int64_t n, radius;
-  std::vector<T> weight;
-
-  Kernel(double given, int64_t n) : n(n) {
-    const double sd = given > 0 ? std::min(given, kLargestBlur) : 0;  // also if NaN
-    radius = static_cast<int64_t>(kTruncate * sd + 0.5);
-    std::vector<double> exact(static_cast<size_t>(2 * radius + 1), 1.0);
-    double sum = 0;
-    for (int64_t t = -radius; radius > 0 && t <= radius; ++t) {
-      const double x = static_cast<double>(t) / sd;
-      exact[t + radius] = std::exp(-x * x / 2);
-    }
-    for (const double w : exact) sum += w;
-    for (const double w : exact) weight.push_back(static_cast<T>(w / sum));
-  }
-
-  int64_t reflected(int64_t k) const {
-    const int64_t at = ((k % (2 * n)) + 2 * n) % (2 * n);
-    return std::min(at, 2 * n - 1 - at);
-  }
-
-  // The range of voxels that outputs [begin, end) are made of.
-  std::pair<int64_t, int64_t> support(int64_t begin, int64_t end) const {
-    const int64_t low = begin - radius, high = end - 1 + radius;
-    int64_t first = std::max<int64_t>(low, 0), last = std::min(high, n - 1);
-    if (low < 0) last = std::max(last, std::min(-low - 1, n - 1));
-    if (high >= n) first = std::min(first, std::max<int64_t>(2 * n - 1 - high, 0));
-    return {first, last + 1};
-  }
-};
-
-// Along one axis: the voxels that a coarser grid keeps, and between which an output interpolates.
-template <class T>
-struct Coarse {
-  std::vector<int32_t> left, right;
-  std::vector<T> fraction;
-
-  Coarse(double zoom, int64_t n) : left(n), right(n), fraction(n) {
-    const double voxels = std::nearbyint(static_cast<double>(n) * zoom);
-    const int64_t m = voxels <= static_cast<double>(n) ? static_cast<int64_t>(std::max(voxels, 1.0))
-                                                       : n;  // NaN too
-    const auto nearest = [&](int64_t k) {
-      return static_cast<int32_t>((2 * std::min(k, m - 1) + 1) * n / (2 * m));
-    };
-    for (int64_t k = 0; k < n; ++k) {
-      const int64_t position = std::max<int64_t>((2 * k + 1) * m - n, 0), cell = position / (2 * n);
-      left[k] = nearest(cell);
-      right[k] = nearest(cell + 1);
-      fraction[k] =
-          static_cast<T>(static_cast<double>(position % (2 * n)) / static_cast<double>(2 * n));
-    }
-  }
 };
 
 // One channel on its way through the steps. Passes with neighbours go from one buffer to another;
@@ -277,7 +178,7 @@ class Channel {
   }
 
   void blur(const double* sd, const Linear& linear, Need need) {
-    const Kernel<T> ki(sd[0], n_[0]), kj(sd[1], n_[1]), kk(sd[2], n_[2]);
+    const Gaussian<T> ki(sd[0], n_[0]), kj(sd[1], n_[1]), kk(sd[2], n_[2]);
     const T* from = at_;
     const int64_t J = n_[1], K = n_[2];
     rows_pass(need, [&](int64_t i, int64_t j0, int64_t j1, T* to) {
@@ -326,7 +227,7 @@ class Channel {
   }
 
   void lower_resolution(const double* zoom, Need need) {
-    const Coarse<T> ci(zoom[0], n_[0]), cj(zoom[1], n_[1]), ck(zoom[2], n_[2]);
+    const CoarseGrid<T> ci(zoom[0], n_[0]), cj(zoom[1], n_[1]), ck(zoom[2], n_[2]);
     const T* from = at_;
     const int64_t J = n_[1], K = n_[2];
     rows_pass(need, [&](int64_t i, int64_t j0, int64_t j1, T* to) {
@@ -363,7 +264,7 @@ class Channel {
     map(
         [=](T x) {
           T unit = (x - zero) * scale / divisor;
-          unit = unit < 0 ? T{0} : unit;
+          unit = unit <= 0 ? T{0} : unit;  // also -0, which has no logarithm here; NaN stays
           unit = unit > 1 ? T{1} : unit;
           return simd::exp_nonpositive(exponent * simd::log_positive(unit));
         },

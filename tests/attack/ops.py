@@ -282,10 +282,8 @@ def _warp_pair(make: Make) -> Call:
     return Call(lambda: ops.warp_pair(images, labels, theta, gamma, fill), size=_largest(images))
 
 
-def _resample(make: Make) -> Call:
-    axes = make.one_of(2, 3)
-    dtype = make.real()
-    volume = make.values(make.numbers.randint(1, 3), *make.sizes(axes), dtype=dtype)
+def _grids(make: Make) -> tuple[Tensor, Tensor]:
+    """Affines of two grids, oblique or not."""
     affine, to_affine = torch.eye(4).double(), torch.eye(4).double()
     oblique = make.chance(0.5)
     for matrix in (affine, to_affine):
@@ -297,6 +295,14 @@ def _resample(make: Make) -> Call:
                 matrix[a, 3] = make.one_of(0.0, 1.5, -2.0)
     if make.chance(0.05):
         affine[0, 0] = make.one_of(math.nan, math.inf)
+    return affine, to_affine
+
+
+def _resample(make: Make) -> Call:
+    axes = make.one_of(2, 3)
+    dtype = make.real()
+    volume = make.values(make.numbers.randint(1, 3), *make.sizes(axes), dtype=dtype)
+    affine, to_affine = _grids(make)
     options = {
         "mode": make.one_of("linear", "nearest"),
         "fill": make.one_of(0, -1, 300, 0.5, 1e30, math.inf, math.nan),
@@ -309,6 +315,45 @@ def _resample(make: Make) -> Call:
         size=_largest(volume),
         zero_weights=True,
         finite=True,
+    )
+
+
+def _resample_argmax(make: Make) -> Call:
+    axes = make.one_of(2, 3)
+    shape = (make.one_of(1, 2, 14), *make.sizes(axes))
+    logits = make.values(*shape, dtype=torch.float64, calm=True)  # no ties but for rounding
+    affine, to_affine = _grids(make)
+    to_shape = make.sizes(axes, 11)
+    options = {"fill": make.one_of(0, 255, -1, 2**40), "dtype": make.one_of(*INTEGERS)}
+    return Call(lambda: ops.resample_argmax(logits, affine, to_affine, to_shape, **options))
+
+
+def _augment_intensity(make: Make) -> Call:
+    batch, channels, space = (
+        make.count(3),
+        make.numbers.randint(1, 3),
+        make.sizes(make.one_of(2, 3)),
+    )
+    images = make.values(batch, channels, *space, dtype=make.floating(), calm=True)
+    sample = torch.randint(-(2**62), 2**62, (batch,), generator=make.generator)
+    ranges = {
+        **{"noise_sd": (0.0, 0.3, 1.0), "blur_sd_vox": (0.0, 0.7, 2.6), "gain": (0.0, 0.7, -1.5)},
+        **{"bias": (0.0, -0.5, 3.0), "contrast": (0.0, 0.7, 1.5), "low_res": (1e-9, 0.4, 1.0)},
+        **{"gamma_inverted": (0.7, 1.0, 3.0), "gamma": (0.7, 1.0, 3.0)},
+    }
+    steps = {}
+    for name, values in ranges.items():
+        if make.chance(0.5):
+            continue
+        shape = [(batch,), (batch, channels), (batch, channels, len(space))]
+        chosen = shape[make.numbers.randrange(3 if name in ("blur_sd_vox", "low_res") else 2)]
+        few = [*values, math.nan, *([make.one_of(-1.0, 1e30)] if make.chance(0.02) else [])]
+        picks = torch.randint(len(few), chosen, generator=make.generator)
+        steps[name] = make.laid_out(torch.tensor(few, dtype=make.one_of(*FLOATS))[picks])
+    seed = make.one_of(0, -1, 2**40, 2**63 if make.chance(0.1) else 7)
+    return Call(
+        lambda: ops.augment_intensity(images, seed, sample, **steps),
+        size=20 * (1 + _largest(images)),
     )
 
 
@@ -424,6 +469,7 @@ def _thin_conv3d(make: Make) -> Call:
 
 CALLS: tuple[Callable[[Make], Call], ...] = (
     *(_extract_patches, _window_counts, _merge_patches, _affine_sample, _warp_pair, _resample),
+    *(_resample_argmax, _augment_intensity),
     *(_dice_ce_sums, _nt_xent, _cover_starts, _same_conv2d, _thin_conv3d),
 )
 

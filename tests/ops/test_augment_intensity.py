@@ -260,6 +260,21 @@ def test_values_out_of_range_do_no_harm_where_they_are_not_checked():
     torch.testing.assert_close(op(*args), op.reference(*args), rtol=1e-5, atol=1e-5)
 
 
+def test_compiles_and_exports():
+    class Call(torch.nn.Module):
+        def forward(self, x, sample, values):
+            return ops.augment_intensity(
+                x, 3, sample, noise_sd=values, low_res=values, gamma=values
+            )
+
+    args = (images(2, 1, 9, 10, dtype=torch.float32), torch.arange(2), torch.tensor([0.5, NAN]))
+    expected = Call()(*args)
+    compiled = torch.compile(Call(), fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(*args), expected)
+    assert torch.equal(torch.export.export(Call(), args).module()(*args), expected)
+    compiled(args[0], args[1], -args[2])  # values are not read while compiling
+
+
 BATCH = torch.zeros(2, 3, 4, 5)
 TWO = torch.ones(2)
 

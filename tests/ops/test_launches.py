@@ -67,6 +67,26 @@ CALLS = {
 }
 
 
+SAMPLE, ONES = torch.arange(2), torch.ones(2)
+#: Those without a gradient.
+FORWARD_ALONE = {
+    "resample_argmax": (lambda x: ops.resample_argmax(x, EYE, 1.1 * EYE, (8, 8, 8)), (3, 8, 8, 8)),
+    "augment_intensity": (
+        lambda x: ops.augment_intensity(x, 0, SAMPLE, noise_sd=ONES, gamma=ONES),
+        (2, 3, 8, 8),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORWARD_ALONE)
+def test_a_call_without_gradient_launches_no_more_than_its_ceiling(name, as_on_a_gpu):
+    call, shape = FORWARD_ALONE[name]
+    x = torch.randn(*shape)
+    with Count() as forward:
+        call(x)
+    assert len(forward.names) <= FORWARD, forward.names
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_a_call_launches_no_more_than_its_ceiling(name, as_on_a_gpu):
     call, shape = CALLS[name]

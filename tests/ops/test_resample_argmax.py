@@ -162,6 +162,18 @@ def test_gradients_stop_here():
     assert not ops.resample_argmax(logits, EYE, EYE, (3, 4)).requires_grad
 
 
+def test_compiles_and_exports():
+    class Call(torch.nn.Module):
+        def forward(self, logits, affine):
+            return ops.resample_argmax(logits, affine, 0.7 * affine, (9, 8, 7), fill=5)
+
+    logits = torch.randn(4, 5, 6, 7)
+    expected = Call()(logits, EYE)
+    compiled = torch.compile(Call(), fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(logits, EYE), expected)
+    assert torch.equal(torch.export.export(Call(), (logits, EYE)).module()(logits, EYE), expected)
+
+
 LOGITS = torch.zeros(3, 4, 5)
 
 
@@ -206,6 +218,7 @@ def test_labels_of_a_merger_on_its_own_grid():
     merger = merged_patches()
     labels = merger.labels(fill=9)
     assert labels.dtype == torch.uint8
+    assert merger.labels(fill=2**64 - 1, dtype=torch.uint64)[5, 6, 7].item() == 2**64 - 1
     assert torch.equal(labels[:4].long(), merger.merged().argmax(0)[:4])
     assert (labels[4:] == 9).all()
 

@@ -20,6 +20,8 @@ INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 #: Allow fused multiply-adds. Explicit because the default differs between versions of Triton.
 FMA = {"enable_fp_fusion": True}
+#: Forbid them, where results must round as the reference's do.
+NO_FMA = {"enable_fp_fusion": False}
 TABLE = Path(__file__).parent / "configs.json"
 Launcher = TypeVar("Launcher", bound=Callable[..., Any])
 

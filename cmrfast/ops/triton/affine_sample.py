@@ -15,6 +15,7 @@ from torch import Tensor
 from cmrfast.ops.affine_sample import CLAMP_HALF, EDGES, LINEAR, NEAREST_EVEN, VOXELS, ZEROS
 from cmrfast.ops.triton._fixed_point import FixedPointSums, atomic_add_fixed, units_per_one
 from cmrfast.ops.triton._launch import (
+    NO_FMA,
     accumulator,
     block_sizes,
     cast_from_double,
@@ -27,7 +28,6 @@ _LINEAR, _NEAREST_EVEN = tl.constexpr(LINEAR), tl.constexpr(NEAREST_EVEN)
 _ZEROS, _CLAMP_HALF = tl.constexpr(ZEROS), tl.constexpr(CLAMP_HALF)
 _VOXELS, _EDGES = tl.constexpr(VOXELS), tl.constexpr(EDGES)
 _INTEGERS_FROM = tl.constexpr(2.0**52)  # from here on every float64 is an integer
-NO_FMA = {"enable_fp_fusion": False}
 
 
 @triton.jit

@@ -1,6 +1,6 @@
 """Photometric augmentation: passes over all channels, and the statistics between them.
 
-A pass measures each of its tiles, and ``_merge`` adds these up in order. A step that a channel
+A pass measures each of its tiles, and ``merge`` adds these up in order. A step that a channel
 leaves out passes its values on; one that all leave out is not launched.
 """
 
@@ -10,26 +10,16 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra import libdevice
 
 from cmrfast.ops.augment_intensity import LARGEST_BLUR, STEPS, TRUNCATE
-from cmrfast.ops.triton._launch import (
-    FMA,
-    INTERPRETED,
-    accumulator,
-    block_sizes,
-    exp2,
-    register,
-    three_axes,
-)
+from cmrfast.ops.triton._launch import NO_FMA, accumulator, block_sizes, exp2, register, three_axes
+from cmrfast.ops.triton._normal import normal
+from cmrfast.ops.triton._statistics import load_statistics, measure, merge
 
 _LARGEST_BLUR, _TRUNCATE = tl.constexpr(LARGEST_BLUR), tl.constexpr(TRUNCATE)
 _NONE, _CONTRAST, _POWER, _RESTORE = (tl.constexpr(step) for step in range(4))
-_TURN = tl.constexpr(6.283185307179586 / 2**32)
 _GAMMAS = {True: "gamma_inverted", False: "gamma"}
-_MERGED = 256  # parts at a time
 _TABLE = 128  # entries of a table in a program
-_NO_FMA = {"enable_fp_fusion": False}
 
 
 @triton.jit
@@ -37,54 +27,6 @@ def _parameter(parameters_ptr, row, column: tl.constexpr, default, AXES: tl.cons
     """A parameter of a channel, or the default if it is left out."""
     value = tl.load(parameters_ptr + row * (6 + 2 * AXES) + column)
     return tl.where(value == value, value, default)
-
-
-@triton.jit
-def _sine_cosine(turn, ACC: tl.constexpr):
-    """Of the angle turn / 2^32 of a full circle, by Taylor's series in an eighth of it."""
-    quarter = (turn + 0x20000000) >> 30
-    angle = (turn - (quarter << 30)).to(tl.int32, bitcast=True).to(ACC) * tl.full((1,), _TURN, ACC)
-    square = angle * angle
-    sine, cosine = tl.full(angle.shape, 1, ACC), tl.full(angle.shape, 1, ACC)
-    TERMS: tl.constexpr = 9 if tl.float64 == ACC else 5
-    for k in tl.static_range(TERMS, 0, -1):
-        if k < TERMS:
-            sine = 1 - sine * square * (1 / (2 * k * (2 * k + 1)))
-        cosine = 1 - cosine * square * (1 / (2 * k * (2 * k - 1)))
-    sine = sine * angle
-    swapped = (quarter & 1) != 0
-    s, c = tl.where(swapped, cosine, sine), tl.where(swapped, sine, cosine)
-    return tl.where((quarter & 2) != 0, -s, s), tl.where(((quarter + 1) & 2) != 0, -c, c)
-
-
-@triton.jit
-def _normal_pair(first, second, ACC: tl.constexpr):
-    """Two standard normal numbers from two random words."""
-    uniform = first.to(ACC) * 2.0**-32 + 2.0**-33  # above 0
-    log = tl.log(uniform) if INTERPRETED or tl.float64 == ACC else libdevice.log(uniform)
-    radius = tl.sqrt(-2 * log)
-    sine, cosine = _sine_cosine(second, ACC)
-    return radius * cosine, radius * sine
-
-
-@triton.jit
-def _normal(seed, channel, sample, group, ACC: tl.constexpr):
-    """Four standard normal numbers of each group, one after the other."""
-    word = tl.zeros_like(group).to(tl.uint32)
-    x0, x1, x2, x3 = tl.philox(
-        seed, group.to(tl.uint32), word + channel.to(tl.uint32), word + sample.to(tl.uint32),
-        word + (sample >> 32).to(tl.uint32),
-    )  # fmt: skip
-    n0, n1 = _normal_pair(x0, x1, ACC)
-    n2, n3 = _normal_pair(x2, x3, ACC)
-    return tl.join(tl.join(n0, n2), tl.join(n1, n3)).reshape(4 * group.shape[0])
-
-
-@triton.jit
-def _statistics(stats_ptr, row):
-    """Mean, SD, minimum and maximum of a channel."""
-    at = stats_ptr + row * 4
-    return tl.load(at), tl.load(at + 1), tl.load(at + 2), tl.load(at + 3)
 
 
 @triton.jit
@@ -96,7 +38,7 @@ def _linear(x, parameters_ptr, row, AXES: tl.constexpr, ACC: tl.constexpr):
 @triton.jit
 def _contrast(x, parameters_ptr, stats_ptr, row, AXES: tl.constexpr, ACC: tl.constexpr):
     factor = tl.load(parameters_ptr + row * (6 + 2 * AXES) + 3 + AXES).to(ACC)
-    mean, _, low, high = _statistics(stats_ptr, row)
+    mean, _, low, high = load_statistics(stats_ptr, row)
     value = (x - mean) * factor + mean
     value = tl.where(value < low, low, value)  # NaN stays NaN
     return tl.where(factor == factor, tl.where(value > high, high, value), x)
@@ -104,7 +46,7 @@ def _contrast(x, parameters_ptr, stats_ptr, row, AXES: tl.constexpr, ACC: tl.con
 
 @triton.jit
 def _power(x, exponent, stats_ptr, row, INVERTED: tl.constexpr):
-    _, _, low, high = _statistics(stats_ptr, row)
+    _, _, low, high = load_statistics(stats_ptr, row)
     span = high - low
     unit = high - x if INVERTED else x - low
     unit *= tl.where(span > 0, 1 / tl.where(span > 0, span, 1), 0)
@@ -114,61 +56,12 @@ def _power(x, exponent, stats_ptr, row, INVERTED: tl.constexpr):
 
 @triton.jit
 def _restore(y, exponent, stats_ptr, powers_ptr, row, INVERTED: tl.constexpr):
-    mean, sd, low, high = _statistics(stats_ptr, row)
-    power_mean, power_sd, _, _ = _statistics(powers_ptr, row)
+    mean, sd, low, high = load_statistics(stats_ptr, row)
+    power_mean, power_sd, _, _ = load_statistics(powers_ptr, row)
     usable = (power_sd > 0) & (high > low)
     factor = tl.where(usable, sd / tl.where(usable, power_sd, 1), 0)
     factor = -factor if INVERTED else factor
     return tl.where(exponent == exponent, (y - power_mean) * factor + mean, y)
-
-
-@triton.jit
-def _measure(x, parts_ptr, mask, row, tile, tiles, rows, count):
-    """Store mean, squares about it, minimum and maximum of a tile of ``count`` values."""
-    at = parts_ptr + (row * tiles + tile)
-    size = rows * tiles
-    mean = tl.sum(tl.where(mask, x, 0), 0) / count
-    away = tl.where(mask, x - mean, 0)
-    tl.store(at, mean)
-    tl.store(at + size, tl.sum(away * away, 0))
-    tl.store(at + 2 * size, tl.min(tl.where(mask, x, float("inf")), 0))
-    tl.store(at + 3 * size, tl.max(tl.where(mask, x, -float("inf")), 0))
-
-
-@triton.jit
-def _merge(
-    parts_ptr, stats_ptr, numel, tiles, rows: tl.int64, TILE: tl.constexpr, BLOCK: tl.constexpr
-):
-    """The statistics of one channel from those of its tiles, in float64."""
-    row = tl.program_id(0).to(tl.int64)
-    size = rows * tiles
-    total, squares = tl.full((BLOCK,), 0, tl.float64), tl.full((BLOCK,), 0, tl.float64)
-    low = tl.full((BLOCK,), float("inf"), tl.float64)
-    high = -low
-    for first in range(0, tiles, BLOCK):
-        tile = first + tl.arange(0, BLOCK)
-        mask = tile < tiles
-        count = tl.minimum(numel - tile.to(tl.int64) * TILE, TILE).to(tl.float64)
-        at = parts_ptr + row * tiles + tile
-        total += tl.load(at, mask=mask, other=0).to(tl.float64) * tl.where(mask, count, 0)
-        low = tl.minimum(low, tl.load(at + 2 * size, mask=mask, other=float("inf")).to(tl.float64))
-        high = tl.maximum(
-            high, tl.load(at + 3 * size, mask=mask, other=-float("inf")).to(tl.float64)
-        )
-    mean = tl.sum(total, 0) / numel
-    for first in range(0, tiles, BLOCK):
-        tile = first + tl.arange(0, BLOCK)
-        mask = tile < tiles
-        count = tl.minimum(numel - tile.to(tl.int64) * TILE, TILE).to(tl.float64)
-        at = parts_ptr + row * tiles + tile
-        away = tl.load(at, mask=mask, other=0).to(tl.float64) - mean
-        squares += tl.load(at + size, mask=mask, other=0).to(tl.float64)
-        squares += tl.where(mask, count * away * away, 0)
-    to = stats_ptr + row * 4
-    tl.store(to, mean.to(stats_ptr.dtype.element_ty))
-    tl.store(to + 1, tl.sqrt(tl.sum(squares, 0) / numel).to(stats_ptr.dtype.element_ty))
-    tl.store(to + 2, tl.min(low, 0).to(stats_ptr.dtype.element_ty))
-    tl.store(to + 3, tl.max(high, 0).to(stats_ptr.dtype.element_ty))
 
 
 @triton.jit
@@ -190,7 +83,7 @@ def _pass(
     if NOISE:
         group = tile.to(INDEX) * (BLOCK // 4) + tl.arange(0, BLOCK // 4)
         sample = tl.load(sample_ptr + row // channels)
-        noise = _normal(seed, row % channels, sample, group, ACC)
+        noise = normal(seed, row % channels, sample, group, ACC)
         x += _parameter(parameters_ptr, row, 0, 0.0, AXES).to(ACC) * noise
     if LINEAR:
         x = _linear(x, parameters_ptr, row, AXES, ACC)
@@ -207,7 +100,7 @@ def _pass(
         tl.store(out_ptr + row * numel + offsets, x, mask=mask)
     if parts_ptr is not None:
         count = tl.minimum(numel - tile.to(INDEX) * BLOCK, BLOCK).to(ACC)
-        _measure(x, parts_ptr, mask, row, tile, tiles, rows, count)
+        measure(x, parts_ptr, mask, row, tile, tiles, rows, count)
 
 
 @triton.jit
@@ -249,7 +142,7 @@ def _blur(
     tl.store(out_ptr + row * numel + offsets, value, mask=mask)
     if parts_ptr is not None:
         count = tl.minimum(numel - tile.to(INDEX) * BLOCK, BLOCK).to(ACC)
-        _measure(value, parts_ptr, mask, row, tile, tiles, rows, count)
+        measure(value, parts_ptr, mask, row, tile, tiles, rows, count)
 
 
 @triton.jit
@@ -329,7 +222,7 @@ def _lower_resolution(
     tl.store(out_ptr + row * numel + offsets, value, mask=mask)
     if parts_ptr is not None:
         count = tl.minimum(numel - tile.to(INDEX) * BLOCK, BLOCK).to(ACC)
-        _measure(value, parts_ptr, mask, row, tile, tiles, rows, count)
+        measure(value, parts_ptr, mask, row, tile, tiles, rows, count)
 
 
 class _Channels:
@@ -361,12 +254,8 @@ class _Channels:
         """Mean, SD, minimum and maximum of each channel after the last pass."""
         if self._parts is None:
             self._pass(out=None, measured=True)
-        stats = self._at.new_empty(self._rows, 4)
-        _merge[(self._rows,)](
-            self._parts, stats, self._numel, self._tiles, self._rows,
-            TILE=self._tile, BLOCK=_MERGED, **FMA,
-        )  # fmt: skip
-        return stats
+        assert self._parts is not None
+        return merge(self._parts, self._numel, self._tile)
 
     def pointwise(self, **step: Any) -> None:
         """One step, or the first ones, in place except in the images."""
@@ -414,7 +303,7 @@ class _Channels:
         grid = (self._rows * axes, triton.cdiv(max(self._space), _TABLE))
         _coarse_tables[grid](
             self._parameters, left, right, fraction, self._space, AXES=axes, BLOCK=_TABLE,
-            **_NO_FMA,
+            **NO_FMA,
         )  # fmt: skip
         out = self._unused()
         _lower_resolution[(self._rows * self._tiles,)](

@@ -8,8 +8,8 @@ import triton.language as tl
 from torch import Tensor
 
 from cmrfast.ops.affine_sample import CLAMP_HALF, LINEAR, VOXELS
-from cmrfast.ops.triton._launch import accumulator, block_sizes, register, three_axes
-from cmrfast.ops.triton.affine_sample import NO_FMA, cells
+from cmrfast.ops.triton._launch import NO_FMA, accumulator, block_sizes, register, three_axes
+from cmrfast.ops.triton.affine_sample import cells
 
 _LINEAR, _CLAMP_HALF = tl.constexpr(LINEAR), tl.constexpr(CLAMP_HALF)
 _VOXELS = tl.constexpr(VOXELS)

@@ -9,10 +9,10 @@ import argparse
 import contextlib
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class Case:
         for values in itertools.product(*self.candidates.values()):
             blocks = dict(zip(self.candidates, values, strict=True))
             least, most = (32 * blocks["num_warps"] * limit for limit in self.results)
-            if not self.tile or least <= prod(blocks[name] for name in self.tile) <= most:
+            if not self.tile or least <= math.prod(blocks[name] for name in self.tile) <= most:
                 yield blocks
 
 
@@ -91,6 +91,12 @@ def cases() -> Iterator[Case]:
         "merge_patches", "merge_patches", FLOAT, partial(_merge_args, 16), partial(_merge_args, 3),
         streams | {"BP": (16, 32, 64)}, tile=("tile",),
     )  # fmt: skip
+    for rows, args in (("resample_argmax", _argmax_args), ("augment_intensity", _augment_args)):
+        yield Case(
+            rows, rows, FLOAT, partial(args, 128), partial(args, 20),
+            {"BLOCK": (128, 256, 512, 1024, 2048), "num_warps": (4, 8)},
+            tile=("BLOCK",), results=(1, 16),
+        )  # fmt: skip
     samples = {"BLOCK": (128, 256, 512, 1024), "num_warps": (2, 4, 8)}
     for rows in ("affine_sample", "affine_sample_backward"):
         yield Case(
@@ -153,6 +159,19 @@ def _affine_args(op: str, n: int) -> tuple[Any, ...]:
     if op.endswith("backward"):
         return normal(1, 2, *size), images, matrix, 0, 0, 0, True, True
     return images, matrix, size, 0, 0, 0, 0.0
+
+
+def _argmax_args(n: int) -> tuple[Any, ...]:
+    matrix = torch.diag(torch.tensor([0.7, 0.5, 0.5], dtype=torch.float64))
+    matrix = torch.cat((matrix, torch.zeros(3, 1)), 1).cuda()
+    return normal(14, n, n, n), matrix, (n + n // 3, 2 * n, 2 * n), 0, torch.uint8
+
+
+def _augment_args(n: int) -> tuple[Any, ...]:
+    # Without noise: that of the reference in float64 is another one in its last digits.
+    steps = torch.tensor([math.nan, 0.75, 0.75, 0.75, 1.1, 0.1, 1.2, 0.6, 0.6, 0.6, 0.85, 1.3])
+    parameters = steps.double().expand(8, 1, -1).cuda()
+    return normal(8, 1, n, n, n), 0, torch.arange(8).cuda(), parameters, 0b11111110
 
 
 @contextlib.contextmanager

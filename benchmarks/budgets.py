@@ -73,4 +73,9 @@ GEOMETRY = [
     _gathers("extract_patches<float, float>", "voxel", 4, 6, 89, 19, 0),
     _gathers("contract_axis<float>", "tap", 16, 8 / 4, 89, 5.5, 0),
 ]
-BUDGETS = [*DICE, *PAIRS, *GEOMETRY]
+#: With all taps of a tile inside; its positions come before the loop over channels.
+SAMPLES = [
+    Budget("_sample", "sample_float32", "voxel", 4, 8, 240, 65, float64=2, aligned=False),
+    Budget("_sample", "sample_int16", "voxel", 4, 6, 265, 65, float64=2, aligned=False),
+]
+BUDGETS = [*DICE, *PAIRS, *GEOMETRY, *SAMPLES]

@@ -22,6 +22,7 @@ SMALL = {
     "affine_2d_backward": lambda: workloads.affine_2d(0.1, backward=True),
     "resample_3d": lambda: workloads.resample_3d(0.01, rotated=True),
     "resample_3d_spacing": lambda: workloads.resample_3d(0.01),
+    "sample_3d": lambda: workloads.sample_3d(0.1),
     "merge_3d": lambda: workloads.merge_3d(0.25),
     "patches_3d": lambda: loading.patches_3d(0.03),
     "slices_2d": lambda: loading.slices_2d(0.05),

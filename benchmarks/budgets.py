@@ -80,4 +80,9 @@ INTENSITIES = [
     Budget("_pass", "noise_3d", "voxel", 8, 8, 472, 53, None, float64=2, aligned=False),
     Budget("_blur", "blur_3d", "tap along the last axis", 8, 8 / 5, 89, 8, aligned=False),
 ]
-BUDGETS = [*DICE, *PAIRS, *GEOMETRY, *INTENSITIES]
+#: With all taps of a tile inside; its positions come before the loop over channels.
+SAMPLES = [
+    Budget("_sample", "sample_float32", "voxel", 4, 8, 240, 65, float64=2, aligned=False),
+    Budget("_sample", "sample_int16", "voxel", 4, 6, 265, 65, float64=2, aligned=False),
+]
+BUDGETS = [*DICE, *PAIRS, *GEOMETRY, *INTENSITIES, *SAMPLES]

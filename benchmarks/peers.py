@@ -81,6 +81,30 @@ def kornia_affine() -> Variants:
     return {"kornia": warp}
 
 
+def batchgenerators_spatial(
+    volume: Tensor, labels: Tensor, angles: Tensor, zooms: Tensor, size: Sequence[int]
+) -> Variants:
+    """nnU-Net's spatial transform about the middle of a volume, with given angles and zooms."""
+    if not _has("batchgeneratorsv2"):
+        return {}
+    from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
+
+    transforms = [
+        SpatialTransform(
+            tuple(size), 0, random_crop=False, mode_seg="nearest",
+            p_rotation=1, rotation=lambda image, dim, turn=turn: turn[dim],
+            p_scaling=1, scaling=lambda image, dim, zoom=zoom: zoom[dim],
+        )
+        for turn, zoom in zip(angles.tolist(), zooms.tolist(), strict=True)
+    ]  # fmt: skip
+
+    def run() -> list[Tensor]:
+        pairs = [transform(image=volume, segmentation=labels) for transform in transforms]
+        return [torch.stack([p[name] for p in pairs]) for name in ("image", "segmentation")]
+
+    return {"batchgeneratorsv2": run}
+
+
 def itk_resample(volume: Tensor, to_world_from_vox: Tensor, to_shape: Sequence[int]) -> Variants:
     """SimpleITK's linear resampling from a grid of 1 mm."""
     if not _has("SimpleITK") or volume.is_cuda:

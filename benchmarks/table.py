@@ -29,6 +29,7 @@ NAMES = {
     "D2": "Dice + CE 2-D",
     "A2": "affine 2-D",
     "A2b": "affine 2-D, backward",
+    "S3": "sample 3-D",
     "A3": "resample, rotated",
     "R3": "resample, spacing",
     "RA": "resample labels",

@@ -24,6 +24,7 @@ SMALL = {
     "resample_3d_spacing": lambda: workloads.resample_3d(0.01),
     "labels_3d": lambda: workloads.labels_3d(0.02),
     "intensities_3d": lambda: workloads.intensities_3d(0.01),
+    "sample_3d": lambda: workloads.sample_3d(0.1),
     "merge_3d": lambda: workloads.merge_3d(0.25),
     "patches_3d": lambda: loading.patches_3d(0.03),
     "slices_2d": lambda: loading.slices_2d(0.05),

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.workloads.intensities import intensities_3d
 from benchmarks.workloads.patches import extract_2d, extract_3d, merge_3d
-from benchmarks.workloads.sampling import affine_2d, labels_3d, resample_3d
+from benchmarks.workloads.sampling import affine_2d, labels_3d, resample_3d, sample_3d
 from benchmarks.workloads.training import dice_2d, dice_3d, pairing
 from benchmarks.workloads.workload import Workload
 
@@ -25,6 +25,7 @@ WORKLOADS: dict[str, tuple[str, Callable[[], Workload]]] = {
     "D2": ("`dice_ce_loss`: (40, 4, 224²), forward + backward", dice_2d),
     "A2": ("`affine_sample`: (16, 4, 224²), forward", affine_2d),
     "A2b": ("`affine_sample`: the same, forward + backward", lambda: affine_2d(backward=True)),
+    "S3": ("`sample_patches`: 8 of 128³ and their labels, turned and scaled", sample_3d),
     "A3": ("`resample`: to 225x270x225, rotated", lambda: resample_3d(rotated=True)),
     "R3": ("`resample`: to 225x270x225, spacing only", resample_3d),
     "RA": ("`resample_argmax`: 14 classes of 96x128x128 to 128x256x256", labels_3d),
@@ -42,6 +43,7 @@ MEASURES = {
     "nt_xent": "pairing",
     "resample": "resample_3d",
     "resample_argmax": "labels_3d",
+    "sample_patches": "sample_3d",
     "warp_pair": "slices_2d",
     "window_counts": "extract_2d",
 }
@@ -59,6 +61,7 @@ ON_GPU: dict[str, tuple[str, Callable[[], Workload]]] = {
         "`affine_sample`: the same, forward + backward",
         lambda: affine_2d(16, backward=True),
     ),
+    "S3 x16": ("`sample_patches`: 128 of 128³ and their labels", lambda: sample_3d(16)),
     "A3 x16": ("`resample`: 16 times the voxels, rotated", lambda: resample_3d(16, rotated=True)),
     "R3 x16": ("`resample`: 16 times the voxels, spacing only", lambda: resample_3d(16)),
     "RA x16": ("`resample_argmax`: 16 times the voxels", lambda: labels_3d(16)),

@@ -1,5 +1,6 @@
-"""Affine sampling of images, and resampling of volumes and of labels."""
+"""Affine sampling of images and patches, and resampling of volumes and of labels."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -105,3 +106,52 @@ def labels_3d(factor: float = 1) -> Workload:
     labels = 2 * torch.Size(to_shape).numel()
     # Two classes may be equal but for rounding.
     return Workload(variants, moved=4 * logits.numel() + labels, fresh=labels, outliers=1e-5)
+
+
+def sample_3d(factor: float = 1) -> Workload:
+    """8 patches of 128³ of a volume and its labels, turned by up to 30°, scaled by 0.7 to 1.4."""
+    count, shape, size = max(1, int(8 * factor)), (200, 200, 180), (128, 128, 128)
+    volume, labels = torch.randn(1, *shape), torch.randint(0, 4, (1, *shape), dtype=torch.uint8)
+    angles = (2 * torch.rand(count, 3) - 1) * math.pi / 6
+    zooms = 0.7 + 0.7 * torch.rand(count, 3)
+    generators = torch.zeros(3, 3, 3, dtype=torch.float64)  # of rotations about each axis
+    for axis in range(3):
+        a, b = sorted({0, 1, 2} - {axis})
+        sign = -1 if axis == 1 else 1
+        generators[axis, a, b], generators[axis, b, a] = -sign, sign
+    turns = torch.linalg.matrix_exp(angles[..., None, None].double() * generators)
+    matrix = turns[:, 2] @ turns[:, 1] @ turns[:, 0] @ torch.diag_embed(zooms).double()
+    last = torch.tensor(shape).double() - 1
+    center = (last / 2).expand(count, 3).contiguous()
+
+    def ours() -> list[Tensor]:
+        return [
+            ops.sample_patches(volume, center, matrix, size),
+            ops.sample_patches(labels, center, matrix, size, mode="nearest", dtype=torch.uint8),
+        ]
+
+    steps = (torch.tensor(size).double() - 1) / last[:, None]  # between the outer centres, to 2
+    linear = (matrix * steps).flip(1, 2)
+    theta = torch.cat((linear, (2 * center / last - 1).flip(1)[..., None]), 2).float()
+
+    def sampled() -> list[Tensor]:
+        images, masks = volume.new_empty(count, 1, *size), labels.new_empty(count, 1, *size)
+        for p in range(count):
+            grid = F.affine_grid(theta[p : p + 1], [1, 1, *size], align_corners=True)
+            images[p] = F.grid_sample(volume[None], grid, align_corners=True)[0]
+            masks[p] = F.grid_sample(
+                labels[None].float(), grid, mode="nearest", align_corners=True
+            )[0]
+        return [images, masks]
+
+    variants: dict[str, Variant] = {"cmrfast": ours, "torch": sampled}
+    variants |= peers.batchgenerators_spatial(volume, labels, angles, zooms, size)
+    voxels = count * torch.Size(size).numel()
+    # Peers place samples in float32: next to a tie, labels may differ.
+    return Workload(
+        variants,
+        moved=5 * (voxels + volume.numel()),
+        fresh=5 * voxels,
+        tolerance=1e-3,
+        outliers=1e-4,
+    )

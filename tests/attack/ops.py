@@ -181,6 +181,46 @@ def _extract_patches(make: Make) -> Call:
     return Call(run, inputs)
 
 
+def _sample_patches(make: Make) -> Call:
+    axes = make.one_of(2, 3)
+    shape, size, channels = make.sizes(axes), make.sizes(axes), make.numbers.randint(1, 3)
+    many, count = make.count(3), make.count(5)
+    source, on_grid, mode = make.real(), make.chance(0.3), make.one_of("linear", "nearest", "cubic")
+    # Where values are interpolated, rounding decides which integer is next to a tie.
+    target = make.real() if on_grid or mode == "nearest" else make.floating()
+    volumes = make.values(many, channels, *shape, dtype=source)
+    center = torch.tensor(shape) * torch.rand(count, axes, generator=make.generator)
+    matrix = _theta(make, count, axes)[..., :-1]
+    if on_grid:
+        turn = torch.randperm(axes, generator=make.generator)
+        matrix = torch.eye(axes, dtype=torch.float64)[turn].expand_as(matrix).clone()
+        center = center.floor() + (matrix @ (torch.tensor(size) - 1.0).double()) / 2
+    if make.chance(0.15) and count:
+        matrix[0, 0, -1] = make.one_of(math.nan, -math.inf, 1e300)
+        center[-1, 0] = make.one_of(math.nan, math.inf, 2.0**62, -(2.0**62))
+    options: dict[str, Any] = {"dtype": target, "mode": mode}
+    if make.chance(0.5):
+        index = [make.numbers.randrange(max(many, 1)) for _ in range(count)]
+        options["volume_index"] = torch.tensor(index, dtype=torch.int64)
+    if make.chance(0.5):
+        options["shift"] = make.one_of(0.5, -3, make.values(channels, dtype=torch.float64))
+    if make.chance(0.5):
+        options["scale"] = make.one_of(2.0, -0.5, make.values(channels, dtype=torch.float32))
+    if make.chance(0.5):
+        options["fill"] = make.one_of(0.5, -1, 300, math.inf, math.nan)
+    inputs = [volumes] if source.is_floating_point else []
+    packed = make.one_of("tensor", "list", "store")
+
+    def run(*given: Tensor) -> Any:
+        read = given[0] if given else volumes
+        if packed == "tensor" or not len(read):
+            return ops.sample_patches(read, center.double(), matrix, size, **options)
+        each = ops.VolumeStore(list(read)) if packed == "store" else list(read)
+        return ops.sample_patches(each, center.double(), matrix, size, **options)
+
+    return Call(run, inputs, size=_largest(volumes), finite=True)
+
+
 def _window_counts(make: Make) -> Call:
     axes = make.one_of(2, 3)
     shape, size, many, count = make.sizes(axes), make.sizes(axes, 12), make.count(3), make.count(6)
@@ -469,7 +509,7 @@ def _thin_conv3d(make: Make) -> Call:
 
 CALLS: tuple[Callable[[Make], Call], ...] = (
     *(_extract_patches, _window_counts, _merge_patches, _affine_sample, _warp_pair, _resample),
-    *(_resample_argmax, _augment_intensity),
+    *(_resample_argmax, _augment_intensity, _sample_patches),
     *(_dice_ce_sums, _nt_xent, _cover_starts, _same_conv2d, _thin_conv3d),
 )
 

@@ -48,7 +48,9 @@ def test_intensity_has_nnunets_ranges_and_probabilities(name):
     assert low <= given.min() and given.max() <= high
     width = high - low
     assert given.min() < low + 0.05 * width and given.max() > high - 0.05 * width
-    assert float(given.mean()) == pytest.approx(mean, abs=5 * width / math.sqrt(12 * len(given) / 3))
+    assert float(given.mean()) == pytest.approx(
+        mean, abs=5 * width / math.sqrt(12 * len(given) / 3)
+    )
 
 
 @pytest.mark.parametrize("name", ["gain", "contrast", "gamma"])
@@ -114,7 +116,9 @@ def test_draws_depend_on_the_sample_alone():
     many = draw(count=9, seed=3)
     assert torch.equal(alone.matrix[0], many.matrix[7])
     for name, values in alone.intensity.items():
-        torch.testing.assert_close(values[0], many.intensity[name][7], rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(
+            values[0], many.intensity[name][7], rtol=0, atol=0, equal_nan=True
+        )
     assert not torch.equal(draw(count=9, seed=4).matrix, many.matrix)
 
 
@@ -234,7 +238,9 @@ def test_targets_are_nearest_exact(n):
     scales = [(1, 1, 1), (1, 0.5, 0.5), (0.5, 0.25, 1 / 3)]
     for target, scale in zip(Targets(scales)(labels), scales, strict=True):
         shape = [round(a * b) for a, b in zip(labels.shape[2:], scale, strict=True)]
-        assert torch.equal(target, F.interpolate(labels.float(), shape, mode="nearest-exact").short())
+        assert torch.equal(
+            target, F.interpolate(labels.float(), shape, mode="nearest-exact").short()
+        )
 
 
 def test_regions_and_masked_channels():
@@ -272,7 +278,9 @@ def test_labels_of_interpolated_logits(nearest_axis, dtype):
 def test_same_size_is_the_argmax():
     logits = torch.randn(3, 4, 5, 6)
     for axis in (None, 1):
-        assert torch.equal(resample_labels(logits, (4, 5, 6), nearest_axis=axis), logits.argmax(0).byte())
+        assert torch.equal(
+            resample_labels(logits, (4, 5, 6), nearest_axis=axis), logits.argmax(0).byte()
+        )
 
 
 @pytest.mark.parametrize("batch_dice", [False, True])
@@ -292,7 +300,9 @@ def test_loss_is_cross_entropy_minus_dice(batch_dice):
 
 def test_command_prints_a_folder_with_nothing_but_the_trainer():
     command = [sys.executable, "-m", "cmrfast.compat.nnunet"]
-    folder = Path(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
+    folder = Path(
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    )
     assert [path.name for path in folder.glob("*.py")] == ["cmrfast_trainer.py"]
 
 

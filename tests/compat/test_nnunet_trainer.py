@@ -220,9 +220,7 @@ def test_export_gives_nnunets_labels(resampling, spacing):
     logits = torch.randn(3, 8, 19, 17)
     arguments = (logits, plans, configuration, labels, properties)
     found = convert_predicted_logits_to_segmentation_with_correct_shape(*arguments)
-    expected = (
-        their_export.convert_predicted_logits_to_segmentation_with_correct_shape(*arguments)
-    )
+    expected = their_export.convert_predicted_logits_to_segmentation_with_correct_shape(*arguments)
     assert found.dtype == expected.dtype and found.shape == expected.shape
     assert (found != expected).mean() < 1e-3, "ties and rounding"
 
@@ -232,9 +230,7 @@ def test_export_falls_back_by_name(caplog):
     assert why_not(configuration, labels) == "regions"
     arguments = (torch.randn(2, 8, 19, 17), plans, configuration, labels, case_properties())
     found = convert_predicted_logits_to_segmentation_with_correct_shape(*arguments)
-    expected = (
-        their_export.convert_predicted_logits_to_segmentation_with_correct_shape(*arguments)
-    )
+    expected = their_export.convert_predicted_logits_to_segmentation_with_correct_shape(*arguments)
     np.testing.assert_array_equal(found, expected)
     assert "nnU-Net's own export, because of regions" in caplog.text
     _, cubic, labels = managers(plan(order=3))

@@ -67,9 +67,26 @@ def blur_3d():
     noise_3d(steps=0b10)
 
 
+def sample_float32(source=torch.float32, mode=0):
+    buffer, table = empty(2 * 200**3, dtype=source), empty(1, 4, dtype=torch.int64)
+    poses = empty(64, 3), empty(64, 3, 3), empty(64, dtype=torch.int64)
+    numbers = empty(1, 2, dtype=torch.float64), empty(1, 2, dtype=torch.float64)
+    size = (128, 128, 128)
+    KERNELS["sample_patches"](
+        buffer, table, (), *poses, *numbers, 2, size, mode, 0.0, torch.float32
+    )
+
+
+def sample_int16():
+    sample_float32(torch.int16)
+
+
 CASES = {
     call.__name__: call
-    for call in (dice_2d, dice_3d, pairs_bfloat16, pairs_float32, argmax_3d, noise_3d, blur_3d)
+    for call in (
+        *(dice_2d, dice_3d, pairs_bfloat16, pairs_float32),
+        *(argmax_3d, noise_3d, blur_3d, sample_float32, sample_int16),
+    )
 }
 
 

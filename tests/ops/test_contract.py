@@ -206,6 +206,9 @@ EYE = torch.eye(2, 3)[None]
 #: Each public function of one tensor.
 PUBLIC = {
     "extract_patches": lambda x: ops.extract_patches(x[0], START, (3, 3)),
+    "sample_patches": lambda x: ops.sample_patches(
+        x[0], START.float(), EYE[:, :, :2].repeat(2, 1, 1), (3, 3)
+    ),
     "merge_patches": lambda x: ops.merge_patches(x, START, (5, 5)),
     "affine_sample": lambda x: ops.affine_sample(x, EYE),
     "warp_pair": lambda x: ops.warp_pair(x, torch.ones(2, 4, 5, dtype=torch.uint8), EYE)[0],

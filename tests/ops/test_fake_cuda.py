@@ -32,6 +32,10 @@ CALLS = {
         lambda x: ops.extract_patches(x, start(), (4, 4, 4), shift=1.0, scale=2.0),
         (1, 8, 8, 8),
     ),
+    "sample_patches": (
+        lambda x: ops.sample_patches(x, make(5, 3), make(5, 3, 3), (4, 4, 4), scale=2.0),
+        (1, 8, 8, 8),
+    ),
     "merge_patches": (lambda x: ops.merge_patches(x, start(), (8, 8, 8)), (5, 1, 4, 4, 4)),
     "dice_ce_loss": (
         lambda x: losses.dice_ce_loss(x, make(2, 16, 16, dtype=torch.int64)),

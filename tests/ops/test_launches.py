@@ -55,6 +55,7 @@ EYE = torch.eye(4, dtype=torch.float64)
 LABELS = torch.zeros(2, 8, 8, dtype=torch.int64)
 MASKS = torch.zeros(2, 4, 8, 8, dtype=torch.uint8)
 START = torch.zeros(5, 3, dtype=torch.int64)
+CENTER = torch.zeros(5, 3)
 CALLS = {
     "dice_ce_loss": (lambda x: losses.dice_ce_loss(x, LABELS), (2, 4, 8, 8)),
     "batch_dice_loss": (lambda x: losses.batch_dice_loss(x, MASKS), (2, 4, 8, 8)),
@@ -62,6 +63,12 @@ CALLS = {
     "resample": (lambda x: ops.resample(x, EYE, 1.1 * EYE, (8, 8, 8)), (1, 8, 8, 8)),
     "extract_patches": (
         lambda x: ops.extract_patches(x, START, (4, 4, 4), shift=0.3, scale=1.7),
+        (1, 8, 8, 8),
+    ),
+    "sample_patches": (
+        lambda x: ops.sample_patches(
+            x, CENTER, EYE[None, :3, :3].expand(5, 3, 3), (4, 4, 4), shift=0.3, scale=1.7
+        ),
         (1, 8, 8, 8),
     ),
 }

@@ -40,6 +40,7 @@ def test_backends_name_every_public_op():
         "affine_sample",
         "warp_pair",
         "resample",
+        "sample_patches",
         "dice_ce_sums",
         "nt_xent",
     }

@@ -36,6 +36,8 @@ LAUNCHES = {
     "nt_xent": 7,
     "nt_xent_symmetric": 10,
     "resample_argmax": 1,
+    "sample_patches": 1,
+    "sample_patches_backward": 2,
     "vox_from_vox": 1,
     "window_counts": 3,
 }

@@ -76,8 +76,8 @@ def _cell(
 
 @triton.jit
 def _cells(
-    table_ptr, poses, counts, size,
-    AXES: tl.constexpr, MODE: tl.constexpr, ACC: tl.constexpr, BL: tl.constexpr, BK: tl.constexpr,
+    table_ptr, poses, counts, size, AXES: tl.constexpr, MODE: tl.constexpr, ACC: tl.constexpr,
+    INDEX: tl.constexpr, BL: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """The tile of a program, BL lines x BK voxels of all channels of one patch.
 
@@ -86,22 +86,25 @@ def _cells(
     channel of the patch, and which exist.
     """
     size0, size1, size2, tiles = size
-    program = tl.program_id(0).to(tl.int64)
-    tile, patch = program % tiles, program // tiles
+    patch = tl.program_id(0) // tiles
+    tile = tl.program_id(0) - patch * tiles
     tiles_per_line = (size2 + BK - 1) // BK
-    line = (tile // tiles_per_line * BL + tl.arange(0, BL)).to(tl.int32)[:, None]
-    column = (tile % tiles_per_line * BK + tl.arange(0, BK)).to(tl.int32)[None, :]
+    tile_line = tile // tiles_per_line
+    line = tile_line * BL + tl.arange(0, BL)[:, None]
+    column = (tile - tile_line * tiles_per_line) * BK + tl.arange(0, BK)[None, :]
+    patch = patch.to(tl.int64)
+    line0 = line // size1
     volume = tl.load(poses[2] + patch)
     valid = (volume >= 0) & (volume < counts[0])
     volume = tl.where(valid, volume, 0)
     row_ptr = table_ptr + volume * (AXES + 1)
     n0 = 1
     if AXES == 3:
-        n0 = tl.load(row_ptr + 1, mask=valid, other=0)
-    n1 = tl.load(row_ptr + AXES - 1, mask=valid, other=0)
-    n2 = tl.load(row_ptr + AXES, mask=valid, other=0)
-    i = (line // size1).to(tl.float64) - (size0 - 1) * 0.5
-    j = (line % size1).to(tl.float64) - (size1 - 1) * 0.5
+        n0 = tl.load(row_ptr + 1, mask=valid, other=0).to(INDEX)
+    n1 = tl.load(row_ptr + AXES - 1, mask=valid, other=0).to(INDEX)
+    n2 = tl.load(row_ptr + AXES, mask=valid, other=0).to(INDEX)
+    i = line0.to(tl.float64) - (size0 - 1) * 0.5
+    j = (line - line0 * size1).to(tl.float64) - (size1 - 1) * 0.5
     k = column.to(tl.float64) - (size2 - 1) * 0.5
     cell1, f1, near = _cell(poses, patch, i, j, k, 1, AXES, MODE, ACC)
     cell2, f2, near2 = _cell(poses, patch, i, j, k, 2, AXES, MODE, ACC)
@@ -139,7 +142,7 @@ def _tap(cell, f, tap, n, MODE: tl.constexpr):
 @triton.jit
 def _mix(below, above, f, FINITE: tl.constexpr):
     """Interpolate; the voxel above is not read where its weight is 0, since it may be NaN."""
-    mixed = below + f * (above - below)
+    mixed = (1 - f) * below + f * above
     return mixed if FINITE else tl.where(f == 0, below, mixed)
 
 
@@ -187,7 +190,7 @@ def _checked(
             at0, in0, w0 = cell[0], near, f[0] * 0 + 1
         for t1 in range(TAPS):
             at1, in1, w1 = _tap(cell[1], f[1], t1, shape[1], MODE)
-            line_ptr = ptr + (at0.to(INDEX) * shape[1].to(INDEX) + at1) * shape[2].to(INDEX)
+            line_ptr = ptr + (at0.to(INDEX) * shape[1] + at1) * shape[2]
             for t2 in tl.static_range(TAPS):
                 at2, in2, w2 = _tap(cell[2], f[2], t2, shape[2], MODE)
                 weight = w0 * w1 * w2
@@ -197,6 +200,42 @@ def _checked(
                 total = tl.where(weight != 0, total + weight * value, total)
                 reached |= inside
     return tl.where(reached, total, fill)
+
+
+@triton.jit
+def _channel(buffer_ptr, normalise, counts, tile, channel, ACC: tl.constexpr):
+    """The first voxel of a channel of a tile's volume, its shift and its scale."""
+    _, volume, offset, shape, _, _, _, _, _ = tile
+    row = volume * counts[1] + channel
+    shift = tl.full((1, 1), tl.load(normalise[0] + row), ACC)
+    scale = tl.full((1, 1), tl.load(normalise[1] + row), ACC)
+    return buffer_ptr + offset + channel * shape[0] * shape[1] * shape[2], shift, scale
+
+
+@triton.jit
+def _store(
+    out_ptr, value, first_ptr, shift, scale, counts, size, tile, channel,
+    AXES: tl.constexpr, MODE: tl.constexpr, COPIES: tl.constexpr,
+    LOW: tl.constexpr, HIGH: tl.constexpr,
+):  # fmt: skip
+    """Cast the values of a tile and write them; ``first_ptr`` points to the cells."""
+    patch, _, _, shape, cell, f, near, target, mask = tile
+    if LOW is not None:
+        value = to_integer(value, LOW, HIGH, 2.0**52 if value.dtype == tl.float64 else 2.0**23)
+        value = value.to(out_ptr.dtype.element_ty)
+    elif value.dtype == tl.float64:
+        value = cast_from_double(value, out_ptr.dtype.element_ty)
+    else:
+        value = value.to(out_ptr.dtype.element_ty)
+    if COPIES:
+        copied = near & (shift == 0) & (scale == 1)
+        for axis in tl.static_range(3 - AXES, 3):
+            copied = copied & (cell[axis] >= 0) & (cell[axis] < shape[axis])
+            if MODE != _NEAREST_UP:
+                copied = copied & (f[axis] == 0)
+        value = tl.where(copied, tl.load(first_ptr, mask=copied & mask, other=0), value)
+    row = (patch * counts[1] + channel) * size[0] * size[1] * size[2]
+    tl.store(out_ptr + row + target, value, mask=mask)
 
 
 @triton.jit
@@ -212,45 +251,39 @@ def _sample(
     voxels that samples fall on are copied, as is exact for integers that no float represents.
     """
     channels = counts[1]
-    patch, (volume, offset, shape), cell, f, near, target, mask = _cells(
-        table_ptr, poses, counts, size, AXES, MODE, ACC, BL, BK
+    patch, source, cell, f, near, target, mask = _cells(
+        table_ptr, poses, counts, size, AXES, MODE, ACC, INDEX, BL, BK
     )
+    volume, offset, shape = source
     filling = tl.full((1, 1), fill, ACC)
-    first = (cell[0].to(INDEX) * shape[1].to(INDEX) + cell[1]) * shape[2].to(INDEX) + cell[2]
+    first = (cell[0].to(INDEX) * shape[1] + cell[1]) * shape[2] + cell[2]
     inside = near
     for axis in tl.static_range(3 - AXES, 3):
         last = shape[axis] - (1 if MODE == _LINEAR else 0)
         inside = inside & (cell[axis] >= 0) & (cell[axis] < last)
-    unchecked = 0
+    tile = (patch, volume, offset, shape, cell, f, near, target, mask)
     if MODE == _LINEAR:
-        unchecked = tl.min(tl.min(tl.where(mask, inside.to(tl.int32), 1), 1), 0)
-    for channel in range(channels):
-        row = volume * channels + channel
-        shift = tl.full((1, 1), tl.load(normalise[0] + row), ACC)
-        scale = tl.full((1, 1), tl.load(normalise[1] + row), ACC)
-        ptr = buffer_ptr + offset + channel * shape[0] * shape[1] * shape[2]
-        if unchecked != 0:
+        unchecked = tl.min(tl.min(tl.where(mask, inside.to(tl.int32), 1), 1), 0) != 0
+    else:
+        unchecked = False
+    if unchecked:
+        for channel in range(channels):
+            ptr, shift, scale = _channel(buffer_ptr, normalise, counts, tile, channel, ACC)
             value = _linear(ptr + first, f, shape, shift, mask, AXES, ACC) * scale
-        else:
+            _store(
+                out_ptr, value, ptr + first, shift, scale, counts, size, tile, channel,
+                AXES, MODE, COPIES, LOW, HIGH,
+            )  # fmt: skip
+    else:
+        for channel in range(channels):
+            ptr, shift, scale = _channel(buffer_ptr, normalise, counts, tile, channel, ACC)
             value = _checked(
                 ptr, cell, f, near, shape, (shift, scale, filling), mask, AXES, MODE, ACC, INDEX
             )
-        if LOW is not None:
-            value = to_integer(value, LOW, HIGH, 2.0**52 if tl.float64 == ACC else 2.0**23)
-            value = value.to(out_ptr.dtype.element_ty)
-        elif tl.float64 == ACC:
-            value = cast_from_double(value, out_ptr.dtype.element_ty)
-        else:
-            value = value.to(out_ptr.dtype.element_ty)
-        if COPIES:
-            copied = near & (shift == 0) & (scale == 1)
-            for axis in tl.static_range(3 - AXES, 3):
-                copied = copied & (cell[axis] >= 0) & (cell[axis] < shape[axis])
-                if MODE != _NEAREST_UP:
-                    copied = copied & (f[axis] == 0)
-            value = tl.where(copied, tl.load(ptr + first, mask=copied & mask, other=0), value)
-        row = (patch * channels + channel) * size[0] * size[1] * size[2]
-        tl.store(out_ptr + row + target, value, mask=mask)
+            _store(
+                out_ptr, value, ptr + first, shift, scale, counts, size, tile, channel,
+                AXES, MODE, COPIES, LOW, HIGH,
+            )  # fmt: skip
 
 
 @triton.jit
@@ -262,9 +295,10 @@ def _scatter(
     """A program adds one tile of all channels of one patch to the voxels it was sampled from."""
     TAPS: tl.constexpr = 4 if MODE == _CUBIC else 2 if MODE == _LINEAR else 1
     channels = counts[1]
-    patch, (volume, offset, shape), cell, f, near, target, mask = _cells(
-        table_ptr, poses, counts, size, AXES, MODE, ACC, BL, BK
+    patch, source, cell, f, near, target, mask = _cells(
+        table_ptr, poses, counts, size, AXES, MODE, ACC, INDEX, BL, BK
     )
+    volume, offset, shape = source
     per_one = units_per_one(sums)
     for channel in range(channels):
         row = (patch * channels + channel) * size[0] * size[1] * size[2]
@@ -277,7 +311,7 @@ def _scatter(
                 at0, in0, w0 = cell[0], near, f[0] * 0 + 1
             for t1 in range(TAPS):
                 at1, in1, w1 = _tap(cell[1], f[1], t1, shape[1], MODE)
-                line = first + (at0.to(INDEX) * shape[1].to(INDEX) + at1) * shape[2].to(INDEX)
+                line = first + (at0.to(INDEX) * shape[1] + at1) * shape[2]
                 for t2 in range(TAPS):
                     at2, in2, w2 = _tap(cell[2], f[2], t2, shape[2], MODE)
                     weight = w0 * w1 * w2

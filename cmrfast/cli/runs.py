@@ -117,6 +117,9 @@ def report(
     split: Split = "test",
     labels: Labels = None,
     device: Device = "auto",
+    viewer: Annotated[
+        bool, typer.Option(help="Images of the patients that are shown, to be opened in 3-D.")
+    ] = True,
 ) -> None:
     """Write one HTML page about a run into its folder."""
     part, root = known_split(split), str(data) if data else None
@@ -125,8 +128,14 @@ def report(
     from cmrfast.train.ranks import is_first_rank
     from cmrfast.train.run import Run
 
-    values = values_of(labels)
-    page = write_report(Run.open(run), part=part, data=root, labels=values, device=device)
+    page = write_report(
+        Run.open(run),
+        part=part,
+        data=root,
+        labels=values_of(labels),
+        device=device,
+        viewer=viewer,
+    )
     if is_first_rank():
         show(page)
 

@@ -25,10 +25,10 @@
   // Why there can be no viewer here; empty if there can.
   function reason() {
     if (!document.createElement("canvas").getContext("webgl2")) {
-      return "This browser has no WebGL 2, which the viewer needs; below are slices as pictures.";
+      return "This browser has no WebGL 2, which the viewer needs; slices are shown as pictures instead.";
     }
     if (typeof DecompressionStream === "undefined") {
-      return "This browser is too old for the viewer; below are slices as pictures.";
+      return "This browser is too old for the viewer; slices are shown as pictures instead.";
     }
     return "";
   }
@@ -112,7 +112,7 @@
         if (item.frames > 1) nv.setFrame4D(nv.volumes[n].id, e.target.value - 1);
       });
     });
-    nv.scene.crosshairPos = nv.mm2frac(scene.start_mm);
+    nv.scene.crosshairPos = nv.mm2frac(scene.start_mm, 0, true);
     fade();
     show(scene.flat ? scene.plane : "multiplanar");
   }
@@ -147,7 +147,7 @@
     const sentence = reason();
     const start = () => open(section).catch((error) => {
       console.error(error);
-      explain(section, `The viewer failed (${error.message}); below are slices as pictures.`);
+      explain(section, `The viewer failed (${error.message}); slices are shown as pictures instead.`);
     });
     if (sentence) explain(section, sentence);
     else if (section.dataset.opened === "1") start();

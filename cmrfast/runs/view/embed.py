@@ -27,19 +27,20 @@ _BUTTONS = {
     "render": "3-D",
 }
 _HELP = (
-    "Click or drag to move the crosshair; the wheel goes to the next slice, dragging with the right "
-    "button changes the brightness. x points to the patient's right, y to the front, z to the head; the patient's "
-    "left is on the right of the picture."
+    "Click or drag to move the crosshair; the wheel goes to the next slice, and dragging with "
+    "the right button changes the brightness. x points to the patient's right, y to the front and "
+    "z to the head; the patient's left is on the right of the picture."
 )
 
 
-def embed_scene(scene: Scene, name: str, *, opened: bool = True) -> tuple[str, int]:
+def embed_scene(scene: Scene, name: str, *, alone: bool = True) -> tuple[str, int]:
     """The HTML of one scene, without what ``embed_viewer`` adds once.
 
     Args:
         scene: to be shown.
         name: of its elements, unlike that of other scenes on the page.
-        opened: at once, rather than when a button is pressed.
+        alone: opened with the page, and with slices for browsers that cannot show it and for print;
+            else opened by a button, on a page that has slices of its own.
 
     Returns:
         The HTML, and how many bytes of it are volumes.
@@ -47,15 +48,15 @@ def embed_scene(scene: Scene, name: str, *, opened: bool = True) -> tuple[str, i
     stored = [_store(volume, name, n) for n, volume in enumerate(_volumes(scene))]
     payload = "".join(tag for tag, _ in stored)
     content = json.dumps(_describe(scene, name)).replace("<", "\\u003c")  # ends no script
-    start = "" if opened else "<button class=open type=button>Open in the viewer</button>"
+    start = "" if alone else "<button class=open type=button>Open in the viewer</button>"
+    picture = f"<img alt='slices of {text(scene.title)}' src='{inline_png(_slices(scene))}'>"
     html = (
-        f"<section class=viewer id={name} data-opened={int(opened)}>{start}"
+        f"<section class=viewer id={name} data-opened={int(alone)}>{start}"
         f"<div class=stage hidden>{_controls(scene)}"
         "<div class=canvas><canvas tabindex=0 aria-label='image with its overlays'></canvas></div>"
         f"<p class=readout aria-live=polite></p>{_layers(scene)}"
         f"<p class=note>{_HELP}</p></div>"
-        f"<div class=static><p class=reason></p>"
-        f"<img alt='slices of {text(scene.title)}' src='{inline_png(_slices(scene))}'></div>"
+        f"<div class=static><p class=reason></p>{picture if alone else ''}</div>"
         f"<script type=application/json class=scene>{content}</script>{payload}</section>"
     )
     return html, sum(size for _, size in stored)

@@ -1,7 +1,6 @@
 """Commands about runs: predict, evaluate, report, view, verify, demo."""
 
 import json
-import webbrowser
 from pathlib import Path
 from typing import Annotated
 
@@ -173,9 +172,9 @@ def view(
     """
     names = over or []
     if not (source / "run.json").is_file():
+        announce(f"reading {source}")
         from cmrfast.runs.view import view_files
 
-        announce(f"reading {source}")
         page = view_files(source, names, out, frame=positive("frame", frame), most_mb=max_mb)
     elif len(names) != 1 or frame is not None:
         raise typer.BadParameter("a RUN takes the name of one CASE, and no --frame")
@@ -187,7 +186,11 @@ def view(
         options = CaseOptions(str(data) if data else None, values_of(labels), device)
         page = view_case(Run.open(source), names[0], out, options, most_mb=max_mb)
     show(page)
-    if open_page and not webbrowser.open(page.resolve().as_uri()):
+    if not open_page:
+        return
+    import webbrowser
+
+    if not webbrowser.open(page.resolve().as_uri()):
         show(f"no browser was found; open {page} in one", err=True)
 
 

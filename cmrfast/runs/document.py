@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
+from cmrfast.printable import printable
+
 #: A page may use what is in it and nothing else: the browser refuses every request.
 _POLICY = (
     "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; "
@@ -43,13 +45,13 @@ def asset(name: str) -> bytes:
 
 
 def text(value: Any) -> str:
-    """A value as text of a page or of an attribute in quotes.
+    """A line as text of a page or of an attribute in quotes; control characters are escaped.
 
     Example:
         >>> text("a < b")
         'a &lt; b'
     """
-    return html.escape(str(value))
+    return html.escape(printable(value))
 
 
 def inline_png(picture: bytes) -> str:

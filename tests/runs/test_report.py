@@ -50,7 +50,7 @@ def test_the_page_needs_nothing_else(run):
     assert "<run>" not in text  # names are escaped
     assert text.count("<input type=range aria-label=slice") == 1
     assert "81.61" not in text  # this task publishes nothing
-    assert text.count("<section class=viewer") == text.count("id=niivue>") == 1
+    assert text.count("<section class=viewer") == text.count("id=niivue-bundle>") == 1
     for name in ("loss", "validation", "scores-1", "patient-1"):
         assert (run.path / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert (run.path / "evaluation-test.csv").read_text().startswith("case,accuracy\n")

@@ -85,6 +85,20 @@ def test_masks_may_have_names_and_one_label_that_of_the_file(files):
     assert scene["layers"][0]["name"] == "drawn"
 
 
+def test_masks_of_one_name_are_told_from_each_other(files):
+    for folder in ("first", "second"):
+        Path(folder).mkdir()
+        Path(folder, "scar.nii.gz").write_bytes(files["heart"].read_bytes())
+    scene, _ = scene_in(view_files(files["image"], ["first/scar.nii.gz", "second/scar.nii.gz"]))
+    assert [layer["name"] for layer in scene["layers"]] == ["first/scar", "second/scar"]
+    Path("other").mkdir()
+    Path("first").rename("other/first")
+    twice = ["first/scar.nii.gz", "other/first/scar.nii.gz"]
+    Path("second").rename("first")
+    scene, _ = scene_in(view_files(files["image"], twice))
+    assert [layer["name"] for layer in scene["layers"]] == twice
+
+
 def test_other_grids_are_shown_and_said(files):
     write_nifti(
         "coarse.nii.gz", Volume(torch.ones(1, 4, 4, 3), torch.diag(torch.tensor([5.0, 5, 9, 1])))

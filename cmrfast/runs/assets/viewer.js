@@ -13,7 +13,7 @@
   }
 
   function load() {
-    library ??= inflate(inPage("niivue")).then((code) => {
+    library ??= inflate(inPage("niivue-bundle")).then((code) => {
       const script = document.createElement("script");
       script.textContent = code;
       document.head.append(script);

@@ -66,7 +66,7 @@ def view_files(
     Raises:
         FileError: a file cannot be read or written, is neither a mask nor a map, or is too large.
     """
-    named = masks if isinstance(masks, Mapping) else {_stem(path): path for path in masks}
+    named = masks if isinstance(masks, Mapping) else _named(masks)
     shown = _read(image, frame)
     notes, layers = [], []
     for name, path in named.items():
@@ -169,6 +169,16 @@ def _layer(name: str, path: File, volume: Volume) -> Layer:
 
 def _stem(path: File) -> str:
     return Path(path).resolve().name.removesuffix(".gz").removesuffix(".nii")
+
+
+def _named(paths: Sequence[File]) -> dict[str, File]:
+    """Files by the shortest of their names that differ: a file's, with its folder, the whole."""
+    names = [_stem(path) for path in paths]
+    if len(set(names)) < len(names):
+        names = [f"{Path(p).resolve().parent.name}/{_stem(p)}" for p in paths]
+    if len(set(names)) < len(names):
+        names = [str(path) for path in paths]
+    return dict(zip(names, paths, strict=True))
 
 
 def _geometry(volume: Volume) -> str:

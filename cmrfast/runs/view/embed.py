@@ -4,6 +4,7 @@ import base64
 import json
 import tempfile
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,8 @@ def embed_viewer() -> str:
     licences = "\n\n".join(asset(f"niivue/{name}").decode() for name in ("LICENSE", "NOTICES"))
     return (
         f"<details class=licences><summary>The viewer is NiiVue {version}: its licence</summary>"
-        f"<pre>{text(licences)}</pre></details>"
-        f"<script type=text/plain id=niivue>{bundle}</script>"
+        f"<pre>{escape(licences)}</pre></details>"
+        f"<script type=text/plain id=niivue-bundle>{bundle}</script>"
     )
 
 

@@ -33,7 +33,7 @@ LAYERS: tuple[dict[str, str], ...] = (
     },
     {"methods": "one record and one folder per paper"},
     {"train": "options, plan, trainer, checkpoints"},
-    {"runs": "predict, evaluate, report"},
+    {"runs": "predict, evaluate, report, view"},
     {"cli": "the command"},
 )
 #: What every package may import; drawn as boxes without arrows.

@@ -198,6 +198,7 @@ def test_figures_have_the_colours_of_the_page():
 def test_a_browser_shows_it(run, tmp_path):
     page = report(run)
     with Browser(page, dark=True, gl=False) as browser:
+        browser.run("document.querySelector('h1').textContent = 'adversarial_transfer_'.repeat(3)")
         for width in (400, 800, 1200):
             browser.resize(width, 900)
             assert browser.run("document.documentElement.scrollWidth") == width

@@ -73,7 +73,7 @@ def box_figure(scores: Mapping[str, Sequence[float]], unit: str) -> "Figure":
 
     Args:
         scores: name in words → values.
-        unit: that all have.
+        unit: that all have, for the limits of the axis.
     """
     figure, panel = _panel(0.75 + 0.42 * len(scores))
     for row, values in enumerate(scores.values()):
@@ -94,7 +94,6 @@ def box_figure(scores: Mapping[str, Sequence[float]], unit: str) -> "Figure":
         panel.plot(values, [row + s for s in shifts], "o", color=_BAR, markersize=4, alpha=0.75)
     panel.set_yticks(range(len(scores)), list(scores))
     panel.set_ylim(len(scores) - 0.4, -0.6)
-    panel.set_xlabel(unit)
     panel.grid(axis="x", color=_LINE, linewidth=0.6)
     panel.set_axisbelow(True)
     everything = [value for values in scores.values() for value in values]

@@ -15,6 +15,7 @@ from cmrfast.runs.evaluate import Evaluation
 from cmrfast.runs.report.cases import Chosen, introduction, render_case
 from cmrfast.runs.report.figures import as_svg
 from cmrfast.runs.report.tables import cards, cases_table, definitions, scores_table
+from cmrfast.runs.text import in_words
 from cmrfast.runs.view import embed
 from cmrfast.train.run import Run
 
@@ -45,9 +46,10 @@ def render(run: Run, evaluation: Evaluation, contents: Contents) -> str:
         contents: what else it shows.
     """
     method, figures = run.method, contents.figures
+    structures = {value: in_words(name) for value, name in method.structures.items()}
     names = [chosen for chosen, _ in contents.chosen]
     cases = "".join(
-        render_case(chosen, picture, method.structures, method.objective, viewer=contents.viewer)
+        render_case(chosen, picture, structures, method.objective, viewer=contents.viewer)
         for chosen, picture in contents.chosen
     )
     training = {n: f for n, f in figures.items() if not n.startswith("scores")}

@@ -10,6 +10,7 @@ from torch import Tensor
 from cmrfast import viz
 from cmrfast.data.volume import Volume
 from cmrfast.methods import Picture
+from cmrfast.runs.text import in_words
 
 #: Voxels at which two masks agree, and how they differ → name and colour.
 DIFFERENCES = {
@@ -79,6 +80,7 @@ def scene_of_picture(title: str, picture: Picture, names: Mapping[int, str]) -> 
         picture: its image and masks.
         names: label → structure.
     """
+    names = {value: in_words(name) for value, name in names.items()}
     predicted, reference = picture.predicted, picture.reference
     layers = [Layer("prediction", predicted, labels=named_labels(predicted, names))]
     if reference is not None:
@@ -86,7 +88,7 @@ def scene_of_picture(title: str, picture: Picture, names: Mapping[int, str]) -> 
         layers.append(Layer("reference", reference, labels=labels, shown=False))
         layers.append(_difference(predicted, reference))
     for name, volume in picture.maps.items():
-        layers.append(Layer(f"probability of {name}", volume, "map", shown=False))
+        layers.append(Layer(f"probability of {in_words(name)}", volume, "map", shown=False))
     return Scene(title, picture.image, tuple(layers))
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from cmrfast.data.datasets.case import Case
 from cmrfast.data.phantom.marker import is_synthetic
+from cmrfast.errors import CheckpointError
 from cmrfast.methods import Row
 from cmrfast.train.log import read_log
 from cmrfast.train.run import Run
@@ -25,6 +26,7 @@ def notes_on(run: Run, part: str, cases: Sequence[Case], rows: Sequence[Row]) ->
     """
     found = [_synthetic(cases), _hardly_trained(run), _few(rows), _unlabelled(cases, rows)]
     found.append(_also_trained(run) if part == "test" else None)
+    found.append(_trained_before(run, rows))
     return [note for note in found if note]
 
 
@@ -58,8 +60,8 @@ def _unlabelled(cases: Sequence[Case], rows: Sequence[Row]) -> str | None:
     missing = [case.name for case in cases if case.name not in scored]
     if not missing:
         return None
-    names = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
-    return f"Without the labels to be scored: {len(missing)} of {len(cases)} patients ({names})."
+    count = f"{len(missing)} of {len(cases)}"
+    return f"Without the labels to be scored: {count} patients ({_some(missing)})."
 
 
 def _also_trained(run: Run) -> str | None:
@@ -71,3 +73,26 @@ def _also_trained(run: Run) -> str | None:
         f"{sequences} of {len(both)} tested patients trained as well, without masks: "
         "these are not scores of patients whom the network has never seen."
     )
+
+
+def _trained_before(run: Run, rows: Sequence[Row]) -> str | None:
+    """Patients whom the run that the weights come from was trained on."""
+    if run.plan.init is None:
+        return None
+    try:
+        before = Run.open(run.plan.init)
+    except CheckpointError:  # a file, or no longer there
+        return f"The weights come from {run.plan.init}; whom it was trained on is not known here."
+    known = set(before.plan.split.train) if before.data == run.data else set()
+    both = sorted({row.case for row in rows} & known - set(run.plan.split.train))
+    if not both:
+        return None
+    return (
+        f"{len(both)} of the scored patients ({_some(both)}) trained {run.plan.init}, whose "
+        "weights this network started from."
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    """Up to five names."""
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")

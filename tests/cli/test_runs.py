@@ -106,6 +106,18 @@ def test_a_run_resumes_with_its_own_options(run):
     )
 
 
+def test_a_run_may_start_from_another(run):
+    train(run, "--out", "r", "--steps", 1, *SMALL)
+    code, _, errors = train(run, "--out", "tuned", "--init", "r", "--steps", 1, *SMALL)
+    assert code == 0
+    assert f"; weights of {Path('r').resolve()}" in errors
+    code, _, errors = run("train", "siamese_lesion", "--out", "tuned", "--resume", "--steps", 2)
+    assert code == 0, errors
+    code, _, errors = train(run, "--out", "other", "--init", "r", *SMALL, "--hidden", 9)
+    assert (code, errors.count("\n")) == (1, 2)
+    assert "cmrfast: train: the weights of r do not fit the network; of another shape" in errors
+
+
 def test_patients_may_be_named(run, tmp_path):
     train(run, "--out", "dealt", "--steps", 1, *SMALL)
     dealt = Run.open("dealt").plan.split
@@ -143,6 +155,8 @@ def test_a_search_may_name_its_patients_too(run, monkeypatch):
     words = ["search", "siamese_lesion", "--data", "d", "--out", "o", "--patients", "patients.json"]
     assert run(*words)[:2] == (0, "best of 1: score 0.5\n  --set lr=0.001\n")
     assert asked["split"] == split
+    assert run(*words, "--init", "r")[0] == 0
+    assert asked["init"] == Path("r")
 
 
 def test_failures_are_one_line(run):

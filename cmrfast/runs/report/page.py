@@ -122,6 +122,7 @@ def _about(run: Run) -> str:
     facts = {
         "data": f"{plan.layout}, {run.data}",
         "seed": plan.seed,
+        **({"started from": plan.init} if plan.init else {}),
         "trained with": f"cmrfast {trained.cmrfast}, torch {trained.torch}, "
         f"Python {trained.python}, on {trained.device}"
         if trained

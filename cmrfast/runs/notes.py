@@ -1,6 +1,7 @@
 """What a reader has to know before the scores of a run: who was scored, and how it trained."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from cmrfast.data.datasets.case import Case
 from cmrfast.data.phantom.marker import is_synthetic
@@ -24,7 +25,8 @@ def notes_on(run: Run, part: str, cases: Sequence[Case], rows: Sequence[Row]) ->
         cases: that were to be scored.
         rows: of those that have labels.
     """
-    found = [_synthetic(cases), _hardly_trained(run), _few(rows), _unlabelled(cases, rows)]
+    found = [_synthetic(cases), _known(run, part, cases, rows), _hardly_trained(run), _few(rows)]
+    found.append(_unlabelled(cases, rows))
     found.append(_also_trained(run) if part == "test" else None)
     found.append(_trained_before(run, rows))
     return [note for note in found if note]
@@ -34,6 +36,23 @@ def _synthetic(cases: Sequence[Case]) -> str | None:
     if not any(is_synthetic(path) for case in cases for path in case.images.values()):
         return None
     return "The patients are synthetic: these scores say nothing about real ones."
+
+
+def _known(run: Run, part: str, cases: Sequence[Case], rows: Sequence[Row]) -> str | None:
+    """Scored patients whom the network was trained on."""
+    scored, root = {row.case for row in rows}, Path(run.data)
+
+    def is_same(case: Case) -> bool:  # other data sets may use the same names
+        return part == "train" or any(root in path.parents for path in case.images.values())
+
+    trained = set(run.plan.split.train)
+    both = [c.name for c in cases if c.name in scored & trained and is_same(c)]
+    if part not in ("train", "all") or not both:
+        return None
+    return (
+        f"{len(both)} of {len(scored)} scored patients trained the network: their scores say "
+        "nothing about others."
+    )
 
 
 def _hardly_trained(run: Run) -> str | None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from cmrfast.data import Volume, read_nifti, write_nifti
+from cmrfast.data.phantom.marker import mark_synthetic
 from cmrfast.errors import FileError
 from cmrfast.methods import Picture
 from cmrfast.runs.document import asset
@@ -135,6 +136,11 @@ def test_a_single_slice_has_one_plane_and_time_points_a_slider(files):
     assert torch.equal(volumes["case-0"].data, whole)
 
 
+def test_synthetic_patients_are_called_so(files):
+    mark_synthetic(Path())
+    assert "<p>The patient is synthetic.</p>" in view_files(files["image"]).read_text()
+
+
 def test_what_cannot_be_shown_is_said(files):
     image = files["image"]
     with pytest.raises(FileError, match=r"image.nii.gz must be a mask of at most 64 whole numbers"):
@@ -195,7 +201,8 @@ def test_a_patient_of_a_run(tmp_path, monkeypatch):
     name = run.plan.split.test[0]
     page = view_case(run, name)
     assert page == run.path / f"view-{name}.html"
-    assert "a patient whom it was tested on" in page.read_text()
+    assert "<p class=subtitle>siamese_lesion; a test patient</p>" in page.read_text()
+    assert "synthetic" not in page.read_text()
     scene, _ = scene_in(page)
     assert scene["layers"][0]["labels"] == {"1": ["lesion", "#e69f00"]}
     with pytest.raises(FileError, match="has no patient subject; did you mean subject"):

@@ -104,7 +104,6 @@
     switches.forEach((s) => s.addEventListener("change", fade));
     find(".image").addEventListener("input", fade);
     find(".opacity").addEventListener("input", fade);
-    find(".outline").addEventListener("change", (e) => nv.setAtlasOutline(e.target.checked ? 1 : 0));
     find(".smooth").addEventListener("change", (e) => nv.setInterpolation(!e.target.checked));
     find(".frame")?.addEventListener("input", (e) => {
       find("output").textContent = e.target.value;

@@ -12,9 +12,10 @@ from cmrfast.data.datasets import Case
 from cmrfast.data.datasets.match import Values
 from cmrfast.data.dicom import read_dicom_folder
 from cmrfast.data.nifti import read_nifti
+from cmrfast.data.phantom.marker import is_synthetic
 from cmrfast.data.volume import Volume
 from cmrfast.errors import FileError, did_you_mean
-from cmrfast.runs.view.page import MOST_MB, write_page
+from cmrfast.runs.view.page import MOST_MB, About, write_page
 from cmrfast.runs.view.scene import Layer, Scene, named_labels, scene_of_picture
 from cmrfast.train.ranks import process_group
 from cmrfast.train.run import Run
@@ -24,6 +25,7 @@ File = str | os.PathLike[str]
 _SEPARATORS = re.compile(r"[/\\\0]")
 #: A mask of whole numbers has at most as many labels.
 _MOST_LABELS = 64
+_SYNTHETIC = "The patient is synthetic."
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ def view_files(
             )
     scene = Scene(_stem(image), shown, tuple(layers), tuple(notes))
     page = Path(f"{scene.title}.html") if out is None else out
-    return write_page(scene, page, subtitle=_geometry(shown), most_mb=most_mb)
+    about = About(_geometry(shown), _notes(image))
+    return write_page(scene, page, about, most_mb=most_mb)
 
 
 def view_case(
@@ -117,7 +120,8 @@ def view_case(
         picture = task.picture(model, found)
     scene = scene_of_picture(found.name, picture, run.method.structures)
     page = run.path / f"view-{_SEPARATORS.sub('_', found.name)}.html" if out is None else out
-    return write_page(scene, page, subtitle=_role(run, found.name), most_mb=most_mb)
+    about = About(_role(run, found.name), _notes(*found.images.values()))
+    return write_page(scene, page, about, most_mb=most_mb)
 
 
 def _find(run: Run, name: str, options: CaseOptions) -> Case:
@@ -131,11 +135,15 @@ def _find(run: Run, name: str, options: CaseOptions) -> Case:
 
 def _role(run: Run, name: str) -> str:
     """The method, and what the run used the patient for."""
-    roles = {"train": "trained on", "validate": "validated on", "test": "tested on"}
+    roles = {"train": "training", "validate": "validation", "test": "test"}
     split = run.plan.split
-    used = [words for part, words in roles.items() if name in set(getattr(split, part))]
-    role = f"a patient whom it was {' and '.join(used)}" if used else "a patient new to it"
-    return f"{run.plan.method}, {role}"
+    used = [word for part, word in roles.items() if name in set(getattr(split, part))]
+    role = f"a {' and '.join(used)} patient" if used else "a patient of no part of its split"
+    return f"{run.plan.method}; {role}"
+
+
+def _notes(*images: File) -> list[str]:
+    return [_SYNTHETIC] if any(is_synthetic(Path(image)) for image in images) else []
 
 
 def _read(path: File, frame: int | None) -> Volume:

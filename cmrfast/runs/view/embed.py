@@ -174,7 +174,6 @@ def _controls(scene: Scene) -> str:
         f"<div class=controls><span class=planes role=group>{buttons}</span>{frame}"
         "<label>Image <input class=image type=range min=0 max=100 value=100></label>"
         "<label>Overlays <input class=opacity type=range min=0 max=100 value=60></label>"
-        "<label><input class=outline type=checkbox> Outlines</label>"
         "<label><input class=smooth type=checkbox> Smooth</label></div>"
     )
 

@@ -1,6 +1,8 @@
 """The page of ``cmrfast view``: one case in a viewer."""
 
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from cmrfast.atomic import atomic_write
@@ -13,15 +15,28 @@ from cmrfast.runs.view.scene import Scene
 MOST_MB = 64
 
 
+@dataclass(frozen=True)
+class About:
+    """What a page says about its scene.
+
+    Args:
+        subtitle: a line under the title.
+        notes: sentences in a box, before that on the intended use.
+    """
+
+    subtitle: str
+    notes: Sequence[str] = ()
+
+
 def write_page(
-    scene: Scene, out: str | os.PathLike[str], *, subtitle: str = "", most_mb: float = MOST_MB
+    scene: Scene, out: str | os.PathLike[str], about: About, *, most_mb: float = MOST_MB
 ) -> Path:
     """Write the page of one scene.
 
     Args:
         scene: to be shown.
         out: the HTML file; its folder must exist.
-        subtitle: a line under the title.
+        about: what the page says besides.
         most_mb: limit for the volumes in it, as they are stored in the page.
 
     Raises:
@@ -37,9 +52,9 @@ def write_page(
         )
     body = (
         f"<div class=top><div><h1>{text(scene.title)}</h1>"
-        f"<p class=subtitle>{text(subtitle)}</p></div>"
+        f"<p class=subtitle>{text(about.subtitle)}</p></div>"
         f"<button class=theme type=button>Dark</button></div>{viewer}"
-        f"{page_notes([RESEARCH])}{embed_viewer()}"
+        f"{page_notes([*about.notes, RESEARCH])}{embed_viewer()}"
     )
     html = document(scene.title, body, styles=STYLES, scripts=["theme.js", *SCRIPTS])
     try:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from cmrfast.data import Volume, read_nifti, write_nifti
+from cmrfast.data import Volume, read_dicom_folder, read_nifti, write_nifti
 from cmrfast.data.phantom.marker import mark_synthetic
 from cmrfast.errors import FileError
 from cmrfast.methods import Picture
@@ -134,6 +134,26 @@ def test_a_single_slice_has_one_plane_and_time_points_a_slider(files):
     assert (scene["frames"], volumes["case-0"].channels) == (1, 1)
     whole = read_nifti("cine.nii.gz").data[1:2]
     assert torch.equal(volumes["case-0"].data, whole)
+
+
+def test_names_of_files_are_no_html(files):
+    name = "<img src=x onerror=alert(1)>'\".nii.gz"
+    Path(name).write_bytes(files["image"].read_bytes())
+    mask = Path("</script><script>alert(1)</script>.nii.gz".replace("/", "\u2215"))
+    mask.write_bytes(files["heart"].read_bytes())
+    text = view_files(name, [mask], "out.html").read_text()
+    assert "<img src=x" not in text
+    assert "<script>alert" not in text
+
+
+def test_a_folder_of_dicom_slices_is_an_image(tmp_path):
+    test_dicom = pytest.importorskip("tests.data.test_dicom")
+    folder = tmp_path / "series"
+    folder.mkdir()
+    for n in range(3):
+        test_dicom.put(folder / f"{n}.dcm", 8 * n)
+    page = view_files(folder, (), tmp_path / "out.html")
+    assert scene_in(page)[1]["case-0"].shares_grid(read_dicom_folder(folder))
 
 
 def test_synthetic_patients_are_called_so(files):

@@ -91,7 +91,7 @@ def _slices(picture: Picture, structures: Mapping[int, str]) -> str:
     shown, count = viz.choose_slices(labelled, _MOST_SLICES), picture.image.shape[2]
     drawn = [inline_png(draw_slice(picture, k, structures)) for k in shown]
     images = "".join(
-        f"<img alt='slice {k + 1} of {count}' src='{image}'>"
+        f"<img alt='slice {k} (0 to {count - 1})' src='{image}'>"
         for k, image in zip(shown, drawn, strict=True)
     )
     both = "Prediction on the left, reference on the right." if picture.reference else "Prediction."

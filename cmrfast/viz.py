@@ -62,7 +62,7 @@ def overlay(
     mask = np.zeros(volume.shape, np.int64)
     if labels is not None:
         mask = labels.data[channel if labels.channels > 1 else 0].cpu().long().numpy()
-    shown = list(slices) if slices is not None else _choose_slices(mask)
+    shown = list(slices) if slices is not None else choose_slices(mask)
     if not shown or not all(0 <= k < volume.shape[2] for k in shown):
         raise ValueError(f"overlay: slices must lie in 0 to {volume.shape[2] - 1}; got {shown}")
     if columns is not None and columns < 1:
@@ -91,8 +91,17 @@ def _require_labels(volume: Volume, labels: Volume) -> None:
         )
 
 
-def _choose_slices(mask: npt.NDArray[Any], most: int = 12) -> list[int]:
-    """The slices to draw by default."""
+def choose_slices(mask: npt.NDArray[Any], most: int = 12) -> list[int]:
+    """The slices to draw by default.
+
+    Args:
+        mask: (I, J, K); nonzero where there is a label.
+        most: number of slices.
+
+    Returns:
+        Slices with labels, evenly spread if there are more than ``most`` of them; of all slices if
+        none has labels.
+    """
     labelled = np.flatnonzero(mask.any(axis=(0, 1)))
     candidates = labelled if len(labelled) else np.arange(mask.shape[2])
     count = min(most, len(candidates))
@@ -122,7 +131,7 @@ def _draw(
     legend = _LINE_INCHES * len(lines)
     figure = Figure((width, rows * down * inches + legend), facecolor="black")
     height = rows * down * inches / figure.get_figheight()
-    low, high = _grey_window(image[:, :, shown])
+    low, high = grey_window(image[:, :, shown])
     for n, k in enumerate(shown):
         row, column = divmod(n, columns)
         box = (column / columns, 1 - height * (row + 1) / rows, 1 / columns, height / rows)
@@ -133,7 +142,7 @@ def _draw(
     for line, members in enumerate(lines):
         y = (len(lines) - line - 0.5) * _LINE_INCHES / figure.get_figheight()
         for n, member in enumerate(members):
-            style: dict[str, Any] = {"color": _colour(values[member]), "fontsize": 9}
+            style: dict[str, Any] = {"color": label_colour(values[member]), "fontsize": 9}
             figure.text(
                 (n + 0.5) / len(members), y, texts[member], ha="center", va="center", **style
             )
@@ -204,7 +213,9 @@ def _draw_panel(
         rows, columns = label.shape
         x = (np.arange(-1, columns + 1) + 0.5) * extent[1] / columns
         y = (np.arange(-1, rows + 1) + 0.5) * extent[2] / rows
-        panel.contour(x, y, np.pad(label, 1), [0.5], colors=[_colour(int(value))], linewidths=0.8)
+        panel.contour(
+            x, y, np.pad(label, 1), [0.5], colors=[label_colour(int(value))], linewidths=0.8
+        )
     panel.set_xlim(extent[0], extent[1])
     panel.set_ylim(extent[2], extent[3])
 
@@ -227,7 +238,8 @@ def _draw_letters(panel: "Axes", sides: tuple[str, str, str, str], k: int) -> No
     panel.text(0.02, 0.98, f"{k}", ha="left", va="top", **style)
 
 
-def _grey_window(shown: npt.NDArray[Any]) -> tuple[float, float]:
+def grey_window(shown: npt.NDArray[Any]) -> tuple[float, float]:
+    """The values that are drawn black and white: the 1st and the 99th percentile, without zeros."""
     values = shown[np.isfinite(shown) & (shown != 0)]  # exact zeros are usually padding
     if not values.size:
         return 0.0, 1.0
@@ -235,11 +247,17 @@ def _grey_window(shown: npt.NDArray[Any]) -> tuple[float, float]:
     return (low, high) if low < high else (low - 1, high + 1)
 
 
-def _colour(value: int) -> str:
+def label_colour(value: int) -> str:
+    """The colour of a label; there are seven, which repeat.
+
+    Example:
+        >>> label_colour(1), label_colour(8)
+        ('#e69f00', '#e69f00')
+    """
     return COLOURS[(value - 1) % len(COLOURS)]
 
 
 def _rgb(value: int) -> tuple[float, float, float]:
     from matplotlib.colors import to_rgb
 
-    return to_rgb(_colour(value))
+    return to_rgb(label_colour(value))

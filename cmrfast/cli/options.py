@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from cmrfast.methods.method import Range
 
 #: Options by name, as ``train`` takes them, whose values the run to resume has.
-_RESUMED = ("steps", "seed", "micro_batch", "precision", "compiled", "channels_last", "sharded")
+_RESUMED = (
+    *("steps", "seed", "init", "micro_batch", "precision", "compiled", "channels_last"),
+    "sharded",
+)
 
 Method = Annotated[str, typer.Argument(metavar="METHOD", help=f"One of {', '.join(MODELS)}.")]
 Folder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a training run.")]
@@ -37,6 +40,13 @@ Labels = Annotated[
         "--labels",
         metavar="STRUCTURE=VALUES",
         help="Values of a structure in the masks, such as scar=3,4; repeatable.",
+    ),
+]
+Init = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="RUN|FILE",
+        help="Start from the weights of a run, or of a safetensors file with the same names.",
     ),
 ]
 NamedRecipe = Annotated[str, typer.Option("--recipe", help="A named recipe of the method.")]

@@ -1,4 +1,4 @@
-"""Commands about runs: predict, evaluate, report, verify, demo."""
+"""Commands about runs: predict, evaluate, report, view, verify, demo."""
 
 import json
 from pathlib import Path
@@ -116,6 +116,9 @@ def report(
     split: Split = "test",
     labels: Labels = None,
     device: Device = "auto",
+    viewer: Annotated[
+        bool, typer.Option(help="Images of the patients that are shown, to be opened in 3-D.")
+    ] = True,
 ) -> None:
     """Write one HTML page about a run into its folder."""
     part, root = known_split(split), str(data) if data else None
@@ -124,10 +127,71 @@ def report(
     from cmrfast.train.ranks import is_first_rank
     from cmrfast.train.run import Run
 
-    values = values_of(labels)
-    page = write_report(Run.open(run), part=part, data=root, labels=values, device=device)
+    page = write_report(
+        Run.open(run),
+        part=part,
+        data=root,
+        labels=values_of(labels),
+        device=device,
+        viewer=viewer,
+    )
     if is_first_rank():
         show(page)
+
+
+@app.command(epilog="Example: cmrfast view run1 Case_P002 --open")
+def view(
+    source: Annotated[
+        Path, typer.Argument(metavar="RUN|IMAGE", help="Folder of a training run, or an image.")
+    ],
+    over: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="CASE|MASK", help="Of a RUN, a patient; of an IMAGE, masks, maps."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Default: RUN/view-CASE.html, or IMAGE's name in this folder."
+        ),
+    ] = None,
+    open_page: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
+    frame: Annotated[
+        int | None, typer.Option(help="Time point, from 1, of an IMAGE with several; default all.")
+    ] = None,
+    max_mb: Annotated[float, typer.Option(help="Limit for the volumes in the page.")] = 64.0,
+    data: Annotated[
+        Path | None, typer.Option(help="Of a RUN; default where it was in training.")
+    ] = None,
+    labels: Labels = None,
+    device: Device = "auto",
+) -> None:
+    """Show a case in 3-D, on a page that needs no other file and no network.
+
+    Of a RUN, the patient is predicted, and shown with the prediction, the reference labels and how
+    both differ. Masks hold whole numbers, maps values from 0 to 1, such as probabilities.
+    """
+    names = over or []
+    if not (source / "run.json").is_file():
+        announce(f"reading {source}")
+        from cmrfast.runs.view import view_files
+
+        page = view_files(source, names, out, frame=positive("frame", frame), most_mb=max_mb)
+    elif len(names) != 1 or frame is not None:
+        raise typer.BadParameter("a RUN takes the name of one CASE, and no --frame")
+    else:
+        announce(f"predicting {names[0]} with {source}")
+        from cmrfast.runs.view import CaseOptions, view_case
+        from cmrfast.train.run import Run
+
+        options = CaseOptions(str(data) if data else None, values_of(labels), device)
+        page = view_case(Run.open(source), names[0], out, options, most_mb=max_mb)
+    show(page)
+    if not open_page:
+        return
+    import webbrowser
+
+    if not webbrowser.open(page.resolve().as_uri()):
+        show(f"no browser was found; open {page} in one", err=True)
 
 
 @app.command(epilog="Example: cmrfast verify run1")

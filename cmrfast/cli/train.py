@@ -13,6 +13,7 @@ from cmrfast.cli.options import (
     Compiled,
     Data,
     Device,
+    Init,
     Labels,
     Method,
     NamedRecipe,
@@ -47,6 +48,7 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Passes over the training set.")] = None,
     seed: Annotated[int, typer.Option(help="Seeds every random choice.")] = 0,
     device: Device = "auto",
+    init: Init = None,
     resume: Annotated[
         bool,
         typer.Option("--resume", help="Resume if a run exists, with its own options and fields."),
@@ -95,6 +97,7 @@ def train(
         "epochs": positive("epochs", epochs),
         "seed": seed,
         "device": device,
+        "init": init,
         "resume": resume,
         "micro_batch": positive("micro-batch", whole(micro_batch)),
         "precision": precision.value,
@@ -141,6 +144,7 @@ def search(
     epochs: Annotated[int | None, typer.Option(help="Passes of a trial.")] = None,
     seed: Annotated[int, typer.Option(help="Seeds every random choice.")] = 0,
     device: Device = "auto",
+    init: Init = None,
     recipe: NamedRecipe = "paper",
     changes: Changes = None,
 ) -> None:
@@ -170,6 +174,7 @@ def search(
         steps=positive("steps", steps),
         epochs=positive("epochs", epochs),
         device=device,
+        init=init,
     )
     typer.echo(f"best of {result['trials']}: score {result['score']:.4g}")
     for name, value in result["best"].items():

@@ -124,11 +124,19 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Picture:
-    """What a report shows of one case: an image and, on its grid, the labels of both masks."""
+    """What a report shows of one case.
+
+    Args:
+        image: of the case.
+        predicted: its labels, on its grid.
+        reference: its reference labels, on its grid, where there are any.
+        maps: structure → its probability, on its grid, of networks that give it.
+    """
 
     image: Volume
     predicted: Volume
     reference: Volume | None = None
+    maps: Mapping[str, Volume] = field(default_factory=dict)
 
 
 class Task(ABC, Generic[ModelT, ConfigT, RecipeT]):

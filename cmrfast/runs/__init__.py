@@ -1,4 +1,4 @@
-"""What is done with a trained run: predictions, scores, a report, a check of its bits."""
+"""What is done with a trained run: predictions, scores, a report, views, a check of its bits."""
 
 from cmrfast.runs.compare import compare
 from cmrfast.runs.demo import demo
@@ -6,8 +6,10 @@ from cmrfast.runs.evaluate import Evaluation, evaluate
 from cmrfast.runs.predict import Outcome, predict
 from cmrfast.runs.report import report
 from cmrfast.runs.verify import Verification, verify
+from cmrfast.runs.view import CaseOptions, view_case, view_files
 
 __all__ = [
+    "CaseOptions",
     "Evaluation",
     "Outcome",
     "Verification",
@@ -17,4 +19,6 @@ __all__ = [
     "predict",
     "report",
     "verify",
+    "view_case",
+    "view_files",
 ]

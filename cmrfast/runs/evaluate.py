@@ -70,6 +70,18 @@ class Evaluation:
         pooled = {} if case else {name: [value] for name, value in self.pooled.items()}
         return {name: metrics.summarise(scores) for name, scores in {**values, **pooled}.items()}
 
+    def case_means(self, name: str) -> dict[str, float]:
+        """{patient: mean of a metric over its units}, of the patients that have one.
+
+        As in ``summary``, units whose two masks are both empty do not count.
+        """
+        values: dict[str, list[float]] = {}
+        for row in self.rows:
+            score = self._real_score(row, name)
+            if not math.isnan(score):
+                values.setdefault(row.case, []).append(score)
+        return {case: sum(scores) / len(scores) for case, scores in values.items()}
+
     def both_empty(self, name: str) -> int | None:
         """Units whose two masks are both empty; None for a score that is not of two masks."""
         if not self.record or name not in self.record.overlaps:
@@ -95,7 +107,7 @@ class Evaluation:
         """How many patients and units were scored, in words."""
         patients = len({row.case for row in self.rows})
         text = f"{patients} patient{'' if patients == 1 else 's'}"
-        return text if patients == len(self.rows) else f"{text}, {len(self.rows)} {self._units}"
+        return text if patients == len(self.rows) else f"{text}, {len(self.rows)} {self.units}"
 
     def structures(self) -> list[str]:
         """How many units have each structure, and in how many it is predicted, in words."""
@@ -175,7 +187,8 @@ class Evaluation:
                 temporary.write_text(text, "utf-8")
 
     @property
-    def _units(self) -> str:
+    def units(self) -> str:
+        """What the rows are, in the plural."""
         return self.record.units if self.record else "rows"
 
     @property
@@ -203,7 +216,7 @@ class Evaluation:
         found, missed, false = (which[key] for key in ("both", "reference", "prediction"))
         having, count, without = found + missed, len(self.rows), false + which["neither"]
         patients = {row.case for row in self.rows}
-        units = "patients" if len(patients) == count else self._units
+        units = "patients" if len(patients) == count else self.units
         parts = [f"{in_words(structure)}: in {having} of {count} {units}"]
         parts += [f"predicted in {found} of these"] if having else []
         parts += [f"predicted in {false} of the {without} without"] if without else []

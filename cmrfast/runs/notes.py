@@ -1,9 +1,11 @@
 """What a reader has to know before the scores of a run: who was scored, and how it trained."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from cmrfast.data.datasets.case import Case
 from cmrfast.data.phantom.marker import is_synthetic
+from cmrfast.errors import CheckpointError
 from cmrfast.methods import Row
 from cmrfast.train.log import read_log
 from cmrfast.train.run import Run
@@ -23,8 +25,10 @@ def notes_on(run: Run, part: str, cases: Sequence[Case], rows: Sequence[Row]) ->
         cases: that were to be scored.
         rows: of those that have labels.
     """
-    found = [_synthetic(cases), _hardly_trained(run), _few(rows), _unlabelled(cases, rows)]
+    found = [_synthetic(cases), _known(run, part, cases, rows), _hardly_trained(run), _few(rows)]
+    found.append(_unlabelled(cases, rows))
     found.append(_also_trained(run) if part == "test" else None)
+    found.append(_trained_before(run, rows))
     return [note for note in found if note]
 
 
@@ -32,6 +36,23 @@ def _synthetic(cases: Sequence[Case]) -> str | None:
     if not any(is_synthetic(path) for case in cases for path in case.images.values()):
         return None
     return "The patients are synthetic: these scores say nothing about real ones."
+
+
+def _known(run: Run, part: str, cases: Sequence[Case], rows: Sequence[Row]) -> str | None:
+    """Scored patients whom the network was trained on."""
+    scored, root = {row.case for row in rows}, Path(run.data)
+
+    def is_same(case: Case) -> bool:  # other data sets may use the same names
+        return part == "train" or any(root in path.parents for path in case.images.values())
+
+    trained = set(run.plan.split.train)
+    both = [c.name for c in cases if c.name in scored & trained and is_same(c)]
+    if part not in ("train", "all") or not both:
+        return None
+    return (
+        f"{len(both)} of {len(scored)} scored patients trained the network: their scores say "
+        "nothing about others."
+    )
 
 
 def _hardly_trained(run: Run) -> str | None:
@@ -58,8 +79,8 @@ def _unlabelled(cases: Sequence[Case], rows: Sequence[Row]) -> str | None:
     missing = [case.name for case in cases if case.name not in scored]
     if not missing:
         return None
-    names = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
-    return f"Without the labels to be scored: {len(missing)} of {len(cases)} patients ({names})."
+    count = f"{len(missing)} of {len(cases)}"
+    return f"Without the labels to be scored: {count} patients ({_some(missing)})."
 
 
 def _also_trained(run: Run) -> str | None:
@@ -71,3 +92,26 @@ def _also_trained(run: Run) -> str | None:
         f"{sequences} of {len(both)} tested patients trained as well, without masks: "
         "these are not scores of patients whom the network has never seen."
     )
+
+
+def _trained_before(run: Run, rows: Sequence[Row]) -> str | None:
+    """Patients whom the run that the weights come from was trained on."""
+    if run.plan.init is None:
+        return None
+    try:
+        before = Run.open(run.plan.init)
+    except CheckpointError:  # a file, or no longer there
+        return f"The weights come from {run.plan.init}; whom it was trained on is not known here."
+    known = set(before.plan.split.train) if before.data == run.data else set()
+    both = sorted({row.case for row in rows} & known - set(run.plan.split.train))
+    if not both:
+        return None
+    return (
+        f"{len(both)} of the scored patients ({_some(both)}) trained {run.plan.init}, whose "
+        "weights this network started from."
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    """Up to five names."""
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")

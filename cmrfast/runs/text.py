@@ -41,6 +41,16 @@ def in_words(score: str) -> str:
     return " ".join(_WORDS.get(word, word) for word in [*words, last])
 
 
+def unit_of(score: str) -> str:
+    """The unit at the end of a score's name; empty without one, such as of numbers from 0 to 1.
+
+    Example:
+        >>> unit_of("lv_dice_percent"), unit_of("scar_dice")
+        ('%', '')
+    """
+    return _UNITS.get(score.rpartition("_")[2], "")
+
+
 def wrap(line: str) -> str:
     """A sentence in lines that fit a terminal, all but the first indented."""
     return textwrap.fill(line, 88, subsequent_indent="  ", break_long_words=False)

@@ -9,7 +9,7 @@ from cmrfast.files import file_digest
 from cmrfast.methods import AnyTask
 
 #: patient → file, such as ``image LGE`` → hash; None for a file that cannot be read. Files that the
-#: recipe names are those of the patient ``recipe``.
+#: recipe names are those of the patient ``recipe``, the weights that it starts from are ``init``.
 Digests = Mapping[str, Mapping[str, str | None]]
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cmrfast.methods import AnyMethod, Batch
 from cmrfast.models.recipe import Recipe
+from cmrfast.train.init import load_weights, read_weights
 from cmrfast.train.norm import sync_batch_norms
 from cmrfast.train.plan import TrainOptions
 from cmrfast.train.ranks import Ranks
@@ -62,10 +63,12 @@ def build_network(
     options: TrainOptions,
     ranks: Ranks,
 ) -> TrainingNetwork:
-    """The method's network with weights drawn from the seed, or those its recipe starts from."""
+    """The method's network with weights drawn from the seed, or those that it starts from."""
     torch.manual_seed(options.seed)
     model = method.model(config)
     recipe.initialise(model)
+    if options.init is not None:
+        load_weights(model, read_weights(options.init)[0], options.init)
     model = model.to(ranks.device).train()
     model = sync_batch_norms(model, ranks)
     on_gpu_in_half = options.precision != "float32" and ranks.device.type == "cuda"

@@ -37,6 +37,8 @@ class TrainOptions:
         epochs: passes over the training set; default the recipe's.
         seed: of weights, split, sampling, augmentation and dropout.
         device: auto, cpu or cuda.
+        init: folder of a run, or a safetensors file, whose weights the network starts from, in
+            place of those drawn from the seed; names and shapes must be the network's.
         resume: continue from the newest whole checkpoint, or start where there is none.
         micro_batch: samples of all ranks that go through the network at a time; None finds what
             fits. Methods with a step of their own take a batch whole.
@@ -58,6 +60,7 @@ class TrainOptions:
     epochs: int | None = None
     seed: int = 0
     device: str = "auto"
+    init: str | os.PathLike[str] | None = None
     resume: bool = False
     micro_batch: int | None = None
     precision: str = "float32"
@@ -105,6 +108,7 @@ class Plan:
         micro_batch: samples of all ranks that go through the network at a time.
         precision: of the network's arithmetic: float32, bfloat16 or float16.
         labels: structure → its values in the masks, where they were given.
+        init: run or file whose weights the network starts from, where one was given.
     """
 
     method: str
@@ -117,6 +121,7 @@ class Plan:
     micro_batch: int
     precision: str = "float32"
     labels: Values = field(default_factory=dict)
+    init: str | None = None
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> "Plan":
@@ -132,6 +137,7 @@ class Plan:
             micro_batch=take(stored, "micro_batch", int),
             precision=take(stored, "precision", str),
             labels=_labels(take(stored, "labels", dict) if "labels" in stored else {}),
+            init=take(stored, "init", str) if "init" in stored else None,
         )
         require_option("plan", "method", plan.method, list(MODELS))
         require_option("plan", "layout", plan.layout, list(LAYOUTS))
@@ -144,8 +150,9 @@ class Plan:
         """The plan as ``run.json`` holds it."""
         labels = {name: list(values) for name, values in self.labels.items()}
         content = {**asdict(self), "split": self.split.as_json(), "labels": labels}
-        if not labels:  # as in runs that began before there were any
-            del content["labels"]
+        for name in ("labels", "init"):
+            if not content[name]:  # as in runs that began before there were any
+                del content[name]
         return content
 
     @property

@@ -162,6 +162,7 @@ class Run:
             "seed": plan.seed,
             "micro_batch": plan.micro_batch,
             "precision": plan.precision,
+            **({"init": plan.init} if plan.init else {}),
         }
 
     def task(self, *, device: torch.device | str = "cpu", cache: Cache | None = None) -> AnyTask:

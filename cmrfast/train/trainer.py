@@ -18,6 +18,7 @@ from cmrfast.methods import AnyMethod, AnyTask, Batch, Row, open_cases
 from cmrfast.train.checkpoint import Checkpoint
 from cmrfast.train.conditions import Conditions, threads
 from cmrfast.train.guard import Stop, all_finite, catch_signals, first_not_finite
+from cmrfast.train.init import read_weights
 from cmrfast.train.inputs import Digests, input_digests, require_same_inputs
 from cmrfast.train.lock import hold
 from cmrfast.train.log import Log, Pace
@@ -136,6 +137,7 @@ class Trainer:
             micro_batch=self._micro_batch(network, stored),
             precision=network.precision,
             labels=labels,
+            init=None if options.init is None else str(Path(options.init).resolve()),
         )
         inputs = self._inputs([*cases, *dataset.subset(split.validate)], stored)
         conditions = Conditions.here(options, ranks)
@@ -290,7 +292,10 @@ class Trainer:
     def _inputs(self, cases: Sequence[Case], stored: Run | None) -> Digests:
         """Hashes of the files to learn from, which must be those that the run began with."""
         ranks = self.ranks
-        inputs: Digests = ranks.broadcast(input_digests(self.task, cases) if ranks.first else None)
+        own = input_digests(self.task, cases) if ranks.first else {}
+        if ranks.first and self.options.init is not None:
+            own = {**own, "init": {"weights": read_weights(self.options.init)[1]}}
+        inputs: Digests = ranks.broadcast(own)
         if stored and stored.inputs:
             require_same_inputs(stored.inputs, inputs)
         return inputs
@@ -332,6 +337,8 @@ class Trainer:
         )
         if split.tested_unlabelled:
             text += f"; {len(split.tested_unlabelled)} tested patients train too, without masks"
+        if plan.init:
+            text += f"; weights of {plan.init}"
         if plan.micro_batch < order.batch:
             text += f", {plan.micro_batch} at once"
         if order.batch < self.recipe.batch:

@@ -56,6 +56,7 @@ def test_what_takes_long_speaks_before_it_imports_torch():
         "predict r i --out o": "predicting with r",
         "evaluate r": "evaluating r",
         "report r": "reporting on r",
+        "view r c": "reading r",
         "verify r": "verifying r",
         "demo --out o": "a demonstration in o",
     }.items():

@@ -64,6 +64,11 @@ def test_train_evaluate_report_and_predict(run, image):
         assert errors.count("\n") == 2
     given = [f"none{HOSTILE}.nii", f"is{HOSTILE}.nii"]
     shutil.copy(image, given[1])
+    code, out, errors = run("view", *given[::-1])
+    assert code == 1
+    assert is_safe(out + errors)
+    code, out, errors = run("view", given[1], given[1], "--max-mb", "1")
+    assert (code, is_safe(out + errors)) == (0, True)
     code, out, errors = run("predict", folder, *given, "--out", f"p{HOSTILE}")
     assert code == 1
     assert is_safe(out + errors)

@@ -54,6 +54,35 @@ def test_from_training_to_a_report(run, tmp_path):
     assert Run.open("r").checkpoint().step == 4
 
 
+def test_a_patient_is_shown(run, tmp_path, monkeypatch):
+    train(run, "--out", "r", "--steps", 1, *SMALL)
+    assert run("view", "r", "subject2")[:2] == (0, "r/view-subject2.html\n")
+    opened = []
+    monkeypatch.setattr("webbrowser.open", lambda uri: opened.append(uri) or len(opened) == 1)
+    code, out, errors = run("view", "r", "subject2", "--out", "a.html", "--open")
+    assert (code, out) == (0, "a.html\n")
+    assert opened == [(tmp_path / "a.html").as_uri()]
+    code, out, errors = run("view", "r", "subject2", "--out", "a.html", "--open")
+    assert (code, out) == (0, "a.html\n")
+    assert errors.splitlines()[-1] == "no browser was found; open a.html in one"
+    code, _, errors = run("view", "r", "subject")
+    assert code == 1
+    assert errors.splitlines()[1].startswith("cmrfast: view: ")
+    assert "has no patient subject; did you mean subject" in errors
+    for words in (["r"], ["r", "a", "b"], ["r", "subject2", "--frame", "1"]):
+        code, _, errors = run("view", *words)
+        assert code == 2
+        assert "a RUN takes the name of one CASE, and no --frame" in errors
+
+
+def test_an_image_is_shown(run, image):
+    code, out, _ = run("view", image)
+    assert (code, out) == (0, f"{image.name.partition('.')[0]}.html\n")
+    code, _, errors = run("view", image, "--max-mb", "0.00001")
+    assert (code, errors.count("\n")) == (1, 2)
+    assert "more than 1e-05; a larger limit (--max-mb) or" in errors
+
+
 def test_a_run_resumes_with_its_own_options(run):
     options = ["--steps", 2, "--seed", 3, "--precision", "bfloat16", "--micro-batch", 4]
     train(run, "--out", "r", *options, "--lr", "1e-3", *SMALL)
@@ -75,6 +104,18 @@ def test_a_run_resumes_with_its_own_options(run):
         1,
         "cmrfast: train: data is needed, the root of a data set; s holds no run",
     )
+
+
+def test_a_run_may_start_from_another(run):
+    train(run, "--out", "r", "--steps", 1, *SMALL)
+    code, _, errors = train(run, "--out", "tuned", "--init", "r", "--steps", 1, *SMALL)
+    assert code == 0
+    assert f"; weights of {Path('r').resolve()}" in errors
+    code, _, errors = run("train", "siamese_lesion", "--out", "tuned", "--resume", "--steps", 2)
+    assert code == 0, errors
+    code, _, errors = train(run, "--out", "other", "--init", "r", *SMALL, "--hidden", 9)
+    assert (code, errors.count("\n")) == (1, 2)
+    assert "cmrfast: train: the weights of r do not fit the network; of another shape" in errors
 
 
 def test_patients_may_be_named(run, tmp_path):
@@ -114,6 +155,8 @@ def test_a_search_may_name_its_patients_too(run, monkeypatch):
     words = ["search", "siamese_lesion", "--data", "d", "--out", "o", "--patients", "patients.json"]
     assert run(*words)[:2] == (0, "best of 1: score 0.5\n  --set lr=0.001\n")
     assert asked["split"] == split
+    assert run(*words, "--init", "r")[0] == 0
+    assert asked["init"] == Path("r")
 
 
 def test_failures_are_one_line(run):

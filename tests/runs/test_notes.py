@@ -1,6 +1,7 @@
 """What is said before the scores of a run."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -66,6 +67,20 @@ def test_images_that_also_trained(run):
         "patients whom the network has never seen."
     )
     assert note not in notes_on(other, "all", training_task.cases(1), scored(1))
+
+
+def test_patients_who_trained_the_network_are_counted(run, tmp_path):
+    names = run.plan.split.train
+    rows = [Row({"case": name}, {"accuracy": 1.0}) for name in (*names, "other")]
+    here, there = (
+        [Case(name, {"t1": root / f"{name}.nii"}, {}, {}) for name in (*names, "other")]
+        for root in (Path(run.data), tmp_path)
+    )
+    note = "4 of 5 scored patients trained the network: their scores say nothing about others."
+    assert notes_on(run, "all", here, rows)[0] == note
+    assert notes_on(run, "train", here[:4], rows[:4])[0].startswith("4 of 4 scored patients")
+    assert note not in notes_on(run, "all", there, rows)  # others of the same names
+    assert note not in notes_on(run, "test", here, rows)
 
 
 def test_synthetic_patients_are_recognised(run, tmp_path):

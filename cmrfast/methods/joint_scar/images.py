@@ -1,5 +1,7 @@
 """Myocardium and scar in LGE volumes, slice by slice."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -31,7 +33,11 @@ def segment(
         >>> {name: mask.shape for name, mask in masks.items()}
         {'myocardium': (40, 30, 3), 'scar': (40, 30, 3)}
     """
-    maps = probabilities(model, volume, batch=batch)
+    return masks_of(probabilities(model, volume, batch=batch), threshold)
+
+
+def masks_of(maps: Mapping[str, Volume], threshold: float) -> dict[str, Volume]:
+    """uint8 masks of the voxels whose probability is larger than ``threshold``."""
     return {name: p.with_data((p.data > threshold).byte()) for name, p in maps.items()}
 
 

@@ -10,7 +10,7 @@ from cmrfast.data.cache import Tensors
 from cmrfast.data.datasets.case import Case
 from cmrfast.data.slices import center_slices, pack_slices
 from cmrfast.data.volume import Volume
-from cmrfast.methods.joint_scar.images import network_view, segment
+from cmrfast.methods.joint_scar.images import masks_of, network_view, probabilities, segment
 from cmrfast.methods.preparation import Preparation, Source, prepare_cases
 from cmrfast.methods.task import (
     Batch,
@@ -117,13 +117,14 @@ class JointScarTask(Task[JointScar, Config, Recipe]):
     def picture(self, model: JointScar, case: Case) -> Picture:
         """The stack; label 1 is myocardium, 2 scar."""
         image = _read_image(case, self.recipe)
-        masks = self._segment(model, image)
+        maps = probabilities(model, image, batch=self.predict_batch)
+        masks = masks_of(maps, self.recipe.threshold)
         predicted = _join_masks(**{name: mask.data for name, mask in masks.items()})
         reference = None
         if _SEQUENCE in case.labels:
             myocardium, scar = _annotated(case, self.recipe)[1]
             reference = image.with_data(_join_masks(scar, myocardium)[None])
-        return Picture(image, image.with_data(predicted), reference)
+        return Picture(image, image.with_data(predicted), reference, maps)
 
     def _segment(self, model: JointScar, image: Volume) -> dict[str, Volume]:
         return segment(model, image, threshold=self.recipe.threshold, batch=self.predict_batch)

@@ -165,9 +165,9 @@ class NewLesionsTask(Task[NewLesions, Config, Recipe]):
     def picture(self, model: NewLesions, case: Case) -> Picture:
         """The later image with both masks."""
         reference = case.label("consensus") if "consensus" in case.labels else None
-        return Picture(
-            _read_visits(case, self.recipe)[1], self._segment(model, case).mask, reference
-        )
+        result = self._segment(model, case)
+        maps = {"new_lesion": result.probability}
+        return Picture(_read_visits(case, self.recipe)[1], result.mask, reference, maps)
 
     def _segment(self, model: NewLesions, case: Case) -> NewLesionMap:
         return segment(

@@ -158,7 +158,7 @@ class SiameseLesionTask(Task[SiameseLesion, Config, Recipe]):
     def picture(self, model: SiameseLesion, case: Case) -> Picture:
         """T1; where the map is above one half, and the lesion that LGE shows, both labelled 1."""
         t1, _ = read_t1(case, self.recipe.non_finite)
-        predicted = _lesion(self._classify(model, case))
+        result = self._classify(model, case)
         reference = None
         if _is_paired(case):
             recipe = self.recipe
@@ -169,7 +169,7 @@ class SiameseLesionTask(Task[SiameseLesion, Config, Recipe]):
                 non_finite=recipe.non_finite,
             )[2]
             reference = lesion_on_t1(self.prepared(PAIRS, case), lesion, t1)
-        return Picture(t1, predicted, reference)
+        return Picture(t1, _lesion(result), reference, {"lesion": result.map})
 
     def _classify(self, model: SiameseLesion, case: Case) -> LesionMap:
         mean_ms, sd_ms = self._scale()

@@ -1,20 +1,26 @@
-"""A report: one HTML page of a run, with curves, tables, and pictures to scroll through."""
+"""A report: one HTML page of a run, with its scores, curves, and pictures to scroll through."""
 
-import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from cmrfast import viz
 from cmrfast.atomic import atomic_write
 from cmrfast.data.datasets.match import Values
-from cmrfast.methods import Objective
 from cmrfast.runs.evaluate import Evaluation, evaluate
-from cmrfast.runs.report.figures import draw_curves
-from cmrfast.runs.report.page import render
+from cmrfast.runs.report.cases import choose_cases
+from cmrfast.runs.report.figures import as_png, box_figure, loss_figure, validation_figure
+from cmrfast.runs.report.page import Contents, render
+from cmrfast.runs.report.tables import by_unit
+from cmrfast.runs.text import in_words
 from cmrfast.train.log import read_log
 from cmrfast.train.ranks import process_group
 from cmrfast.train.run import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def report(
@@ -24,6 +30,7 @@ def report(
     data: str | None = None,
     labels: Values | None = None,
     device: str = "cpu",
+    viewer: bool = True,
 ) -> Path:
     """Write ``report.html`` and its figures into the run's folder.
 
@@ -35,6 +42,8 @@ def report(
         data: root of the data set; default where it was in training.
         labels: structure → its values in the masks; default those of the training.
         device: auto, cpu or cuda.
+        viewer: put the images of the patients that are shown into the page, to be opened in a
+            viewer; larger ones are cropped to their labels, and at most 12 MB each.
 
     Returns:
         The page.
@@ -47,42 +56,32 @@ def report(
         evaluation.save(run.path)
         task, model = run.task(device=ranks.device), run.model(device=ranks.device)
         cases = {case.name: case for case in run.cases(part, data, labels)}
-        chosen = _choose_cases(run.method.objective, evaluation)
+        chosen = choose_cases(run.method.objective, evaluation)
         with torch.inference_mode():
-            pictures = {title: task.picture(model, cases[name]) for title, name in chosen.items()}
-    log = read_log(run.path / "log.jsonl")
-    curves = draw_curves(log)
-    (run.path / "figures").mkdir(exist_ok=True)
-    _write(run.path / "figures" / "curves.png", curves)
-    for title, picture in pictures.items():
-        place = run.path / "figures" / f"{title.split()[0]}.png"
+            pictures = [(shown, task.picture(model, cases[shown.case])) for shown in chosen]
+    figures = _draw(read_log(run.path / "log.jsonl"), evaluation)
+    folder = run.path / "figures"
+    folder.mkdir(exist_ok=True)
+    for name, figure in figures.items():
+        _write(folder / f"{name}.png", as_png(figure))
+    for shown, picture in pictures:
+        place = folder / f"patient-{shown.place}.png"
         viz.overlay(picture.image, picture.predicted, place, names=run.method.structures)
-    _write(page, render(run, evaluation, log, curves, pictures).encode())
+    _write(page, render(run, evaluation, Contents(figures, pictures, viewer)).encode())
     return page
 
 
-def _choose_cases(objective: Objective, evaluation: Evaluation) -> dict[str, str]:
-    """Titles and names of up to three cases, by the mean of the method's objective.
-
-    Cases without a value, such as those whose masks are both empty, have no rank.
-    """
-    names = dict.fromkeys(row.case for row in evaluation.rows)
-    means = {
-        name: summary[objective.name].mean
-        for name in names
-        if objective.name in (summary := evaluation.summary(name))
-    }
-    means = {name: mean for name, mean in means.items() if not math.isnan(mean)}
-    ranked = sorted(means, key=lambda name: means[name], reverse=objective.maximise)
-    count = len(ranked)
-    places = {"best": 0, "median": count // 2, "worst": count - 1}
-    if count < 3:
-        places = {"best": 0, "worst": 1} if count == 2 else {"only": 0} if count else {}
-    chosen = {title: ranked[place] for title, place in places.items()}
-    return {
-        f"{title} of {count} scored ({name}, {objective.name} {means[name]:.3g})": name
-        for title, name in chosen.items()
-    }
+def _draw(log: Sequence[Mapping[str, Any]], evaluation: Evaluation) -> "dict[str, Figure]":
+    """The figures by name: box plots of scores of one unit each, losses and validation."""
+    figures: dict[str, Figure] = {}
+    for unit, names in by_unit(evaluation.scores).items():
+        means = {in_words(name): list(evaluation.case_means(name).values()) for name in names}
+        means = {words: values for words, values in means.items() if values}
+        if means:
+            figures[f"scores-{len(figures) + 1}"] = box_figure(means, unit)
+    figures["loss"] = loss_figure(log)
+    validation = validation_figure(log)
+    return {**figures, **({"validation": validation} if validation else {})}
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -1,190 +1,138 @@
 """The HTML of a report: one page that needs no other file."""
 
-import base64
-import html
 import json
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 import cmrfast
 from cmrfast.methods import Picture
+from cmrfast.runs.document import RESEARCH, document, text
 from cmrfast.runs.evaluate import Evaluation
-from cmrfast.runs.report.figures import draw_slice, validations
-from cmrfast.runs.text import format_numbers, in_words
+from cmrfast.runs.report.cases import Chosen, introduction, render_case
+from cmrfast.runs.report.figures import as_svg
+from cmrfast.runs.report.tables import cards, cases_table, definitions, scores_table
+from cmrfast.runs.text import in_words
+from cmrfast.runs.view import embed
 from cmrfast.train.run import Run
 
-_STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;
-color:#222}
-h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2.2rem;border-bottom:1px solid #ddd}
-table{border-collapse:collapse;margin:.8rem 0}
-th,td{padding:.2rem .8rem;border-bottom:1px solid #eee;text-align:right;
-font-variant-numeric:tabular-nums}
-th{min-width:4.5rem;vertical-align:bottom;border-bottom:2px solid #999}
-th:first-child,td:first-child{text-align:left}td:first-child{white-space:nowrap}
-th.over{text-align:left;padding-left:2rem;border-bottom:1px solid #eee}
-.about td{text-align:left;vertical-align:top;overflow-wrap:anywhere}
-.notes{background:#fff6e0;border-left:4px solid #e69f00;padding:.6rem 1rem;margin:1rem 0}
-.notes p{margin:.2rem 0}
-.scroll{overflow-x:auto}.case{display:inline-block;vertical-align:top;margin:0 1rem 1.5rem 0;
-max-width:100%}
-.case img{display:none;height:20rem;max-width:100%;object-fit:contain;background:#000}
-.case img.on{display:block}
-.case input{width:100%}img.plot{max-width:100%}.note{color:#666}
-"""
-_SCRIPT = """
-for (const c of document.querySelectorAll('.case')) {
-  const images = c.querySelectorAll('img'), slider = c.querySelector('input');
-  const show = () => images.forEach((x, i) => x.classList.toggle('on', i == slider.value));
-  slider.addEventListener('input', show); show();
-}
-"""
-_RESEARCH = "For research only. Not a medical device; not for use on patients."
+_PARTS = {"train": "training", "validate": "validation", "test": "test", "all": ""}
 
 
-def render(
-    run: Run,
-    evaluation: Evaluation,
-    log: Sequence[Mapping[str, Any]],
-    curves: bytes,
-    pictures: Mapping[str, Picture],
-) -> str:
+@dataclass(frozen=True)
+class Contents:
+    """What a report shows besides its run and the scores.
+
+    Args:
+        figures: of training and of scores, by name.
+        chosen: the patients that are shown, with their pictures.
+        viewer: whether they can be opened in the viewer.
+    """
+
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    chosen: Sequence[tuple[Chosen, Picture]] = ()
+    viewer: bool = True
+
+
+def render(run: Run, evaluation: Evaluation, contents: Contents) -> str:
     """The page.
 
     Args:
         run: that it is about.
         evaluation: of one part of its split.
-        log: of the training.
-        curves: figure of the training, PNG.
-        pictures: of single cases, by title.
+        contents: what else it shows.
     """
-    name = _text(run.plan.method)
-    notes = "".join(f"<p>{_text(note)}</p>" for note in [*evaluation.notes, _RESEARCH])
-    structures = "".join(f"<br>{_text(line)}" for line in evaluation.structures())
+    method, figures = run.method, contents.figures
+    structures = {value: in_words(name) for value, name in method.structures.items()}
+    names = [chosen for chosen, _ in contents.chosen]
+    cases = "".join(
+        render_case(chosen, picture, structures, method.objective, viewer=contents.viewer)
+        for chosen, picture in contents.chosen
+    )
+    training = {n: f for n, f in figures.items() if not n.startswith("scores")}
+    scores = {n: f for n, f in figures.items() if n not in training}
     body = [
-        f"<h1>{name}</h1><div class=notes>{notes}</div>{_about(run)}",
-        f"<h2>Training</h2>{_training(log, curves)}",
-        f"<h2>Scores on the {_text(evaluation.part)} patients</h2>",
-        f"<p>{_text(evaluation.size)}{structures}</p>{_scores(evaluation)}{_protocols(evaluation)}",
-        "<h2>Slices of single patients</h2><p class=note>Move the slider through the slices.</p>",
-        *(_case(title, picture, run.method.structures) for title, picture in pictures.items()),
-        "<h2>Every patient</h2><p class=note>Means; "
-        f"evaluation-{_text(evaluation.part)}.csv has every row.</p>{_cases(evaluation)}",
+        f"<div class=top><div><h1>{text(method.name)}</h1>"
+        f"<p class=subtitle>{text(method.paper)}</p></div>"
+        "<button class=theme type=button>Dark</button></div>",
+        f"<p class=lead>{text(_summary(run, evaluation))}</p>",
+        cards(evaluation, method.objective.name),
+        embed.page_notes([*evaluation.notes, RESEARCH]),
+        f"<h2>Scores</h2>{_structures(evaluation)}{scores_table(evaluation)}",
+        f"{_protocols(evaluation)}{_figures(scores)}",
+        "<p class=note>Each point of the plots is a patient's mean; boxes span the middle half of "
+        "at least five patients, with a line at the median.</p>"
+        if scores
+        else "",
+        f"<h2>Patients</h2><p>{text(introduction(names, method.objective, evaluation))}</p>{cases}",
+        "<h2>Every patient</h2><p class=note>Means over a patient; "
+        f"evaluation-{text(evaluation.part)}.csv has every row.</p>{cases_table(evaluation)}",
+        f"<h2>Training</h2>{_figures(training)}{_about(run)}",
+        embed.embed_viewer() if contents.viewer and contents.chosen else "",
     ]
-    return (
-        "<!doctype html><html lang=en><meta charset=utf-8>"
-        "<meta name=viewport content='width=device-width, initial-scale=1'>"
-        f"<title>{name}</title><style>{_STYLE}</style>"
-        f"<body>{''.join(body)}<script>{_SCRIPT}</script></body></html>\n"
+    viewer = contents.viewer and contents.chosen
+    return document(
+        f"{method.name}: report",
+        "\n".join(body),
+        styles=["report.css", *(embed.STYLES if viewer else ())],
+        scripts=["theme.js", "report.js", *(embed.SCRIPTS if viewer else ())],
     )
 
 
+def _summary(run: Run, evaluation: Evaluation) -> str:
+    """What was trained, on how many patients, and who was scored."""
+    split, step = run.plan.split, run.checkpoint().step
+    trained = f"Trained on {_patients(len(split.train))}"
+    trained += f", validated on {len(split.validate)}" if split.validate else ""
+    part = _PARTS.get(evaluation.part, evaluation.part)
+    scored = f"Scored on {evaluation.size}"
+    scored += f" of the {part} set" if part else ""
+    return f"{trained}, for {step} of {run.plan.steps} steps. {scored}."
+
+
+def _patients(count: int) -> str:
+    return f"{count} patient{'' if count == 1 else 's'}"
+
+
+def _structures(evaluation: Evaluation) -> str:
+    return "".join(f"<p class=note>{text(line)}</p>" for line in evaluation.structures())
+
+
+def _protocols(evaluation: Evaluation) -> str:
+    """On whom and how the published rows were measured, each protocol once."""
+    return "".join(
+        f"<p class=note>Published, {text('; '.join(titles))}: {text(protocol)}.</p>"
+        for protocol, titles in evaluation.protocols.items()
+    )
+
+
+def _figures(figures: Mapping[str, Any]) -> str:
+    drawn = "".join(f"<figure>{as_svg(f, name)}</figure>" for name, f in figures.items())
+    return f"<div class=figures>{drawn}</div>"
+
+
 def _about(run: Run) -> str:
-    plan, split, trained = run.plan, run.plan.split, run.conditions
+    """Data, versions, config and recipe."""
+    plan, trained = run.plan, run.conditions
     here = f"cmrfast {cmrfast.__version__}, torch {torch.__version__}"
     here += f", Python {platform.python_version()}"
     facts = {
-        "paper": run.method.paper,
-        "patients": f"{len(split.train)} to train, {len(split.validate)} to validate, "
-        f"{len(split.test)} to test",
         "data": f"{plan.layout}, {run.data}",
-        "steps": f"{run.checkpoint().step} of {plan.steps}",
         "seed": plan.seed,
-        "config": _fields(plan.config),
-        "recipe": _fields(plan.recipe),
+        **({"started from": plan.init} if plan.init else {}),
         "trained with": f"cmrfast {trained.cmrfast}, torch {trained.torch}, "
         f"Python {trained.python}, on {trained.device}"
         if trained
         else "unknown versions",
         "reported with": here,
     }
-    return _table("about", [[_text(name), _text(value)] for name, value in facts.items()])
-
-
-def _training(log: Sequence[Mapping[str, Any]], curves: bytes) -> str:
-    scores = validations(log)
-    validated = (
-        f"<p>Validation score {format_numbers([scores[0][1]])[0]} at step {scores[0][0]}.</p>"
-        if len(scores) == 1
-        else ""
+    fields = {"Network (config)": plan.config, "Training (recipe)": plan.recipe}
+    folded = "".join(
+        f"<details><summary>{title}</summary>"
+        f"{definitions({name: json.dumps(value) for name, value in values.items()})}</details>"
+        for title, values in fields.items()
     )
-    return f"<img class=plot alt='loss over steps' src='{_inline(curves)}'>{validated}"
-
-
-def _case(title: str, picture: Picture, names: Mapping[int, str]) -> str:
-    images = [draw_slice(picture, k, names) for k in range(picture.image.shape[2])]
-    pictures = "".join(f"<img alt='slice {k}' src='{_inline(p)}'>" for k, p in enumerate(images))
-    middle = len(images) // 2
-    return (
-        f"<div class=case><b>{_text(title)}</b><br>"
-        f"<span class=note>predicted{' | reference' if picture.reference else ''}</span>{pictures}"
-        f"<input type=range min=0 max={len(images) - 1} value={middle}></div>"
-    )
-
-
-def _scores(evaluation: Evaluation) -> str:
-    """Metrics down; across, this run and the rows of the paper's table."""
-    published = [row.title for row in evaluation.published.values()]
-    paper = f"<th colspan={len(published)} class=over>published</th>" if published else ""
-    over = f"<tr><th class=over></th><th colspan=5 class=over>this run</th>{paper}</tr>"
-    head = ["score", "mean", "SD", "median", "n", "both masks empty", *published]
-    lines = []
-    for name, (ours, theirs) in evaluation.beside_published().items():
-        empty = evaluation.both_empty(name)
-        counts = ["-" if ours is None else "all" if name in evaluation.pooled else str(ours.cases)]
-        counts.append("-" if empty is None else str(empty))
-        numbers = format_numbers([ours.mean, ours.sd, ours.median]) if ours else ["-"] * 3
-        lines.append([_head(name), *map(_text, [*numbers, *counts, *theirs])])
-    return _scrolling(over + _heads(map(_text, head)), lines)
-
-
-def _protocols(evaluation: Evaluation) -> str:
-    """On whom and how the published rows were measured, each protocol once."""
-    return "".join(
-        f"<p class=note>Published, {_text('; '.join(titles))}: {_text(protocol)}.</p>"
-        for protocol, titles in evaluation.protocols.items()
-    )
-
-
-def _cases(evaluation: Evaluation) -> str:
-    names, cases = list(evaluation.scores), list(dict.fromkeys(r.case for r in evaluation.rows))
-    summaries = [evaluation.summary(case) for case in cases]
-    columns = [format_numbers([s[n].mean for s in summaries]) for n in names]
-    counts = [str(sum(row.case == case for row in evaluation.rows)) for case in cases]
-    several = len(cases) < len(evaluation.rows)  # units of a patient
-    head = ["patient", *(["n"] if several else []), *map(_head, names)]
-    body = [map(_text, cases), *([counts] if several else []), *columns]
-    return _scrolling(_heads(head), zip(*body, strict=True))
-
-
-def _head(score: str) -> str:
-    """A score in words; the name that files use is its tooltip."""
-    return f"<span title='{_text(score)}'>{_text(in_words(score))}</span>"
-
-
-def _heads(cells: Iterable[str]) -> str:
-    return f"<tr>{''.join(f'<th>{cell}</th>' for cell in cells)}</tr>"
-
-
-def _scrolling(heads: str, lines: Iterable[Iterable[str]]) -> str:
-    return f"<div class=scroll>{_table('', lines, heads)}</div>"
-
-
-def _table(kind: str, lines: Iterable[Iterable[str]], heads: str = "") -> str:
-    rows = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in line)}</tr>" for line in lines)
-    return f"<table class='{kind}'>{heads}{rows}</table>"
-
-
-def _fields(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {json.dumps(value)}" for name, value in values.items())
-
-
-def _text(value: Any) -> str:
-    return html.escape(str(value))
-
-
-def _inline(picture: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(picture).decode()
+    return f"<div class=about>{definitions(facts)}{folded}</div>"

@@ -305,6 +305,11 @@ def test_a_picture_shows_both_masks(ill):
     assert torch.equal(picture.predicted.data, expected)
     assert torch.equal(picture.reference.data, expected)
     assert torch.equal(picture.image.data, ill.image("LGE").data)
+    assert picture.maps.keys() == {"myocardium", "scar"}
+    joined = torch.maximum(
+        *(n * (picture.maps[x].data > 0.5) for n, x in ((1, "myocardium"), (2, "scar")))
+    )
+    assert torch.equal(joined, picture.predicted.data)
     assert task.picture(oracle, without(ill, labels=["LGE"])).reference is None
     oracle.config = replace(NARROW, variant="direct")
     assert torch.equal(task.picture(oracle, ill).predicted.data, 2 * (label >= 3).byte())

@@ -307,6 +307,7 @@ def test_an_oracle_is_perfect_through_the_whole_path(tmp_path, lesions):
     assert torch.equal(picture.predicted.data, truth.data > 0)
     assert torch.equal(picture.reference.data, truth.data)
     assert picture.image.shares_grid(picture.predicted)
+    assert torch.equal(picture.maps["new_lesion"].data > 0.5, truth.data > 0)
 
 
 class Sees(nn.Module):

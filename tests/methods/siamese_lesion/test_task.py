@@ -217,6 +217,7 @@ def test_a_picture_shows_the_lesion_of_lge_on_t1(task, cohort):
     marked = picture.reference.data > 0
     assert picture.image.shares_grid(picture.reference)
     assert picture.predicted.data.shape == marked.shape
+    assert torch.equal(picture.maps["lesion"].data > 0.5, picture.predicted.data > 0)
     assert (marked & wall).sum() > 0.8 * marked.sum() > 0
     spared, drawn = case.label("lge_lesion"), case.label("lge_myocardium")
     for k in range(2):

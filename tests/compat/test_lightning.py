@@ -69,7 +69,7 @@ def test_two_steps_are_those_of_train(cohort, tmp_path):
     assert module.method.objective.name in trainer.callback_metrics
 
     trainer.save_checkpoint(tmp_path / "last.ckpt")
-    again = MethodModule.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=False)
+    again = MethodModule.load_from_checkpoint(tmp_path / "last.ckpt")
     assert again.fitted == module.fitted
     (case,) = data.test_dataloader()
     ours, expected = (m.task.predict(m.model.eval(), case) for m in (again, module))

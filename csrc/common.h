@@ -9,6 +9,7 @@
 #include <torch/headeronly/util/HeaderOnlyArrayRef.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <initializer_list>
 #include <optional>
@@ -68,11 +69,19 @@ void with_real(const char* what, ScalarType dtype, const Body& body) {
 }
 
 // Runs body(i) for i in [0, count) on torch's thread pool. A task must compute the same whichever
-// thread runs it; results are then equal for every thread count.
+// thread runs it; results are then equal for every thread count. A thread that has finished its
+// share takes over tasks of the others, from the last one, so that a busy core delays no more than
+// the task at hand.
 template <class Body>
 void for_each_task(int64_t count, const Body& body) {
+  std::vector<std::atomic_flag> taken(static_cast<size_t>(count));
   torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) body(i);
+    for (int64_t i = begin; i < end; ++i) {
+      if (!taken[i].test_and_set(std::memory_order_relaxed)) body(i);
+    }
+    for (int64_t i = count - 1; i >= 0; --i) {
+      if (!taken[i].test_and_set(std::memory_order_relaxed)) body(i);
+    }
   });
 }
 

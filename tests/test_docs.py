@@ -65,10 +65,10 @@ def test_slow_blocks_run_too(name, monkeypatch, tmp_path):
 def with_added_method(tmp_path_factory):
     """A copy of the repository with the page's files in it and its diffs applied."""
     folder = tmp_path_factory.mktemp("repository")
-    for name in ("cmrfast", "docs", "tests"):
+    for name in ("cmrfast", "docs", "tests", "benchmarks", "studies"):
         left_out = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, folder / name, ignore=left_out)
-    for name in ("mkdocs.yml", "pyproject.toml"):
+    for name in ("mkdocs.yml", "pyproject.toml", "README.md", "CONTRIBUTING.md"):
         shutil.copy(ROOT / name, folder)
     for block in blocks(PAGES[METHOD]):
         target = folder / (block.title or "")
@@ -118,7 +118,7 @@ def test_the_added_method_keeps_the_contracts(with_added_method):
 
 @pytest.mark.slow
 def test_the_added_method_is_in_the_reference(with_added_method, tmp_path):
-    if find_spec("mkdocs") is None or find_spec("mkdocstrings") is None:
+    if any(find_spec(name) is None for name in ("material", "mkdocstrings")):
         pytest.skip("needs the extra docs")
     run_in(with_added_method, "-m", "mkdocs", "build", "-q", "--strict", "-d", str(tmp_path))
     page = (tmp_path / "api" / "methods.html").read_text()
@@ -179,7 +179,7 @@ def test_every_page_is_in_the_navigation():
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """The site as the command builds it, a warning being an error."""
-    if find_spec("mkdocs") is None or find_spec("mkdocstrings") is None:
+    if any(find_spec(name) is None for name in ("material", "mkdocstrings")):
         pytest.skip("needs the extra docs")
     folder = tmp_path_factory.mktemp("site")
     subprocess.run(

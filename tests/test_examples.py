@@ -1,6 +1,7 @@
 """The scripts of examples/ on little data."""
 
 import csv
+import json
 import runpy
 
 import pytest
@@ -72,6 +73,17 @@ def test_benchmark_an_op(capsys):
 def test_benchmark_an_op_compiled(capsys):
     script("benchmark_an_op")(2, 24, seconds=0.01)
     assert capsys.readouterr().out.count(" ms ") == 4
+
+
+def test_notebook_runs():
+    cells = json.loads((EXAMPLES / "first_look.ipynb").read_text("utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] for cell in code), "store the notebook with its outputs"
+    namespace = {}
+    for cell in code:
+        exec("".join(cell["source"]), namespace)
+    case, mask = namespace["case"], namespace["mask"]
+    assert namespace["dice"](mask.data[0] == 1, case.label("LGE").data[0] >= 2) > 0.5
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)

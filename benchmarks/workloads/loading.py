@@ -158,6 +158,7 @@ def reading(kind: str, shrink: float = 1.0) -> Workload:
     write_nifti(plain, volume)
     path = root / f"{kind}.nii.gz"
     path.write_bytes(gzip.compress(plain.read_bytes(), 6, mtime=0))
+    plain.unlink()  # SimpleITK reads image.nii in place of image.nii.gz if both exist
 
     def ours() -> list[Tensor]:
         return [read_nifti(path).data]

@@ -32,7 +32,7 @@ class MeanSquares(NamedTuple):
 class Comparison(NamedTuple):
     """The difference between two arms, with patients and seeds as random units.
 
-    Args:
+    Attributes:
         difference: first minus second.
         low, high: its 95 % interval.
         p: two-sided p of a difference of 0.

@@ -5,6 +5,7 @@
 // logits and target once, forward; both and the gradient once, backward. Sums are taken in SIMD
 // lanes within a tile, in double over tiles, then over chunks in order, for any number of threads.
 #include <numeric>
+#include <type_traits>
 #include <vector>
 
 #include "common.h"
@@ -46,7 +47,7 @@ void load_labels(const void* from, int64_t begin, int64_t n, int64_t K, int64_t 
   const From* source = static_cast<const From*>(from) + begin;
   for (int64_t i = 0; i < n; ++i) {
     const int64_t value = static_cast<int64_t>(source[i]);
-    const bool counts = value >= 0 && value < K && value != ignore;
+    const bool counts = (value >= 0) & (value < K) & (value != ignore);  // && would branch
     label[i] = counts ? static_cast<int32_t>(value) : kIgnored;
   }
 }
@@ -232,9 +233,64 @@ void sum_chunk(const T* logits, const TargetSource<T>& target, const Shape& s, i
   }
 }
 
+// The gradient of softmax with labels for few classes: all of a pixel stays in registers.
+template <class T, int K>
+void gradient_of_few(const T* logits, const TargetSource<T>& target, const Shape& s, int64_t b,
+                     int64_t begin, int64_t end, const T* grad, T* out) {
+  LabelTile<T> tile;
+  T g_overlap[K], g_p[K], g_ce[K];  // in the loop, they would be loaded under a condition
+#pragma GCC unroll 8
+  for (int k = 0; k < K; ++k) {
+    const T* g = grad + 4 * (b * K + k);
+    g_overlap[k] = g[0], g_p[k] = g[1], g_ce[k] = g[3];
+  }
+  for (int64_t at = begin; at < end; at += kTile) {
+    const int64_t n = std::min(kTile, end - at), offset = b * K * s.N + at, N = s.N;
+    const T* x = logits + offset;
+    T* to = out + offset;
+    target.load(s, b, at, n, tile);
+    const auto pixel = [&](int64_t i) {
+      T p[K], own[K], inner[K];
+      T max = x[i], sum = 0, mean = 0, weight = 0;
+#pragma GCC unroll 8
+      for (int k = 0; k < K; ++k) {
+        p[k] = x[k * N + i];
+        max = p[k] > max ? p[k] : max;
+      }
+#pragma GCC unroll 8
+      for (int k = 0; k < K; ++k) {
+        p[k] = simd::exp_nonpositive(p[k] - max);
+        sum += p[k];
+      }
+      const T scale = 1 / sum;
+#pragma GCC unroll 8
+      for (int k = 0; k < K; ++k) {
+        own[k] = static_cast<T>(tile.label[i] == k);  // a condition would become a branch
+        p[k] *= scale;
+        inner[k] = g_overlap[k] * own[k] + g_p[k];
+        mean += p[k] * inner[k];
+        weight += g_ce[k] * own[k];
+      }
+      const T counts = static_cast<T>(tile.label[i] != kIgnored);
+#pragma GCC unroll 8
+      for (int k = 0; k < K; ++k) {
+        to[k * N + i] = counts * p[k] * (inner[k] - mean + weight) - own[k] * weight;
+      }
+    };
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) pixel(i);
+  }
+}
+
 template <class T, Activation activation, class Target>
 void gradient_of_chunk(const T* logits, const TargetSource<T>& target, const Shape& s, int64_t b,
                        int64_t begin, int64_t end, T eps, const T* grad, T* out) {
+  if constexpr (activation == Activation::kSoftmax && std::is_same_v<Target, LabelTile<T>>) {
+    if (s.K == 2) return gradient_of_few<T, 2>(logits, target, s, b, begin, end, grad, out);
+    if (s.K == 3) return gradient_of_few<T, 3>(logits, target, s, b, begin, end, grad, out);
+    if (s.K == 4) return gradient_of_few<T, 4>(logits, target, s, b, begin, end, grad, out);
+    if (s.K == 5) return gradient_of_few<T, 5>(logits, target, s, b, begin, end, grad, out);
+  }
   Target tile;
   T p[kTileValues], lse[kTile], mean[kTile], weight[kTile];
   for (int64_t at = begin; at < end; at += s.tile()) {

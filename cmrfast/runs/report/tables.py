@@ -10,7 +10,6 @@ from cmrfast.runs.document import text
 from cmrfast.runs.evaluate import Evaluation
 from cmrfast.runs.text import format_numbers, in_words, unit_of
 
-
 #: Tables of more columns are set narrower.
 _MANY = 8
 

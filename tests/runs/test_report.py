@@ -111,6 +111,7 @@ def test_published_rows_and_scores_are_named_in_words(run):
     ):
         assert part in text
     assert text.count("<div class=scroll tabindex=0><table") == 2
+    assert text.count("<table class=wide>") == 1  # that with the published rows
 
 
 @pytest.mark.parametrize(

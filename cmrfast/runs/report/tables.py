@@ -10,6 +10,9 @@ from cmrfast.runs.document import text
 from cmrfast.runs.evaluate import Evaluation
 from cmrfast.runs.text import format_numbers, in_words, unit_of
 
+#: Tables of more columns are set narrower.
+_MANY = 8
+
 
 @dataclass(frozen=True)
 class Head:
@@ -125,5 +128,6 @@ def _body(heads: Sequence[Head], titles: Sequence[Head], lines: Sequence[Sequenc
 
 def _table(heads: Sequence[Head], body: str, over: str = "") -> str:
     head = "".join(head.html() for head in heads)
-    table = f"<table><thead>{over}<tr>{head}</tr></thead>{body}</table>"
+    wide = " class=wide" if len(heads) > _MANY else ""
+    table = f"<table{wide}><thead>{over}<tr>{head}</tr></thead>{body}</table>"
     return f"<div class=scroll tabindex=0>{table}</div>"

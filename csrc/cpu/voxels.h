@@ -43,8 +43,8 @@ struct Neighbours {
       const Words words = {load<Word>(image + index[0]), load<Word>(image + index[1]),
                            load<Word>(image + index[2]), load<Word>(image + index[3])};
       if constexpr (std::is_same_v<From, BFloat16>) {
-        left = widened(words << 16);
-        right = widened(words & 0xffff0000u);
+        left = upcast(words << 16);
+        right = upcast(words & 0xffff0000u);
       } else {  // shifted up and down again, with or without the sign
         using Integer = std::conditional_t<std::is_signed_v<From>, int32_t, uint32_t>;
         typedef Integer Integers __attribute__((vector_size(16)));
@@ -74,7 +74,7 @@ struct Neighbours {
     return __builtin_convertvector(reinterpret_cast<Signed>(values), Four<Real>);
   }
   template <class Bits>
-  static Four<Real> widened(Bits bits) {
+  static Four<Real> upcast(Bits bits) {
     return __builtin_convertvector(reinterpret_cast<Four<float>>(bits), Four<Real>);
   }
 };

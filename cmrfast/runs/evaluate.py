@@ -160,9 +160,9 @@ class Evaluation:
         }
 
     @classmethod
-    def load(cls, folder: Path, part: str) -> "Evaluation":
+    def load(cls, folder: str | os.PathLike[str], part: str) -> "Evaluation":
         """Read what ``save`` wrote into a run's folder; a missing value is NaN."""
-        file = folder / f"evaluation-{part}.json"
+        file = Path(folder) / f"evaluation-{part}.json"
         try:
             stored = read_json(file)
             ids, present, notes = (_texts(stored, key) for key in ("ids", "present", "notes"))

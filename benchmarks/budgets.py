@@ -77,7 +77,7 @@ GEOMETRY = [
 #: blurred voxel of 5 taps an axis. Parameters of a channel are float64.
 INTENSITIES = [
     Budget("_argmax", "argmax_3d", "voxel of a class", 4, 0.8, 134, 30, aligned=False),
-    Budget("_pass", "noise_3d", "voxel", 8, 8, 472, 53, None, float64=2, aligned=False),
+    Budget("_pass", "noise_3d", "voxel", 8, 8, 480, 53, None, float64=2, aligned=False),
     Budget("_blur", "blur_3d", "tap along the last axis", 8, 8 / 5, 89, 8, aligned=False),
 ]
 #: With all taps of a tile inside; its positions come before the loop over channels.

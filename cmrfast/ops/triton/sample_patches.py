@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cmrfast.ops.affine_sample import CUBIC, LINEAR, NEAREST_UP
-from cmrfast.ops.extract_patches import given_or, given_volumes, needs_double
+from cmrfast.ops.extract_patches import cast, given_or, given_volumes, needs_double
 from cmrfast.ops.triton._fixed_point import FixedPointSums, atomic_add_fixed, units_per_one
 from cmrfast.ops.triton._launch import (
     accumulator,
@@ -357,7 +357,7 @@ def sample_patches(
     out = torch.empty(len(center_vox), channels, *size, dtype=dtype, device=buffer.device)
     table = full_table(table, shape, channels, buffer.numel())
     if not out.numel() or not len(table):
-        return out.copy_(torch.full_like(out, fill, dtype=torch.float64))
+        return cast(torch.full_like(out, fill, dtype=torch.float64), dtype)
     shift, scale = given_or(0, shift, table, channels), given_or(1, scale, table, channels)
     grid, sizes, chosen = _grid("sample_patches", out, size)
     double = needs_double(buffer.dtype) or needs_double(dtype)

@@ -31,7 +31,7 @@ def main(epochs: int = 10, cases: int = 6) -> float:
     trainer.fit(module, data)
 
     path = best.best_model_path or best.last_model_path
-    trained = MethodModule.load_from_checkpoint(path, weights_only=False)
+    trained = MethodModule.load_from_checkpoint(path)
     (scores,) = trainer.test(trained, data)
     with torch.inference_mode():
         for case in data.test_dataloader():

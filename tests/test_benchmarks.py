@@ -9,7 +9,7 @@ pytest.importorskip("pytest_benchmark", reason="the extra [bench] is not install
 
 from benchmarks import measure, table, workloads
 from benchmarks.measure import interleaved
-from benchmarks.workloads import loading
+from benchmarks.workloads import compat, loading
 from benchmarks.workloads.jobs import Job, flair_inference, step_of
 
 SMALL = {
@@ -29,6 +29,16 @@ SMALL = {
     "slices_2d": lambda: loading.slices_2d(0.05),
     "reading": lambda: loading.reading("int16", shrink=4),
     "reading_float32": lambda: loading.reading("float32", shrink=4),
+}
+
+
+COMPAT_SMALL = {
+    "SlidingWindowInferer": lambda: compat.sliding_windows(0.01),
+    "DiceCELoss": lambda: compat.loss("DiceCELoss", 0.01),
+    "DiceLoss": lambda: compat.loss("DiceLoss", 0.01),
+    "RandCropByPosNegLabeld": lambda: compat.crops(0.01),
+    "RandAffined": lambda: compat.affines(0.05),
+    "Spacingd": lambda: compat.spacing(0.01),
 }
 
 
@@ -62,6 +72,13 @@ def test_a_step_in_plain_torch_loses_the_same(job):
 def test_inference_in_plain_torch_says_the_same():
     pytest.importorskip("monai")
     flair_inference(0.0, side=16).check()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", compat.COMPAT)
+def test_drop_ins_agree_with_monai(name):
+    pytest.importorskip("monai")
+    COMPAT_SMALL[name]().check()
 
 
 def test_a_wrong_way_is_found():

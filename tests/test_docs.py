@@ -23,6 +23,7 @@ DOCS = ROOT / "docs"
 PAGES = {str(page.relative_to(DOCS)): page for page in sorted(DOCS.rglob("*.md"))}
 WITH_CODE = [name for name, page in PAGES.items() if blocks(page, "python", "bash")]
 METHOD = "method.md"  # its blocks are files of the package
+EXTRAS = {"pipelines.md": ("monai", "lightning")}  # page → extras that it needs
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -52,6 +53,8 @@ def run_page(name, patch, folder, *, slow):
 @pytest.mark.usefixtures("as_it_was")
 @pytest.mark.parametrize("name", [name for name in WITH_CODE if name != METHOD])
 def test_every_block_runs(name, monkeypatch, tmp_path):
+    for extra in EXTRAS.get(name, ()):
+        pytest.importorskip(extra, reason=f"needs the extra {extra}")
     run_page(name, monkeypatch, tmp_path, slow=False)
 
 
@@ -204,11 +207,15 @@ def test_the_site_loads_nothing_from_elsewhere(site):
 
 PACKAGES = ["ops", "losses", "metrics", "models", "data", "data.prepare", "infer"]
 PACKAGES += ["methods", *(f"methods.{name}" for name in MODELS), "train", "runs"]
+PACKAGES += ["compat.monai", "compat.lightning"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("package", PACKAGES)
 def test_the_reference_has_every_public_name(site, package):
+    extra = package.removeprefix("compat.")
+    if extra != package:
+        pytest.importorskip(extra, reason=f"needs the extra {extra}")
     module = import_module(f"cmrfast.{package}")
     text = "".join(page.read_text() for page in (site / "api").glob("*.html"))
     shown = set(re.findall(r'id="(cmrfast\.[\w.]+)"', text))

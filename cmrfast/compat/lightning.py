@@ -65,13 +65,14 @@ class MethodDataModule(lightning.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Fit the preparation to the training patients, on the trainer's device."""
-        if self.task is not None:
-            return
+        if self.task is None:
+            cases = list(self._dataset.subset(self.split.train))
+            self.task = self._task(self._task(None).fit(cases))
+
+    def _task(self, fitted: Mapping[str, Any] | None) -> AnyTask:
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-        task, cases = self.method.task, list(self._dataset.subset(self.split.train))
-        options = {"device": device, "cache": self.cache}
-        fitted = task(self.config, self.recipe, None, **options).fit(cases)
-        self.task = task(self.config, self.recipe, fitted, **options)
+        task = self.method.task
+        return task(self.config, self.recipe, fitted, device=device, cache=self.cache)
 
     def train_dataloader(self) -> "_Steps":
         """The batches of the trainer's epoch, as ``train`` takes them."""

@@ -13,6 +13,7 @@ from cmrfast.ops._check import (
     require_real,
     require_sizes,
     require_starts,
+    values_readable,
 )
 from cmrfast.ops._op import define
 from cmrfast.ops.resample import resample
@@ -115,7 +116,10 @@ class PatchMerger:
             reuse: write the mean in place of the sums, to which nothing can be added then.
         """
         mean = torch.div(self._sums, self._totals, out=self._sums if reuse else None)
-        return mean.masked_fill_(self._totals <= 0, fill)
+        uncovered = self._totals <= 0
+        if not values_readable(uncovered) or bool(uncovered.any()):
+            mean.masked_fill_(uncovered, fill)
+        return mean
 
     def labels(
         self,

@@ -1,5 +1,6 @@
 """The drop-ins for MONAI: equal to the installed MONAI on random arguments, or refused by name."""
 
+import pickle
 import re
 import warnings
 from copy import deepcopy
@@ -13,7 +14,7 @@ pytest.importorskip("monai", reason="needs the extra monai")
 
 import monai
 from monai import inferers, losses, transforms
-from monai.data import MetaTensor
+from monai.data import MetaTensor, set_track_meta
 from monai.utils import version_geq
 
 from cmrfast.compat import monai as ours
@@ -444,3 +445,29 @@ def test_spacing_with_aligned_corners_needs_a_monai_that_has_them_right(monkeypa
         ValueError, match=r"Spacingd: align_corners must be False before MONAI 1\.6"
     ):
         ours.Spacingd(["i"], 2.0, align_corners=True)
+
+
+def test_without_metadata_and_after_pickling():
+    image, label = torch.rand(1, 20, 18, 16), (torch.rand(1, 20, 18, 16) > 0.9).float()
+    data, made = {"image": image, "label": label.numpy()}, []
+    set_track_meta(False)
+    try:
+        for module in (ours, transforms):
+            keys = ["image", "label"]
+            compose = transforms.Compose(
+                [
+                    module.Spacingd(keys, (0.7, 1.1, 2.0), mode=("bilinear", "nearest")),
+                    module.RandCropByPosNegLabeld(keys, "label", (8, 8, 4), num_samples=2),
+                    module.RandAffined(keys, prob=1.0, translate_range=2.0, padding_mode="border"),
+                ]
+            )
+            compose = pickle.loads(pickle.dumps(compose)).set_random_state(4)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # no affine
+                made.append(compose(data))
+    finally:
+        set_track_meta(True)
+    for left, right in zip(*made, strict=True):
+        for key in data:
+            assert type(left[key]) is type(right[key]) is torch.Tensor
+            torch.testing.assert_close(left[key], right[key], rtol=0, atol=1e-4)

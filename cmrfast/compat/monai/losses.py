@@ -132,7 +132,7 @@ def _sums(name: str, loss: losses.DiceLoss, input: Tensor, target: Tensor) -> Te
             f"{'labels' if channels < classes else 'a mask for each class'}, for input "
             f"{tuple(input.shape)} and to_onehot_y={loss.to_onehot_y}; got {tuple(target.shape)}"
         )
-    ignore_index = getattr(loss, "ignore_index", None)  # MONAI 1.6 has it
+    ignore_index = getattr(loss, "ignore_index", None)  # of MONAI 1.6.1
     if ignore_index is not None and channels > 1:
         refuse(name, "ignore_index", "None with a target of several channels", ignore_index)
     entropy = name == "DiceCELoss"

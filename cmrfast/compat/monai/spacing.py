@@ -76,12 +76,7 @@ class SpatialResample(transforms.SpatialResample):
             refuse("Spacingd", "images", "(C, *S) with 2 or 3 space axes", tuple(img.shape))
         source = to_affine_nd(axes, source_affine).to(torch.float64).cpu()
         target = torch.as_tensor(to_affine_nd(axes, dst_affine)).to(source)
-        try:
-            vox_from_vox = torch.as_tensor(np.linalg.solve(source.numpy(), target.numpy()))
-        except np.linalg.LinAlgError:
-            raise ValueError(
-                f"compat.monai.Spacingd: affine must be invertible; got {source.tolist()}"
-            ) from None
+        vox_from_vox = torch.as_tensor(np.linalg.solve(source.numpy(), target.numpy()))
         unchanged = shape == size and (
             torch.allclose(source, target, atol=AFFINE_TOL)
             or torch.allclose(vox_from_vox, torch.eye(axes + 1).double(), atol=AFFINE_TOL)

@@ -221,9 +221,10 @@ def test_slices():
 
 def test_patches_larger_than_the_image_are_padded():
     size = (20, 36, 40)
-    batch = loader(patches(size, size), augmentation=AUGMENTATION).batch(0)
-    assert batch["data"].isfinite().all()
-    assert (batch["target"][:, :, 0, 0] == 0).all()
+    assert loader(patches(size, size), augmentation=AUGMENTATION).batch(0)["data"].isfinite().all()
+    batch = loader(patches(size, size, oversample=0.0)).batch(0)
+    assert (batch["data"][:, :, 0] == 0).all()
+    assert (batch["data"][:, :, 10, 18] != 0).any()
 
 
 def test_batches_are_a_function_of_seed_and_step():

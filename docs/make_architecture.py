@@ -34,7 +34,7 @@ LAYERS: tuple[dict[str, str], ...] = (
     {"methods": "one record and one folder per paper"},
     {"train": "options, plan, trainer, checkpoints"},
     {"runs": "predict, evaluate, report, view"},
-    {"cli": "the command", "compat": "drop-ins for nnU-Net, MONAI and Lightning"},
+    {"cli": "the command", "compat": "drop-ins for MONAI, nnU-Net, Lightning"},
 )
 #: What every package may import; drawn as boxes without arrows.
 FOUNDATION = tuple(LAYERS[0])

@@ -1,7 +1,6 @@
 """The trainer, loss, positions and export of cmrfast.compat.nnunet, compared with nnU-Net's own."""
 
 import json
-import os
 import sys
 
 import numpy as np
@@ -11,10 +10,6 @@ import torch
 from tests.compat.test_nnunet import AUGMENTATION, Memory, patches
 
 pytest.importorskip("nnunetv2", reason="needs the extra nnunet")
-
-# nnU-Net says at import that its folders are not set; the tests set them afterwards.
-for _kind in ("raw", "preprocessed", "results"):
-    os.environ.setdefault(f"nnUNet_{_kind}", "unset")
 
 from batchgenerators.utilities.file_and_folder_operations import save_pickle
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
@@ -53,7 +48,8 @@ def test_ranges_are_those_of_the_installed_nnunet():
         AUGMENTATION.p_rotation,
         AUGMENTATION.p_scaling,
     )
-    assert spatial.scaling == AUGMENTATION.scaling and spatial.p_elastic_deform == 0
+    assert spatial.scaling == AUGMENTATION.scaling
+    assert spatial.p_elastic_deform == 0
     random = [t for t in others if isinstance(t, RandomTransform)]
     steps = ("noise", "blur", "gain", "contrast", "low_res", "gamma_inverted", "gamma")
     for step, given in zip(steps, random, strict=True):
@@ -128,7 +124,8 @@ def test_places_are_distributed_as_nnunets(forced):
     made = PatchLoader(cases, patches(size, margin), Targets())
     draws = np.random.default_rng(1).random((1000, 5))
     found = np.array([made._place(shape, properties, forced, list(u)) for u in draws])
-    assert (found.min(0) == expected.min(0)).all() and (found.max(0) == expected.max(0)).all()
+    assert (found.min(0) == expected.min(0)).all()
+    assert (found.max(0) == expected.max(0)).all()
     np.testing.assert_allclose(found.mean(0), expected.mean(0), atol=0.7)
     np.testing.assert_allclose(found.std(0), expected.std(0), atol=0.5)
 
@@ -159,9 +156,9 @@ _RESAMPLING = {
 def plan(resampling="default", spacing=(3.0, 1.5, 1.5), batch_dice=False, **options):
     name, given = _RESAMPLING[resampling]
     architecture = {
-        "n_stages": 2, "features_per_stage": [4, 8], "conv_op": "torch.nn.modules.conv.Conv3d",
-        "kernel_sizes": [[3] * 3] * 2, "strides": [[1] * 3, [2] * 3], "n_conv_per_stage": [1, 1],
-        "n_conv_per_stage_decoder": [1], "conv_bias": True,
+        "n_stages": 3, "features_per_stage": [4, 8, 8], "conv_op": "torch.nn.modules.conv.Conv3d",
+        "kernel_sizes": [[3] * 3] * 3, "strides": [[1] * 3, [2] * 3, [2] * 3],
+        "n_conv_per_stage": [1] * 3, "n_conv_per_stage_decoder": [1] * 2, "conv_bias": True,
         "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
         "norm_op_kwargs": {"eps": 1e-05, "affine": True}, "dropout_op": None,
         "dropout_op_kwargs": None, "nonlin": "torch.nn.LeakyReLU", "nonlin_kwargs": {},
@@ -208,7 +205,9 @@ def case_properties(spacing=(2.0, 1.0, 1.0), shape=(13, 31, 29)):
         "shape_before_cropping": tuple(n + 4 for n in shape),
         "bbox_used_for_cropping": [[1, n + 1] for n in shape],
         "shape_after_cropping_and_before_resampling": shape,
-        "sitk_stuff": {"spacing": spacing[::-1], "origin": (0, 0, 0), "direction": np.eye(3).ravel()},
+        "sitk_stuff": {
+            "spacing": spacing[::-1], "origin": (0, 0, 0), "direction": np.eye(3).ravel()
+        },
     }  # fmt: skip
 
 
@@ -221,7 +220,8 @@ def test_export_gives_nnunets_labels(resampling, spacing):
     arguments = (logits, plans, configuration, labels, properties)
     found = convert_predicted_logits_to_segmentation_with_correct_shape(*arguments)
     expected = their_export.convert_predicted_logits_to_segmentation_with_correct_shape(*arguments)
-    assert found.dtype == expected.dtype and found.shape == expected.shape
+    assert found.dtype == expected.dtype
+    assert found.shape == expected.shape
     assert (found != expected).mean() < 1e-3, "ties and rounding"
 
 
@@ -258,7 +258,6 @@ def test_exported_files(tmp_path, save_probabilities):
 def data_set(tmp_path, monkeypatch):
     """A preprocessed data set of nnU-Net, and where its trainer writes."""
     from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
-    from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as module
 
     base = tmp_path / "preprocessed" / "Dataset001_Tiny"
     truth, stored = base / "gt_segmentations", base / "tiny_3d"
@@ -268,6 +267,7 @@ def data_set(tmp_path, monkeypatch):
     for name, (image, label, _, properties) in Memory(((10, 22, 20),) * 3).stored.items():
         properties |= case_properties(shape=image.shape[1:])
         label = np.clip(label, 0, 2)
+        properties["class_locations"][-1, 0, 1] = np.argwhere(label < 2)
         nnUNetDatasetNumpy.save_case(image, label, properties, str(stored / name))
         save_pickle(properties, str(stored / f"{name}.pkl"))
         whole = np.zeros(properties["shape_before_cropping"], np.uint8)
@@ -279,7 +279,6 @@ def data_set(tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
-    monkeypatch.setattr(module, "nnUNet_preprocessed", module.nnUNet_preprocessed)
     return tmp_path
 
 
@@ -301,15 +300,18 @@ def losses(trainer):
     return values
 
 
+@pytest.mark.slow  # nnU-Net scores in processes of its own
 def test_trains_and_validates(data_set, monkeypatch):
     monkeypatch.setattr(ours, "default_num_processes", 1)
     trainer = make()
     trainer.run_training()
     trainer.perform_actual_validation()
     folder = next((data_set / "results").rglob("validation"))
-    assert (folder / "case2.nii.gz").exists() and (folder / "summary.json").exists()
+    assert (folder / "case2.nii.gz").exists()
+    assert (folder / "summary.json").exists()
     log = "".join(p.read_text() for p in folder.parent.glob("training_log*"))
-    assert "Mean Validation Dice" in log and "cmrfast:" not in log
+    assert "Mean Validation Dice" in log
+    assert "cmrfast:" not in log
     assert isinstance(trainer.loss.loss, SegmentationLoss)
 
 
@@ -332,7 +334,8 @@ def test_regions_and_ignore_labels_train_with_nnunets_loss(data_set, ignore):
     )
     if not ignore:
         batch = trainer.dataloader_train.batch(0)["target"][0]
-        assert batch.dtype == torch.bool and batch.shape[1] == 2
+        assert batch.dtype == torch.bool
+        assert batch.shape[1] == 2
 
 
 def test_cascades_are_refused_by_name(data_set):

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from cmrfast.data.random import uniforms
 
+_BLOCK = 64
+
 
 class Stream:
     """Independent uniform numbers in [0, 1) of each sample, others in every call.
@@ -24,12 +26,16 @@ class Stream:
 
     def __init__(self, seed: int, samples: Tensor, first: int = 0) -> None:
         self._seed, self._samples, self._next = seed, samples, first
+        self._values = torch.empty(len(samples), 0, dtype=torch.float64)
 
     def __call__(self, *shape: int) -> Tensor:
         """(n, *shape) float64."""
-        values = uniforms(self._seed, self._next, self._samples, math.prod(shape))
-        self._next += 1
-        return values.view(-1, *shape)
+        count = math.prod(shape)
+        if count > self._values.shape[1]:  # made in blocks: small tensors cost time, not numbers
+            self._values = uniforms(self._seed, self._next, self._samples, max(count, _BLOCK))
+            self._next += 1
+        values, self._values = self._values[:, :count], self._values[:, count:]
+        return values.reshape(-1, *shape)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from cmrfast.losses import dice_ce_loss
+from cmrfast.losses import Over, dice_ce_loss
 
 
 class SegmentationLoss(nn.Module):
@@ -28,5 +28,5 @@ class SegmentationLoss(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """The loss of logits (B, K, *S) and labels (B, 1, *S), a scalar."""
-        over = "batch" if self.batch_dice else "image"
+        over: Over = "batch" if self.batch_dice else "image"
         return dice_ce_loss(logits, target, over=over, smooth=self.smooth) - 1

@@ -121,7 +121,7 @@ class CmrfastTrainer(nnUNetTrainer):
             self.batch_size,
             size,
             margin_size,
-            tuple(self.label_manager.all_labels),
+            tuple(int(label) for label in self.label_manager.all_labels),
             oversample=self.oversample_foreground_percent,
             probabilistic=self.probabilistic_oversampling,
             has_ignore_label=self.label_manager.has_ignore_label,

@@ -6,6 +6,7 @@ from cmrfast.runs.evaluate import Evaluation, evaluate
 from cmrfast.runs.predict import Outcome, predict
 from cmrfast.runs.report import report
 from cmrfast.runs.verify import Verification, verify
+from cmrfast.runs.weights import demo_weights
 
 __all__ = [
     "Evaluation",
@@ -13,6 +14,7 @@ __all__ = [
     "Verification",
     "compare",
     "demo",
+    "demo_weights",
     "evaluate",
     "predict",
     "report",

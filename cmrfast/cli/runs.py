@@ -1,4 +1,4 @@
-"""Commands about runs: predict, evaluate, report, view, verify, demo."""
+"""Commands about runs: predict, evaluate, report, view, verify, demo, weights."""
 
 import json
 from pathlib import Path
@@ -228,3 +228,18 @@ def demo(
     from cmrfast.runs.demo import demo as run_demo
 
     run_demo(out, say=show_lines)
+
+
+@app.command(epilog="Example: cmrfast weights joint_scar demo-scar")
+def weights(
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="One of all but siamese_lesion.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
+) -> None:
+    """Copy a small network that was trained on synthetic patients, to try predictions.
+
+    The folder is a run. Its card.md says what the network was trained on; it is of no use on patients.
+    """
+    from cmrfast.runs.weights import demo_weights
+
+    run = demo_weights(method, out)
+    show(f"{run.path}: {method}, trained on synthetic patients only; see card.md")

@@ -7,6 +7,7 @@ from cmrfast.runs.predict import Outcome, predict
 from cmrfast.runs.report import report
 from cmrfast.runs.verify import Verification, verify
 from cmrfast.runs.view import CaseOptions, view_case, view_files
+from cmrfast.runs.weights import demo_weights
 
 __all__ = [
     "CaseOptions",
@@ -15,6 +16,7 @@ __all__ = [
     "Verification",
     "compare",
     "demo",
+    "demo_weights",
     "evaluate",
     "predict",
     "report",

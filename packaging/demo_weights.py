@@ -22,12 +22,12 @@ from cmrfast.train.checkpoint import Checkpoint, CheckpointFolder
 CARD = """\
 # {method}
 
-**Trained on synthetic patients only. Not for use on patients, and no starting point for a benchmark.**
+**Trained on synthetic patients only. Not for use on patients.**
 
 | | |
 |---|---|
 | network | `{method}`, {parameters:,} parameters; changed fields: {changes} |
-| training | {steps} steps on {trained} phantoms in the layout `{layout}` (seed {seed}, voxels enlarged {shrink} times) |
+| training | {steps} steps on {trained} phantoms, `{layout}` (seed {seed}, voxels x {shrink}) |
 | tested on | {tested} other phantoms (seed {test_seed}) |
 {scores}
 | made by | `python packaging/demo_weights.py {method}`, cmrfast {version}, torch {torch} |

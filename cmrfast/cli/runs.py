@@ -237,7 +237,8 @@ def weights(
 ) -> None:
     """Copy a small network that was trained on synthetic patients, to try predictions.
 
-    The folder is a run. Its card.md says what the network was trained on; it is of no use on patients.
+    The folder is a run, and its card.md says what the network was trained on. It is of no use on
+    patients.
     """
     from cmrfast.runs.weights import demo_weights
 

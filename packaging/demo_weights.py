@@ -12,12 +12,16 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+
 import cmrfast
+from cmrfast import methods
 from cmrfast.data.phantom import write_phantoms
 from cmrfast.runs.evaluate import Evaluation, evaluate
 from cmrfast.runs.weights import FOLDER
 from cmrfast.train import Run, train
-from cmrfast.train.checkpoint import Checkpoint, CheckpointFolder
+from cmrfast.train.checkpoint import Checkpoint
 
 CARD = """\
 # {method}
@@ -100,23 +104,28 @@ def make(method: str, spec: Spec, work: Path) -> None:
         device="cpu",
         stream=sys.stderr,
     )
-    evaluation = evaluate(run, work / "test", part="all")
-    keep(run, FOLDER / method)
-    (FOLDER / method / "card.md").write_text(card(method, spec, run, evaluation), "utf-8")
+    kept = keep(run, FOLDER / method)
+    evaluation = evaluate(kept, work / "test", part="all")
+    (FOLDER / method / "card.md").write_text(card(method, spec, kept, evaluation), "utf-8")
 
 
-def keep(run: Run, folder: Path) -> None:
-    """Write a run without optimiser, log and what it says of this machine."""
-    Run(folder, run.plan, "phantoms", run.fitted).save()
-    kept = run.checkpoint()
-    weights = {"model": kept.state["model"]}
-    CheckpointFolder(folder).save(Checkpoint(kept.step, kept.made_for, weights, kept.score))
+def keep(run: Run, folder: Path) -> Run:
+    """Write a run in half precision, without optimiser, log and what it says of this machine."""
+    kept = Run(folder, run.plan, "phantoms", run.fitted)
+    kept.save()
+    checkpoint = run.checkpoint()
+    weights = {n: w.half() if w.is_floating_point() else w for n, w in _weights(checkpoint).items()}
+    state = {"model": weights}
+    kept.checkpoints.save(Checkpoint(checkpoint.step, checkpoint.made_for, state, checkpoint.score))
+    return kept
+
+
+def _weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    return dict(checkpoint.state["model"])
 
 
 def card(method: str, spec: Spec, run: Run, evaluation: Evaluation) -> str:
     """What a reader must know of the weights."""
-    import torch
-
     summary = evaluation.summary()
     scores = "\n".join(
         f"| {name.replace('_', ' ')} | {summary[name].mean:.3g}{_spread(summary[name].sd)} |"
@@ -144,8 +153,6 @@ def _spread(sd: float) -> str:
 
 
 def _layout(method: str) -> str:
-    from cmrfast import methods
-
     return methods.get(method).datasets[0]
 
 

@@ -339,7 +339,8 @@ def test_messages(make, message):
 
 
 def test_missing_nnunet_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "nnunetv2", None)
+    for name in {"nnunetv2", *(n for n in sys.modules if n.startswith("nnunetv2."))}:
+        monkeypatch.setitem(sys.modules, name, None)
     for name in ("trainer", "export"):
         monkeypatch.delitem(sys.modules, f"cmrfast.compat.nnunet.{name}", raising=False)
         with pytest.raises(ImportError, match="pip install 'cmrfast\\[nnunet\\]'"):

@@ -64,9 +64,16 @@ def link_flags() -> list[str]:
 
 
 def cpu_levels() -> dict[str, list[str]]:
-    """The levels worth building on this processor family, each with its compiler flags."""
+    """The levels to build, each with its compiler flags.
+
+    Default all of this processor family; `CMRFAST_CPU_LEVELS="avx2"` names some of them.
+    """
     x86 = platform.machine().lower() in ("x86_64", "amd64")
-    return CPU_LEVELS if x86 else {"baseline": []}
+    levels = CPU_LEVELS if x86 else {"baseline": []}
+    wanted = os.environ.get("CMRFAST_CPU_LEVELS", "").split() or list(levels)
+    if unknown := [level for level in wanted if level not in levels]:
+        sys.exit(f"CMRFAST_CPU_LEVELS: must name some of {', '.join(levels)}; got {unknown[0]!r}")
+    return {level: flags for level, flags in levels.items() if level in wanted}
 
 
 def torch_folder() -> Path | None:

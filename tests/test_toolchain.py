@@ -49,6 +49,18 @@ def test_modes_of_the_cpu_build(toolchain, monkeypatch):
         toolchain.cpu_mode()
 
 
+def test_levels_to_build(toolchain, monkeypatch):
+    monkeypatch.setattr(toolchain.platform, "machine", lambda: "x86_64")
+    monkeypatch.delenv("CMRFAST_CPU_LEVELS", raising=False)
+    assert list(toolchain.cpu_levels()) == ["baseline", "avx2", "avx512"]
+    monkeypatch.setenv("CMRFAST_CPU_LEVELS", "avx2 baseline")
+    assert list(toolchain.cpu_levels()) == ["baseline", "avx2"]
+    monkeypatch.setattr(toolchain.platform, "machine", lambda: "aarch64")
+    message = "CMRFAST_CPU_LEVELS: must name some of baseline; got 'avx2'"
+    with pytest.raises(SystemExit, match=message):
+        toolchain.cpu_levels()
+
+
 @pytest.mark.parametrize(("system", "flag"), [("linux", False), ("darwin", True)])
 def test_symbols_of_the_process_are_left_to_the_loader(toolchain, monkeypatch, system, flag):
     monkeypatch.setattr(sys, "platform", system)

@@ -15,6 +15,7 @@ from cmrfast.ops._op import OPS
 _CHOICES = ("auto", "native", "triton", "reference")
 _SLOWEST_FIRST = ("reference", "triton", "native")
 _PACKAGE = Path(__file__).parent.parent
+_CPU_LEVELS = ("baseline", "avx2", "avx512")
 
 
 @dataclass
@@ -79,7 +80,7 @@ def _load_cpu() -> str:
         raise ImportError("installed as pure Python; every op runs its reference")
     try:
         module = importlib.import_module("cmrfast._C")
-        level = str(os.environ.get("CMRFAST_CPU_LEVEL") or module.cpu_level())
+        level = os.environ.get("CMRFAST_CPU_LEVEL") or _widest_level(module.cpu_level())
         torch.ops.load_library(_cpu_library(level))
     except OSError as error:
         raise ImportError(
@@ -88,6 +89,13 @@ def _load_cpu() -> str:
             f"pip install --force-reinstall --no-deps .  ({error})"
         ) from error
     return level
+
+
+def _widest_level(supported: str) -> str:
+    """The widest level that was built, of those that the processor supports."""
+    levels = _CPU_LEVELS[: _CPU_LEVELS.index(supported) + 1]
+    built = [level for level in levels if list(_PACKAGE.glob(f"_cpu_{level}.*"))]
+    return built[-1] if built else supported
 
 
 def _cpu_library(level: str) -> str:

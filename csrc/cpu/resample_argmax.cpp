@@ -35,16 +35,43 @@ struct Winners {
   }
 };
 
-template <class T>
-struct Labels {
-  T* to;
-  T fill;
-
-  template <class From>
-  void write(int64_t offset, const From* from, int64_t count) const {
-    for (int64_t k = 0; k < count; ++k) to[offset + k] = static_cast<T>(from[k]);
+// Where labels go. Their dtype matters only here: the loops below are compiled once for all.
+class Labels {
+ public:
+  template <class T>
+  static Labels of(const Tensor& out, int64_t fill) {
+    return {write<T>(out), fill, &store<T, int32_t>, &store<T, int64_t>, &repeat<T>};
   }
-  void write_fill(int64_t offset, int64_t count) const { std::fill_n(to + offset, count, fill); }
+
+  void put(int64_t offset, const int32_t* from, int64_t count) const {
+    narrow_(to_, offset, from, count);
+  }
+  void put(int64_t offset, const int64_t* from, int64_t count) const {
+    wide_(to_, offset, from, count);
+  }
+  void put_fill(int64_t offset, int64_t count) const { fill_n_(to_, offset, fill_, count); }
+
+ private:
+  template <class T, class From>
+  static void store(void* to, int64_t offset, const From* from, int64_t count) {
+    T* labels = static_cast<T*>(to) + offset;
+    for (int64_t k = 0; k < count; ++k) labels[k] = static_cast<T>(from[k]);
+  }
+  template <class T>
+  static void repeat(void* to, int64_t offset, int64_t fill, int64_t count) {
+    std::fill_n(static_cast<T*>(to) + offset, count, static_cast<T>(fill));
+  }
+
+  Labels(void* to, int64_t fill, void (*narrow)(void*, int64_t, const int32_t*, int64_t),
+         void (*wide)(void*, int64_t, const int64_t*, int64_t),
+         void (*fill_n)(void*, int64_t, int64_t, int64_t))
+      : to_(to), fill_(fill), narrow_(narrow), wide_(wide), fill_n_(fill_n) {}
+
+  void* to_;
+  int64_t fill_;
+  void (*narrow_)(void*, int64_t, const int32_t*, int64_t);
+  void (*wide_)(void*, int64_t, const int64_t*, int64_t);
+  void (*fill_n_)(void*, int64_t, int64_t, int64_t);
 };
 
 // The logits of an axis-aligned matrix, with their axes in the order of the output's. Strides serve
@@ -111,9 +138,9 @@ class BlendedRows {
   T fraction_;
 };
 
-template <class S, class T, class Label>
+template <class S, class T>
 void aligned(const Tensor& logits, const double* matrix, const int64_t* source, const int64_t* size,
-             const Labels<Label>& out) {
+             const Labels& out) {
   const Aligned<S> from(logits, source);
   const auto axis = [&](int d) {
     const double* m = matrix + source[d] * 4;
@@ -135,7 +162,7 @@ void aligned(const Tensor& logits, const double* matrix, const int64_t* source, 
   for_each_task(size[0] * groups, [&](int64_t task) {
     const int64_t i = task / groups, j0 = task % groups * rows, j1 = std::min(j0 + rows, size[1]);
     const int64_t to = (i * size[1] + j0) * size[2];
-    if (ai.cell[i] < 0 || count == 0) return out.write_fill(to, (j1 - j0) * size[2]);
+    if (ai.cell[i] < 0 || count == 0) return out.put_fill(to, (j1 - j0) * size[2]);
     Winners<T> winners(rows * count);
     BlendedRows<S, T> blended(from, begin, end);
     std::vector<T> row(static_cast<size_t>(end + 1));
@@ -165,20 +192,19 @@ void aligned(const Tensor& logits, const double* matrix, const int64_t* source, 
     for (int64_t j = j0; j < j1; ++j) {
       const int64_t at = to + (j - j0) * size[2];
       if (aj.cell[j] < 0) {
-        out.write_fill(at, size[2]);
+        out.put_fill(at, size[2]);
         continue;
       }
-      out.write_fill(at, first);
-      out.write(at + first, winners.label.data() + (j - j0) * count, count);
-      out.write_fill(at + last, size[2] - last);
+      out.put_fill(at, first);
+      out.put(at + first, winners.label.data() + (j - j0) * count, count);
+      out.put_fill(at + last, size[2] - last);
     }
   });
 }
 
 // Any matrix: a task makes one row.
-template <class S, class T, class Index, int DIMS, class Label>
-void general(const Tensor& logits, const double* matrix, const int64_t* size,
-             const Labels<Label>& out) {
+template <class S, class T, class Index, int DIMS>
+void general(const Tensor& logits, const double* matrix, const int64_t* size, const Labels& out) {
   const Call<DIMS> call(torch::stable::unsqueeze(logits, 0), size,
                         static_cast<int64_t>(Mode::kLinear),
                         static_cast<int64_t>(Border::kClampHalf), 0);
@@ -215,17 +241,17 @@ void general(const Tensor& logits, const double* matrix, const int64_t* size,
     }
     checked(inside.end, reached.end);
     const int64_t to = task * count;
-    out.write_fill(to, reached.begin);
-    out.write_fill(to + reached.end, count - reached.end);
+    out.put_fill(to, reached.begin);
+    out.put_fill(to + reached.end, count - reached.end);
+    out.put(to + reached.begin, winners.label.data() + reached.begin, reached.end - reached.begin);
     for (int64_t k = reached.begin; k < reached.end; ++k) {
-      out.to[to + k] = winners.label[k] < 0 ? out.fill : static_cast<Label>(winners.label[k]);
+      if (winners.label[k] < 0) out.put_fill(to + k, 1);
     }
   });
 }
 
-template <class S, class Label>
-void label(const Tensor& logits, const double* matrix, const int64_t* size,
-           const Labels<Label>& out) {
+template <class S>
+void label(const Tensor& logits, const double* matrix, const int64_t* size, const Labels& out) {
   using T = decltype(to_real(S{}));
   int64_t source[3];
   if (logits.dim() == 4 && find_axes(matrix, source)) {
@@ -281,8 +307,7 @@ Tensor resample_argmax(const Tensor& logits, const Tensor& matrix_any,
                   "resample_argmax: logits, matrix and size do not fit one another");
   Tensor out = fresh(logits, size, dtype);
   with_integer(dtype, [&](auto zero) {
-    using Label = decltype(zero);
-    const Labels<Label> labels{write<Label>(out), static_cast<Label>(fill)};
+    const auto labels = Labels::of<decltype(zero)>(out, fill);
     with_floating(logits.scalar_type(), [&](auto value) {
       label<decltype(value)>(logits, read<double>(matrix), size.data(), labels);
     });

@@ -10,6 +10,7 @@ import pytest
 
 import cmrfast
 from cmrfast import ops
+from cmrfast.ops import _backend
 from cmrfast.ops._backend import STATUS
 
 PACKAGE = Path(cmrfast.__file__).parent
@@ -116,6 +117,19 @@ def test_every_cpu_level_passes_the_contract(level):
     env = {**os.environ, "CMRFAST_CPU_LEVEL": level}
     run = subprocess.run(command, capture_output=True, text=True, env=env)
     assert run.returncode == 0, run.stdout
+
+
+def test_the_widest_level_that_was_built_is_loaded(monkeypatch, tmp_path):
+    monkeypatch.setattr(_backend, "_PACKAGE", tmp_path)
+    assert _backend._widest_level("avx2") == "avx2"  # none was built: a message names it
+    for built, supported, level in (
+        ("baseline", "avx512", "baseline"),
+        ("avx512", "avx2", "baseline"),
+        ("avx2", "avx512", "avx512"),
+        ("avx2", "avx2", "avx2"),
+    ):
+        (tmp_path / f"_cpu_{built}.so").touch()
+        assert _backend._widest_level(supported) == level
 
 
 @native

@@ -231,7 +231,7 @@ def _box(
 
 
 def _channels_and_size(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Of an image (C, *S), tokens (N, C) or a vector (C,)."""
+    """Channels and size of an image (C, *S), of tokens (N, C) or of a vector (C,)."""
     if len(shape) == 2:
         return shape[1], round(math.sqrt(shape[0]))
     return shape[0], shape[-1] if len(shape) > 2 else 1

@@ -146,7 +146,9 @@ def view(
     ],
     over: Annotated[
         list[str] | None,
-        typer.Argument(metavar="CASE|MASK", help="Of a RUN, a patient; of an IMAGE, masks, maps."),
+        typer.Argument(
+            metavar="CASE|MASK", help="For a RUN, a patient; for an IMAGE, masks or maps."
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -160,14 +162,14 @@ def view(
     ] = None,
     max_mb: Annotated[float, typer.Option(help="Limit for the volumes in the page.")] = 64.0,
     data: Annotated[
-        Path | None, typer.Option(help="Of a RUN; default where it was in training.")
+        Path | None, typer.Option(help="For a RUN; default where it was in training.")
     ] = None,
     labels: Labels = None,
     device: Device = "auto",
 ) -> None:
     """Show a case in 3-D, on a page that needs no other file and no network.
 
-    Of a RUN, the patient is predicted, and shown with the prediction, the reference labels and how
+    For a RUN, the patient is predicted and shown with the prediction, the reference labels and how
     both differ. Masks hold whole numbers, maps values from 0 to 1, such as probabilities.
     """
     names = over or []

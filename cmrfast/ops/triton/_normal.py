@@ -11,7 +11,7 @@ _TURN = tl.constexpr(6.283185307179586 / 2**32)
 
 @triton.jit
 def _sine_cosine(turn, ACC: tl.constexpr):
-    """Cosine and sine of turn / 2^32 of a full circle, by Taylor's series in an eighth of it."""
+    """Sine and cosine of turn / 2^32 of a full circle, by Taylor's series in an eighth of it."""
     quarter = (turn + 0x20000000) >> 30
     angle = (turn - (quarter << 30)).to(tl.int32, bitcast=True).to(ACC) * tl.full((1,), _TURN, ACC)
     square = angle * angle

@@ -51,9 +51,9 @@ def test_it_starts_from_a_file():
     source = run_training("source", seed=1)
     tensors = weights_of(source)
     save_file(tensors, "weights.safetensors")
-    halves = {n: x.bfloat16() if x.is_floating_point() else x for n, x in tensors.items()}
-    save_file(halves, "half.safetensors")
-    for file, wanted in (("weights", tensors), ("half", halves)):
+    half_precision = {n: x.bfloat16() if x.is_floating_point() else x for n, x in tensors.items()}
+    save_file(half_precision, "half.safetensors")
+    for file, wanted in (("weights", tensors), ("half", half_precision)):
         started = without_learning(file, init=f"{file}.safetensors")
         for name, tensor in started.items():
             torch.testing.assert_close(tensor, wanted[name].float(), rtol=0, atol=1e-20)

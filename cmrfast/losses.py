@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from cmrfast.ops import nt_xent
 from cmrfast.ops.dice_ce_loss import ALL, OVERS, Terms, loss_op
 from cmrfast.ops.dice_ce_sums import Activation, class_sums
+from cmrfast.ops.nt_xent import Negatives
 
 Over = Literal["image", "batch", "all"]
 Classes = Literal["foreground", "all"]
@@ -177,9 +178,16 @@ class NTXentLoss(_Options):
     """``cmrfast.ops.nt_xent`` as a module; the same options."""
 
     def __init__(
-        self, *, temperature: float = 0.07, symmetric: bool = False, group: Any = None
+        self,
+        *,
+        temperature: float = 0.07,
+        symmetric: bool = False,
+        negatives: Negatives = "candidates",
+        group: Any = None,
     ) -> None:
-        super().__init__(temperature=temperature, symmetric=symmetric, group=group)
+        super().__init__(
+            temperature=temperature, symmetric=symmetric, negatives=negatives, group=group
+        )
 
     def forward(self, anchors: Tensor, candidates: Tensor, targets: Tensor | None = None) -> Tensor:
         """The loss, a scalar."""

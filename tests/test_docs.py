@@ -16,6 +16,7 @@ import pytest
 from cmrfast import methods
 from cmrfast.data.datasets import LAYOUTS
 from cmrfast.models import MODELS
+from tests.support import browser
 from tests.support.markdown import blocks, run_bash, run_python
 from tests.support.paths import ROOT
 
@@ -98,6 +99,7 @@ def test_the_added_method_runs_as_the_others_do(with_added_method):
     folder = with_added_method
     code = f"""
 import pytest
+from tests.support import browser
 from tests.support.markdown import blocks, run_bash
 from tests.support.paths import ROOT
 patch = pytest.MonkeyPatch()
@@ -203,6 +205,20 @@ def test_the_site_loads_nothing_from_elsewhere(site):
         assert "&gt;&gt;&gt;" not in re.sub(r"<pre.*?</pre>", "", text, flags=re.DOTALL)
     for sheet in site.rglob("*.css"):
         assert not re.search(r"url\(['\"]?(https?:)?//", sheet.read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not browser.CHROMIUM, reason="there is no chromium")
+def test_search_works_from_a_disk(site):
+    field = "document.querySelector('[data-md-component=search-query]')"
+    found = "document.querySelectorAll('.md-search-result__item a')"
+    with browser.Browser(site / "api" / "losses.html", gl=False) as page:
+        page.run(f"{field}.focus(), {field}.value = 'augmentation'")
+        page.run(f"{field}.dispatchEvent(new KeyboardEvent('keyup', {{bubbles: true}}))")
+        page.wait(f"{found}.length > 0")
+        assert "augmentation" in page.run(f"[...{found}].map(link => link.href).join()")
+        assert not page.errors
+        assert not page.requests
 
 
 PACKAGES = ["ops", "losses", "metrics", "models", "data", "data.prepare", "infer"]

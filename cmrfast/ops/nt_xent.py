@@ -1,6 +1,6 @@
 """NT-Xent, the contrastive loss on cosine similarities, without storing the similarity matrix."""
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from cmrfast.ops._check import (
 )
 from cmrfast.ops._op import define
 
+#: The rows that are negatives of an anchor: other candidates, or other anchors too.
+Negatives = Literal["candidates", "both"]
+
 
 def nt_xent(
     anchors: Tensor,
@@ -24,6 +27,7 @@ def nt_xent(
     temperature: float = 0.07,
     targets: Tensor | None = None,
     symmetric: bool = False,
+    negatives: Negatives = "candidates",
     group: Any = None,
 ) -> Tensor:
     """Cross entropy of the softmax over candidates of cosine / temperature, averaged over anchors.
@@ -32,9 +36,11 @@ def nt_xent(
     anchors. ``NTXentLoss(temperature)(anchors, labels, ref_emb=candidates, ref_labels=labels)`` of
     pytorch-metric-learning is equal if no label occurs twice. With repeated labels it has several
     positives per anchor, each without the others in its denominator; here every candidate but the
-    target is a negative. SimCLR (Chen et al. 2020) takes each of the 2N views as an anchor and the
-    softmax over the 2N - 1 others, so its negatives come from both views; here they come from one,
-    and ``symmetric`` averages the two directions without mixing them.
+    target is a negative. ``symmetric`` averages the two directions without mixing them.
+
+    SimCLR (Chen et al. 2020) takes each row of both views as an anchor and the softmax over the
+    2N - 1 others: that is ``negatives="both"``, and equal to pytorch-metric-learning's
+    ``NTXentLoss(temperature)(torch.cat((anchors, candidates)), torch.cat((labels, labels)))``.
 
     Args:
         anchors: (N, D), floating; rows of any finite magnitude, zero rows have cosine 0.
@@ -43,6 +49,8 @@ def nt_xent(
         targets: (N,) integer, the candidate that is each anchor's positive; default its own index.
             Checked on the CPU; under compilation and on other devices an invalid target gives NaN.
         symmetric: average with the loss of candidates as anchors (N = M, no targets).
+        negatives: "candidates", or "both" for SimCLR's loss (N = M, no targets, not symmetric,
+            since the rows of both views are anchors already).
         group: ``torch.distributed`` group whose candidates are gathered as further negatives;
             targets then index the candidates of all ranks. The mean over ranks is the loss of all
             anchors, as are the gradients under DDP. Not under ``torch.compile(fullgraph=True)``.
@@ -55,8 +63,10 @@ def nt_xent(
         >>> round(nt_xent(features, features).item(), 4)
         3.4657
     """
-    _check(anchors, candidates, temperature, targets, symmetric)
+    _check(anchors, candidates, temperature, targets, symmetric, negatives)
     anchors, candidates = nt_xent_op.upcast(anchors), nt_xent_op.upcast(candidates)
+    if negatives == "both":
+        return _both_views(torch.cat((anchors, candidates)), temperature, group)
     if not symmetric:
         return _one_way(anchors, candidates, temperature, targets, group)
     if group is None:
@@ -76,12 +86,7 @@ def _need_gradients(anchors: Tensor, candidates: Tensor) -> bool:
 def _one_way(
     anchors: Tensor, candidates: Tensor, temperature: float, targets: Tensor | None, group: Any
 ) -> Tensor:
-    first, factor = 0, 1.0
-    if group is not None:
-        from cmrfast.ops._collectives import gather_rows, share_of_mean
-
-        candidates, first = gather_rows(candidates, group)
-        factor = share_of_mean(anchors, group)
+    candidates, first, factor = _of_all_ranks(candidates, anchors, group)
     count = candidates.shape[0]
     if targets is None:
         targets = torch.arange(first, first + anchors.shape[0], device=anchors.device)
@@ -92,8 +97,28 @@ def _one_way(
                 f"nt_xent: targets must be 0 to {count - 1}; got values from {low} to {high}"
             )
     gradients = _need_gradients(anchors, candidates)
-    loss: Tensor = nt_xent_op(anchors, candidates, targets.long(), temperature, gradients)[0]
+    loss: Tensor = nt_xent_op(anchors, candidates, targets.long(), temperature, None, gradients)[0]
     return loss if factor == 1.0 else loss * factor
+
+
+def _both_views(rows: Tensor, temperature: float, group: Any) -> Tensor:
+    """The loss of 2N rows, N of either view, each among all rows but itself."""
+    candidates, first, factor = _of_all_ranks(rows, rows, group)
+    count = rows.shape[0]
+    partners = torch.arange(first, first + count, device=rows.device).roll(count // 2)
+    gradients = _need_gradients(rows, candidates)
+    loss: Tensor = nt_xent_op(rows, candidates, partners, temperature, first, gradients)[0]
+    return loss if factor == 1.0 else loss * factor
+
+
+def _of_all_ranks(candidates: Tensor, anchors: Tensor, group: Any) -> tuple[Tensor, int, float]:
+    """The candidates of all ranks, where this rank's begin, and the loss's share of their mean."""
+    if group is None:
+        return candidates, 0, 1.0
+    from cmrfast.ops._collectives import gather_rows, share_of_mean
+
+    gathered, first = gather_rows(candidates, group)
+    return gathered, first, share_of_mean(anchors, group)
 
 
 def _check(
@@ -102,6 +127,7 @@ def _check(
     temperature: float,
     targets: Tensor | None,
     symmetric: bool,
+    negatives: str,
 ) -> None:
     for name, rows in (("anchors", anchors), ("candidates", candidates)):
         require_floating("nt_xent", name, rows)
@@ -126,8 +152,14 @@ def _check(
             f"nt_xent: temperature must have a finite inverse in {sum_dtype(anchors)}, so be at "
             f"least {least}; got {temperature}"
         )
-    if symmetric and targets is not None:
-        raise ValueError("nt_xent: symmetric pairs row i with row i; leave out targets")
+    if negatives not in get_args(Negatives):
+        raise ValueError(f"nt_xent: negatives must be candidates or both; got {negatives!r}")
+    both = negatives == "both"
+    if both and symmetric:
+        raise ValueError("nt_xent: negatives='both' is symmetric by itself; leave out symmetric")
+    if (both or symmetric) and targets is not None:
+        name = "negatives='both'" if both else "symmetric"
+        raise ValueError(f"nt_xent: {name} pairs row i with row i; leave out targets")
     if targets is not None:
         require_integer("nt_xent", "targets", targets)
         if targets.shape != anchors.shape[:1]:
@@ -138,7 +170,7 @@ def _check(
     if candidates.shape[0] < 1:
         raise ValueError("nt_xent: there must be at least one candidate; got none")
     n, m = anchors.shape[0], candidates.shape[0]
-    if targets is None and (m != n if symmetric else m < n):
+    if targets is None and (m != n if symmetric or both else m < n):
         raise ValueError(
             "nt_xent: without targets each anchor needs its own candidate; "
             f"got {n} anchors and {m} candidates"
@@ -160,13 +192,22 @@ def _unit(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _reference(
-    anchors: Tensor, candidates: Tensor, targets: Tensor, temperature: float, gradients: bool
+    anchors: Tensor,
+    candidates: Tensor,
+    targets: Tensor,
+    temperature: float,
+    first: int | None,
+    gradients: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     (a, a_inverse), (c, c_inverse) = _unit(upcast(anchors)), _unit(upcast(candidates))
     valid = (targets >= 0) & (targets < len(c))
     one_hot = F.one_hot(torch.where(valid, targets, 0), len(c)).to(a.dtype)
     one_hot = torch.where(valid[:, None], one_hot, torch.nan)
     similarity = a @ c.T
+    if first is not None:
+        itself = torch.arange(first, first + len(a), device=a.device)
+        itself = itself[:, None] == torch.arange(len(c), device=a.device)
+        similarity = similarity.masked_fill(itself, -torch.inf)
     log_p = (similarity / temperature).log_softmax(1)
     loss = -torch.where(one_hot == 0, 0, one_hot * log_p).sum(1).mean()
     if not gradients:
@@ -182,8 +223,8 @@ def _symmetric_reference(
     anchors: Tensor, candidates: Tensor, temperature: float, gradients: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     targets = torch.arange(len(anchors), device=anchors.device)
-    there = nt_xent_op.call(anchors, candidates, targets, temperature, gradients)
-    back = nt_xent_op.call(candidates, anchors, targets, temperature, gradients)
+    there = nt_xent_op.call(anchors, candidates, targets, temperature, None, gradients)
+    back = nt_xent_op.call(candidates, anchors, targets, temperature, None, gradients)
     loss, *grads = ((x + y) / 2 for x, y in zip(there, (back[0], back[2], back[1]), strict=True))
     return loss, grads[0], grads[1]
 
@@ -197,7 +238,7 @@ def _fake(anchors: Tensor, candidates: Tensor, *options: Any) -> tuple[Tensor, T
 
 
 def _backward(inputs: Any, outputs: Any, grad: Tensor, needs_input_grad: Any) -> Any:
-    op = nt_xent_op if len(inputs) == 5 else symmetric_op
+    op = nt_xent_op if len(inputs) == 6 else symmetric_op
     _, grad_anchors, grad_candidates = outputs if inputs[-1] else op(*inputs[:-1], True)
     return (
         (grad * grad_anchors).to(inputs[0].dtype) if needs_input_grad[0] else None,
@@ -207,8 +248,8 @@ def _backward(inputs: Any, outputs: Any, grad: Tensor, needs_input_grad: Any) ->
 
 
 nt_xent_op = define(
-    "nt_xent(Tensor anchors, Tensor candidates, Tensor targets, float temperature, bool gradients)"
-    " -> (Tensor, Tensor, Tensor)",
+    "nt_xent(Tensor anchors, Tensor candidates, Tensor targets, float temperature, int? first,"
+    " bool gradients) -> (Tensor, Tensor, Tensor)",
     reference=_reference,
     fake=_fake,
     backward=_backward,

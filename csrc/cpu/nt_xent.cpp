@@ -118,6 +118,7 @@ template <class T>
 struct Sweep {
   int64_t N, M, D;
   double inverse_temperature;
+  std::optional<int64_t> first_candidate;  // the first anchor's place among the candidates, if any
   bool gradients;
   const T* anchors;
   const int64_t* targets;
@@ -128,12 +129,14 @@ struct Sweep {
   Buffer<T> similarity;  // (kBlock, M), then d loss / d similarity
   std::vector<double> losses;
 
-  Sweep(int64_t N, int64_t M, int64_t D, double temperature, bool gradients, const T* anchors,
+  Sweep(int64_t N, int64_t M, int64_t D, double temperature,
+        std::optional<int64_t> first_candidate, bool gradients, const T* anchors,
         const T* raw_candidates, const int64_t* targets)
       : N(N),
         M(M),
         D(D),
         inverse_temperature(1 / temperature),
+        first_candidate(first_candidate),
         gradients(gradients),
         anchors(anchors),
         targets(targets),
@@ -165,6 +168,9 @@ struct Sweep {
   // The loss of row i of the block; the row becomes d loss / d similarity.
   void softmax_row(int64_t first, int64_t i) {
     T* row = similarity.data() + i * stride;
+    const int64_t itself = first_candidate ? *first_candidate + first + i : -1;
+    const bool excluded = itself >= 0 && itself < M;
+    if (excluded) row[itself] = -std::numeric_limits<T>::infinity();
     const int64_t target = targets[first + i];
     const bool valid = target >= 0 && target < M;
     const T positive = valid ? row[target] : std::numeric_limits<T>::quiet_NaN();
@@ -186,6 +192,7 @@ struct Sweep {
     const double sum = static_cast<double>(at_max) + others;
     losses[first + i] = std::log(sum) + (static_cast<double>(max) - positive) * inverse_temperature;
     if (!gradients) return;
+    if (excluded) row[itself] = 0;
     const double scale = inverse_temperature / static_cast<double>(N);
     const T weight = valid ? static_cast<T>(scale / sum) : std::numeric_limits<T>::quiet_NaN();
     for (int64_t j = 0; j < M; ++j) row[j] *= weight;
@@ -261,7 +268,7 @@ struct Sweep {
 
 std::tuple<Tensor, Tensor, Tensor> nt_xent(const Tensor& anchors_any, const Tensor& candidates_any,
                                            const Tensor& targets_any, double temperature,
-                                           bool gradients) {
+                                           std::optional<int64_t> first, bool gradients) {
   const Tensor anchors = torch::stable::contiguous(anchors_any);
   const Tensor candidates = torch::stable::contiguous(candidates_any);
   const Tensor targets = torch::stable::contiguous(targets_any);
@@ -277,7 +284,7 @@ std::tuple<Tensor, Tensor, Tensor> nt_xent(const Tensor& anchors_any, const Tens
   with_real("nt_xent: anchors", dtype, [&](auto zero) {
     using T = decltype(zero);
     if (N == 0 && gradients) std::fill_n(write<T>(grad_candidates), M * D, T{0});
-    Sweep<T> sweep(N, M, D, temperature, gradients, read<T>(anchors), read<T>(candidates),
+    Sweep<T> sweep(N, M, D, temperature, first, gradients, read<T>(anchors), read<T>(candidates),
                    read<int64_t>(targets));
     *write<T>(loss) = static_cast<T>(sweep.run(write<T>(grad_anchors), write<T>(grad_candidates)));
   });

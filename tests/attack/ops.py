@@ -441,11 +441,14 @@ def _dice_ce_sums(make: Make) -> Call:
 def _nt_xent(make: Make) -> Call:
     n, m, depth = make.count(9), make.numbers.randint(1, 12), make.numbers.randint(1, 9)
     dtype = make.floating()
+    symmetric = make.chance(0.2)
+    negatives = make.one_of("candidates", "candidates", "both", "all")
+    paired = (symmetric or negatives == "both") and make.chance(0.8)
+    m = n if paired else m
     anchors, candidates = (make.values(k, depth, dtype=dtype) for k in (n, m))
     temperature = make.one_of(0.07, 0.5, 1.0, 100.0, 1e-40, 0.0)
-    symmetric = make.chance(0.2)
     targets = None
-    if make.chance(0.6):
+    if not paired and make.chance(0.6):
         high = m if make.chance(0.1) else m - 1
         targets = torch.tensor([make.numbers.randint(0, high) for _ in range(n)]).long()
 
@@ -461,10 +464,14 @@ def _nt_xent(make: Make) -> Call:
     calm = all(x.numel() and 1e-3 < x.abs().amax() < 1e3 for x in (anchors, candidates))
     return Call(
         lambda a, c: ops.nt_xent(
-            a, c, temperature=temperature, targets=targets, symmetric=symmetric
+            *(a, c),
+            temperature=temperature,
+            targets=targets,
+            symmetric=symmetric,
+            negatives=negatives,
         ),
         [anchors, candidates],
-        equal=equal if calm and not symmetric else None,
+        equal=equal if calm and not symmetric and negatives == "candidates" else None,
         size=1 / max(temperature, 1e-40),
         gradient=min(slope / max(temperature, 1e-40), 1e307),
         finite=True,

@@ -46,7 +46,7 @@ def dice_3d():
 
 def pairs_bfloat16(dtype=torch.bfloat16):
     rows = empty(32768, 128, dtype=dtype)
-    KERNELS["nt_xent"](rows, rows, empty(32768, dtype=torch.int64), 0.07, True)
+    KERNELS["nt_xent"](rows, rows, empty(32768, dtype=torch.int64), 0.07, None, True)
 
 
 def pairs_float32():

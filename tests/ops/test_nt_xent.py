@@ -32,6 +32,34 @@ def test_equals_pytorch_metric_learning():
     torch.testing.assert_close(ops.nt_xent(a, c), loss)
 
 
+def simclr(a, c, temperature=0.07):
+    """Equation 1 of Chen et al. (2020), averaged over all rows of both views."""
+    rows = F.normalize(torch.cat((a, c)))
+    similarity = (rows @ rows.T / temperature).fill_diagonal_(-torch.inf)
+    return F.cross_entropy(similarity, torch.arange(len(rows)).roll(len(a)))
+
+
+def test_negatives_of_both_views_equal_pytorch_metric_learning():
+    library = pytest.importorskip("pytorch_metric_learning.losses")
+    a, c, labels = torch.randn(20, 16), torch.randn(20, 16), torch.arange(20)
+    loss = library.NTXentLoss(temperature=0.07)(torch.cat((a, c)), torch.cat((labels, labels)))
+    torch.testing.assert_close(ops.nt_xent(a, c, negatives="both"), loss)
+
+
+@pytest.mark.parametrize("temperature", [0.02, 0.07, 1.0])
+@pytest.mark.parametrize("count", [1, 9, 150])
+def test_loss_and_gradients_with_negatives_of_both_views(count, temperature):
+    ours = [torch.randn(count, 21, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    theirs = [x.detach().clone().requires_grad_() for x in ours]
+    loss = ops.nt_xent(*ours, temperature=temperature, negatives="both")
+    wanted = simclr(*theirs, temperature)
+    loss.backward()
+    wanted.backward()
+    torch.testing.assert_close(loss, wanted)
+    for x, y in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(x.grad, y.grad)
+
+
 @given(st.integers(0, 2**32 - 1))
 @settings(max_examples=20, deadline=None)
 def test_ignores_the_scale_of_embeddings(seed):
@@ -120,11 +148,23 @@ A, C = torch.ones(4, 3), torch.ones(3, 3)
             ValueError,
             "symmetric pairs row i with row i; leave out targets",
         ),
+        (
+            (A, A),
+            {"targets": torch.arange(4), "negatives": "both"},
+            ValueError,
+            "negatives='both' pairs row i with row i; leave out targets",
+        ),
+        ((A, A), {"symmetric": True, "negatives": "both"}, ValueError, "leave out symmetric"),
+        ((C, A), {"negatives": "both"}, ValueError, "each anchor needs its own candidate"),
+        ((A, A), {"negatives": "all"}, ValueError, "must be candidates or both; got 'all'"),
     ],
 )
 def test_messages(arguments, options, error, message):
     with pytest.raises(error, match=message):
         ops.nt_xent(*arguments, **options)
+
+
+DIRECTIONS = {}, {"symmetric": True}, {"negatives": "both"}
 
 
 def data():
@@ -134,25 +174,25 @@ def data():
 
 def of_its_part(rank, group):
     """Three rows on rank 0 and two on rank 1; gradients as DDP would average them."""
-    found = {}
-    for symmetric in (False, True):
+    found = []
+    for options in DIRECTIONS:
         own = [(x[:3] if rank == 0 else x[3:]).clone().requires_grad_() for x in data()]
-        loss = ops.nt_xent(*own, symmetric=symmetric, group=group)
+        loss = ops.nt_xent(*own, **options, group=group)
         loss.backward()
-        found[symmetric] = loss.item(), [x.grad / 2 for x in own]
+        found.append((loss.item(), [x.grad / 2 for x in own]))
     return found
 
 
 def test_two_ranks_give_the_loss_and_gradient_of_one(tmp_path):
     found = on_two_ranks(of_its_part, tmp_path)
-    for symmetric in (False, True):
+    for number, options in enumerate(DIRECTIONS):
         whole = [x.requires_grad_() for x in data()]
-        loss = ops.nt_xent(*whole, symmetric=symmetric)
+        loss = ops.nt_xent(*whole, **options)
         loss.backward()
-        mean = sum(of_rank[symmetric][0] for of_rank in found) / 2
+        mean = sum(of_rank[number][0] for of_rank in found) / 2
         assert mean == pytest.approx(loss.item(), abs=1e-5)
         for side, x in enumerate(whole):
-            parts = torch.cat([of_rank[symmetric][1][side] for of_rank in found])
+            parts = torch.cat([of_rank[number][1][side] for of_rank in found])
             torch.testing.assert_close(parts, x.grad, rtol=1e-4, atol=1e-6)
 
 

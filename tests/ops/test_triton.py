@@ -158,7 +158,7 @@ def _pairing(*rows):
 
 @interpreted
 def test_long_rows_go_through_several_chunks_of_columns():
-    args = (*torch.randn(2, 19, 83, dtype=torch.float64), torch.arange(19), 0.1, True)
+    args = (*torch.randn(2, 19, 83, dtype=torch.float64), torch.arange(19), 0.1, None, True)
     torch.testing.assert_close(OPS["nt_xent"](*args), OPS["nt_xent"].reference(*args))
 
 
@@ -175,7 +175,9 @@ def test_pairing_knows_rows_of_any_magnitude(scale):
 def test_a_wrong_target_gives_nan_and_reads_nothing(bad):
     targets = torch.arange(9)
     targets[4] = bad
-    loss, grad_anchors, grad_candidates = OPS["nt_xent"](*torch.randn(2, 9, 5), targets, 0.1, True)
+    loss, grad_anchors, grad_candidates = OPS["nt_xent"](
+        *torch.randn(2, 9, 5), targets, 0.1, None, True
+    )
     assert loss.isnan()
     assert grad_anchors[4].isnan().all()
     assert grad_anchors[torch.arange(9) != 4].isfinite().all()
@@ -205,7 +207,7 @@ def test_softmax_keeps_its_digits_far_from_zero():
 def test_float32_pairing_is_as_exact_as_torchs(temperature, factor):
     """Products of three bfloat16 parts, with and without a running maximum."""
     rows = torch.nn.functional.normalize(torch.randn(2, 150, 100)), torch.arange(150)
-    args = (*rows[0], rows[1], temperature, True)
+    args = (*rows[0], rows[1], temperature, None, True)
     exact = OPS["nt_xent"].reference(*(x.double() for x in rows[0]), *args[2:])
     ours, torchs = OPS["nt_xent"](*args), OPS["nt_xent"].reference(*args)
     for a, b, c in zip(ours, torchs, exact, strict=True):

@@ -61,7 +61,7 @@ def call(name, dtype, count=None):
 
 def pair_rows(length, dtype):
     rows = torch.zeros(33, length, dtype=dtype)
-    KERNELS["nt_xent"](rows, rows, torch.arange(33), 0.07, True)
+    KERNELS["nt_xent"](rows, rows, torch.arange(33), 0.07, None, True)
 
 
 def test_every_kernel_has_a_launcher_for_every_op():

@@ -103,11 +103,21 @@ def nt_xent(device, dtype):
         anchors = normal(n, d, device=device, dtype=dtype)
         candidates = normal(m, d, device=device, dtype=dtype)
         targets = torch.randint(0, m, (n,), device=device)
-        yield anchors, candidates, targets, 0.07, True
-        yield anchors, candidates, targets, 0.5, False
+        yield anchors, candidates, targets, 0.07, None, True
+        yield anchors, candidates, targets, 0.5, None, False
     candidates[3] = 0
     anchors[1] = 0
-    yield anchors, candidates, targets, 0.07, True
+    yield anchors, candidates, targets, 0.07, None, True
+    for n, m, d, first, temperature in (
+        (4, 4, 3, 0, 0.5),
+        (17, 17, 5, 0, 0.023),
+        (50, 130, 35, 70, 0.07),
+    ):
+        candidates = normal(m, d, device=device, dtype=dtype)
+        anchors = candidates[first : first + n].clone()
+        targets = (torch.arange(n, device=device) + n // 2) % n + first
+        yield anchors, candidates, targets, temperature, first, True
+        yield anchors, candidates, targets, 2 * temperature, first, False
 
 
 @samples_of("nt_xent_symmetric")

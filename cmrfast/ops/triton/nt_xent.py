@@ -172,15 +172,16 @@ def _own_tile(x, D, PARTS: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr):
 
 @triton.jit
 def _anchor_tiles(
-    a, c, max_ptr, sum_ptr, grad_ptr, D, scale: tl.float64, columns,
+    a, c, first_own, max_ptr, sum_ptr, grad_ptr, D, scale: tl.float64, columns,
     ACC: tl.constexpr, PARTS: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """A program takes BM anchors and one split of the candidates.
 
     It sums their exponentials (in base 2), with ``max_ptr`` relative to the largest so far, and,
-    with ``grad_ptr``, the candidates with these weights in one chunk of columns. ``a`` and ``c``
-    are pointers to the rows and to their inverse norms, and the number of rows.
+    with ``grad_ptr``, the candidates with these weights in one chunk of columns. With
+    ``first_own``, anchors are candidates from there on, and none of its own. ``a`` and ``c`` are
+    pointers to the rows and to their inverse norms, and the number of rows.
     """
     _, c_inverse_norm_ptr, m, _ = c
     rows, split, column, a_tile, inverse_norm_ptr = _own_tile(a, D, PARTS, BM, BD)
@@ -199,8 +200,12 @@ def _anchor_tiles(
             x = x * c_inverse_norm * row_scale
             if ragged:
                 x = tl.where(js[None, :] < m, x, float("-inf"))
+            if first_own is not None:
+                x = tl.where(js[None, :] == (first_own + rows)[:, None], float("-inf"), x)
             if max_ptr is not None:
                 new_max = tl.maximum(row_max, tl.max(x, 1))
+                if first_own is not None:  # an anchor alone has no largest candidate
+                    new_max = tl.maximum(new_max, -1e30)
                 rescale = exp2(row_max - new_max)
                 x -= new_max[:, None]
                 row_sum *= rescale
@@ -268,7 +273,7 @@ def _losses(
 
 @triton.jit
 def _candidate_tiles(
-    c, a, own_ptr, lse_ptr, row_lse_ptr, grad_ptr, D, scale: tl.float64, columns,
+    c, a, first_own, own_ptr, lse_ptr, row_lse_ptr, grad_ptr, D, scale: tl.float64, columns,
     ACC: tl.constexpr, PARTS: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
@@ -291,6 +296,8 @@ def _candidate_tiles(
         x, a_tile = _products(c_tile, c, rows, a, js, column, D, zero, BD, WHOLE, PARTS)
         x = x * a_inverse_norm * row_scale
         p = exp2(x - lse)
+        if first_own is not None:
+            p = tl.where((first_own + js)[None, :] == rows[:, None], 0, p)
         if row_lse_ptr is None:
             p = tl.where(own == rows[:, None], p - 1, p)
         else:
@@ -402,9 +409,17 @@ class _Rows:
         return chosen, (programs, triton.cdiv(other.count, columns)), columns
 
     def log_sums(
-        self, other: "_Rows", targets: Tensor, temperature: float, partial: bool = False
+        self,
+        other: "_Rows",
+        targets: Tensor,
+        temperature: float,
+        first: int | None = None,
+        partial: bool = False,
     ) -> "_LogSums":
-        """The losses of these rows as anchors; with ``partial``, what their gradient needs."""
+        """The losses of these rows as anchors; with ``partial``, what their gradient needs.
+
+        With ``first``, they are the candidates from there on, and never their own.
+        """
         scale = _LOG2E / temperature
         chosen, grid, columns = self.tiles(other, "nt_xent")
         shape = grid[1], self.stride
@@ -413,8 +428,8 @@ class _Rows:
         split_sum, weights = self.new(*shape), self.new(*shape)
         sums = self.new(*shape, self.columns) if partial else None
         _anchor_tiles[grid](
-            self.kernel_args, other.kernel_args, split_max, split_sum, sums, self.columns, scale,
-            columns, **chosen,
+            self.kernel_args, other.kernel_args, first, split_max, split_sum, sums, self.columns,
+            scale, columns, **chosen,
         )  # fmt: skip
         losses, lse = self.new(self.count), self.new(self.stride)
         own = torch.empty_like(lse, dtype=torch.int32)
@@ -425,14 +440,19 @@ class _Rows:
         return _LogSums(losses.mean(), lse, own, sums, weights)
 
     def candidate_gradient(
-        self, anchors: "_Rows", of: "_LogSums", row_lse: Tensor | None, temperature: float
+        self,
+        anchors: "_Rows",
+        of: "_LogSums",
+        row_lse: Tensor | None,
+        temperature: float,
+        first: int | None = None,
     ) -> Tensor:
         """The gradient of these rows as candidates; with ``row_lse``, as anchors too."""
         chosen, grid, columns = self.tiles(anchors, "nt_xent_candidates")
         sums = self.new(grid[1], self.stride, self.columns)
         _candidate_tiles[grid](
-            self.kernel_args, anchors.kernel_args, of.own, of.lse, row_lse, sums, self.columns,
-            _LOG2E / temperature, columns, **chosen,
+            self.kernel_args, anchors.kernel_args, first, of.own, of.lse, row_lse, sums,
+            self.columns, _LOG2E / temperature, columns, **chosen,
         )  # fmt: skip
         factor = 1 / (temperature * anchors.count)
         return self.gradient(sums, None, of.own, anchors, factor if row_lse is None else factor / 2)
@@ -467,19 +487,25 @@ class _LogSums:
 
 @register("nt_xent")
 def nt_xent(
-    anchors: Tensor, candidates: Tensor, targets: Tensor, temperature: float, gradients: bool
+    anchors: Tensor,
+    candidates: Tensor,
+    targets: Tensor,
+    temperature: float,
+    first: int | None,
+    gradients: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See the op; one pass over the similarity matrix without gradients, else two."""
     if not len(anchors):
-        loss, *grads = nt_xent_op.reference(anchors, candidates, targets, temperature, gradients)
+        given = (anchors, candidates, targets, temperature, first, gradients)
+        loss, *grads = nt_xent_op.reference(*given)
         return loss, grads[0], grads[1]
     a, c = _Rows(anchors), _Rows(candidates)
-    of = a.log_sums(c, targets.contiguous(), temperature, gradients)
+    of = a.log_sums(c, targets.contiguous(), temperature, first, gradients)
     if of.sums is None:
         return of.loss, a.new(0, a.length), a.new(0, a.length)
     factor = 1 / (temperature * a.count)
     grad_anchors = a.gradient(of.sums, of.weights, of.own, c, factor)
-    return of.loss, grad_anchors, c.candidate_gradient(a, of, None, temperature)
+    return of.loss, grad_anchors, c.candidate_gradient(a, of, None, temperature, first)
 
 
 @register("nt_xent_symmetric")

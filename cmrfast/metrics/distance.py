@@ -1,6 +1,7 @@
 """Exact Euclidean distances from surface voxels to the nearest voxel of another surface.
 
-Surfaces are sparse and mostly close to each other. One scan computes the distance of every voxel
+Of small surfaces, all pairs of voxels are compared. Larger ones are sparse and mostly close to each
+other. One scan computes the distance of every voxel
 within its row; each query voxel then searches the rows around it, nearest first, until no row can
 be closer. This visits far fewer voxels than a distance transform of the whole image, which is the
 fallback where surfaces are far apart or dense.
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 _CHUNK = 1 << 20  # pairs of a voxel and a row that are processed at a time
+_FEW = 1 << 18  # pairs of voxels that are compared faster than a search begins
 
 
 def distances_to(others: Tensor, points: Tensor, spacing: tuple[float, ...]) -> Tensor:
@@ -27,6 +29,8 @@ def distances_to(others: Tensor, points: Tensor, spacing: tuple[float, ...]) -> 
         (N,) float64, mm.
     """
     axes = sorted(range(3), key=lambda axis: spacing[axis])  # fewest rows: along the finest axis
+    if len(points) * torch.count_nonzero(others).item() <= _FEW:
+        return _between_all(others.nonzero(), points, axes, spacing)
     along = _along_rows(others.permute(axes).contiguous())
     row, i, j = points[:, axes].T
     step = torch.tensor([spacing[a] for a in axes], dtype=torch.float64, device=points.device)
@@ -53,6 +57,14 @@ def distances_to(others: Tensor, points: Tensor, spacing: tuple[float, ...]) -> 
             break
     best[open_] = _transform(along, step)[row[open_], i[open_], j[open_]]
     return best.sqrt_()
+
+
+def _between_all(
+    others: Tensor, points: Tensor, axes: list[int], spacing: tuple[float, ...]
+) -> Tensor:
+    """The distances from comparing all pairs, with the sums of a search, so to the same bits."""
+    x, y, z = (((points[:, None, a] - others[:, a]).double() * spacing[a]).square_() for a in axes)
+    return y.add_(z).add_(x).amin(1).sqrt_()
 
 
 def _transform(along: Tensor, step: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from cmrfast import metrics
+from cmrfast.metrics import distance
 from tests.support.masks import ball, blobs, masks, same
 
 SPACINGS = [(1.0, 1.0, 1.0), (0.75, 0.75, 5.0), (3.0, 0.72, 0.72)]
@@ -27,6 +28,12 @@ def by_scipy(a, b, spacing):
     )
 
 
+@pytest.fixture
+def by_search(monkeypatch):
+    """However small surfaces are, they are searched."""
+    monkeypatch.setattr(distance, "_FEW", -1)
+
+
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("seed", range(3))
 def test_surface_distances_equal_scipy(spacing, seed):
@@ -35,11 +42,26 @@ def test_surface_distances_equal_scipy(spacing, seed):
     same([*ours, metrics.average_surface_distance(a, b, spacing)], by_scipy(a, b, spacing))
 
 
+@pytest.mark.usefixtures("by_search")
 def test_surface_distances_of_masks_far_apart():
     # More rows around each voxel than the other mask has voxels: the search ends by those.
     a, b = ball((90, 80, 12), (8, 8, 6), 6), torch.zeros(90, 80, 12, dtype=torch.bool)
     b[88, 77, 1] = True
     same(metrics.surface_distances(a, b, (0.7, 1.1, 3))[:3], by_scipy(a, b, (0.7, 1.1, 3))[:3])
+
+
+@settings(deadline=None)
+@given(masks(3), st.sampled_from([(1.0, 1.0, 1.0), (0.5, 2.0, 7.0)]))
+def test_all_pairs_and_a_search_give_the_same_bits(pair, spacing):
+    a, b = pair
+    if not b.any():
+        return
+    both = []
+    for few in (-1, 1 << 40):
+        with pytest.MonkeyPatch.context() as changed:
+            changed.setattr(distance, "_FEW", few)
+            both.append(distance.distances_to(b, a.nonzero(), spacing))
+    assert torch.equal(*both)
 
 
 @settings(deadline=None)

@@ -30,7 +30,8 @@ def extract_patches(
     shift: float | Tensor | None = None,
     scale: float | Tensor | None = None,
     fill: float = 0.0,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Extract windows of volumes as a batch: ``(volume - shift) * scale``, ``fill`` outside.
 
@@ -45,10 +46,12 @@ def extract_patches(
         shift: a number, (C,) or (V, C).
         scale: a number, (C,) or (V, C).
         fill: value outside the volume.
-        dtype: of the patches; integers are rounded half to even and saturate.
+        dtype: of the patches, default float32; integers are rounded half to even and saturate.
+        out: contiguous (P, C, *size), written in place of a new tensor, which takes twice as long
+            if it is large. Patches have its dtype, and no gradient.
 
     Returns:
-        (P, C, *size).
+        (P, C, *size); ``out``, if it is given.
 
     Example:
         >>> volume = torch.arange(12.0).view(1, 3, 4)
@@ -73,29 +76,47 @@ def extract_patches(
             f"extract_patches: flips must be a bool tensor {tuple(start_vox.shape)}; "
             f"got {flips.dtype} {tuple(flips.shape)}"
         )
-    require_patch_dtype("extract_patches", dtype)
     require_one_device(
         "extract_patches",
         volumes=packed.buffer,
         start_vox=start_vox,
         volume_index=index,
         flips=flips,
+        out=out,
     )
-    patches: Tensor = extract_patches_op(
-        packed.buffer,
-        packed.table,
-        packed.shape,
-        start_vox,
-        index,
-        flips,
+    source = (
+        *(packed.buffer, packed.table, packed.shape, start_vox, index, flips),
         per_channel("extract_patches", "shift", shift, packed),
         per_channel("extract_patches", "scale", scale, packed),
-        packed.channels,
-        size,
-        float(fill),
-        dtype,
     )
+    if out is not None:
+        _require_out(out, (start_vox.shape[0], packed.channels, *size), dtype, packed.buffer)
+        extract_patches_into(*source, float(fill), out)
+        return out
+    dtype = torch.float32 if dtype is None else dtype
+    require_patch_dtype("extract_patches", dtype)
+    patches: Tensor = extract_patches_op(*source, packed.channels, size, float(fill), dtype)
     return patches
+
+
+def _require_out(
+    out: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None, buffer: Tensor
+) -> None:
+    """Raise unless patches of this shape and dtype can be written there."""
+    require_patch_dtype("extract_patches", out.dtype)
+    if out.shape != shape or not out.is_contiguous() or dtype not in (None, out.dtype):
+        raise ValueError(
+            f"extract_patches: out must be a contiguous {dtype or 'tensor'} {shape}; "
+            f"got {out.dtype} {tuple(out.shape)}, strides {out.stride()}"
+        )
+    if values_readable(out) and out.untyped_storage().data_ptr() == (
+        buffer.untyped_storage().data_ptr()
+    ):
+        raise ValueError("extract_patches: out must not share memory with volumes")
+    if torch.is_grad_enabled() and (out.requires_grad or buffer.requires_grad):
+        raise ValueError(
+            "extract_patches: a result in out has no gradient; leave it out, or detach the volumes"
+        )
 
 
 def require_patch_dtype(op: str, dtype: torch.dtype) -> None:
@@ -233,6 +254,25 @@ def _reference(
     return torch.where(unchanged, buffer[flat], patches)
 
 
+def _reference_into(
+    buffer: Tensor,
+    table: Tensor,
+    shape: Sequence[int],
+    start_vox: Tensor,
+    index: Tensor,
+    flips: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    fill: float,
+    out: Tensor,
+) -> None:
+    channels, size, dtype = out.shape[1], out.shape[2:], out.dtype
+    patches = _reference(
+        buffer, table, shape, start_vox, index, flips, shift, scale, channels, size, fill, dtype
+    )
+    out.copy_(patches)
+
+
 def _reference_backward(
     grad: Tensor,
     table: Tensor,
@@ -277,6 +317,15 @@ extract_patches_op = define(
     reference=_reference,
     fake=_fake,
     backward=_backward,
+)
+
+extract_patches_into = define(
+    "extract_patches_into(Tensor buffer, Tensor table, SymInt[] shape, Tensor start_vox,"
+    " Tensor volume_index, Tensor flips, Tensor shift, Tensor scale, float fill,"
+    " Tensor(a!) out) -> ()",
+    reference=_reference_into,
+    fake=lambda *_: None,
+    of="extract_patches",
 )
 
 extract_patches_backward = define(

@@ -110,12 +110,11 @@ struct Flip {
   bool operator[](int a) const { return axis[a]; }
 };
 
-Tensor extract_patches(const Tensor& buffer_any, const Tensor& table_any,
-                       torch::headeronly::IntHeaderOnlyArrayRef shape, const Tensor& start_any,
-                       const Tensor& index_any, const Tensor& flips_any, const Tensor& shift_any,
-                       const Tensor& scale_any, int64_t channels,
-                       torch::headeronly::IntHeaderOnlyArrayRef size, double fill,
-                       ScalarType dtype) {
+void extract_patches_into(const Tensor& buffer_any, const Tensor& table_any,
+                          torch::headeronly::IntHeaderOnlyArrayRef shape, const Tensor& start_any,
+                          const Tensor& index_any, const Tensor& flips_any,
+                          const Tensor& shift_any, const Tensor& scale_any, double fill,
+                          Tensor& out) {
   const Tensor buffer = torch::stable::contiguous(buffer_any);
   const Tensor table = torch::stable::contiguous(table_any);
   const Tensor start = torch::stable::contiguous(start_any);
@@ -123,19 +122,20 @@ Tensor extract_patches(const Tensor& buffer_any, const Tensor& table_any,
   const Tensor flips = torch::stable::contiguous(flips_any);
   const Tensor shift = torch::stable::contiguous(shift_any);
   const Tensor scale = torch::stable::contiguous(scale_any);
+  STD_TORCH_CHECK(out.dim() == start.size(1) + 2 && out.is_contiguous(),
+                  "extract_patches: out must be contiguous, (P, C, *size)");
+  const int64_t P = start.size(0), channels = out.size(1);
   const Volumes volumes = volumes_of(table, shape, channels, buffer.numel());
-  const Box window = box_of(size.data(), volumes.dims);
-  const int64_t P = start.size(0);
+  const Box window = box_of(out.sizes().data() + 2, volumes.dims);
   const auto empty_or = [](const Tensor& tensor, int64_t n) {
     return tensor.numel() == 0 || tensor.numel() == n;
   };
-  STD_TORCH_CHECK(start.size(1) == volumes.dims && empty_or(index, P) &&
+  STD_TORCH_CHECK(start.size(1) == volumes.dims && out.size(0) == P && empty_or(index, P) &&
                       empty_or(flips, P * volumes.dims) && empty_or(shift, volumes.V * channels) &&
                       empty_or(scale, volumes.V * channels),
                   "extract_patches: arguments do not fit one another");
-  Tensor out = fresh(buffer, concat({P, channels}, size), dtype);
   const auto source = static_cast<const char*>(buffer.const_data_ptr());
-  const Conversion conversion(buffer.scalar_type(), dtype, fill);
+  const Conversion conversion(buffer.scalar_type(), out.scalar_type(), fill);
   for_each_task(P * channels, [&](int64_t task) {
     const int64_t p = task / channels, c = task % channels;
     const int64_t v = index.numel() == 0 ? 0 : read<int64_t>(index)[p];
@@ -155,6 +155,16 @@ Tensor extract_patches(const Tensor& buffer_any, const Tensor& table_any,
     crop_rows(crop, source + base * conversion.from_bytes, conversion, minus, times, 0,
               window.n[0] * window.n[1], to);
   });
+}
+
+Tensor extract_patches(const Tensor& buffer, const Tensor& table,
+                       torch::headeronly::IntHeaderOnlyArrayRef shape, const Tensor& start,
+                       const Tensor& index, const Tensor& flips, const Tensor& shift,
+                       const Tensor& scale, int64_t channels,
+                       torch::headeronly::IntHeaderOnlyArrayRef size, double fill,
+                       ScalarType dtype) {
+  Tensor out = fresh(buffer, concat({start.size(0), channels}, size), dtype);
+  extract_patches_into(buffer, table, shape, start, index, flips, shift, scale, fill, out);
   return out;
 }
 
@@ -246,5 +256,6 @@ Conversion::Conversion(ScalarType from, ScalarType to, double filling)
 
 STABLE_TORCH_LIBRARY_IMPL(cmrfast, CPU, m) {
   m.impl("extract_patches", TORCH_BOX(&cmrfast::cpu::extract_patches));
+  m.impl("extract_patches_into", TORCH_BOX(&cmrfast::cpu::extract_patches_into));
   m.impl("extract_patches_backward", TORCH_BOX(&cmrfast::cpu::extract_patches_backward));
 }

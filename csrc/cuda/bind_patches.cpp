@@ -42,10 +42,10 @@ struct ListScratch {
   SlabLists lists() const { return {write<int64_t>(ranges), write<int64_t>(windows)}; }
 };
 
-Tensor extract_patches(const Tensor& buffer_any, const Tensor& table_any, Sizes shape,
-                       const Tensor& start_any, const Tensor& index_any, const Tensor& flips_any,
-                       const Tensor& shift_any, const Tensor& scale_any, int64_t channels,
-                       Sizes size, double fill, ScalarType dtype) {
+void extract_patches_into(const Tensor& buffer_any, const Tensor& table_any, Sizes shape,
+                          const Tensor& start_any, const Tensor& index_any,
+                          const Tensor& flips_any, const Tensor& shift_any,
+                          const Tensor& scale_any, double fill, Tensor& out) {
   constexpr auto op = "extract_patches";
   const OnDevice device(buffer_any);
   const Tensor buffer = contiguous(buffer_any), table = contiguous(table_any);
@@ -54,15 +54,27 @@ Tensor extract_patches(const Tensor& buffer_any, const Tensor& table_any, Sizes 
   const Tensor shift = contiguous(shift_any), scale = contiguous(scale_any);
   require_all_long(op, table, start, index);
   require_all_double(op, shift, scale);
-  const Volumes volumes = volumes_of(table, shape, channels, buffer.numel());
-  STD_TORCH_CHECK(start.size(1) == volumes.dims && fits(shift, volumes) && fits(scale, volumes),
+  STD_TORCH_CHECK(out.dim() == start.size(1) + 2 && out.is_contiguous(),
+                  "extract_patches: out must be contiguous, (P, C, *size)");
+  const Volumes volumes = volumes_of(table, shape, out.size(1), buffer.numel());
+  STD_TORCH_CHECK(start.size(1) == volumes.dims && out.size(0) == start.size(0) &&
+                      fits(shift, volumes) && fits(scale, volumes),
                   "extract_patches: arguments do not fit one another");
+  device.launch(
+      op, cmrfast_extract_patches,
+      ExtractPatches{volumes, windows_of(op, start, &index, &flips, out.sizes().data() + 2),
+                     buffer.const_data_ptr(), dtype_of(op, buffer.scalar_type()),
+                     dtype_of(op, out.scalar_type()), read_or_null(shift), read_or_null(scale),
+                     fill, out.mutable_data_ptr()});
+}
+
+Tensor extract_patches(const Tensor& buffer, const Tensor& table, Sizes shape, const Tensor& start,
+                       const Tensor& index, const Tensor& flips, const Tensor& shift,
+                       const Tensor& scale, int64_t channels, Sizes size, double fill,
+                       ScalarType dtype) {
+  const OnDevice device(buffer);
   Tensor out = new_empty(buffer, concat({start.size(0), channels}, size), dtype);
-  device.launch(op, cmrfast_extract_patches,
-                ExtractPatches{volumes, windows_of(op, start, &index, &flips, size.data()),
-                               buffer.const_data_ptr(), dtype_of(op, buffer.scalar_type()),
-                               dtype_of(op, dtype), read_or_null(shift), read_or_null(scale), fill,
-                               out.mutable_data_ptr()});
+  extract_patches_into(buffer, table, shape, start, index, flips, shift, scale, fill, out);
   return out;
 }
 
@@ -172,6 +184,7 @@ Tensor window_counts(const Tensor& mask_any, const Tensor& table_any, Sizes shap
 
 STABLE_TORCH_LIBRARY_IMPL(CMRFAST_LIBRARY, CMRFAST_DEVICE, m) {
   m.impl("extract_patches", TORCH_BOX(&cmrfast::cuda::extract_patches));
+  m.impl("extract_patches_into", TORCH_BOX(&cmrfast::cuda::extract_patches_into));
   m.impl("extract_patches_backward", TORCH_BOX(&cmrfast::cuda::extract_patches_backward));
   m.impl("merge_patches", TORCH_BOX(&cmrfast::cuda::merge_patches));
   m.impl("merge_add", TORCH_BOX(&cmrfast::cuda::merge_add));

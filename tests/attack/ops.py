@@ -170,9 +170,13 @@ def _extract_patches(make: Make) -> Call:
         options["fill"] = make.one_of(0.5, -1, 300, 1e30, math.inf, -math.inf, math.nan, 2**53 + 1)
     inputs = [volumes] if source.is_floating_point else []
     packed = make.one_of("tensor", "list", "store")
+    into = make.chance(0.2)
 
     def run(*given: Tensor) -> Any:
         read = given[0] if given else volumes
+        if into:
+            read = read.detach()
+            options["out"] = torch.full((count, channels, *size), 7).to(target)
         if packed == "tensor" or not len(read):
             return ops.extract_patches(read, start, size, **options)
         each = ops.VolumeStore(list(read)) if packed == "store" else list(read)

@@ -17,7 +17,11 @@ TRITON = ROOT / "cmrfast/ops/triton"
 #: Ops whose kernels have no block size to tune.
 FIXED_BLOCKS = {"dice_ce_loss", "vox_from_vox"}
 #: Ops that share the rows of another.
-SHARED_ROWS = {"merge_add": "merge_patches", "nt_xent_symmetric": "nt_xent"}
+SHARED_ROWS = {
+    "extract_patches_into": "extract_patches",
+    "merge_add": "merge_patches",
+    "nt_xent_symmetric": "nt_xent",
+}
 
 
 def registered_kernels() -> set[str]:

@@ -9,6 +9,7 @@ from cmrfast import ops
 
 VOLUME = torch.arange(2 * 5 * 6 * 7, dtype=torch.float32).view(2, 5, 6, 7)
 START = torch.tensor([[0, 0, 0], [2, 1, 3]])
+PLANE = torch.arange(2 * 9 * 11, dtype=torch.float32).view(2, 9, 11)
 
 
 def test_inside_patches_are_slices():
@@ -138,6 +139,51 @@ def test_messages(arguments, error, message):
 def test_option_messages(options, error, message):
     with pytest.raises(error, match=message):
         ops.extract_patches(VOLUME, START, (2, 2, 2), **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int16, torch.bool])
+def test_patches_are_written_into_a_given_tensor(dtype):
+    volume, start = 9 * torch.randn(2, 9, 11), torch.tensor([[-1, 2], [4, 5], [30, 0]])
+    out = torch.full((3, 2, 4, 6), 7).to(dtype)
+    found = ops.extract_patches(volume, start, (4, 6), fill=-2, out=out)
+    assert found is out
+    assert torch.equal(out, ops.extract_patches(volume, start, (4, 6), fill=-2, dtype=dtype))
+
+
+def test_a_given_tensor_compiles():
+    def both(volume, start, out):
+        return ops.extract_patches(volume, start, (4, 6), out=out) + 1
+
+    volume, start, out = torch.randn(2, 9, 11), torch.tensor([[3, 2]]), torch.zeros(1, 2, 4, 6)
+    compiled = torch.compile(both, fullgraph=True, backend="aot_eager")
+    result = compiled(volume, start, out)
+    assert torch.equal(out, volume[None, :, 3:7, 2:8])
+    assert torch.equal(result, out + 1)
+
+
+@pytest.mark.parametrize(
+    ("out", "options", "message"),
+    [
+        (torch.zeros(1, 2, 4, 5), {}, r"must be a contiguous tensor \(1, 2, 4, 6\); got torch.fl"),
+        (
+            torch.zeros(1, 2, 6, 4).mT,
+            {},
+            r"must be a contiguous .* strides \(48, 24, 1, 4\)",
+        ),
+        (torch.zeros(1, 2, 4, 6), {"dtype": torch.uint8}, "must be a contiguous torch.uint8"),
+        (PLANE.view(-1)[:48].view(1, 2, 4, 6), {}, "must not share memory with volumes"),
+        (torch.zeros(1, 2, 4, 6, requires_grad=True), {}, "a result in out has no gradient"),
+    ],
+)
+def test_messages_about_a_given_tensor(out, options, message):
+    with pytest.raises(ValueError, match=message):
+        ops.extract_patches(PLANE, torch.tensor([[3, 2]]), (4, 6), out=out, **options)
+
+
+def test_a_given_tensor_must_have_a_real_dtype():
+    out = torch.zeros(1, 2, 4, 6, dtype=torch.complex64)
+    with pytest.raises(TypeError, match="dtype must be a real"):
+        ops.extract_patches(PLANE, torch.tensor([[3, 2]]), (4, 6), out=out)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64])

@@ -31,6 +31,7 @@ LAUNCHES = {
     "dice_ce_sums_backward": 1,
     "extract_patches": 1,
     "extract_patches_backward": 2,
+    "extract_patches_into": 1,
     "merge_add": 1,
     "merge_patches": 1,
     "nt_xent": 7,

@@ -57,7 +57,8 @@ def as_tuple(output):
 
 
 def bits(output):
-    return [x.reshape(-1).view(torch.uint8) for x in as_tuple(output)]
+    whole = torch.contiguous_format
+    return [x.flatten().clone(memory_format=whole).view(torch.uint8) for x in as_tuple(output)]
 
 
 def assert_close_for_halves(outputs, references, dtype):

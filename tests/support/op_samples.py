@@ -216,6 +216,13 @@ def windows_of(count, shapes, device):
     return windows(count, shapes[0]).to(device), (torch.arange(count) % len(shapes)).to(device)
 
 
+@samples_of("extract_patches_into")
+def extract_patches_into(device, dtype):
+    for *source, channels, size, fill, result in extract_patches(device, dtype):
+        shape = len(source[3]), channels, *size
+        yield *source, fill, torch.full(shape, 7, dtype=result, device=device)
+
+
 @samples_of("extract_patches_backward")
 def extract_patches_backward(device, dtype):
     for axes, size in ((2, (3, 5)), (3, (2, 3, 7))):

@@ -161,20 +161,39 @@ def extract_patches(
 ) -> Tensor:
     """See the op; computes in float64 where float32 would lose digits of the source or result."""
     out = torch.empty(len(start_vox), channels, *size, dtype=dtype, device=buffer.device)
+    windows = start_vox, volume_index, flips
+    extract_patches_into(buffer, table, shape, *windows, shift, scale, fill, out)
+    return out
+
+
+@register("extract_patches_into")
+def extract_patches_into(
+    buffer: Tensor,
+    table: Tensor,
+    shape: Sequence[int],
+    start_vox: Tensor,
+    volume_index: Tensor,
+    flips: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    fill: float,
+    out: Tensor,
+) -> None:
+    """See the op."""
     if not out.numel():
-        return out
+        return
+    channels, size = out.shape[1], out.shape[2:]
     table = full_table(table, shape, channels, buffer.numel())
     shift, scale = given_or(0, shift, table, channels), given_or(1, scale, table, channels)
     grid, sizes, chosen = _grid("extract_patches", out, size)
-    double = needs_double(buffer.dtype) or needs_double(dtype)
-    low, high = integer_limits(dtype)
+    double = needs_double(buffer.dtype) or needs_double(out.dtype)
+    low, high = integer_limits(out.dtype)
     _extract[grid](
         as_bytes(buffer), table.contiguous(), _windows(start_vox, volume_index, flips),
         (shift.contiguous(), scale.contiguous()), as_bytes(out), (len(table), channels), sizes,
-        fill, AXES=len(size), ACC=tl.float64 if double else tl.float32, SAME=dtype == buffer.dtype,
-        LOW=low, HIGH=high, **chosen,
+        fill, AXES=len(size), ACC=tl.float64 if double else tl.float32,
+        SAME=out.dtype == buffer.dtype, LOW=low, HIGH=high, **chosen,
     )  # fmt: skip
-    return out
 
 
 @register("extract_patches_backward")

@@ -60,7 +60,7 @@ def _percent(counts: list[list[float]], column: int) -> float:
 
 SMALL = {
     **{"patch": 32, "spacing_mm": 2.0, "stride": 3},
-    **{"channels": (24, 48, 64, 48), "hidden": 256, "lr": 5e-4},
+    **{"channels": (24, 48, 64, 48), "hidden": 256, "lr": 2e-4},
 }
 TINY = {"patch": 32, "spacing_mm": 3.0, "channels": (4, 4, 4, 4), "hidden": 8}
 _COMMON: dict[str, Any] = {
@@ -92,12 +92,12 @@ TABLE_1 = Study(
         ),
     ),
     tiny=Scale((3, 0, 2), seeds=1, repeats=True, shrink=3, changes=TINY, steps=2),
-    small=Scale((13, 0, 2), seeds=10, repeats=True, shrink=2, changes=SMALL, steps=2000),
+    small=Scale((13, 0, 2), seeds=10, repeats=True, changes=SMALL, steps=2000),
     paper=Scale((13, 0, 2), seeds=10, repeats=True),
 )
 
-SUBJECTS = (5, 10, 20, 40)
-CONTRASTS_MS = (0, 25, 50, 100, 150)
+SUBJECTS = (10, 20, 40, 160)
+CONTRASTS_MS = (0, 100, 200, 300, 400)
 
 
 def _curve(
@@ -117,7 +117,7 @@ def _curve(
             for point in points
         ),
         tiny=Scale((4, 0, 2), seeds=1, shrink=3, changes=TINY, steps=2),
-        small=Scale((train, 0, 20), shrink=2, changes=SMALL, steps=2000),
+        small=Scale((train, 0, 20), changes=SMALL, steps=3000),
         paper=Scale((train, 0, 20)),
     )
 
@@ -144,7 +144,7 @@ BY_CONTRAST = _curve(
         for variant in ("pure", "decoupled")
     },
     CONTRASTS_MS,
-    train=20,
+    train=40,
 )
 STUDIES = (TABLE_1, BY_SUBJECTS, BY_CONTRAST)
 

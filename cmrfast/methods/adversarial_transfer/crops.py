@@ -9,7 +9,7 @@ from cmrfast.data.cache import Tensors
 from cmrfast.data.random import uniforms
 from cmrfast.methods.adversarial_transfer.images import Slices
 from cmrfast.models.adversarial_transfer import Recipe
-from cmrfast.ops import VolumeStore, affine_sample, extract_patches
+from cmrfast.ops import VolumeStore, sample_patches
 
 _DIAGONALS = ((0, 0), (-1, -1), (-1, 1), (1, -1), (1, 1))
 
@@ -59,16 +59,18 @@ class Crops:
         rest, copy = samples // (1 + self.recipe.copies), samples % (1 + self.recipe.copies)
         which, crop = rest // len(_DIAGONALS), rest % len(_DIAGONALS)
         device, size = self.starts.device, (self.size, self.size)
-        which = which.to(device)
-        start = self.starts[which, crop.to(device)]
-        images = self.slices.windows(which, start, size)
-        labels = extract_patches(self.labels, start, size, volume_index=which, dtype=torch.uint8)
-        if (copy > 0).any():
-            theta = random_warps(self.recipe, self.seed, epoch, samples[copy > 0] + self.first)
-            theta, changed = theta.to(device), (copy > 0).to(device)
-            images[changed] = affine_sample(images[changed], theta, padding="border")
-            moved = affine_sample(labels[changed].float(), theta, mode="nearest", padding="border")
-            labels[changed] = moved.byte()
+        matrix = torch.eye(2).repeat(len(samples), 1, 1)
+        changed = samples[copy > 0] + self.first
+        matrix[copy > 0] = random_warps(self.recipe, self.seed, epoch, changed)
+        matrix, which = matrix.to(device), which.to(device)
+        center = self.starts[which, crop.to(device)] + (self.size - 1) / 2
+        images = self.slices.sampled(which, center, matrix, size)
+        labels = sample_patches(
+            *(self.labels, center, matrix, size),
+            volume_index=which,
+            mode="nearest",
+            dtype=torch.uint8,
+        )
         return images, labels[:, 0]
 
 
@@ -92,10 +94,10 @@ def five_windows(mask: Tensor, size: int, shift_px: int) -> Tensor:
 
 
 def random_warps(recipe: Recipe, seed: int, epoch: int, samples: Tensor) -> Tensor:
-    """Random rotation, shear and zoom about the centre: (B, 2, 3), from output to input.
+    """Random rotation, shear and zoom: (B, 2, 2), from output to input, on (row, column).
 
-    Composed as in the authors' tool, rotation · shear · zoom on (row, column); a zoom above 1 shows
-    more of the image.
+    Composed as in the authors' tool, rotation · shear · zoom; a zoom above 1 shows more of the
+    image.
     """
     turn, slant, *zoom = uniforms(seed, epoch, samples, 4).unbind(1)
     turn = (2 * turn - 1) * torch.pi / 180 * recipe.rotate_deg
@@ -105,5 +107,4 @@ def random_warps(recipe: Recipe, seed: int, epoch: int, samples: Tensor) -> Tens
     one, none = torch.ones_like(slant), torch.zeros_like(slant)
     shear = torch.stack((one, -slant.sin(), none, slant.cos()), 1).view(-1, 2, 2)
     scale = torch.diag_embed(torch.stack([low + (high - low) * z for z in zoom], 1))
-    matrix = (rotation @ shear @ scale).flip(1, 2)  # normalised positions name the columns first
-    return torch.cat((matrix, torch.zeros_like(matrix[..., :1])), 2).float()
+    return (rotation @ shear @ scale).float()

@@ -10,7 +10,7 @@ from cmrfast.data.slices import pack_slices, world_from_slice
 from cmrfast.data.volume import Volume
 from cmrfast.infer import predict_batches
 from cmrfast.models.adversarial_transfer import RECIPE, AdversarialTransfer, Recipe
-from cmrfast.ops import VolumeStore, extract_patches, resample
+from cmrfast.ops import VolumeStore, extract_patches, resample, sample_patches
 
 #: Label value of each structure, in the order of the paper's tables.
 STRUCTURES = {"lv": 1, "myocardium": 2, "rv": 3}
@@ -55,6 +55,24 @@ class Slices:
             self.store,
             start_vox,
             size,
+            volume_index=which,
+            shift=self.shift,
+            scale=self.scale,
+        )
+
+    def sampled(
+        self, which: Tensor, center_vox: Tensor, matrix: Tensor, size: tuple[int, int]
+    ) -> Tensor:
+        """The same of turned, sheared or scaled windows.
+
+        Args:
+            which: (B,) numbers of the slices.
+            center_vox: (B, 2) middle of each window.
+            matrix: (B, 2, 2) from steps in the window to steps in the slice.
+            size: of the windows.
+        """
+        return sample_patches(
+            *(self.store, center_vox, matrix, size),
             volume_index=which,
             shift=self.shift,
             scale=self.scale,

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -77,14 +78,27 @@ def test_copies_move_images_with_their_labels():
     assert not torch.equal(labels[1], crops.batch(1, torch.tensor([1]))[1][0])
 
 
+def test_copies_show_what_surrounds_the_crop():
+    image = 100 * torch.rand(1, 1, 60, 60)
+    image[..., 20:40, 20:40] += 1000
+    mask = torch.zeros(1, 1, 60, 60, dtype=torch.uint8)
+    mask[..., 25:35, 25:35] = 1
+    wide = replace(SMALL, zoom=(1.2, 1.2), rotate_deg=0, shear_rad=0, copies=1, crop_shift_px=0)
+    crops = Crops([{"images": image, "labels": mask}], 24, wide, seed=0, device="cpu")
+    images, labels = crops.batch(0, torch.arange(2))
+    shown = (images > images.mean()).flatten(1).double().mean(1)
+    # 20 of 24 pixels are bright; with pixels 1.2 times as large, 20 / 1.2, and the rest around it.
+    assert shown[0] == pytest.approx((20 / 24) ** 2)
+    assert 15**2 <= shown[1] * 24**2 <= 18**2
+    assert labels[0].sum() == 100
+    assert 7**2 <= labels[1].sum() <= 9**2
+
+
 def test_warps_are_rotation_shear_and_zoom():
     still = replace(RECIPE, rotate_deg=0, shear_rad=0, zoom=(1, 1))
     samples = torch.arange(500)
-    identity = torch.tensor([[1.0, 0, 0], [0, 1, 0]])
-    assert torch.equal(random_warps(still, 0, 0, samples), identity.expand(500, 2, 3))
-    theta = random_warps(RECIPE, 0, 0, samples)
-    assert (theta[..., 2] == 0).all()  # about the middle
-    matrix = theta[..., :2].flip(1, 2).double()  # on (row, column)
+    assert torch.equal(random_warps(still, 0, 0, samples), torch.eye(2).expand(500, 2, 2))
+    matrix = random_warps(RECIPE, 0, 0, samples).double()
     # R · S · Z with S = [[1, -sin s], [0, cos s]]: the first column is zoom by the rotation's.
     turn = torch.atan2(matrix[:, 1, 0], matrix[:, 0, 0])
     cosine, sine = turn.cos(), turn.sin()

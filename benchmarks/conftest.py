@@ -18,6 +18,9 @@ def pytest_addoption(parser):
     parser.addoption(
         "--peers", choices=("all", "torch"), default="all", help="what to compare with"
     )
+    parser.addoption(
+        "--busy", type=int, default=0, help="cores that other processes keep busy meanwhile"
+    )
     parser.addoption("--record", type=Path, help="file to append each result to once measured")
 
 
@@ -29,7 +32,11 @@ def pytest_configure(config):
 
 def pytest_sessionstart(session):
     if path := session.config.getoption("--record"):
-        path.write_text(json.dumps({"machine_info": measure.machine()}) + "\n")
+        path.write_text(json.dumps({"machine_info": _machine(session.config)}) + "\n")
+
+
+def _machine(config):
+    return {**measure.machine(), "busy_cores": config.getoption("--busy")}
 
 
 @pytest.hookimpl(wrapper=True)
@@ -64,8 +71,10 @@ def meter(device):
 
 
 @pytest.fixture(scope="session")
-def measured_rates(meter):
-    return meter.rates()
+def measured_rates(request, meter):
+    """The rates of the machine; until the end, as many of its cores as asked for are busy."""
+    with measure.busy_cores(request.config.getoption("--busy")):
+        yield meter.rates()
 
 
 @pytest.fixture
@@ -115,4 +124,4 @@ def _seed():
 
 def pytest_benchmark_update_machine_info(config, machine_info):
     machine_info.clear()  # the default includes the host name
-    machine_info.update(measure.machine())
+    machine_info.update(_machine(config))

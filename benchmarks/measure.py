@@ -6,8 +6,10 @@ import mmap
 import os
 import platform
 import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
@@ -43,6 +45,19 @@ def interleaved(
             if turn >= WARM_UPS:
                 times[name].append(elapsed_ms)
     return {name: median(values) for name, values in times.items()}
+
+
+@contextmanager
+def busy_cores(count: int) -> Iterator[None]:
+    """Other processes compute without a pause meanwhile, as on a machine that one does not own."""
+    code = "import os; parent = os.getppid()\nwhile os.getppid() == parent: sum(range(100_000))"
+    others = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
 
 
 def peak_megabytes(variant: Callable[[], object]) -> float | None:

@@ -158,7 +158,9 @@ def _footer(results: dict[str, Any], entries: list[dict[str, Any]]) -> str:
 
 def _place(machine: dict[str, Any], rates: dict[str, float]) -> str:
     if "matmul_bf16_gflop_s" not in rates:  # only measured on a GPU
-        return f"{machine['cpu']}, {machine['threads']} threads, {machine['cpu_level']} kernels"
+        busy = f", {machine['busy_cores']} cores busy" if machine.get("busy_cores") else ""
+        threads = f"{machine['threads']} threads{busy}"
+        return f"{machine['cpu']}, {threads}, {machine['cpu_level']} kernels"
     kinds = ", ".join(f"{op} {kind}" for op, kind in machine["gpu_kernels"].items())
     bf16 = rates["matmul_bf16_gflop_s"]
     return f"{machine['gpu']}, kernels: {kinds}; bfloat16 matrix product {bf16:.0f} GFLOP/s"

@@ -43,6 +43,20 @@ COMPAT_SMALL = {
 }
 
 
+def test_other_processes_compute_until_the_end(monkeypatch):
+    started = []
+
+    def start(*args):
+        started.append(popen(*args))
+        return started[-1]
+
+    popen = measure.subprocess.Popen
+    monkeypatch.setattr(measure.subprocess, "Popen", start)
+    with measure.busy_cores(2):
+        assert [process.poll() for process in started] == [None, None]
+    assert [process.poll() for process in started] == [-9, -9]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_all_ways_agree(name):

@@ -170,6 +170,42 @@ def test_validation_patches_are_cut_from_the_images():
         np.testing.assert_array_equal(label[0], labels[0][at].clip(0))
 
 
+class Mapped(Memory):
+    """The same cases in files that are mapped, and how often each was opened."""
+
+    def __init__(self, folder, count):
+        super().__init__([(6, 7, 8)] * count)
+        self.folder, self.opened = folder, []
+        for name, (image, label, *_) in self.stored.items():
+            np.save(folder / f"{name}.npy", image)
+            np.save(folder / f"{name}_seg.npy", label)
+
+    def load_case(self, name):
+        self.opened.append(name)
+        mapped = [np.load(self.folder / f"{name}{end}.npy", "r") for end in ("", "_seg")]
+        return *mapped, None, self.stored[name][3]
+
+
+def test_files_stay_open_and_not_too_many(tmp_path, monkeypatch):
+    size = (2, 3, 4)
+    cases = Mapped(tmp_path, 6)
+    made = PatchLoader(cases, patches(size, batch=4), Targets())
+    batches = [made.batch(step) for step in range(20)]
+    assert sorted(cases.opened) == cases.identifiers
+    monkeypatch.setattr("cmrfast.compat.nnunet.loading._HELD", 2)
+    cases.opened.clear()
+    few = PatchLoader(cases, patches(size, batch=4), Targets())
+    for step, batch in enumerate(batches):
+        assert torch.equal(few.batch(step)["data"], batch["data"])
+    assert len(cases.opened) > 20
+
+
+def test_what_is_in_memory_is_not_held():
+    made = loader()
+    made.batch(0)
+    assert not made._opened.held
+
+
 def test_unmoved_training_patches_are_not_interpolated():
     steps = ("noise", "blur", "gain", "contrast", "low_res", "gamma", "gamma_inverted")
     never = {f"p_{step}": 0.0 for step in ("rotation", "scaling", *steps)}

@@ -6,6 +6,7 @@ training goes through the same batches.
 """
 
 import itertools
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -21,6 +22,7 @@ from cmrfast.ops import augment_intensity, sample_patches
 
 _PLACES = 1 << 20  # first of the streams that choose cases and places
 _OUTSIDE = -1  # label of voxels outside of the image
+_HELD = 256  # cases that stay open in all threads together; each holds up to three files
 
 
 class Cases(Protocol):
@@ -64,6 +66,26 @@ class Patches:
             raise ValueError(f"Patches: batch must be >= 1; got {self.batch}")
 
 
+class _Opened(threading.local):
+    """Cases as a thread has opened them, which takes longer than to read a small patch.
+
+    Only arrays on disk are held: nnU-Net reads some kinds of files into memory as a whole.
+    """
+
+    def __init__(self, cases: Cases, most: int) -> None:
+        self.cases, self.most = cases, most
+        self.held: dict[str, Any] = {}  # the latest used is the last
+
+    def __call__(self, name: str) -> Any:
+        case = self.held.pop(name, None) or self.cases.load_case(name)
+        if any(isinstance(x, np.ndarray) and not isinstance(x, np.memmap) for x in case[:2]):
+            return case
+        self.held[name] = case
+        if len(self.held) > self.most:
+            del self.held[next(iter(self.held))]
+        return case
+
+
 class PatchLoader:
     """An iterator over batches as nnU-Net's trainer takes them.
 
@@ -93,6 +115,7 @@ class PatchLoader:
         pin_memory: bool = False,
     ) -> None:
         self.cases, self.patches, self.targets = cases, patches, targets
+        self._opened = _Opened(cases, _HELD // max(threads, 1))
         self.augmentation, self.seed, self.pin_memory = augmentation, seed, pin_memory
         steps = itertools.count(first)
         self._batches: Iterator[dict[str, Any]]
@@ -122,7 +145,7 @@ class PatchLoader:
         chosen, forced = stream(), self._forced(stream())
         draws = torch.cat((stream(2), stream(3)), 1).tolist()
         names = [self.cases.identifiers[int(u * len(self.cases.identifiers))] for u in chosen]
-        loaded = [self.cases.load_case(name) for name in names]
+        loaded = [self._opened(name) for name in names]
         channels = int(loaded[0][0].shape[0])
         drawn = None
         matrix, moved = torch.eye(axes, dtype=torch.float64).expand(len(samples), -1, -1), None

@@ -303,6 +303,11 @@ class Trainer:
     def _micro_batch(self, network: TrainingNetwork, stored: Run | None) -> int:
         """Samples of all ranks that go through the network at a time."""
         size, ranks = self.options.micro_batch, self.ranks
+        if size is not None and size < self.order.batch and self.method.step:
+            raise ValueError(
+                f"train: {self.method.name} has a step of its own, which takes its batch of "
+                f"{self.order.batch} whole; got micro_batch {size}"
+            )
         if size is None and stored:
             size = stored.plan.micro_batch
         if size is None:

@@ -168,6 +168,13 @@ def test_a_leftover_rank_does_not_count_alone(monkeypatch, size, rank, first):
     assert is_first_rank() is first
 
 
+def test_a_step_of_its_own_takes_its_batch_whole(tmp_path, monkeypatch):
+    method = replace(training_task.METHOD, step=lambda *args, **options: {})
+    training_task.install(monkeypatch.setattr, method)
+    with pytest.raises(ValueError, match="takes its batch of 8 whole; got micro_batch 3"):
+        run_training(tmp_path / "parts", micro_batch=3)
+
+
 @pytest.mark.parametrize("separable", [False, True])
 def test_parts_of_a_batch_add_up(tmp_path, monkeypatch, separable):
     # Without the pairing loss, whose every sample depends on all, the loss is a mean of samples.

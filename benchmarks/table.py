@@ -20,6 +20,7 @@ BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 #: Code of a workload -> its name in the tables; the code is given beside it.
 NAMES = {
     "E3": "extract 3-D",
+    "E3r": "extract 3-D, reused",
     "E2": "extract 2-D",
     "N32": "nt_xent 32",
     "N4k": "nt_xent 4096",

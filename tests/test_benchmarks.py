@@ -14,6 +14,7 @@ from benchmarks.workloads.jobs import Job, flair_inference, step_of
 
 SMALL = {
     "extract_3d": lambda: workloads.extract_3d(0.05),
+    "extract_3d_reused": lambda: workloads.extract_3d(0.05, reuse=True),
     "extract_2d": lambda: workloads.extract_2d(0.02),
     "pairing": lambda: workloads.pairing(32),
     "dice_3d": lambda: workloads.dice_3d(0.05),

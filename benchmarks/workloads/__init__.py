@@ -18,6 +18,7 @@ from benchmarks.workloads.workload import Workload
 #: Code in the tables -> (title, builder).
 WORKLOADS: dict[str, tuple[str, Callable[[], Workload]]] = {
     "E3": ("`extract_patches`: 40 of 56³ from a FLAIR pair and 5 masks", extract_3d),
+    "E3r": ("`extract_patches`: the same into reused memory", lambda: extract_3d(reuse=True)),
     "E2": ("`extract_patches` + `window_counts`: 2560 pairs of 64²", extract_2d),
     "N32": ("`nt_xent`: 32 x 128, forward + backward", lambda: pairing(32)),
     "N4k": ("`nt_xent`: 4096 x 128, forward + backward", lambda: pairing(4096)),

@@ -14,21 +14,32 @@ def _with_compiled(variants: dict[str, Variant]) -> dict[str, Variant]:
     return {**variants, "torch.compile": torch.compile(variants["torch unfold"])}
 
 
-def extract_3d(factor: float = 1) -> Workload:
-    """40 patches of 56³ from a FLAIR pair and five masks: cut, flipped, normalised, cast."""
+def extract_3d(factor: float = 1, *, reuse: bool = False) -> Workload:
+    """40 patches of 56³ from a FLAIR pair and five masks: cut, flipped, normalised, cast.
+
+    With ``reuse``, each call writes into the memory of the last one, as far as a library can.
+    """
     count, shape, s = max(1, int(40 * factor)), (225, 270, 225), 56
     pair = torch.randn(2, *shape)
     masks = torch.randint(0, 2, (5, *shape), dtype=torch.uint8)
     start = torch.stack([torch.randint(0, n - s, (count,)) for n in shape], 1)
     flips = torch.rand(count, 3) < 0.5
 
+    def batch() -> list[Tensor]:
+        return [pair.new_empty(count, channels, s, s, s) for channels in (2, 5)]
+
+    kept_by_ours, kept_by_sliced = (batch(), batch()) if reuse else (None, None)
+
     def ours() -> list[Tensor]:
-        options = {"flips": flips, "dtype": torch.float32}
-        images = ops.extract_patches(pair, start, (s,) * 3, shift=0.3, scale=1.7, **options)
-        return [images, ops.extract_patches(masks, start, (s,) * 3, **options)]
+        images, labels = kept_by_ours or (None, None)
+        size = (s,) * 3
+        return [
+            ops.extract_patches(pair, start, size, flips=flips, shift=0.3, scale=1.7, out=images),
+            ops.extract_patches(masks, start, size, flips=flips, out=labels),
+        ]
 
     def sliced() -> list[Tensor]:
-        images, labels = pair.new_empty(count, 2, s, s, s), pair.new_empty(count, 5, s, s, s)
+        images, labels = kept_by_sliced or batch()
         for p, ((i, j, k), axes) in enumerate(zip(start.tolist(), flips.tolist(), strict=True)):
             dims = [a + 1 for a in range(3) if axes[a]]
             window = (slice(None), slice(i, i + s), slice(j, j + s), slice(k, k + s))
@@ -42,7 +53,8 @@ def extract_3d(factor: float = 1) -> Workload:
 
     voxels = count * s**3
     variants = _with_compiled({"cmrfast": ours, "torch slices": sliced, "torch unfold": indexed})
-    return Workload(variants, moved=voxels * (2 * 8 + 5 * 5), fresh=voxels * 28)
+    fresh = 0 if reuse else voxels * 28
+    return Workload(variants, moved=voxels * (2 * 8 + 5 * 5), fresh=fresh)
 
 
 def extract_2d(factor: float = 1) -> Workload:

@@ -92,13 +92,18 @@ def table(results: dict[str, Any]) -> str:
         graph = f" (graph {e['graph_ms']:.3g})" if "graph_ms" in e else ""
         best, ratio = "-", "-"
         if e["peer"]:
-            best, ratio = f"{e['peer']} {e['best']:.3g} ms", f"**{e['best'] / e['ours']:.1f}x**"
+            best, ratio = f"{e['peer']} {_ms(e['best'])}", f"**{e['best'] / e['ours']:.1f}x**"
         lines.append(
-            f"| {describe(e['workload'], e['title'])} | {e['ours']:.3g} ms{graph} "
+            f"| {describe(e['workload'], e['title'])} | {_ms(e['ours'])}{graph} "
             f"| {best} | {ratio} | {compiled} "
             f"| {e['ours'] / e['floor_ms']:.1f}x | {memory} |"
         )
     return "\n".join([*lines, *_left_out(entries), "", _footer(results, entries)])
+
+
+def _ms(time: float) -> str:
+    """Three digits, and no power of ten."""
+    return f"{float(f'{time:.3g}'):g} ms"
 
 
 def _left_out(entries: list[dict[str, Any]]) -> list[str]:

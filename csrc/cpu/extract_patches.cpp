@@ -112,9 +112,8 @@ struct Flip {
 
 void extract_patches_into(const Tensor& buffer_any, const Tensor& table_any,
                           torch::headeronly::IntHeaderOnlyArrayRef shape, const Tensor& start_any,
-                          const Tensor& index_any, const Tensor& flips_any,
-                          const Tensor& shift_any, const Tensor& scale_any, double fill,
-                          Tensor& out) {
+                          const Tensor& index_any, const Tensor& flips_any, const Tensor& shift_any,
+                          const Tensor& scale_any, double fill, Tensor& out) {
   const Tensor buffer = torch::stable::contiguous(buffer_any);
   const Tensor table = torch::stable::contiguous(table_any);
   const Tensor start = torch::stable::contiguous(start_any);

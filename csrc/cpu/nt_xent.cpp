@@ -75,41 +75,48 @@ struct UnitRows {
 
   T* row(int64_t i) { return data.data() + i * stride; }
 
-  // Divides by the largest entry before squaring, so that rows of 1e18 or 1e-18 do not overflow.
   void normalise(int64_t i, const T* from) {
-    T largest = 0;
-    for (int64_t d = 0; d < D; ++d) {
-      const T size = std::abs(from[d]);
-      largest = size > largest || size != size ? size : largest;
+    // Squares of floats neither overflow nor vanish in double. Doubles are divided by the largest
+    // first, so that rows of 1e180 or 1e-180 do not either.
+    double largest = 1;
+    if constexpr (std::is_same_v<T, double>) {
+      largest = 0;
+      for (int64_t d = 0; d < D; ++d) {
+        const double size = std::abs(from[d]);
+        largest = size > largest || size != size ? size : largest;
+      }
     }
+    const auto scaled = [&](int64_t d) {
+      const auto value = static_cast<double>(from[d]);
+      return std::is_same_v<T, double> ? value / largest : value;
+    };
     double squares = 0;
-    for (int64_t d = 0; d < D; ++d) {
-      const double scaled = static_cast<double>(from[d]) / static_cast<double>(largest);
-      squares += scaled * scaled;
-    }
-    const double length = std::sqrt(squares) * static_cast<double>(largest);
+#pragma omp simd reduction(+ : squares)
+    for (int64_t d = 0; d < D; ++d) squares += scaled(d) * scaled(d);
+    const bool zero = largest == 0 || squares == 0;
+    const double length = std::sqrt(squares) * largest;
     // A subnormal length is inexact and its inverse infinite, which times a zero would be NaN.
     using Limits = std::numeric_limits<double>;
-    const double inverse = length < Limits::min()
-                               ? 1.0 / std::sqrt(squares) / static_cast<double>(largest)
-                               : 1.0 / length;
-    inverse_norm[i] = largest == 0 ? 0.0 : std::min(inverse, Limits::max());
-    const double factor = largest == 0 ? 0.0 : 1.0 / std::sqrt(squares);
+    const double inverse =
+        length < Limits::min() ? 1.0 / std::sqrt(squares) / largest : 1.0 / length;
+    inverse_norm[i] = zero ? 0.0 : std::min(inverse, Limits::max());
+    const double factor =
+        squares == Limits::infinity() ? Limits::quiet_NaN() : 1.0 / std::sqrt(squares);
     T* to = row(i);
-    for (int64_t d = 0; d < D; ++d) {
-      to[d] = largest == 0 ? T{0}
-                           : static_cast<T>(static_cast<double>(from[d]) /
-                                            static_cast<double>(largest) * factor);
-    }
+#pragma omp simd
+    for (int64_t d = 0; d < D; ++d) to[d] = zero ? T{0} : static_cast<T>(scaled(d) * factor);
   }
 
   // The gradient of a row from that of its unit row, in place.
   void backward(int64_t i, T* gradient) {
     const T* unit = row(i);
+    const double factor = inverse_norm[i];
     double projection = 0;
+#pragma omp simd reduction(+ : projection)
     for (int64_t d = 0; d < D; ++d) projection += static_cast<double>(unit[d]) * gradient[d];
+#pragma omp simd
     for (int64_t d = 0; d < D; ++d) {
-      gradient[d] = static_cast<T>((gradient[d] - projection * unit[d]) * inverse_norm[i]);
+      gradient[d] = static_cast<T>((gradient[d] - projection * unit[d]) * factor);
     }
   }
 };
@@ -129,9 +136,8 @@ struct Sweep {
   Buffer<T> similarity;  // (kBlock, M), then d loss / d similarity
   std::vector<double> losses;
 
-  Sweep(int64_t N, int64_t M, int64_t D, double temperature,
-        std::optional<int64_t> first_candidate, bool gradients, const T* anchors,
-        const T* raw_candidates, const int64_t* targets)
+  Sweep(int64_t N, int64_t M, int64_t D, double temperature, std::optional<int64_t> first_candidate,
+        bool gradients, const T* anchors, const T* raw_candidates, const int64_t* targets)
       : N(N),
         M(M),
         D(D),

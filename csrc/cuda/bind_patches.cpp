@@ -43,9 +43,9 @@ struct ListScratch {
 };
 
 void extract_patches_into(const Tensor& buffer_any, const Tensor& table_any, Sizes shape,
-                          const Tensor& start_any, const Tensor& index_any,
-                          const Tensor& flips_any, const Tensor& shift_any,
-                          const Tensor& scale_any, double fill, Tensor& out) {
+                          const Tensor& start_any, const Tensor& index_any, const Tensor& flips_any,
+                          const Tensor& shift_any, const Tensor& scale_any, double fill,
+                          Tensor& out) {
   constexpr auto op = "extract_patches";
   const OnDevice device(buffer_any);
   const Tensor buffer = contiguous(buffer_any), table = contiguous(table_any);

@@ -1,10 +1,9 @@
 """Exact Euclidean distances from surface voxels to the nearest voxel of another surface.
 
-Of small surfaces, all pairs of voxels are compared. Larger ones are sparse and mostly close to each
-other. One scan computes the distance of every voxel
-within its row; each query voxel then searches the rows around it, nearest first, until no row can
-be closer. This visits far fewer voxels than a distance transform of the whole image, which is the
-fallback where surfaces are far apart or dense.
+Small surfaces are compared voxel by voxel. Larger ones are sparse and mostly close to each other.
+One scan computes the distance of every voxel within its row; each query voxel then searches the
+rows around it, nearest first, until no row can be closer. This visits far fewer voxels than a
+distance transform of the whole image, which is the fallback where surfaces are far apart or dense.
 """
 
 from collections.abc import Iterator

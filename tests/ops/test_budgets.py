@@ -5,6 +5,7 @@ benchmarks/budgets.py.
 """
 
 import os
+import re
 import subprocess
 from functools import cache
 from importlib.metadata import version
@@ -17,12 +18,18 @@ import torch
 import cmrfast
 from benchmarks.budgets import BUDGETS
 from tests.support import sass
+from tests.support.paths import ROOT
 
 if sass.find_cuobjdump() is None:
     pytest.skip("there is no cuobjdump, as in Triton", allow_module_level=True)
 COMPILES = find_spec("triton") is not None and os.environ.get("TRITON_INTERPRET") != "1"
 LIBRARY = sorted(Path(cmrfast.__file__).parent.glob("_cuda.*"))
-OLDER_TRITON = COMPILES and version("triton").startswith("3.6.")  # whose code is leaner or fatter
+#: The versions of Triton that CI compiles with: the one that the budgets count, and the oldest.
+COUNTED, OLDEST = (
+    re.search(r"^triton==(\S+)", (ROOT / f"tests/support/{name}.txt").read_text(), re.M)[1]
+    for name in ("requirements-triton", "requirements-triton-3.6")
+)
+TRITON = version("triton") if COMPILES else COUNTED
 if COMPILES:
     from cmrfast.ops.triton import KERNELS
     from tests.support import ahead
@@ -139,8 +146,10 @@ def loop(budget, code):
 
 
 def test_the_hot_loop_is_within_its_budget(budget, loop):
-    assert len(loop) <= budget.instructions
-    if not OLDER_TRITON or budget.case == "cuda":
+    counted = budget.case == "cuda" or TRITON == COUNTED
+    other = not counted and TRITON != OLDEST  # one that torch brought, which CI has not seen
+    assert len(loop) <= budget.instructions * (1.25 if other else 1)
+    if counted:
         assert len(loop) > 0.9 * budget.instructions, "lower the budget"
 
 

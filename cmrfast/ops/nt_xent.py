@@ -204,7 +204,7 @@ def _reference(
     one_hot = F.one_hot(torch.where(valid, targets, 0), len(c)).to(a.dtype)
     one_hot = torch.where(valid[:, None], one_hot, torch.nan)
     similarity = a @ c.T
-    if first is not None:
+    if first is not None:  # anchor i is candidate first + i, which it skips
         itself = torch.arange(first, first + len(a), device=a.device)
         itself = itself[:, None] == torch.arange(len(c), device=a.device)
         similarity = similarity.masked_fill(itself, -torch.inf)

@@ -180,7 +180,7 @@ def _anchor_tiles(
 
     It sums their exponentials (in base 2), with ``max_ptr`` relative to the largest so far, and,
     with ``grad_ptr``, the candidates with these weights in one chunk of columns. With
-    ``first_own``, anchors are candidates from there on, and none of its own. ``a`` and ``c`` are
+    ``first_own``, anchor i is candidate ``first_own`` + i, which it skips. ``a`` and ``c`` are
     pointers to the rows and to their inverse norms, and the number of rows.
     """
     _, c_inverse_norm_ptr, m, _ = c
@@ -204,7 +204,7 @@ def _anchor_tiles(
                 x = tl.where(js[None, :] == (first_own + rows)[:, None], float("-inf"), x)
             if max_ptr is not None:
                 new_max = tl.maximum(row_max, tl.max(x, 1))
-                if first_own is not None:  # an anchor alone has no largest candidate
+                if first_own is not None:  # a tile may hold the anchor alone
                     new_max = tl.maximum(new_max, -1e30)
                 rescale = exp2(row_max - new_max)
                 x -= new_max[:, None]
@@ -418,7 +418,7 @@ class _Rows:
     ) -> "_LogSums":
         """The losses of these rows as anchors; with ``partial``, what their gradient needs.
 
-        With ``first``, they are the candidates from there on, and never their own.
+        With ``first``, row i is candidate ``first`` + i, which it skips.
         """
         scale = _LOG2E / temperature
         chosen, grid, columns = self.tiles(other, "nt_xent")

@@ -13,7 +13,9 @@ from matplotlib.image import imread
 
 from cmrfast import methods, viz
 from cmrfast.data import Volume
+from cmrfast.data.datasets import Case
 from cmrfast.data.prepare import crop_or_pad
+from cmrfast.train import Run
 from cmrfast.train.log import read_log
 from studies.outcome import Outcome
 
@@ -114,48 +116,61 @@ def _finite(values: Sequence[float]) -> list[float]:
 
 
 def _cases(outcome: Outcome, cases: int) -> Any:
-    """One row per test patient: the labels, and the prediction of each arm's first training."""
+    """One row per test patient: the labels, and the prediction of each arm's first training.
+
+    Of a registration, the second column shows the labels before it.
+    """
     first = {arm: runs[0] for arm, runs in outcome.runs.items()}
     run = next(iter(first.values()))  # the first runs of all arms have the same test patients
     names = methods.get(outcome.study.method).structures
     labelled = [case for case in run.cases("test") if case.labels]
     cases = min(cases, len(labelled))
     patients = [labelled[(2 * n + 1) * len(labelled) // (2 * cases)] for n in range(cases)]
+    rows = [(case.name, _panels(case, first, names)) for case in patients]
+    columns = len(rows[0][1])
     figure, axes = pyplot.subplots(
-        len(patients), len(first) + 1, figsize=(2.6 * (len(first) + 1), 2.8 * len(patients)),
+        len(rows), columns, figsize=(2.6 * columns, 2.8 * len(rows)),
         layout="constrained", squeeze=False,
     )  # fmt: skip
-    for row, case in enumerate(patients):
-        shown: list[tuple[str, Volume, Volume | None]] = []
-        crop: tuple[list[int], int] | None = None  # the same for all panels of a patient
-        for arm, run in first.items():
-            with torch.inference_mode():
-                picture = run.task().picture(run.model(), case)
-            if crop is None:
-                crop = _crop_box(picture.reference or picture.predicted, picture.image)
-                shown.append(("labels", picture.image, picture.reference))
-            shown.append((arm, picture.image, picture.predicted))
-        assert crop is not None
-        for panel, (title, image, mask) in zip(axes[row], shown, strict=True):
-            square = _crop_square(image, *crop)
-            marked = mask and _crop_square(mask, *crop)
-            png = viz.overlay(square, marked, slices=[0], names=names)
+    for n, (case, panels) in enumerate(rows):
+        for panel, (title, png) in zip(axes[n], panels.items(), strict=True):
             panel.imshow(imread(io.BytesIO(png)))
             panel.set_axis_off()
-            panel.set_title(f"{case.name}: {title}" if panel is axes[row][0] else title, fontsize=9)
+            panel.set_title(f"{case}: {title}" if panel is axes[n][0] else title, fontsize=9)
     return figure
+
+
+def _panels(case: Case, runs: Mapping[str, Run], names: Mapping[int, str]) -> dict[str, bytes]:
+    """Of one patient, by title: the labels, those before a registration, and each prediction."""
+    pictures = {}
+    for arm, run in runs.items():
+        with torch.inference_mode():
+            pictures[arm] = run.task().picture(run.model(), case)
+    one = next(iter(pictures.values()))
+    masks = {"labels": one.reference}
+    if one.before is not None:
+        masks["before"] = one.before
+    masks |= {arm: picture.predicted for arm, picture in pictures.items()}
+    crop = _crop_box(one.reference or one.predicted, one.image)
+    image = _crop_square(one.image, *crop)
+    return {
+        title: viz.overlay(image, mask and _crop_square(mask, *crop), slices=[0], names=names)
+        for title, mask in masks.items()
+    }
 
 
 def _crop_box(mask: Volume, image: Volume) -> tuple[list[int], int]:
     """Centre voxel and side in pixels of a square around the labels, in the slice to show.
 
-    The slice is the one with the most voxels of the highest label, which is scar if there is any;
-    without labels, it is the middle slice.
+    The slice shows all labels well: the least visible one has as many voxels as possible, compared
+    with the slice that has the most of it. Without labels, it is the middle slice.
     """
     labels = mask.data[0]
     if not labels.any():
         return [n // 2 for n in image.shape], min(image.shape[:2])
-    k = int((labels == labels.max()).sum((0, 1)).argmax())
+    values = [value for value in labels.unique().tolist() if value]
+    voxels = torch.stack([(labels == value).sum((0, 1)) for value in values])
+    k = int((voxels / voxels.amax(1, keepdim=True)).amin(0).argmax())
     labelled = labels[:, :, k].nonzero()
     low, high = labelled.amin(0), labelled.amax(0)
     side = max(3 * int((high - low).max()), round(70 / min(image.spacing_mm[:2])))

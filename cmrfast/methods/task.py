@@ -131,12 +131,23 @@ class Picture:
         predicted: its labels, on its grid.
         reference: its reference labels, on its grid, where there are any.
         maps: structure → its probability, on its grid, of networks that give it.
+        before: the predicted labels before a registration moved them, on its grid.
     """
 
     image: Volume
     predicted: Volume
     reference: Volume | None = None
     maps: Mapping[str, Volume] = field(default_factory=dict)
+    before: Volume | None = None
+
+    def masks(self) -> dict[str, Volume]:
+        """What is drawn on the image, by name, from left to right."""
+        named = {
+            "before registration": self.before,
+            "prediction": self.predicted,
+            "reference": self.reference,
+        }
+        return {name: mask for name, mask in named.items() if mask is not None}
 
 
 class Task(ABC, Generic[ModelT, ConfigT, RecipeT]):

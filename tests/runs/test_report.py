@@ -158,6 +158,22 @@ def test_long_stacks_show_some_slices():
     assert "16 other slices are left out." in text
 
 
+def test_masks_are_named_from_left_to_right():
+    image = Volume(torch.rand(1, 8, 8, 2), torch.eye(4))
+    mask = image.with_data(torch.ones(1, 8, 8, 2, dtype=torch.uint8))
+
+    def caption(**more):
+        chosen, picture = Chosen("1", "a", 0.5), Picture(image, mask, **more)
+        html = render_case(chosen, picture, {}, SCAR.objective, viewer=False)
+        return html.partition("<p class=note>")[2].partition("</p>")[0]
+
+    assert caption() == "Prediction."
+    assert caption(reference=mask) == "From left to right: prediction, reference."
+    assert caption(reference=mask, before=mask) == (
+        "From left to right: before registration, prediction, reference."
+    )
+
+
 def test_curves_show_the_loss_above_its_parts():
     log = [{"step": n, "loss": n, "whole": n, "half": n / 2, "lr": 1.0} for n in (1, 2)]
     lines = loss_figure(log).axes[0].lines

@@ -194,6 +194,11 @@ def test_differences_of_two_masks_are_named():
     assert [layer.name for layer in scene.layers] == ["prediction", "reference", "difference"]
     assert scene.layers[2].volume.data.flatten().tolist() == [0, 1, 4, 2, 3]
     assert [layer.shown for layer in scene.layers] == [True, False, False]
+    scene = scene_of_picture("a", Picture(image, predicted, before=reference), {1: "scar"})
+    assert {layer.name: layer.shown for layer in scene.layers} == {
+        "before registration": False,
+        "prediction": True,
+    }
 
 
 def test_a_crop_keeps_positions():

@@ -152,9 +152,11 @@ class JointRegistrationTask(Task[JointRegistration, Config, Recipe]):
         elif "lge" in batches[0]:
             on_lge = torch.cat([outputs["lge"].argmax(1).byte().cpu() for outputs in batches])
         moved = warp_masks(on_lge, theta).argmax(1).byte()
-        stacks = [stack.movedim(0, -1)[None] for stack in (images.cine[:, 0], moved, on_cine)]
-        image, predicted, reference = (Volume(s, grid.world_from_vox) for s in stacks)
-        return Picture(image, predicted, reference if annotated else None)
+        image, predicted, reference, before = (
+            Volume(stack.movedim(0, -1)[None], grid.world_from_vox)
+            for stack in (images.cine[:, 0], moved, on_cine, on_lge)
+        )
+        return Picture(image, predicted, reference if annotated else None, before=before)
 
     def _with_pairs(self, case: Case) -> Tensors:
         pairs = self.prepared(PAIRS, case)

@@ -86,19 +86,20 @@ def render_case(
 
 
 def _slices(picture: Picture, structures: Mapping[int, str]) -> str:
-    masks = [picture.predicted] + ([picture.reference] if picture.reference else [])
-    labelled = np.any([mask.data[0].cpu().numpy() != 0 for mask in masks], axis=0)
+    masks = picture.masks()
+    labelled = np.any([mask.data[0].cpu().numpy() != 0 for mask in masks.values()], axis=0)
     shown, count = viz.choose_slices(labelled, _MOST_SLICES), picture.image.shape[2]
     drawn = [inline_png(draw_slice(picture, k, structures)) for k in shown]
     images = "".join(
         f"<img alt='slice {k} (0 to {count - 1})' src='{image}'>"
         for k, image in zip(shown, drawn, strict=True)
     )
-    both = "Prediction on the left, reference on the right." if picture.reference else "Prediction."
+    order = "From left to right: " * (len(masks) > 1) + ", ".join(masks)
+    caption = f"{order[0].upper()}{order[1:]}."
     left_out = count - len(shown)
     more = f" {left_out} other slices are left out." if left_out else ""
     return (
-        f"<p class=note>{both}{more}</p><div class=slices>{images}<label><output></output>"
+        f"<p class=note>{caption}{more}</p><div class=slices>{images}<label><output></output>"
         f"<input type=range aria-label=slice min=0 max={len(shown) - 1} value={len(shown) // 2}>"
         "</label></div>"
     )

@@ -138,8 +138,8 @@ def as_svg(figure: "Figure", name: str) -> str:
 
 
 def draw_slice(picture: Picture, k: int, names: Mapping[int, str]) -> bytes:
-    """Slice k with the predicted mask and, beside it, with the reference."""
-    masks = [picture.predicted] + ([picture.reference] if picture.reference else [])
+    """Slice k, once with each of the picture's masks."""
+    masks = picture.masks().values()
     return _side_by_side(
         [viz.overlay(picture.image, mask, slices=[k], names=names) for mask in masks]
     )

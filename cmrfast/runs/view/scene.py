@@ -81,12 +81,12 @@ def scene_of_picture(title: str, picture: Picture, names: Mapping[int, str]) -> 
         names: label → structure.
     """
     names = {value: in_words(name) for value, name in names.items()}
-    predicted, reference = picture.predicted, picture.reference
-    layers = [Layer("prediction", predicted, labels=named_labels(predicted, names))]
-    if reference is not None:
-        labels = named_labels(reference, names)
-        layers.append(Layer("reference", reference, labels=labels, shown=False))
-        layers.append(_difference(predicted, reference))
+    layers = [
+        Layer(name, mask, labels=named_labels(mask, names), shown=mask is picture.predicted)
+        for name, mask in picture.masks().items()
+    ]
+    if picture.reference is not None:
+        layers.append(_difference(picture.predicted, picture.reference))
     for name, volume in picture.maps.items():
         layers.append(Layer(f"probability of {in_words(name)}", volume, "map", shown=False))
     return Scene(title, picture.image, tuple(layers))

@@ -383,6 +383,9 @@ def test_a_case_without_labels_is_predicted_not_judged(cases, variant):
     picture = task.picture(model, cases[0])
     assert picture.reference.shares_grid(picture.image)
     assert picture.reference.data.any()
+    grid = shared_grid(cases[0].image("C0"), cases[0].image("LGE"), SMALL)
+    labels = label_view(grid, cases[0].label("C0"), cases[0].label("LGE"))
+    assert torch.equal(picture.before.data[0].movedim(-1, 0), labels.lge[:, 0])
 
 
 def test_what_cannot_be_used_is_named(cases, caplog, tmp_path):

@@ -92,6 +92,8 @@ def run(*studies: Study) -> Outcome:
                     f"{line['score']}, {line['first']} minus {line['second']}: "
                     f"{line['detectable']:.3g} would be found with 80 % power"
                 )
+            if options.scale != "tiny":  # where two steps may change nothing
+                require_different(power)
         complete(jobs, "test")
     runs: dict[str, list[Run]] = {}
     for job in jobs:
@@ -176,6 +178,20 @@ def _train_and_score(job: _Job, part: str) -> None:
     )
     data = job.pilot if part == "all" else None
     evaluate(trained, data, part=part, device=job.device).save(job.folder)
+
+
+def require_different(power: Sequence[Mapping[str, Any]]) -> None:
+    """Stop if two arms that are to be compared have the same scores.
+
+    Args:
+        power: of the pilot, as ``comparisons.detectable`` returns it.
+    """
+    for line in power:
+        if line["detectable"] == 0:
+            raise SystemExit(
+                f"{line['first']} and {line['second']} have the same {line['score']} of every "
+                "patient and seed; their trainings do not differ"
+            )
 
 
 def _evaluations(study: Study, jobs: Sequence[_Job], part: str) -> dict[str, list[Evaluation]]:

@@ -16,6 +16,7 @@ from cmrfast.runs.evaluate import Evaluation
 from studies import comparisons, design, page
 from studies.cohorts import Cohorts
 from studies.outcome import Outcome
+from studies.study import require_different
 from tests.support.paths import ROOT
 
 STUDIES = page.all_studies()
@@ -173,6 +174,17 @@ def test_a_clear_difference_gets_a_word_and_other_scores_an_interval():
         assert (other["score"], "word" in other) == ("f1", False)
         (power,) = comparisons.detectable(found.study, measured, patients=20, seeds=5)
         assert 0 < power["detectable"] < 0.05
+        require_different([power])
+
+
+def test_arms_that_do_not_differ_stop_a_study():
+    planned = (design.Planned("does it help?", "new", "old", "dice"),)
+    scores = [evaluated(0.1, 0.5, 0.7), evaluated(0.2, 0.3, 0.9)]
+    found = outcome({"new": scores, "old": scores}, planned=planned)
+    measured = comparisons.measure(found.study, found.evaluations)
+    power = comparisons.detectable(found.study, measured, patients=20, seeds=5)
+    with pytest.raises(SystemExit, match=r"new and old have the same dice of every patient"):
+        require_different(power)
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,13 @@ class Recipe(recipe.Recipe):
         """Train the generator alone in the first ``pretrain_epochs``."""
         return {"adversarial": epoch >= self.pretrain_epochs}
 
+    def not_reached(self, config: Config, epoch: int) -> str:
+        """Everything but the generator, before the adversarial epochs."""
+        if config.variant == "u" or epoch >= self.pretrain_epochs:
+            return ""
+        masks = " and borrowed masks" if config.variant == "u_a_t" else ""
+        return f"the adversary{masks}, from epoch {self.pretrain_epochs + 1} on (pretrain_epochs)"
+
     def lr_at(self, epoch: int, step: int) -> float:
         """Learning rate of a step; epochs and steps count from 0, steps across all epochs."""
         return super().lr_at(epoch, step) / (1 + self.lr_decay * step)

@@ -64,6 +64,13 @@ class Recipe:
         """Keyword arguments for the method's own ``step`` in an epoch, if it has one."""
         return {}
 
+    def not_reached(self, config: Any, epoch: int) -> str:
+        """What a training that ends in an epoch leaves out of the method, and the field to change.
+
+        Empty if it leaves nothing out. ``config`` is that of the network.
+        """
+        return ""
+
     def files(self) -> dict[str, Path]:
         """Files that its fields name, by field."""
         return {}

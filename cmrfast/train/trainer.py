@@ -158,6 +158,9 @@ class Trainer:
         batches = Prefetch(self._batch, range(step, run.plan.steps))
         with self._open_log(step) as log:
             log.say(self._summary())
+            last_epoch = order.epoch(run.plan.steps - 1)
+            if missing := self.recipe.not_reached(run.config, last_epoch):
+                log.say(f"training ends in epoch {last_epoch + 1} and never reaches {missing}")
             if self.changed_conditions:
                 changed = ", ".join(self.changed_conditions)
                 log.say(f"not the bits of the machine where it began: {changed}")

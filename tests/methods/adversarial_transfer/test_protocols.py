@@ -1,5 +1,6 @@
 """Splits per sequence: the paper's protocols, and files that a training must not open."""
 
+import io
 import json
 from contextlib import suppress
 from dataclasses import replace
@@ -49,6 +50,18 @@ def files_of(case):
 
 def images_and_masks(root):
     return set(root.rglob("*.nii.gz"))
+
+
+def test_a_training_says_that_it_ends_before_the_adversary_begins(root, tmp_path):
+    said = {}
+    for epochs in (0, 1):
+        changes = NETWORK | QUICK | {"pretrain_epochs": epochs}
+        stream = io.StringIO()
+        run_training(root, tmp_path / str(epochs), changes=changes, stream=stream)
+        said[epochs] = (
+            "training ends in epoch 1 and never reaches the adversary" in stream.getvalue()
+        )
+    assert said == {0: False, 1: True}
 
 
 # The protocols

@@ -64,6 +64,10 @@ def test_recipe_is_the_papers():
     assert RECIPE.lr_at(49, 10**6) == pytest.approx(2e-4 / 1.01)
     for epoch, adversarial in ((0, False), (29, False), (30, True), (49, True)):
         assert RECIPE.step_options(epoch) == {"adversarial": adversarial}
+    never = "the adversary{}, from epoch 31 on (pretrain_epochs)"
+    assert RECIPE.not_reached(Config(variant="u_a"), 29) == never.format("")
+    assert RECIPE.not_reached(Config(), 0) == never.format(" and borrowed masks")
+    assert RECIPE.not_reached(Config(), 30) == RECIPE.not_reached(Config(variant="u"), 0) == ""
     for name in ("pretrain_epochs", "lge_masks", "crop_shift_px", "copies", "view_px"):
         with pytest.raises(ValueError, match=f"{name} must be >= 0; got -1"):
             Recipe(**{name: -1})

@@ -54,7 +54,7 @@ def _table_2(train: Names, validate: Names, test: Names) -> Split:
 _TINY = {"pixel_mm": 5.0, "width": 4, "size": 32, "view_px": 32, "copies": 0, "pretrain_epochs": 0}
 _SMALL: dict[str, Any] = {
     **{"width": 16, "pixel_mm": 3.0, "size": 64, "view_px": 80, "crop_shift_px": 6, "batch": 8},
-    **{"epochs": 5, "pretrain_epochs": 3},
+    **{"epochs": 2, "pretrain_epochs": 1},
 }
 _TRANSFER = Planned(
     "transferred masks improve the adversarial network (tables 1 and 2)",
@@ -76,7 +76,7 @@ TABLE_2 = Study(
     split=_table_2,
     own_split=partial(protocol_split, "table 2"),
     tiny=Scale((2, 0, 3), seeds=1, shrink=4, changes=_TINY, steps=2),
-    small=Scale((5, 0, 40), shrink=2.5, changes=_SMALL, steps=900),
+    small=Scale((5, 0, 40), shrink=2.5, changes=_SMALL),
     paper=Scale((5, 0, 40)),
 )
 TABLE_1 = replace(
@@ -107,7 +107,7 @@ TABLE_1 = replace(
     split=_table_1,
     own_split=partial(protocol_split, "table 1"),
     tiny=Scale((4, 0, 2), seeds=1, shrink=4, changes=_TINY, steps=2),
-    small=Scale((33, 0, 20), shrink=2.5, changes=_SMALL, steps=900),
+    small=Scale((33, 0, 20), shrink=2.5, changes=_SMALL),
     paper=Scale((33, 0, 2)),
 )
 CODE = replace(

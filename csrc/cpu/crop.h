@@ -1,37 +1,9 @@
-// Voxels of volumes as those of patches: converted from dtype to dtype, and cut out row by row.
+// Patches cut out of volumes row by row.
 #pragma once
 
-#include <type_traits>
-
-#include "common.h"
+#include "conversion.h"
 
 namespace cmrfast::cpu {
-
-using torch::headeronly::BFloat16;
-using torch::headeronly::Half;
-
-template <class T>
-constexpr bool is_floating = std::is_same_v<T, float> || std::is_same_v<T, double> ||
-                             std::is_same_v<T, Half> || std::is_same_v<T, BFloat16>;
-
-// Integers of 32 bits or more, and doubles, are exact only in double.
-template <class T>
-constexpr bool needs_double = std::is_same_v<T, double> || (!is_floating<T> && sizeof(T) > 2);
-
-// From voxels of one dtype to those of another, (voxel - shift) * scale, and what is filled in. The
-// functions are in extract_patches.cpp, one for each pair of dtypes.
-struct Conversion {
-  // Converts n voxels, read forwards or, for step -1, backwards.
-  void (*convert)(const void* from, void* to, int64_t n, int64_t step, double shift, double scale);
-  void (*fill_with)(void* to, int64_t n, double value);
-  double filling;
-  int64_t from_bytes, to_bytes;  // of a voxel
-
-  Conversion(ScalarType from, ScalarType to, double filling);
-  void fill(void* to, int64_t n) const {
-    if (n > 0) fill_with(to, n, filling);
-  }
-};
 
 // A patch that is cut from a volume at `start`, mirrored along some axes.
 struct Crop {

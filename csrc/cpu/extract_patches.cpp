@@ -2,103 +2,12 @@
 //
 // A task writes one channel of one patch, row by row: the part inside the volume is one converted
 // run, the rest is fill. Minimum traffic: each voxel of the patches is read once and written once.
-#include <cmath>
-#include <cstring>
-#include <limits>
-#include <type_traits>
 #include <vector>
 
 #include "crop.h"
 
 namespace cmrfast::cpu {
 namespace {
-
-struct Bool {
-  uint8_t value;
-  explicit operator float() const { return value; }
-  explicit operator double() const { return value; }
-};
-
-// Integers saturate, NaN becomes 0; a bool is whether the rounded value is at least 1.
-template <class To, class Real>
-To cast(Real value) {
-  if constexpr (std::is_same_v<To, Bool>) {
-    return {static_cast<uint8_t>(std::nearbyint(value) >= 1)};
-  } else if constexpr (is_floating<To>) {
-    return static_cast<To>(value);
-  } else {
-    using Limits = std::numeric_limits<To>;
-    const Real rounded = std::nearbyint(value);
-    if (!(rounded >= static_cast<Real>(Limits::min()))) {
-      return rounded < 0 ? Limits::min() : To{0};
-    }
-    return rounded >= static_cast<Real>(Limits::max()) ? Limits::max() : static_cast<To>(rounded);
-  }
-}
-
-// Converts a run of voxels, read forwards or, for step -1, backwards.
-template <class From, class To>
-void convert_run(const void* source, void* target, int64_t n, int64_t step, double shift,
-                 double scale) {
-  using Real = std::conditional_t<needs_double<From> || needs_double<To>, double, float>;
-  const From* from = static_cast<const From*>(source);
-  To* to = static_cast<To*>(target);
-  if constexpr (std::is_same_v<From, To>) {
-    if (shift == 0 && scale == 1) {
-      if (step > 0) {
-        std::memcpy(to, from, static_cast<size_t>(n) * sizeof(To));
-      } else {
-        for (int64_t k = 0; k < n; ++k) to[k] = from[-k];
-      }
-      return;
-    }
-  }
-  const Real minus = static_cast<Real>(shift), times = static_cast<Real>(scale);
-  if (step > 0) {
-    for (int64_t k = 0; k < n; ++k) to[k] = cast<To>((static_cast<Real>(from[k]) - minus) * times);
-  } else {
-    for (int64_t k = 0; k < n; ++k) to[k] = cast<To>((static_cast<Real>(from[-k]) - minus) * times);
-  }
-}
-
-template <class To>
-void fill_run(void* target, int64_t n, double value) {
-  std::fill_n(static_cast<To*>(target), n, cast<To>(value));
-}
-
-template <class Body>
-void with_dtype(ScalarType dtype, const Body& body) {
-  switch (dtype) {
-    case ScalarType::Bool:
-      return body(Bool{});
-    case ScalarType::Byte:
-      return body(uint8_t{});
-    case ScalarType::UInt16:
-      return body(uint16_t{});
-    case ScalarType::UInt32:
-      return body(uint32_t{});
-    case ScalarType::UInt64:
-      return body(uint64_t{});
-    case ScalarType::Char:
-      return body(int8_t{});
-    case ScalarType::Short:
-      return body(int16_t{});
-    case ScalarType::Int:
-      return body(int32_t{});
-    case ScalarType::Long:
-      return body(int64_t{});
-    case ScalarType::Half:
-      return body(Half{});
-    case ScalarType::BFloat16:
-      return body(BFloat16{});
-    case ScalarType::Float:
-      return body(float{});
-    case ScalarType::Double:
-      return body(double{});
-    default:
-      STD_TORCH_CHECK(false, "patches: no kernel for this dtype");
-  }
-}
 
 // Whether each axis of patch p is mirrored; an empty `flips` (P, dims) mirrors none.
 struct Flip {
@@ -237,19 +146,6 @@ Tensor extract_patches_backward(const Tensor& grad_any, const Tensor& table_any,
 }
 
 }  // namespace
-
-Conversion::Conversion(ScalarType from, ScalarType to, double filling)
-    : filling(filling), from_bytes(0), to_bytes(0) {
-  with_dtype(to, [&](auto target) {
-    using To = decltype(target);
-    fill_with = &fill_run<To>;
-    to_bytes = sizeof(To);
-    with_dtype(from, [&](auto source) {
-      convert = &convert_run<decltype(source), To>;
-      from_bytes = sizeof(source);
-    });
-  });
-}
 
 }  // namespace cmrfast::cpu
 

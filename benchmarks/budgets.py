@@ -44,9 +44,10 @@ DICE = [
 ]
 PAIRS = [
     Budget("_anchor_tiles", "pairs_bfloat16", "similarity", 64, 0, 600, 9.3, 0, _PAIR_FLOPS),
-    Budget("_candidate_tiles", "pairs_bfloat16", "similarity", 32, 0, 420, 9.3, 0, _PAIR_FLOPS),
+    Budget("_candidate_tiles", "pairs_bfloat16", "similarity", 32, 0, 388, 9.3, 0, _PAIR_FLOPS),
+    Budget("_candidate_tiles", "symmetric_bfloat16", "similarity", 32, 0, 390, 13, 0, _PAIR_FLOPS),
     Budget("_anchor_tiles", "pairs_float32", "similarity", 32, 0, 1030, 32, 0, _PARTS_FLOPS),
-    Budget("_candidate_tiles", "pairs_float32", "similarity", 32, 0, 1095, 32, 0, _PARTS_FLOPS),
+    Budget("_candidate_tiles", "pairs_float32", "similarity", 32, 0, 1060, 32, 0, _PARTS_FLOPS),
 ]
 
 

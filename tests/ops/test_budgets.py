@@ -60,6 +60,11 @@ def pairs_float32():
     pairs_bfloat16(torch.float32)
 
 
+def symmetric_bfloat16():
+    rows = empty(32768, 128, dtype=torch.bfloat16)
+    KERNELS["nt_xent_symmetric"](rows, rows, 0.07, True)
+
+
 def argmax_3d():
     logits, matrix = empty(14, 96, 128, 128), empty(3, 4, dtype=torch.float64)
     KERNELS["resample_argmax"](logits, matrix, (128, 256, 256), 0, torch.uint8)
@@ -91,7 +96,7 @@ def sample_int16():
 CASES = {
     call.__name__: call
     for call in (
-        *(dice_2d, dice_3d, pairs_bfloat16, pairs_float32),
+        *(dice_2d, dice_3d, pairs_bfloat16, pairs_float32, symmetric_bfloat16),
         *(argmax_3d, noise_3d, blur_3d, sample_float32, sample_int16),
     )
 }

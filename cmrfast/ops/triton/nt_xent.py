@@ -233,8 +233,9 @@ def _losses(
 ):  # fmt: skip
     """Combine the splits of BR anchors: base-2 log-sum-exp, loss, and the weight of each split.
 
-    Padded anchors get an infinite log-sum-exp, so that they have no weight for candidates, and
-    targets are stored as int32, -1 where they are invalid.
+    The inverse norm that anchors are multiplied by as rows of a gradient is part of the log-sum-exp
+    that is stored. Padded anchors get an infinite one, so that they have no weight for candidates,
+    and targets are stored as int32, -1 where they are invalid.
     """
     _, a_inverse_norm_ptr, n, stride = a
     _, c_inverse_norm_ptr, m, _ = c
@@ -265,10 +266,10 @@ def _losses(
         a_tile = _value(a, rows, d, D, ACC, PARTS)
         product += tl.sum(a_tile * _value(c, target, d, D, ACC, PARTS), 1)
     x = product * tl.load(c_inverse_norm_ptr + target) * tl.full((1,), scale, ACC)
-    x = x * tl.load(a_inverse_norm_ptr + rows)
+    inverse_norm = tl.load(a_inverse_norm_ptr + rows)
     lse = tl.where(valid, row_max + tl.log2(row_sum), float("nan"))
-    tl.store(loss_ptr + rows, (lse - x) * _LN2, mask=rows < n)
-    tl.store(lse_ptr + rows, tl.where(rows < n, lse, float("inf")))
+    tl.store(loss_ptr + rows, (lse - x * inverse_norm) * _LN2, mask=rows < n)
+    tl.store(lse_ptr + rows, tl.where(rows < n, lse - tl.log2(inverse_norm), float("inf")))
 
 
 @triton.jit
@@ -279,42 +280,42 @@ def _candidate_tiles(
 ):  # fmt: skip
     """A program sums (softmax - target) x anchor for BM candidates over a split of the anchors.
 
-    With ``row_lse_ptr``, the candidates are anchors too, and their softmax and target are added.
+    With ``row_lse_ptr``, the candidates are anchors too, and their softmax is added; without
+    ``own_ptr``, targets are left out.
     """
     _, a_inverse_norm_ptr, n, _ = a
     rows, split, column, c_tile, inverse_norm_ptr = _own_tile(c, D, PARTS, BM, BD)
     row_scale = (tl.load(inverse_norm_ptr) * tl.full((1,), scale, ACC))[:, None]
     if row_lse_ptr is not None:
-        row_lse = tl.load(row_lse_ptr + rows)[:, None]
+        row_lse = tl.load(row_lse_ptr + rows) + tl.log2(tl.load(inverse_norm_ptr))
     acc = tl.full((BM, BD), 0, ACC)
     for first in range(split * columns, tl.minimum(split * columns + columns, n), BN):
         js = first + tl.arange(0, BN)
         a_inverse_norm = tl.load(a_inverse_norm_ptr + js)[None, :]
         lse = tl.load(lse_ptr + js)[None, :]
-        own = tl.load(own_ptr + js)[None, :]
         zero = tl.full((BM, BN), 0, ACC)
         x, a_tile = _products(c_tile, c, rows, a, js, column, D, zero, BD, WHOLE, PARTS)
         x = x * a_inverse_norm * row_scale
-        p = exp2(x - lse)
+        weight = exp2(x - lse)
         if first_own is not None:
-            p = tl.where((first_own + js)[None, :] == rows[:, None], 0, p)
-        if row_lse_ptr is None:
-            p = tl.where(own == rows[:, None], p - 1, p)
-        else:
-            p += exp2(x - row_lse)
-            p = tl.where(own == rows[:, None], p - 2, p)
-        weights = _split(p * a_inverse_norm, a_tile[0].dtype, PARTS)
-        acc = _dot(weights, a_tile, acc, False, PARTS)
+            weight = tl.where((first_own + js)[None, :] == rows[:, None], 0, weight)
+        if row_lse_ptr is not None:
+            weight += exp2(x - row_lse[:, None]) * a_inverse_norm
+        if own_ptr is not None:
+            own = tl.load(own_ptr + js)[None, :]
+            weight = tl.where(own == rows[:, None], weight - a_inverse_norm, weight)
+        acc = _dot(_split(weight, a_tile[0].dtype, PARTS), a_tile, acc, False, PARTS)
     _store(grad_ptr + split.to(tl.int64) * c[3] * D, rows, column, D, acc)
 
 
 @triton.jit
 def _unit_gradient(
-    partial, splits, x, y, own, rows, d, D, acc, ACC: tl.constexpr, PARTS: tl.constexpr
+    partial, splits, x, y, own, targets, rows, d, D, acc, ACC: tl.constexpr, PARTS: tl.constexpr
 ):
     """The gradient of the unit rows in columns d, from all splits, and the unit rows.
 
-    For anchors, the splits have weights and the unit row of the target is subtracted.
+    For anchors, the splits have weights. With ``own``, the unit row of the target is subtracted
+    ``targets`` times.
     """
     partial_ptr, split_weight_ptr = partial
     _, inverse_norm_ptr, _, stride = x
@@ -324,38 +325,43 @@ def _unit_gradient(
         if split_weight_ptr is not None:
             part *= tl.load(split_weight_ptr + split * stride + rows)[:, None]
         acc += part
-    if split_weight_ptr is not None:
+    if own is not None:
         target = tl.maximum(own, 0)
         unit = _value(y, target, d, D, ACC, PARTS)
         unit *= tl.load(y_inverse_norm_ptr + target)[:, None]
-        acc -= tl.where((own >= 0)[:, None], unit, float("nan"))
+        acc -= tl.where((own >= 0)[:, None], unit * targets, float("nan"))
     unit = _value(x, rows, d, D, ACC, PARTS)
     return acc, unit * tl.load(inverse_norm_ptr + rows)[:, None]
 
 
 @triton.jit
 def _normalise_backward(
-    partial, splits, x, y, own_ptr, grad_scale_ptr, grad_ptr, length, D, factor: tl.float64,
+    partial, splits, x, y, own_ptr, targets, grad_scale_ptr, grad_ptr, length, D,
+    factor: tl.float64,
     ACC: tl.constexpr, PARTS: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the rows from those of the unit rows: the part orthogonal to the row, / norm."""
     n = x[2]
     rows = tl.program_id(0) * BR + tl.arange(0, BR)
-    own = rows
-    if partial[1] is not None:
+    own = None
+    if own_ptr is not None:
         own = tl.load(own_ptr + rows)
     zero = tl.full((BR, BD), 0, ACC)
     projection = tl.full((BR,), 0, ACC)
     for first in range(0, D, BD):
         d = first + tl.arange(0, BD)
-        grad, unit = _unit_gradient(partial, splits, x, y, own, rows, d, D, zero, ACC, PARTS)
+        grad, unit = _unit_gradient(
+            partial, splits, x, y, own, targets, rows, d, D, zero, ACC, PARTS
+        )
         projection += tl.sum(grad * unit, 1)
     # Of a subnormal row it would be infinite, and make NaN of a gradient that is 0.
     scale = tl.load(grad_scale_ptr + rows) * tl.full((1,), factor, ACC)
     scale = tl.minimum(scale, 1e308 if tl.float64 == ACC else 3e38)
     for first in range(0, D, BD):
         d = first + tl.arange(0, BD)
-        grad, unit = _unit_gradient(partial, splits, x, y, own, rows, d, D, zero, ACC, PARTS)
+        grad, unit = _unit_gradient(
+            partial, splits, x, y, own, targets, rows, d, D, zero, ACC, PARTS
+        )
         offsets = rows.to(tl.int64)[:, None] * length + d[None, :]
         mask = (rows < n)[:, None] & (d < length)[None, :]
         tl.store(grad_ptr + offsets, (grad - unit * projection[:, None]) * scale[:, None], mask)
@@ -450,25 +456,31 @@ class _Rows:
         """The gradient of these rows as candidates; with ``row_lse``, as anchors too."""
         chosen, grid, columns = self.tiles(anchors, "nt_xent_candidates")
         sums = self.new(grid[1], self.stride, self.columns)
+        # As an anchor too, a row has one target, which is left to the end.
+        own, later = (of.own, None) if row_lse is None else (None, of.own)
         _candidate_tiles[grid](
-            self.kernel_args, anchors.kernel_args, first, of.own, of.lse, row_lse, sums,
+            self.kernel_args, anchors.kernel_args, first, own, of.lse, row_lse, sums,
             self.columns, _LOG2E / temperature, columns, **chosen,
         )  # fmt: skip
-        factor = 1 / (temperature * anchors.count)
-        return self.gradient(sums, None, of.own, anchors, factor if row_lse is None else factor / 2)
+        factor = 1 / (temperature * anchors.count * (1 if later is None else 2))
+        return self.gradient(sums, None, later, 2, anchors, factor)
 
     def gradient(
         self,
         partial: Tensor,
         weights: Tensor | None,
-        own: Tensor,
+        own: Tensor | None,
+        targets: int,
         other: "_Rows",
         factor: float,
     ) -> Tensor:
-        """The gradient of the original rows, from its splits for the unit rows."""
+        """The gradient of the original rows, from its splits for the unit rows.
+
+        With ``own``, their targets are still to be subtracted, ``targets`` times.
+        """
         grad = self.new(self.count, self.length)
         _normalise_backward[self.grid()](
-            (partial, weights), len(partial), self.kernel_args, other.kernel_args, own,
+            (partial, weights), len(partial), self.kernel_args, other.kernel_args, own, targets,
             self.grad_scale, grad, self.length, self.columns, factor, **self.row_sizes,
         )  # fmt: skip
         return grad
@@ -479,7 +491,7 @@ class _LogSums:
     """The mean loss of some anchors, and what the gradients need."""
 
     loss: Tensor
-    lse: Tensor  # base-2 log-sum-exp of each anchor
+    lse: Tensor  # base-2 log-sum-exp of each anchor, less the logarithm of its inverse norm
     own: Tensor  # its target, -1 for an invalid one
     sums: Tensor | None  # of the candidates, weighted by their exponentials, for each split
     weights: Tensor  # of the splits
@@ -504,7 +516,7 @@ def nt_xent(
     if of.sums is None:
         return of.loss, a.new(0, a.length), a.new(0, a.length)
     factor = 1 / (temperature * a.count)
-    grad_anchors = a.gradient(of.sums, of.weights, of.own, c, factor)
+    grad_anchors = a.gradient(of.sums, of.weights, of.own, 1, c, factor)
     return of.loss, grad_anchors, c.candidate_gradient(a, of, None, temperature, first)
 
 

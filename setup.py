@@ -1,7 +1,8 @@
 """Only what pyproject.toml cannot say: build the kernel libraries and _C with ninja.
 
 The same kernel sources are compiled once per CPU level into libraries of their own, so that no
-inline function compiled for a newer processor can ever be picked on an older one. The CUDA kernels
+inline function compiled for a newer processor can ever be picked on an older one. Where a newer
+level gains nothing, its library takes the older one's objects. The CUDA kernels
 are a library of their own, for it cannot load beside a torch without CUDA.
 `CMRFAST_SANITIZE=1` builds with ASan and UBSan. Without a C++ compiler, or where the kernels do not
 compile, the package installs as pure Python and keeps the reason in `unbuilt.txt`;
@@ -103,13 +104,16 @@ class BuildExt(build_ext):
             f"  command = $cxx {' '.join([*toolchain.link_flags(), *sanitize])} $in -o $out $libs",
         ]
 
-        def library(
-            name: str, sources: list[Path], flags: list[str], libs: str = "", needs: str = ""
-        ) -> None:
+        def compiled(
+            name: str, sources: list[Path], flags: list[str], needs: str = ""
+        ) -> list[str]:
             objects = [f"{name}/{source.stem}.o" for source in sources]
             for source, target in zip(sources, objects, strict=True):
                 lines.append(f"build {target}: compile {source} {needs}")
                 lines.append(f"  flags = {' '.join(flags)}")
+            return objects
+
+        def link(name: str, objects: list[str], libs: str = "") -> None:
             out = Path(self.get_ext_fullpath(f"cmrfast.{name}")).resolve()
             lines.extend((f"build {out}: link {' '.join(objects)}", f"  libs = {libs}"))
 
@@ -122,15 +126,14 @@ class BuildExt(build_ext):
         python = self.include_dirs  # setuptools fills in the folders of Python.h
         includes = [f"-I{path}" for path in [pybind11.get_include(), *python]]
         info = f"'-DCMRFAST_CUDA=\"{cuda}\"'"
-        library("_C", [ROOT / "csrc/module.cpp"], [*flags, *includes, info, "-O0"])  # nothing hot
+        not_hot = [*flags, *includes, info, "-O0"]
+        link("_C", compiled("_C", [ROOT / "csrc/module.cpp"], not_hot))
         kernels = sorted((ROOT / "csrc/cpu").glob("*.cpp"))
-        for level, machine in toolchain.cpu_levels().items():
-            level_flags = [
-                *flags,
-                *machine,
-                f"-isystem {torch / 'include'}",
-                f"-DCMRFAST_LEVEL={level}",
-            ]
+        levels = toolchain.cpu_levels()
+        for level, machine in levels.items():
+            has_avx2 = level == "avx512" and "avx2" in levels
+            shared = toolchain.AS_FOR_AVX2 if has_avx2 else set()
+            level_flags = [*flags, *machine, f"-isystem {torch / 'include'}"]
             # torch's headers are a third of the work: read once a level. Compilers that cannot use
             # what was precompiled read the file beside it.
             header = f"_cpu_{level}/common.h"
@@ -140,8 +143,10 @@ class BuildExt(build_ext):
             lines.append(f"build {header}.gch: precompile {header}")
             lines.append(f"  flags = {' '.join(level_flags)}")
             level_flags.append(f"-include {header}")
-            libs = f"-L{torch / 'lib'} -ltorch_cpu"
-            library(f"_cpu_{level}", kernels, level_flags, libs, f"| {header}.gch")
+            own = [kernel for kernel in kernels if kernel.stem not in shared]
+            objects = compiled(f"_cpu_{level}", own, level_flags, f"| {header}.gch")
+            objects += [f"_cpu_avx2/{name}.o" for name in sorted(shared)]
+            link(f"_cpu_{level}", objects, f"-L{torch / 'lib'} -ltorch_cpu")
         return "\n".join(lines) + "\n"
 
     def cuda_library(

@@ -22,6 +22,13 @@ CPU_LEVELS = {
     ],
 }
 
+#: Kernels that gain nothing from AVX-512: memory or gathers limit them. Its library has them as
+#: compiled for AVX2.
+AS_FOR_AVX2 = {
+    *("affine_sample", "contract_axis", "conversion", "extract_patches", "merge_patches"),
+    *("resample_argmax", "window_counts"),
+}
+
 CUDA_ARCHITECTURES = "8.0;9.0+PTX"  # unless TORCH_CUDA_ARCH_LIST says otherwise
 
 

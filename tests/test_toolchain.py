@@ -65,3 +65,7 @@ def test_levels_to_build(toolchain, monkeypatch):
 def test_symbols_of_the_process_are_left_to_the_loader(toolchain, monkeypatch, system, flag):
     monkeypatch.setattr(sys, "platform", system)
     assert ("dynamic_lookup" in toolchain.link_flags()) is flag
+
+
+def test_kernels_that_are_compiled_for_avx2_alone_exist(toolchain):
+    assert {path.stem for path in (ROOT / "csrc/cpu").glob("*.cpp")} >= toolchain.AS_FOR_AVX2

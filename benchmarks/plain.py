@@ -41,6 +41,11 @@ def _upsample_and_concat(x: Tensor, coarse: Tensor | None) -> Tensor:
     return x if coarse is None else torch.cat((F.interpolate(coarse, scale_factor=2), x), 1)
 
 
+class _MaxPool(blocks.MaxPool):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(x, 2) if x.dim() == 4 else F.max_pool3d(x, 2)
+
+
 class _StdConv(transunet.StdConv):
     def standardised_weight(self) -> Tensor:
         variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), keepdim=True, unbiased=False)
@@ -58,6 +63,7 @@ class _ResNet(transunet.ResNet):
 _LAYERS: dict[type, type] = {
     adversarial_transfer.DoubleConv: _DoubleConv,
     adversarial_transfer.Residual: _Residual,
+    blocks.MaxPool: _MaxPool,
     blocks.SameConv2d: nn.Conv2d,
     new_lesions.Conv: nn.Conv3d,
     transunet.StdConv: _StdConv,

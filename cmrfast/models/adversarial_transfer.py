@@ -46,7 +46,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from cmrfast.losses import adversarial_segmentation_loss
 from cmrfast.models import recipe
 from cmrfast.models._check import require_batch, require_images, require_labels, require_option
-from cmrfast.models.blocks import SameConv2d, init_glorot
+from cmrfast.models.blocks import MaxPool, SameConv2d, init_glorot
 from cmrfast.models.kernels import same_conv2d
 
 Variant = Literal["u_a_t", "u_a", "u"]
@@ -235,6 +235,7 @@ class Generator(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         w, (d2, d3, d4) = config.width, config.dilations
+        self.pool = MaxPool()
         self.first = DoubleConv(1, w)
         self.down2 = Residual(w, w, d2)
         self.down3 = Residual(w, w, d3)
@@ -249,9 +250,9 @@ class Generator(nn.Module):
         """(B, 1, H, W), H and W multiples of 8, to logits (B, classes, H, W)."""
         require_images("adversarial_transfer", {"images": images}, multiple=8)
         x1 = self.first(images)
-        x2 = self.down2(F.max_pool2d(x1, 2))  # H / 2
-        x3 = self.down3(F.max_pool2d(x2, 2))  # H / 4
-        x = self.bottom(F.max_pool2d(x3, 2))  # H / 8
+        x2 = self.down2(self.pool(x1))  # H / 2
+        x3 = self.down3(self.pool(x2))  # H / 4
+        x = self.bottom(self.pool(x3))  # H / 8
         x = self.up3(x3, x)  # H / 4
         x = self.up2(x2, x)  # H / 2
         x = self.last(x1, x)  # H
@@ -269,9 +270,7 @@ class Discriminator(nn.Module):
         for a, b in pairwise((config.classes + 1, *config.disc_widths)):
             norm = nn.BatchNorm2d(b, eps=1e-3, momentum=0.01) if levels else nn.Identity()
             conv = _ResidualConv(a, b) if config.disc == "residual" else SameConv2d(a, b, 5)
-            levels.append(
-                nn.Sequential(conv, nn.MaxPool2d(2), norm, nn.LeakyReLU(0.3, inplace=True))
-            )
+            levels.append(nn.Sequential(conv, MaxPool(), norm, nn.LeakyReLU(0.3, inplace=True)))
         self.levels = nn.Sequential(*levels)
         side = config.size // 2 ** len(levels)
         self.head = nn.Linear(config.disc_widths[-1] * side**2, 1)

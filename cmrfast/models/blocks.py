@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cmrfast.models.kernels import same_conv2d
+from cmrfast.models.kernels import max_pool, same_conv2d
 
 
 class SameConv2d(nn.Conv2d):
@@ -35,6 +35,14 @@ class SameConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels_in, H, W) to (B, channels_out, H, W)."""
         return same_conv2d(x, self.weight, self.bias, dilation=self.dilation[0])
+
+
+class MaxPool(nn.Module):
+    """The largest of every 2 x 2 pixels, or 2 x 2 x 2 voxels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C, H / 2, W / 2); 3-D likewise."""
+        return max_pool(x)
 
 
 class ConvNormReLU(nn.Module):

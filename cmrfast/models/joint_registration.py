@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from cmrfast.losses import dual_loss
 from cmrfast.models import recipe
 from cmrfast.models._check import require_batch, require_images, require_labels, require_option
-from cmrfast.models.blocks import ConvNormReLU
+from cmrfast.models.blocks import ConvNormReLU, MaxPool
 from cmrfast.ops import affine_sample
 
 Variant = Literal["joint", "stn"]
@@ -127,13 +127,14 @@ class Encoder(nn.Module):
 
     def __init__(self, channels: int, widths: Sequence[int]) -> None:
         super().__init__()
+        self.pool = MaxPool()
         self.levels = nn.ModuleList(_double_conv(a, b) for a, b in pairwise((channels, *widths)))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, channels, H, W) to (B, width, H / 2^level, W / 2^level) per level, finest first."""
         features = []
         for i, level in enumerate(self.levels):
-            x = level(F.max_pool2d(x, 2) if i else x)
+            x = level(self.pool(x) if i else x)
             features.append(x)
         return features
 

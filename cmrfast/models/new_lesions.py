@@ -44,6 +44,7 @@ from cmrfast.models._check import (
     require_option,
     require_shares,
 )
+from cmrfast.models.blocks import MaxPool
 from cmrfast.models.kernels import thin_conv3d
 
 Preset = Literal["a", "b"]
@@ -209,6 +210,7 @@ class SegmentationBlock(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         widths, last = config.widths, len(config.widths) - 1
+        self.pool = MaxPool()
         self.nodes = nn.ModuleDict()
         for j in range(last + 1):
             for i in range(last + 1 - j):
@@ -231,7 +233,7 @@ class SegmentationBlock(nn.Module):
         levels = len(self.projections) + 1
         rows: list[list[Tensor]] = []  # [i][j]: features of level i, column j for later columns
         for i in range(levels):
-            x = self.nodes[f"{i}0"](F.max_pool3d(x, 2) if i else x)[1]
+            x = self.nodes[f"{i}0"](self.pool(x) if i else x)[1]
             rows.append([x])  # (B, widths[i], D / 2^i, H / 2^i, W / 2^i)
         maps = []
         for j in range(1, levels):

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cmrfast import ops
-from cmrfast.models.kernels import same_conv2d, thin_conv3d
+from cmrfast.models.kernels import max_pool, same_conv2d, thin_conv3d
 from tests.attack.frame import Attack
 
 FLOATS = (torch.float32, torch.float64)
@@ -518,10 +518,17 @@ def _thin_conv3d(make: Make) -> Call:
     )
 
 
+def _max_pool(make: Make) -> Call:
+    size = make.sizes(make.one_of(2, 3), 20)
+    x = make.values(make.count(2), make.count(3), *size, dtype=make.one_of(*FLOATS))
+    return Call(max_pool, [x], lambda x: F.max_pool2d(x, 2) if x.dim() == 4 else F.max_pool3d(x, 2))
+
+
+_LAYERS = ("max_pool", "same_conv2d", "thin_conv3d")
 CALLS: tuple[Callable[[Make], Call], ...] = (
     *(_extract_patches, _window_counts, _merge_patches, _affine_sample, _warp_pair, _resample),
     *(_resample_argmax, _augment_intensity, _sample_patches),
-    *(_dice_ce_sums, _nt_xent, _cover_starts, _same_conv2d, _thin_conv3d),
+    *(_dice_ce_sums, _nt_xent, _cover_starts, _same_conv2d, _thin_conv3d, _max_pool),
 )
 
 
@@ -633,7 +640,7 @@ def one(numbers: random.Random, _: Path) -> str:
         assert type(ours) is type(theirs), f"only one backend refuses: {ours!r}; {theirs!r}"
         assert str(ours) == str(theirs)
         name = str(ours).partition(":")[0].partition(".")[0]
-        assert name in (*ops.__all__, "same_conv2d", "thin_conv3d"), f"by no name: {ours!r}"
+        assert name in (*ops.__all__, *_LAYERS), f"by no name: {ours!r}"
         return "refused"
     assert not isinstance(theirs, Exception), f"only the reference raises: {theirs!r}"
     _assert_alike(ours, theirs, call, "the reference")

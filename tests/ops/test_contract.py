@@ -7,7 +7,7 @@ import torch
 from torch.autograd import forward_ad
 
 from cmrfast import ops
-from cmrfast.models.kernels import same_conv2d, thin_conv3d
+from cmrfast.models.kernels import max_pool, same_conv2d, thin_conv3d
 from cmrfast.ops._backend import kernel_of
 from cmrfast.ops._op import OPS
 from tests.support.devices import every_device
@@ -215,6 +215,7 @@ PUBLIC = {
     "resample": lambda x: ops.resample(x[0], torch.eye(4), torch.eye(4), (3, 3), antialias=True),
     "dice_ce_sums": lambda x: ops.dice_ce_sums(x, torch.ones(2, 4, 5, dtype=torch.uint8)),
     "nt_xent": lambda x: ops.nt_xent(x[0, 0], x[1, 0], symmetric=True),
+    "max_pool": max_pool,
     "same_conv2d": lambda x: same_conv2d(x, torch.ones(16, 16, 3, 3)),
     "thin_conv3d": lambda x: thin_conv3d(x[None], torch.ones(1, 2, 3, 3, 3), torch.ones(1)),
 }

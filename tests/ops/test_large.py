@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-import cmrfast.models.kernels  # noqa: F401  (declares same_conv2d and thin_conv3d)
+import cmrfast.models.kernels  # noqa: F401  (declares max_pool, same_conv2d, thin_conv3d)
 from cmrfast import ops
 from cmrfast.ops._op import OPS
 from tests.support.devices import every_device
@@ -151,6 +151,16 @@ def test_same_conv2d_of_more_than_2_to_31_pixels():
     grad = OPS["same_conv2d_backward"](out, x, 3, 1)
     assert grad[0, -1].tolist() == [[0, 0, 0], [0, 9, 9], [0, 9, 9]]
     assert grad[0, :-1].abs().max() == 0
+
+
+def test_max_pool_of_more_than_2_to_31_voxels():
+    x = zeros(1, 2, 1024, 1024, 1026, device="cpu")
+    x[0, -1, -1, -1, -1] = 3
+    out = OPS["max_pool"](x)
+    assert out[0, -1, -1, -1, -2:].tolist() == [0, 3]
+    grad = OPS["max_pool_backward"](out, x)
+    assert grad[0, -1, -1, -1, -2:].tolist() == [0, 3]
+    assert grad[0, 0].abs().max() == 0
 
 
 def test_thin_conv3d_of_more_than_2_to_31_voxels():

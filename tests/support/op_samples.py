@@ -463,6 +463,20 @@ def thin_conv3d_backward(device, dtype):
         yield normal(*shape, device=device, dtype=dtype) / max(1, shape[2:].numel()) ** 0.5, x
 
 
+@samples_of("max_pool")
+def max_pool(device, dtype):
+    for size in ((2, 3, 4, 6), (1, 1, 2, 2), (1, 2, 7, 37), (2, 2, 4, 6, 8), (1, 1, 3, 5, 33)):
+        yield (normal(*size, device=device, dtype=dtype),)
+    yield (normal(0, 2, 4, 4, device=device, dtype=dtype),)
+
+
+@samples_of("max_pool_backward")
+def max_pool_backward(device, dtype):
+    for (x,) in max_pool(device, dtype):
+        size = (*x.shape[:2], *(n // 2 for n in x.shape[2:]))
+        yield normal(*size, device=device, dtype=dtype), x
+
+
 @samples_of("same_conv2d")
 def same_conv2d(device, dtype):
     for (batch, *size), before, after, side, dilation, mirrored in (

@@ -56,7 +56,8 @@ def _scores(outcome: Outcome) -> Any:
             [line["loss"] for line in read_log(run.path / "log.jsonl") if "loss" in line]
             for run in runs
         ]
-        mean = torch.tensor(curves, dtype=torch.float64).mean(0)
+        shortest = min(map(len, curves))  # each seed draws patients, and so the steps of an epoch
+        mean = torch.tensor([curve[:shortest] for curve in curves], dtype=torch.float64).mean(0)
         width = max(1, len(mean) // 40)
         smooth = mean[: len(mean) // width * width].view(-1, width).mean(1)
         step = (torch.arange(len(smooth)) + 0.5) * width

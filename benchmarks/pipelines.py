@@ -158,7 +158,7 @@ def _new_lesions(feed: Any, config: Any, recipe: Any, batch: int) -> Make:
     indices = FgBgToIndicesd("consensus")  # once for all epochs, as MONAI advises
     items = [
         indices({"images": i, "masks": m, "consensus": m[:1]})
-        for i, m in zip(_volumes(feed.images), _volumes(feed.masks), strict=True)
+        for i, m in zip(_volumes(feed.images), _volumes(feed.masks["masks"]), strict=True)
     ]
     crop = RandCropByPosNegLabeld(
         ["images", "masks"],

@@ -66,12 +66,24 @@ TABLE_2 = Study(
         "u": Arm({"variant": "u"}),  # not in table 2
         "u_a": Arm({"variant": "u_a"}, "u_a"),
         "u_a_t": Arm({"variant": "u_a_t"}, "u_a_t"),
+        **{  # added to find out why the adversary of equation 6 harms
+            f"{name}, adversary 0.1": Arm({"variant": name, "adversarial_weight": 0.1})
+            for name in ("u_a", "u_a_t")
+        },
     },
     scores=_SCORES,
     comparisons=(
         _TRANSFER,
         Planned("does the adversary help?", "u_a", "u", "dice_percent"),
         Planned("do both of them help?", "u_a_t", "u", "dice_percent"),
+        Planned(
+            "does an adversary of a tenth of the weight help?",
+            *("u_a, adversary 0.1", "u", "dice_percent"),
+        ),
+        Planned(
+            "beside it, do transferred masks help?",
+            *("u_a_t, adversary 0.1", "u_a, adversary 0.1", "dice_percent"),
+        ),
     ),
     split=_table_2,
     own_split=partial(protocol_split, "table 2"),

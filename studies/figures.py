@@ -56,8 +56,7 @@ def _scores(outcome: Outcome) -> Any:
             [line["loss"] for line in read_log(run.path / "log.jsonl") if "loss" in line]
             for run in runs
         ]
-        shortest = min(map(len, curves))  # each seed draws patients, and so the steps of an epoch
-        mean = torch.tensor([curve[:shortest] for curve in curves], dtype=torch.float64).mean(0)
+        mean = mean_curve(curves)
         width = max(1, len(mean) // 40)
         smooth = mean[: len(mean) // width * width].view(-1, width).mean(1)
         step = (torch.arange(len(smooth)) + 0.5) * width
@@ -67,6 +66,15 @@ def _scores(outcome: Outcome) -> Any:
     panel.grid(alpha=0.3)
     panel.legend(fontsize=8)
     return figure
+
+
+def mean_curve(curves: Sequence[Sequence[float]]) -> torch.Tensor:
+    """Mean of the seeds' curves, up to the end of the shortest.
+
+    Each seed draws its patients, whose numbers of slices set the steps of an epoch.
+    """
+    shortest = min(map(len, curves))
+    return torch.tensor([curve[:shortest] for curve in curves], dtype=torch.float64).mean(0)
 
 
 def _draw_boxes(panel: Any, outcome: Outcome, score: str, colours: Mapping[str, str]) -> None:

@@ -15,6 +15,7 @@ from cmrfast.methods import Row
 from cmrfast.runs.evaluate import Evaluation
 from studies import comparisons, design, page
 from studies.cohorts import Cohorts
+from studies.figures import mean_curve
 from studies.outcome import Outcome
 from studies.study import require_different
 from tests.support.paths import ROOT
@@ -393,3 +394,7 @@ def test_pictures_show_what_is_labelled_or_the_middle():
     mask.data[0, 60, 60, 2] = 2  # the highest label
     mask.data[0, 50, 60, 2] = 1
     assert figures._crop_box(mask, mask) == ([55, 60, 2], 70)
+
+
+def test_curves_of_unequal_length_are_averaged_to_the_end_of_the_shortest():
+    assert mean_curve([[1, 2, 3], [3, 6]]).tolist() == [2, 4]

@@ -17,10 +17,10 @@ def same_conv2d(
 ) -> Tensor:
     """Convolution with the zero padding that keeps the size of the image.
 
-    On the CPU, 3 x 3 kernels with at least 16 channels in and out, and 5 x 5 kernels with 32, run a
-    Winograd algorithm: about a third of the multiplications of PyTorch's convolution. Everything
-    else (other kernels and devices, half precision, autocast, export) runs
-    ``torch.nn.functional.conv2d``.
+    On the CPU, 3 x 3 kernels with at least 16 channels in and out, and 5 x 5 kernels with 16 on one
+    side and 32 on the other, run a Winograd algorithm: about a third of the multiplications of
+    PyTorch's convolution. Everything else (other kernels and devices, half precision, autocast,
+    export) runs ``torch.nn.functional.conv2d``.
 
     Winograd's rounding error is relative to the pixels of a tile, not only to those that an output
     depends on: at most (C + 20)·eps·Σ|weight|·m, summed over channels, where m is the channel's
@@ -70,8 +70,8 @@ def same_conv2d(
 
 def _is_faster(weight: Tensor) -> bool:
     """Whether there are enough channels to make up for the cost of the transforms."""
-    min_channels = {3: 16, 5: 32}.get(weight.shape[-1])
-    return min_channels is not None and min(weight.shape[:2]) >= min_channels
+    most = {3: 16, 5: 32}.get(weight.shape[-1])
+    return most is not None and min(weight.shape[:2]) >= 16 and max(weight.shape[:2]) >= most
 
 
 def _reference(x: Tensor, weight: Tensor, bias: Tensor, dilation: int, mirrored: bool) -> Tensor:

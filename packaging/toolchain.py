@@ -22,7 +22,7 @@ CPU_LEVELS = {
     ],
 }
 
-#: Kernels that gain nothing from AVX-512: memory or gathers limit them. Its library has them as
+#: Kernels whose benchmarks ran no faster with AVX-512 than with AVX2. Its library has them as
 #: compiled for AVX2.
 AS_FOR_AVX2 = {
     *("affine_sample", "contract_axis", "conversion", "extract_patches", "merge_patches"),

@@ -127,7 +127,7 @@ def _finite(values: Sequence[float]) -> list[float]:
 def _cases(outcome: Outcome, cases: int) -> Any:
     """One row per test patient: the labels, and the prediction of each arm's first training.
 
-    Of a registration, the second column shows the labels before it.
+    The second column of a registration study shows the labels before registration.
     """
     first = {arm: runs[0] for arm, runs in outcome.runs.items()}
     run = next(iter(first.values()))  # the first runs of all arms have the same test patients
@@ -150,7 +150,7 @@ def _cases(outcome: Outcome, cases: int) -> Any:
 
 
 def _panels(case: Case, runs: Mapping[str, Run], names: Mapping[int, str]) -> dict[str, bytes]:
-    """Of one patient, by title: the labels, those before a registration, and each prediction."""
+    """A patient's pictures by title: labels, labels before registration, and each prediction."""
     pictures = {}
     for arm, run in runs.items():
         with torch.inference_mode():

@@ -68,10 +68,16 @@ def same_conv2d(
     return output
 
 
+#: Side of the kernel → channels needed on the side that has fewer, and on the other.
+_LEAST_CHANNELS = {3: (16, 16), 5: (16, 32)}
+
+
 def _is_faster(weight: Tensor) -> bool:
     """Whether there are enough channels to make up for the cost of the transforms."""
-    most = {3: 16, 5: 32}.get(weight.shape[-1])
-    return most is not None and min(weight.shape[:2]) >= 16 and max(weight.shape[:2]) >= most
+    least = _LEAST_CHANNELS.get(weight.shape[-1])
+    return least is not None and all(
+        channels >= few for channels, few in zip(sorted(weight.shape[:2]), least, strict=True)
+    )
 
 
 def _reference(x: Tensor, weight: Tensor, bias: Tensor, dilation: int, mirrored: bool) -> Tensor:

@@ -30,10 +30,10 @@ def max_pool(x: Tensor) -> Tensor:
         [[5.0, 7.0], [13.0, 15.0]]
     """
     require_floating("max_pool", "x", x)
-    if x.dim() not in (4, 5) or min(x.shape[2:]) < 2:
+    if x.dim() not in (4, 5) or x.shape[1] < 1 or min(x.shape[2:]) < 2:
         raise ValueError(
-            "max_pool: x must be (B, C, H, W) or (B, C, D, H, W), with images of at least 2 along "
-            f"every axis; got {tuple(x.shape)}"
+            "max_pool: x must be (B, C, H, W) or (B, C, D, H, W), with at least one channel and "
+            f"images of at least 2 along every axis; got {tuple(x.shape)}"
         )
     output: Tensor = max_pool_op(x) if use_cpu_kernel(x) else _reference(x)
     return output

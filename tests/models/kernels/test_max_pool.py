@@ -81,12 +81,16 @@ def test_compiles_to_one_graph():
 
 def test_messages():
     x = torch.randn(1, 3, 4, 6)
-    wanted = r"x must be \(B, C, H, W\) or \(B, C, D, H, W\), with images of at least 2 along every"
+    wanted = (
+        r"x must be \(B, C, H, W\) or \(B, C, D, H, W\), with at least one channel and images of at "
+        "least 2 along every"
+    )
     assert_refused(
         max_pool,
         [
             ((x[0],), ValueError, rf"{wanted} axis; got \(3, 4, 6\)"),
             ((x[:, :, :1],), ValueError, rf"{wanted} axis; got \(1, 3, 1, 6\)"),
+            ((x[:, :0],), ValueError, rf"{wanted} axis; got \(1, 0, 4, 6\)"),
             ((x.int(),), TypeError, "x must be a floating tensor; got torch.int"),
         ],
     )

@@ -31,6 +31,7 @@ AS_FOR_AVX2 = {
 
 CUDA_ARCHITECTURES = "8.0;9.0+PTX"  # unless TORCH_CUDA_ARCH_LIST says otherwise
 
+CPUINFO = Path("/proc/cpuinfo")
 
 #: For compilers that know them: GCC has one that clang lacks, and the other way round.
 OPTIONAL_FLAGS = ["-ftree-vectorize", "-fvect-cost-model=dynamic", "-Wno-psabi"]
@@ -73,14 +74,25 @@ def link_flags() -> list[str]:
 def cpu_levels() -> dict[str, list[str]]:
     """The levels to build, each with its compiler flags.
 
-    Default all of this processor family; `CMRFAST_CPU_LEVELS="avx2"` names some of them.
+    `CMRFAST_CPU_LEVELS="avx2 avx512"` names them, `all` are those of this processor family. Where
+    nothing is named, `baseline` is left out if this processor has AVX2.
     """
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     levels = CPU_LEVELS if x86 else {"baseline": []}
-    wanted = os.environ.get("CMRFAST_CPU_LEVELS", "").split() or list(levels)
+    wanted = os.environ.get("CMRFAST_CPU_LEVELS", "").split()
+    if not wanted and x86 and runs_avx2():
+        wanted = [level for level in levels if level != "baseline"]
+    elif wanted in ([], ["all"]):
+        wanted = list(levels)
     if unknown := [level for level in wanted if level not in levels]:
-        sys.exit(f"CMRFAST_CPU_LEVELS: must name some of {', '.join(levels)}; got {unknown[0]!r}")
+        some = ", ".join(levels)
+        sys.exit(f"CMRFAST_CPU_LEVELS: must be all or some of {some}; got {unknown[0]!r}")
     return {level: flags for level, flags in levels.items() if level in wanted}
+
+
+def runs_avx2() -> bool:
+    """Whether this processor has AVX2, as far as Linux says."""
+    return CPUINFO.exists() and "avx2" in CPUINFO.read_text().split()
 
 
 def torch_folder() -> Path | None:

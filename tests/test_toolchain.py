@@ -49,16 +49,27 @@ def test_modes_of_the_cpu_build(toolchain, monkeypatch):
         toolchain.cpu_mode()
 
 
-def test_levels_to_build(toolchain, monkeypatch):
+def test_levels_to_build(toolchain, monkeypatch, tmp_path):
     monkeypatch.setattr(toolchain.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(toolchain, "CPUINFO", tmp_path / "cpuinfo")
     monkeypatch.delenv("CMRFAST_CPU_LEVELS", raising=False)
-    assert list(toolchain.cpu_levels()) == ["baseline", "avx2", "avx512"]
+    every = ["baseline", "avx2", "avx512"]
+    assert list(toolchain.cpu_levels()) == every  # nobody says what the processor is
+    toolchain.CPUINFO.write_text("flags\t\t: fpu sse2 avx f16c\n")
+    assert list(toolchain.cpu_levels()) == every
+    toolchain.CPUINFO.write_text("flags\t\t: fpu sse2 avx f16c avx2\n")
+    assert list(toolchain.cpu_levels()) == ["avx2", "avx512"]
+    monkeypatch.setenv("CMRFAST_CPU_LEVELS", "all")
+    assert list(toolchain.cpu_levels()) == every
     monkeypatch.setenv("CMRFAST_CPU_LEVELS", "avx2 baseline")
     assert list(toolchain.cpu_levels()) == ["baseline", "avx2"]
     monkeypatch.setattr(toolchain.platform, "machine", lambda: "aarch64")
-    message = "CMRFAST_CPU_LEVELS: must name some of baseline; got 'avx2'"
+    message = "CMRFAST_CPU_LEVELS: must be all or some of baseline; got 'avx2'"
     with pytest.raises(SystemExit, match=message):
         toolchain.cpu_levels()
+    for nothing_named in ("", "all"):
+        monkeypatch.setenv("CMRFAST_CPU_LEVELS", nothing_named)
+        assert list(toolchain.cpu_levels()) == ["baseline"]
 
 
 @pytest.mark.parametrize(("system", "flag"), [("linux", False), ("darwin", True)])

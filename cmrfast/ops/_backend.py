@@ -102,7 +102,13 @@ def _cpu_library(level: str) -> str:
     libraries = sorted(_PACKAGE.glob(f"_cpu_{level}.*"))
     if not libraries:
         built = ", ".join(sorted(p.name.split(".")[0][5:] for p in _PACKAGE.glob("_cpu_*")))
-        raise ImportError(f"no kernel library for CPU level {level!r}; built are: {built}")
+        message = f"no kernel library for CPU level {level!r}; built are: {built}"
+        if level in _CPU_LEVELS:
+            message += (
+                "; every op runs its reference; to build it, in cmrfast's source folder: "
+                f"CMRFAST_CPU_LEVELS={level} pip install --force-reinstall --no-deps ."
+            )
+        raise ImportError(message)
     return str(libraries[0])
 
 

@@ -82,8 +82,8 @@ def test_compiles_to_one_graph():
 def test_messages():
     x = torch.randn(1, 3, 4, 6)
     wanted = (
-        r"x must be \(B, C, H, W\) or \(B, C, D, H, W\), with at least one channel and images of at "
-        "least 2 along every"
+        r"x must be \(B, C, H, W\) or \(B, C, D, H, W\), with at least one channel and images of "
+        "at least 2 along every"
     )
     assert_refused(
         max_pool,

@@ -67,7 +67,7 @@ def gaps(op: Op) -> list[str]:
     measured = workloads()
     missing = []
     if op.name not in SAMPLES:
-        missing.append("samples in tests/support/op_samples.py")
+        missing.append("samples in tests/support/op_samples")
     if not op.cpu_only:
         if op.name not in registered_kernels():
             missing.append("a Triton kernel in cmrfast/ops/triton")
@@ -104,7 +104,7 @@ def test_a_made_up_op_lacks_everything():
 
 def test_a_made_up_private_op_lacks_only_samples():
     made_up = replace(OPS["same_conv2d"], name="shear_kernel")
-    assert gaps(made_up) == ["samples in tests/support/op_samples.py"]
+    assert gaps(made_up) == ["samples in tests/support/op_samples"]
 
 
 @pytest.mark.parametrize("place", ["benchmarks/workloads", "docs/api/ops.md"])

@@ -67,7 +67,8 @@ def dice_ce_loss(
 
     Args:
         logits: (B, K, *S); probabilities for ``activation="none"``.
-        target: labels (B, *S) or (B, 1, *S), or masks (B, K, *S). Pixels labelled -100 are ignored.
+        target: labels (B, *S) or (B, 1, *S), or masks (B, K, *S). Pixels labelled -100 are ignored;
+            so are entries of masks that are -100, but the cross entropy's mean counts them.
         activation: as in ``dice_ce_sums``.
         ce_weight: weight of the cross entropy, a mean over pixels (sigmoid: over pixels and
             classes).
@@ -95,12 +96,9 @@ def dice_ce_loss(
                 f"dice_ce_loss: {name} must be one of {', '.join(options)}; got {value!r}"
             )
     sums = class_sums(logits, target, activation, entropy=True)
-    if activation == "sigmoid":
-        pixels = float(logits.numel())
-    elif target.shape == logits.shape:
-        pixels = float(logits.numel() // logits.shape[1])
-    else:
-        pixels = -1.0  # ignored pixels are not counted
+    classes_in_mean = logits.shape[1] if activation == "sigmoid" else 1
+    masks = target.shape == logits.shape
+    pixels = logits.numel() / logits.shape[1] if masks else -1.0  # -1: those with a label
     terms = Terms(
         OVERS.index(over),
         int(classes == "foreground" and sums.shape[1] > 1),
@@ -108,7 +106,7 @@ def dice_ce_loss(
         smooth,
         dice_weight,
         offset=1.0,
-        ce_weight=ce_weight,
+        ce_weight=ce_weight / classes_in_mean,
         pixels=pixels,
     )
     return _loss(sums, terms, group)

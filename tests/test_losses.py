@@ -155,3 +155,12 @@ def test_modules_take_the_options_of_their_functions():
         assert [(p.name, p.default) for p in given.values()] == [
             (p.name, p.default) for p in theirs
         ]
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_ignored_labels_count_as_if_cropped_away(activation):
+    logits, labels = torch.randn(2, 3, 8, 6), torch.randint(3, (2, 8, 6))
+    labels[:, 4:] = -100
+    whole = losses.dice_ce_loss(logits, labels, activation=activation)
+    cropped = losses.dice_ce_loss(logits[:, :, :4], labels[:, :4], activation=activation)
+    torch.testing.assert_close(whole, cropped)

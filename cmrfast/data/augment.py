@@ -104,7 +104,7 @@ def random_thetas(
     axes = len(shape)
     planes = [(1, 0)] if axes == 2 else [(2, 1), (2, 0), (1, 0)]
     widths = (1, len(planes), axes, axes, 1, axes, 1)
-    draws = uniforms(seed, epoch, samples, sum(widths)).split(widths, 1)
+    draws = uniforms(seed, epoch, samples, sum(widths), "augment").split(widths, 1)
     apply, rotate, scale, shift, shear, flip, gamma = draws
 
     def signed(draw: Tensor) -> Tensor:  # [0, 1) to [-1, 1)

@@ -1,27 +1,27 @@
-"""Counter-based random numbers: a function of seed, epoch, sample and index.
+"""Counter-based random numbers: a function of seed, stream, epoch, sample and index.
 
 There is no generator state, so resuming needs no replay, and the numbers do not depend on the
 number of workers or the order of samples.
 """
 
+import zlib
+
 import torch
 from torch import Tensor
 
-# A stream of its own for the order: sorting samples by their first draw, which may also choose
-# the patient, would fill each batch from one patient.
-_ORDER = 0x5851F42D4C957F2D
 # SplitMix64's step and mixing constants (Steele, Lea, Flood 2014), as signed 64-bit numbers.
 _STEP = 0x9E3779B97F4A7C15 - (1 << 64)
 _MIX = ((30, 0xBF58476D1CE4E5B9 - (1 << 64)), (27, 0x94D049BB133111EB - (1 << 64)))
 
 
-def uniforms(seed: int, epoch: int, samples: Tensor, count: int) -> Tensor:
+def uniforms(seed: int, epoch: int, samples: Tensor, count: int, stream: str = "") -> Tensor:
     """Independent uniform random numbers for each sample.
 
     Args:
         seed, epoch: any 64-bit integers.
         samples: (n,) integer, positions of the samples in the epoch; on any device.
         count: numbers per sample.
+        stream: what the numbers are for; those of two streams are independent.
 
     Returns:
         (n, count) float64 in [0, 1), the same on every device.
@@ -32,18 +32,18 @@ def uniforms(seed: int, epoch: int, samples: Tensor, count: int) -> Tensor:
         >>> torch.equal(few[0], many[7])
         True
     """
-    key = torch.tensor(seed, dtype=torch.int64, device=samples.device)
-    for part in (epoch, samples.long()[:, None], torch.arange(count, device=samples.device)):
+    indices = torch.arange(count, device=samples.device)
+    key = torch.zeros((), dtype=torch.int64, device=samples.device)
+    # Mixed one by one: a sum of seed and epoch would give the next seed the next epoch's numbers.
+    for part in (seed, zlib.crc32(stream.encode()), epoch, samples.long()[:, None], indices):
         key = _splitmix(key + _STEP + part)
     return _shift_right(key, 11).double() * 2.0**-53
 
 
 def order(seed: int, epoch: int, count: int) -> Tensor:
-    """The samples of an epoch in random order, (count,) int64 on the CPU.
-
-    The order is independent of the numbers that ``uniforms`` draws from the same seed.
-    """
-    return uniforms(seed ^ _ORDER, epoch, torch.arange(count), 1)[:, 0].argsort(stable=True)
+    """The samples of an epoch in random order, (count,) int64 on the CPU."""
+    # Of the stream that chooses patients, each batch would be filled from one patient.
+    return uniforms(seed, epoch, torch.arange(count), 1, "order")[:, 0].argsort(stable=True)
 
 
 def _splitmix(x: Tensor) -> Tensor:

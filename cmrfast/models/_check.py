@@ -6,7 +6,13 @@ import torch
 from torch import Tensor
 
 from cmrfast.errors import NotFiniteError, did_you_mean
-from cmrfast.ops._check import kind, require_floating, require_one_device, values_readable
+from cmrfast.ops._check import (
+    kind,
+    require_floating,
+    require_one_device,
+    value_range,
+    values_readable,
+)
 
 
 def require_option(model: str, field: str, value: object, options: Sequence[object]) -> None:
@@ -87,7 +93,7 @@ def require_labels(model: str, name: str, labels: Tensor, shape: Sequence[int], 
     if tuple(labels.shape) != tuple(shape):
         raise ValueError(f"{model}: {name} must be {tuple(shape)}; got {tuple(labels.shape)}")
     if values_readable(labels) and labels.numel():
-        low, high = (int(v) for v in labels.aminmax())
+        low, high = value_range(labels)
         if low < 0 or high >= k:
             raise ValueError(
                 f"{model}: {name} must be 0 to {k - 1}; got values from {low} to {high}"

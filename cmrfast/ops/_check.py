@@ -91,6 +91,14 @@ def _is_integer(value: object) -> bool:
     return isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex())
 
 
+def value_range(tensor: Tensor) -> tuple[int, int]:
+    """The least and the greatest value of a tensor of integers that is not empty."""
+    if tensor.dtype in (torch.uint16, torch.uint32, torch.uint64):  # torch has no minimum of them
+        tensor = tensor.long()
+    low, high = tensor.aminmax()
+    return int(low), int(high)
+
+
 def require_fill(op: str, name: str, fill: float, dtype: torch.dtype) -> None:
     """Raise unless an integer dtype can hold the value; floating dtypes and bool hold any."""
     if dtype.is_floating_point or dtype == torch.bool:

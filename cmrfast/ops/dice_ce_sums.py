@@ -35,7 +35,8 @@ def dice_ce_sums(
     Args:
         logits: (B, K, *S), floating; probabilities for ``activation="none"``.
         target: of any dtype: labels (B, *S) or (B, 1, *S), which are whole numbers, or a mask or
-            probability for each class, (B, K, *S). With K = 1, (B, 1, *S) is a mask.
+            probability for each class, (B, K, *S). With K = 1, (B, 1, *S) is a mask. It has no
+            gradient, so it must not require one.
         activation: ``softmax`` over K: cross entropy is -t·log p, its sum over K the usual one;
             ``sigmoid``: binary cross entropy per channel; ``none``: the logits are probabilities
             and cross entropy is -t·log((p + eps) / (1 + K·eps)).
@@ -99,6 +100,8 @@ def _check(logits: Tensor, target: Tensor, activation: str) -> bool:
         raise ValueError(
             f"dice_ce_sums: activation must be one of {', '.join(_ACTIVATIONS)}; got {activation!r}"
         )
+    if target.requires_grad and torch.is_grad_enabled():
+        raise ValueError("dice_ce_sums: target has no gradient; detach it (target.detach())")
     require_one_device("dice_ce_sums", logits=logits, target=target)
     if logits.dim() < 3:
         raise ValueError(f"dice_ce_sums: logits must be (B, K, *S); got {tuple(logits.shape)}")

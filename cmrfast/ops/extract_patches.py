@@ -14,6 +14,7 @@ from cmrfast.ops._check import (
     require_real,
     require_sizes,
     require_starts,
+    value_range,
     values_readable,
 )
 from cmrfast.ops._op import define
@@ -139,7 +140,7 @@ def window_volumes(
             f"got shape {tuple(volume_index.shape)}"
         )
     if count and values_readable(volume_index):
-        low, high = (int(v) for v in volume_index.aminmax())
+        low, high = value_range(volume_index)
         if low < 0 or high >= packed.count:
             raise ValueError(
                 f"{op}: volume_index must be 0 to {packed.count - 1}; "

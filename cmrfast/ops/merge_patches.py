@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from cmrfast.ops._check import (
-    HALF_DTYPES,
     require_floating,
     require_one_device,
     require_real,
     require_sizes,
     require_starts,
+    sum_dtype,
+    upcast,
     values_readable,
 )
 from cmrfast.ops._op import define
@@ -34,7 +35,7 @@ def merge_patches(
         patches: (P, C, *size), floating; two or three space axes.
         start_vox: (P, d) integer, first voxel of each patch; what is outside the volume is ignored.
         shape: of the volume, d entries.
-        weight: (*size), >= 0; default ones.
+        weight: (*size), >= 0, without a gradient; default ones.
         fill: value of voxels whose total weight is 0.
 
     Returns:
@@ -49,11 +50,8 @@ def merge_patches(
         True
     """
     start_vox, shape, weight = _checked("merge_patches", patches, start_vox, shape, weight)
-    dtype = patches.dtype
-    if dtype in HALF_DTYPES:
-        patches, weight = patches.float(), None if weight is None else weight.float()
-    merged: Tensor = merge_patches_op(patches, start_vox, weight, shape, fill)
-    return merged.to(dtype)
+    merged: Tensor = merge_patches_op(upcast(patches), start_vox, weight, shape, fill)
+    return merged.to(patches.dtype)
 
 
 class PatchMerger:
@@ -194,7 +192,7 @@ def _checked(
             f"{op}: weight must have the patches' size {tuple(patches.shape[2:])}; "
             f"got {tuple(weight.shape)}"
         )
-    return start_vox, shape, weight.detach().to(patches.dtype)
+    return start_vox, shape, weight.detach().to(sum_dtype(patches))
 
 
 def _reference_add(

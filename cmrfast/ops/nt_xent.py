@@ -12,6 +12,7 @@ from cmrfast.ops._check import (
     require_one_device,
     sum_dtype,
     upcast,
+    value_range,
     values_readable,
 )
 from cmrfast.ops._op import define
@@ -91,7 +92,7 @@ def _one_way(
     if targets is None:
         targets = torch.arange(first, first + anchors.shape[0], device=anchors.device)
     elif values_readable(targets) and targets.numel():
-        low, high = (int(v) for v in targets.aminmax())
+        low, high = value_range(targets)
         if low < 0 or high >= count:
             raise ValueError(
                 f"nt_xent: targets must be 0 to {count - 1}; got values from {low} to {high}"
@@ -239,12 +240,18 @@ def _fake(anchors: Tensor, candidates: Tensor, *options: Any) -> tuple[Tensor, T
 
 def _backward(inputs: Any, outputs: Any, grad: Tensor, needs_input_grad: Any) -> Any:
     op = nt_xent_op if len(inputs) == 6 else symmetric_op
-    _, grad_anchors, grad_candidates = outputs if inputs[-1] else op(*inputs[:-1], True)
+    gradients = (outputs if inputs[-1] else op(*inputs[:-1], True))[1:]
     return (
-        (grad * grad_anchors).to(inputs[0].dtype) if needs_input_grad[0] else None,
-        (grad * grad_candidates).to(inputs[1].dtype) if needs_input_grad[1] else None,
+        *(
+            times_op(grad, gradient, *inputs[:2]).to(rows.dtype) if needed else None
+            for gradient, rows, needed in zip(gradients, inputs, needs_input_grad, strict=False)
+        ),
         *(None,) * (len(inputs) - 2),
     )
+
+
+def _times(grad: Tensor, gradient: Tensor, anchors: Tensor, candidates: Tensor) -> Tensor:
+    return grad * gradient
 
 
 nt_xent_op = define(
@@ -255,6 +262,16 @@ nt_xent_op = define(
     backward=_backward,
     gradients=(0, 1),
     saves_output=True,
+)
+
+#: The chain rule, as an op that says that it cannot be differentiated: what multiplies depends on
+#: the rows, but was saved, so a product of tensors would have a second derivative of 0.
+times_op = define(
+    "nt_xent_backward(Tensor grad, Tensor gradient, Tensor anchors, Tensor candidates) -> Tensor",
+    reference=_times,
+    fake=lambda grad, gradient, *_: torch.empty_like(gradient),
+    of=(),
+    cpu_only=True,
 )
 
 symmetric_op = define(

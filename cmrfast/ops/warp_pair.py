@@ -26,6 +26,7 @@ def warp_pair(
         labels: (B, L, *S) or (B, *S), any integer dtype.
         theta: (B, d, d + 1) or (1, d, d + 1), as in ``affine_sample``.
         gamma: (B,) or (1,), exponent of each warped image, for images in [0, 1]; default none.
+            Where a warped pixel is 0, an exponent below 1 has no finite gradient.
         fill_label: label outside.
 
     Returns:

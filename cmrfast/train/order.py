@@ -49,5 +49,5 @@ class SampleOrder:
 
 def seed_step(seed: int, step: int, rank: int = 0) -> None:
     """Seed torch for a step: dropout and the like depend on it, not on what was drawn before."""
-    draw = uniforms(seed, step, torch.tensor([rank]), 1)
+    draw = uniforms(seed, step, torch.tensor([rank]), 1, "step")
     torch.manual_seed(int(draw.item() * 2**53))

@@ -63,6 +63,14 @@ def test_a_grid_of_another_spacing_keeps_box_and_centre(shape, spacing, wanted):
     torch.testing.assert_close(found, torch.tensor(wanted, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint16, torch.uint32, torch.uint64])
+def test_labels_keep_their_dtype(dtype):
+    labels = torch.tensor([[0, 1, 1, 0]]).to(dtype)
+    resampled = prepare.resample_labels(labels, EYE, EYE, (1, 4))
+    assert resampled.dtype == dtype
+    assert torch.equal(resampled.long(), labels.long())
+
+
 def test_labels_win_by_the_largest_share():
     labels = torch.randint(0, 4, (6, 7, 5)) * 200
     target = oblique((0.7, 0.8, 1.1))

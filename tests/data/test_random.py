@@ -46,3 +46,18 @@ def test_the_order_is_independent_of_the_samples_draws():
     place = torch.linspace(0, 1, len(shuffled)).double()
     for draw in draws.T:
         assert torch.stack((place, draw)).corrcoef()[0, 1].abs() < 0.03
+
+
+def test_draws_of_different_seeds_epochs_and_streams_are_unrelated():
+    samples = torch.arange(2000)
+    draws = torch.stack(
+        [
+            uniforms(seed, epoch, samples, 1, stream)[:, 0]
+            for seed in (-1, 0, 1, 2)
+            for epoch in (0, 1, 2)
+            for stream in ("", "order", "step")
+        ]
+    )
+    correlation = draws.corrcoef() - torch.eye(len(draws), dtype=torch.float64)
+    assert correlation.abs().max() < 0.12
+    assert not torch.equal(order(0, 1, 100), order(1, 0, 100))

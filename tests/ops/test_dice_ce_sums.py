@@ -115,3 +115,13 @@ def test_ignore_index_is_never_rounded_into_the_dtype_of_the_target(ignore, dtyp
     assert sums[0, 0, 2].item() == sum(kept)
     args = logits, target, 2, ignore, 1e-4, True
     torch.testing.assert_close(OPS["dice_ce_sums"].reference(*args), sums)
+
+
+def test_a_target_that_requires_a_gradient_is_refused():
+    logits, target = torch.randn(1, 2, 5), torch.rand(1, 2, 5, requires_grad=True)
+    with pytest.raises(ValueError, match=r"^dice_ce_sums: target has no gradient; detach it"):
+        ops.dice_ce_sums(logits, target)
+    with torch.no_grad():
+        assert torch.equal(
+            ops.dice_ce_sums(logits, target), ops.dice_ce_sums(logits, target.detach())
+        )

@@ -160,3 +160,15 @@ def test_the_memory_of_the_sums_can_be_reused():
     assert torch.equal(kept, reused)
     assert (kept[:, 4] == -1).all()
     assert torch.equal(mergers[0].merged(-1.0), kept)  # the sums are as they were
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_small_weights_of_half_patches_count(dtype):
+    line = torch.exp(-((torch.arange(16) - 7.5) ** 2) / 8)
+    weight = line[:, None, None] * line[:, None] * line  # down to 7e-10
+    start = torch.tensor([[0, 0, 0]])
+    merged = ops.merge_patches(
+        torch.ones(1, 1, 16, 16, 16, dtype=dtype), start, (16, 16, 16), weight=weight
+    )
+    assert merged.dtype == dtype
+    assert (merged == 1).all()

@@ -217,3 +217,27 @@ def test_a_temperature_without_a_finite_inverse(temperature, dtype):
     with pytest.raises(ValueError, match=f"^nt_xent: temperature must have a .* in {dtype}, so be"):
         ops.nt_xent(A.to(dtype), A.to(dtype), temperature=temperature)
     ops.nt_xent(A.half(), A.half(), temperature=1e-37)
+
+
+@pytest.mark.parametrize("options", [{}, {"symmetric": True}, {"negatives": "both"}])
+def test_a_second_derivative_is_refused(options):
+    anchors = A.double().requires_grad_()
+    loss = ops.nt_xent(anchors, A.double().flip(0), **options)
+    (grad,) = torch.autograd.grad(loss, anchors, create_graph=True)
+    with pytest.raises(RuntimeError, match="nt_xent_backward: has no second derivative"):
+        grad.square().sum().backward()
+
+    def penalty(anchors):
+        gradient = torch.func.grad(lambda a: ops.nt_xent(a, A.double().flip(0), **options))
+        return gradient(anchors).square().sum()
+
+    with pytest.raises(RuntimeError, match="nt_xent_backward: has no second derivative"):
+        torch.func.grad(penalty)(A.double())
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32, torch.uint64])
+def test_targets_of_any_integer_dtype(dtype):
+    targets = torch.arange(len(A)).flip(0)
+    assert torch.equal(
+        ops.nt_xent(A, A, targets=targets.to(dtype)), ops.nt_xent(A, A, targets=targets)
+    )

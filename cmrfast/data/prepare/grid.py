@@ -58,8 +58,10 @@ def resample_labels(
     """
     if labels.is_floating_point():
         raise TypeError(f"resample_labels: labels must be bool or integer; got {labels.dtype}")
+    unsigned = labels.dtype in (torch.uint16, torch.uint32, torch.uint64)
     best = torch.full(tuple(to_shape), -1.0, device=labels.device)
-    result = torch.zeros(tuple(to_shape), dtype=labels.dtype, device=labels.device)
+    dtype = torch.int64 if unsigned else labels.dtype  # torch fills no masks of those
+    result = torch.zeros(tuple(to_shape), dtype=dtype, device=labels.device)
     for value in labels.unique():  # one class in memory at a time
         weight = resample(
             (labels == value).float()[None],
@@ -69,9 +71,9 @@ def resample_labels(
             fill=float(value == 0),  # outside the labels is background
         )[0]
         wins = (weight > best) & (weight > 0)
-        result[wins] = value
+        result[wins] = value.to(dtype)
         best = torch.maximum(best, weight)
-    return result
+    return result.to(labels.dtype)
 
 
 def crop_or_pad(

@@ -99,7 +99,7 @@ def random_warps(recipe: Recipe, seed: int, epoch: int, samples: Tensor) -> Tens
     Composed as in the authors' tool, rotation · shear · zoom; a zoom above 1 shows more of the
     image.
     """
-    turn, slant, *zoom = uniforms(seed, epoch, samples, 4).unbind(1)
+    turn, slant, *zoom = uniforms(seed, epoch, samples, 4, "warps").unbind(1)
     turn = (2 * turn - 1) * torch.pi / 180 * recipe.rotate_deg
     slant = (2 * slant - 1) * recipe.shear_rad
     low, high = recipe.zoom

@@ -11,8 +11,6 @@ from cmrfast.methods.task import Batch
 from cmrfast.models.new_lesions import Recipe
 from cmrfast.ops import VolumeStore, extract_patches
 
-_FLIPS = 1  # added to the seed, so that flips do not depend on the sampler's draws
-
 
 @dataclass(frozen=True)
 class Windows:
@@ -91,7 +89,7 @@ class LesionSampler:
             samples: (P,) integer places in the epoch, from 0.
         """
         axes = len(self.size)
-        draw = uniforms(self.seed, epoch, samples, 2 + axes)
+        draw = uniforms(self.seed, epoch, samples, 2 + axes, "windows")
         patient = samples.long() // self.per_patient
         on_target = (draw[:, 0] < self.on_target) & (self._targets.counts[patient] > 0)
         center = torch.where(
@@ -170,7 +168,7 @@ class PatchFeed:
         start, which = (x.to(self.device) for x in (windows.start_vox, windows.volume_index))
         flips = None
         if self.recipe.flip:
-            draws = uniforms(self.seed + _FLIPS, epoch, samples, 3)
+            draws = uniforms(self.seed, epoch, samples, 3, "flips")
             flips = (draws < self.recipe.flip).to(self.device)
         size = self.sampler.size
         images = extract_patches(self.images, start, size, volume_index=which, flips=flips)

@@ -35,13 +35,7 @@ def _align(source: Source[Config, Recipe]) -> Tensors:
     earlier, later = _read_visits(case, source.recipe)
     visits = align(earlier, later, _brains(case), recipe=source.recipe)
     masks = {
-        name: resample(
-            mask.data,
-            mask.world_from_vox,
-            visits.world_from_vox,
-            visits.brain.shape,
-            mode="nearest",
-        )
+        name: _resample_mask(mask, visits.world_from_vox, visits.brain.shape)
         for name, mask in ((n, case.label(n)) for n in (*_MASKS, *_ALL) if n in case.labels)
     }
     aligned = {
@@ -145,7 +139,8 @@ class NewLesionsTask(Task[NewLesions, Config, Recipe]):
         """Dice over voxels and scores by lesion; of a patient without new lesions, false ones."""
         if "consensus" not in case.labels:
             return []
-        result, reference = self._segment(model, case).mask, case.label("consensus")
+        result = self._segment(model, case).mask
+        reference = _consensus_on(case, result)
         scores = lesion_scores(
             result.data[0], reference.data[0], reference.spacing_mm, overlap=self.recipe.found
         )
@@ -164,8 +159,9 @@ class NewLesionsTask(Task[NewLesions, Config, Recipe]):
 
     def picture(self, model: NewLesions, case: Case) -> Picture:
         """The later image with both masks."""
-        reference = case.label("consensus") if "consensus" in case.labels else None
         result = self._segment(model, case)
+        known = "consensus" in case.labels
+        reference = _consensus_on(case, result.mask) if known else None
         maps = {"new_lesion": result.probability}
         return Picture(_read_visits(case, self.recipe)[1], result.mask, reference, maps)
 
@@ -178,6 +174,19 @@ class NewLesionsTask(Task[NewLesions, Config, Recipe]):
             recipe=self.recipe,
             batch=self.predict_batch,
         )
+
+
+def _consensus_on(case: Case, image: Volume) -> Volume:
+    """The reference mask on an image's grid; its own may differ, as in training."""
+    mask = case.label("consensus")
+    if mask.shares_grid(image):
+        return mask
+    grid = image.world_from_vox
+    return Volume(_resample_mask(mask, grid, image.data.shape[1:]), grid)
+
+
+def _resample_mask(mask: Volume, world_from_vox: Tensor, shape: Sequence[int]) -> Tensor:
+    return resample(mask.data, mask.world_from_vox, world_from_vox, shape, mode="nearest")
 
 
 def _read_visits(case: Case, recipe: Recipe) -> tuple[Volume, Volume]:

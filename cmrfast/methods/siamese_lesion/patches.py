@@ -85,7 +85,7 @@ class PairPatches:
 
     def with_mirrored(self, share: float, seed: int) -> "PairPatches":
         """Add mirrored copies of a fraction of the patches, along one axis, the other, or both."""
-        draw = uniforms(seed, _ALL_EPOCHS, torch.arange(len(self)), 2)
+        draw = uniforms(seed, _ALL_EPOCHS, torch.arange(len(self)), 2, "mirrored")
         copied = (draw[:, 0] < share).nonzero().flatten()
         # Copies stay beside their originals: PairFeed needs each slice's patches consecutive.
         rows, back = torch.cat((torch.arange(len(self)), copied)).sort(stable=True)
@@ -139,9 +139,9 @@ class PairFeed:
         if not len(again):
             return samples
         # The slices are drawn once a batch, their patches one by one.
-        turn = uniforms(self.seed, epoch, samples[again[:1]], len(self.slices))[0, free].argsort()
-        chosen = free[turn][: len(again)]
-        draw = uniforms(self.seed, epoch, samples[again], len(self.slices) + 1)[:, -1]
+        turns = uniforms(self.seed, epoch, samples[again[:1]], len(self.slices), "slices")
+        chosen = free[turns[0, free].argsort()][: len(again)]
+        draw = uniforms(self.seed, epoch, samples[again], 1, "patches")[:, 0]
         rows = samples.clone()
         rows[again] = self.first[chosen] + (draw * self.counts[chosen]).long()
         return rows

@@ -174,3 +174,15 @@ def test_bfloat16_keeps_the_map(task, cases):
     )
     assert (whole - half).abs().max() < 0.02
     assert not torch.equal(whole, half)
+
+
+def test_a_reference_stored_on_another_grid_counts_where_it_lies(tmp_path):
+    task, case = oracle_of(tmp_path, lesions=3)
+    truth = case.label("consensus")
+    back = torch.eye(4, dtype=torch.float64)
+    back[0, 0], back[0, 3] = -1, truth.shape[0] - 1
+    mirrored = Volume(truth.data.flip(1), truth.world_from_vox @ back)
+    write_nifti(case.labels["consensus"], mirrored)
+    (row,) = task.evaluate(Oracle(), case)
+    assert row.scores["dice"] == row.scores["f1"] == 1.0
+    assert torch.equal(task.picture(Oracle(), case).reference.data, truth.data)

@@ -84,3 +84,9 @@ def nt_xent_symmetric(device, dtype):
         yield rows[0], rows[1], 0.07, True
         yield rows[0], rows[1], 0.023, True
         yield rows[0], rows[1], 0.5, False
+
+
+@samples_of("nt_xent_backward")
+def nt_xent_backward(device, dtype):
+    rows = normal(4, 5, device=device, dtype=dtype)
+    yield normal(1, device=device, dtype=dtype)[0], rows, rows, rows

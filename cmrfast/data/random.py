@@ -18,7 +18,7 @@ def uniforms(seed: int, epoch: int, samples: Tensor, count: int, stream: str = "
     """Independent uniform random numbers for each sample.
 
     Args:
-        seed, epoch: any 64-bit integers.
+        seed, epoch: any 64-bit integers, signed or not.
         samples: (n,) integer, positions of the samples in the epoch; on any device.
         count: numbers per sample.
         stream: what the numbers are for; those of two streams are independent.
@@ -35,7 +35,8 @@ def uniforms(seed: int, epoch: int, samples: Tensor, count: int, stream: str = "
     indices = torch.arange(count, device=samples.device)
     key = torch.zeros((), dtype=torch.int64, device=samples.device)
     # Mixed one by one: a sum of seed and epoch would give the next seed the next epoch's numbers.
-    for part in (seed, zlib.crc32(stream.encode()), epoch, samples.long()[:, None], indices):
+    chosen = (_signed(seed), zlib.crc32(stream.encode()), _signed(epoch))
+    for part in (*chosen, samples.long()[:, None], indices):
         key = _splitmix(key + _STEP + part)
     return _shift_right(key, 11).double() * 2.0**-53
 
@@ -44,6 +45,11 @@ def order(seed: int, epoch: int, count: int) -> Tensor:
     """The samples of an epoch in random order, (count,) int64 on the CPU."""
     # Of the stream that chooses patients, each batch would be filled from one patient.
     return uniforms(seed, epoch, torch.arange(count), 1, "order")[:, 0].argsort(stable=True)
+
+
+def _signed(number: int) -> int:
+    """The 64-bit integer with the same bits, as torch's are signed."""
+    return (number + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
 def _splitmix(x: Tensor) -> Tensor:

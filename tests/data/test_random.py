@@ -61,3 +61,8 @@ def test_draws_of_different_seeds_epochs_and_streams_are_unrelated():
     correlation = draws.corrcoef() - torch.eye(len(draws), dtype=torch.float64)
     assert correlation.abs().max() < 0.12
     assert not torch.equal(order(0, 1, 100), order(1, 0, 100))
+
+
+def test_seeds_may_be_unsigned():
+    for seed in (2**63, 2**64 - 1):
+        assert torch.equal(order(seed, 0, 9), order(seed - 2**64, 0, 9))

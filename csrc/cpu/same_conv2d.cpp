@@ -1,375 +1,18 @@
 // Convolution with the padding that keeps the image's size, and the gradient of its weight, after
-// Winograd (Lavin and Gray, 2016): a tile of 6 x 6 pixels gives 4 x 4 outputs of a 3 x 3 kernel, or
-// 2 x 2 of a 5 x 5 kernel, with 36 products per pair of channels instead of 144 or 100.
+// Winograd (winograd2d.h). Tiles that hold a far pixel are summed directly (far_tiles.h).
 //
 // Each product is a matrix product over channels. The tiles of a few rows of the image stay in a
 // core's cache from one transform to the next. What a task sums and the order of tasks depend on
 // shapes only, so the result does not depend on the number of threads.
-#include <array>
 #include <vector>
 
+#include "far_tiles.h"
+#include "matmul.h"
 #include "tiles2d.h"
-#include "wide_range.h"
+#include "winograd2d.h"
 
 namespace cmrfast::cpu {
 namespace {
-
-constexpr int kSide = 6, kProducts = kSide * kSide;
-
-// Polynomials are evaluated at 0, +-A, +-B and infinity. With these points the rounding error is
-// twice that of direct summation; with the usual 1 and 2 it is four times as large.
-constexpr double kA = 0.75, kB = 1.5, kA2 = kA * kA, kB2 = kB * kB;
-
-// In place on six vectors `step` apart.
-template <class T>
-__attribute__((always_inline)) inline void input_transform(Vector<T>* d, int step) {
-  constexpr T a = kA, b = kB, a2 = kA2, b2 = kB2, sum = kA2 + kB2, product = kA2 * kB2;
-  const auto d0 = d[0], d1 = d[step], d2 = d[2 * step], d3 = d[3 * step], d4 = d[4 * step],
-             d5 = d[5 * step];
-  const auto even_a = d4 - b2 * d2, odd_a = a * (d3 - b2 * d1);
-  const auto even_b = d4 - a2 * d2, odd_b = b * (d3 - a2 * d1);
-  d[0] = product * d0 - sum * d2 + d4;
-  d[step] = even_a + odd_a;
-  d[2 * step] = even_a - odd_a;
-  d[3 * step] = even_b + odd_b;
-  d[4 * step] = even_b - odd_b;
-  d[5 * step] = product * d1 - sum * d3 + d5;
-}
-
-// Six products to OUT outputs.
-template <int OUT, class T>
-__attribute__((always_inline)) inline void output_transform(Vector<T>* m, int step) {
-  constexpr T a = kA, b = kB, a2 = kA2, b2 = kB2, a3 = kA * kA2, b3 = kB * kB2;
-  const auto m0 = m[0], m1 = m[step], m2 = m[2 * step], m3 = m[3 * step], m4 = m[4 * step],
-             m5 = m[5 * step];
-  const auto even_a = m1 + m2, odd_a = m1 - m2, even_b = m3 + m4, odd_b = m3 - m4;
-  m[0] = m0 + even_a + even_b;
-  m[step] = a * odd_a + b * odd_b;
-  if constexpr (OUT == 2) {
-    m[step] += m5;
-  } else {
-    m[2 * step] = a2 * even_a + b2 * even_b;
-    m[3 * step] = a3 * odd_a + b3 * odd_b + m5;
-  }
-}
-
-// The transpose of the output transform: OUT gradients to six.
-template <int OUT, class T>
-__attribute__((always_inline)) inline void grad_transform(Vector<T>* g, int step) {
-  constexpr T a = kA, b = kB, a2 = kA2, b2 = kB2, a3 = kA * kA2, b3 = kB * kB2;
-  auto even_a = g[0], even_b = g[0], odd_a = a * g[step], odd_b = b * g[step], last = g[step];
-  if constexpr (OUT == 4) {
-    last = g[3 * step];
-    even_a += a2 * g[2 * step];
-    even_b += b2 * g[2 * step];
-    odd_a += a3 * last;
-    odd_b += b3 * last;
-  }
-  g[step] = even_a + odd_a;
-  g[2 * step] = even_a - odd_a;
-  g[3 * step] = even_b + odd_b;
-  g[4 * step] = even_b - odd_b;
-  g[5 * step] = last;
-}
-
-// kWeightTransform<TAPS>[p][i]: the coefficient of product p for tap i.
-template <int TAPS>
-constexpr auto kWeightTransform = [] {
-  constexpr double points[5] = {0, kA, -kA, kB, -kB};
-  constexpr double of_a = 0.5 / (kA2 * (kA2 - kB2)), of_b = 0.5 / (kB2 * (kB2 - kA2));
-  constexpr double scales[5] = {1 / (kA2 * kB2), of_a, of_a, of_b, of_b};
-  std::array<std::array<double, TAPS>, kSide> matrix{};
-  for (int p = 0; p < 5; ++p) {
-    double power = scales[p];
-    for (int i = 0; i < TAPS; ++i, power *= points[p]) matrix[p][i] = power;
-  }
-  matrix[5][TAPS - 1] = 1;
-  return matrix;
-}();
-
-template <class T>
-constexpr int64_t padded(int64_t channels) {
-  return (channels + Tile<T>::cols - 1) / Tile<T>::cols * Tile<T>::cols;
-}
-
-// The transformed tiles of some rows: (kProducts, tiles, channels padded to whole columns), with a
-// gap between products, which would otherwise all fall into one cache set.
-template <class T>
-struct Products {
-  int64_t channels, stride;
-  Tensor memory;
-  T* data;
-
-  Products(const Tensor& like, int64_t tiles, int64_t of)
-      : channels(padded<T>(of)),
-        stride(tiles * channels + Tile<T>::cols),
-        memory(fresh(like, {kProducts * stride}, like.scalar_type())),
-        data(write<T>(memory)) {}
-  T* at(int64_t product, int64_t tile) const { return data + product * stride + tile * channels; }
-};
-
-// Transforms a row of tiles of (C, H, W) and writes it to `to`, from tile `first` on. FROM is the
-// side of the tiles: that of the input or of the gradient.
-template <int FROM, class T, class Transform>
-void to_products(const TileGrid& grid, const TileLine& line, const T* image, int64_t C,
-                 Strip<T>& strip, int64_t first, const Products<T>& to,
-                 const Transform& transform) {
-  constexpr int64_t lanes = Tile<T>::lanes;
-  for (int64_t c = 0; c < C; c += lanes) {
-    strip.read(image, c, C, line);
-    for (int64_t tile = 0; tile < grid.per_row; ++tile) {
-      Vector<T> d[kProducts];
-#pragma GCC unroll 6
-      for (int i = 0; i < FROM; ++i) {
-#pragma GCC unroll 6
-        for (int j = 0; j < FROM; ++j)
-          d[kSide * i + j] = Tile<T>::load(strip.pixel(i, tile * grid.out + j));
-        transform(d + kSide * i, 1);
-      }
-#pragma GCC unroll 6
-      for (int j = 0; j < kSide; ++j) transform(d + j, kSide);
-      T* out = to.at(0, first + tile) + c;
-#pragma GCC unroll 36
-      for (int f = 0; f < kProducts; ++f) std::memcpy(out + f * to.stride, &d[f], sizeof(d[f]));
-    }
-  }
-}
-
-// Transforms a row of tiles of products, from tile `first` on, to pixels of `sums`, for the vector
-// of channels that begins at `channel`.
-template <int OUT, class T>
-void from_products(const Products<T>& from, int64_t first, int64_t channel, int64_t tiles,
-                   Vector<T> bias, Strip<T>& sums) {
-  for (int64_t tile = 0; tile < tiles; ++tile) {
-    const T* m = from.at(0, first + tile) + channel;
-    Vector<T> d[kProducts];
-#pragma GCC unroll 36
-    for (int f = 0; f < kProducts; ++f) d[f] = Tile<T>::load(m + f * from.stride);
-#pragma GCC unroll 6
-    for (int j = 0; j < kSide; ++j) output_transform<OUT, T>(d + j, kSide);
-#pragma GCC unroll 4
-    for (int i = 0; i < OUT; ++i) {
-      output_transform<OUT, T>(d + kSide * i, 1);
-#pragma GCC unroll 4
-      for (int j = 0; j < OUT; ++j) {
-        const Vector<T> value = d[kSide * i + j] + bias;
-        std::memcpy(sums.pixel(i, tile * OUT + j), &value, sizeof(value));
-      }
-    }
-  }
-}
-
-// The transformed weights as the product reads them: (kProducts, columns of O, C, O in a column).
-// Mirrored weights, for the gradient of the input, are (C, O, taps) with the taps reversed.
-template <int TAPS, class T>
-Tensor packed(const Tensor& weight, int64_t O, int64_t C, bool mirrored) {
-  constexpr int64_t lanes = Tile<T>::lanes, cols = Tile<T>::cols, all = TAPS * TAPS;
-  Tensor to = fresh(weight, {kProducts * padded<T>(O) * C}, weight.scalar_type());
-  const int64_t along_o = mirrored ? all : C * all, along_c = mirrored ? O * all : all;
-  for_each_task(padded<T>(O) / lanes, [&](int64_t task) {
-    const int64_t first = task * lanes, count = std::clamp<int64_t>(O - first, 0, lanes);
-    T* column = write<T>(to) + first / cols * cols * C + first % cols;
-    for (int64_t c = 0; c < C; ++c) {
-      T taps[all][lanes]{};
-      for (int64_t l = 0; l < count; ++l) {
-        const T* from = read<T>(weight) + (first + l) * along_o + c * along_c;
-        for (int64_t k = 0; k < all; ++k) taps[mirrored ? all - 1 - k : k][l] = from[k];
-      }
-      Vector<T> half[kSide][TAPS]{};
-      for (int p = 0; p < kSide; ++p) {
-        for (int i = 0; i < TAPS; ++i) {
-          const T coefficient = kWeightTransform<TAPS>[p][i];
-          for (int j = 0; j < TAPS; ++j)
-            half[p][j] += coefficient * Tile<T>::load(taps[i * TAPS + j]);
-        }
-      }
-      for (int p = 0; p < kSide; ++p) {
-        for (int q = 0; q < kSide; ++q) {
-          Vector<T> value{};
-          for (int j = 0; j < TAPS; ++j) {
-            value += static_cast<T>(kWeightTransform<TAPS>[q][j]) * half[p][j];
-          }
-          std::memcpy(column + (p * kSide + q) * padded<T>(O) * C + c * cols, &value,
-                      sizeof(value));
-        }
-      }
-    }
-  });
-  return to;
-}
-
-// Which tiles hold a far pixel (wide_range.h), and are summed directly.
-class FarTiles {
- public:
-  struct Tile {
-    int64_t line, tile;
-  };
-
-  explicit FarTiles(const TileGrid& grid) : grid_(grid) {}
-
-  // Adds the tiles of `side` pixels, `before` of them before the first output pixel.
-  template <class T>
-  void add(const FarPixels<T>& far, int side, int before) {
-    for (int64_t n = 0; n < grid_.lines(); ++n) {
-      const TileLine line(grid_, n);
-      for (int64_t tile = 0; far.in(line.sample) && tile < grid_.per_row; ++tile) {
-        for (int i = 0; i < side; ++i) {
-          for (int j = 0; j < side; ++j) {
-            const int64_t y = line.y + (i - before) * grid_.dilation;
-            const int64_t x = line.x + (tile * grid_.out + j - before) * grid_.dilation;
-            const bool inside = y >= 0 && y < grid_.H && x >= 0 && x < grid_.W;
-            if (inside && far.at(line.sample, y * grid_.W + x)) mark(n, tile);
-          }
-        }
-      }
-    }
-  }
-  void add_all() {
-    for (int64_t n = 0; n < grid_.lines(); ++n) {
-      for (int64_t tile = 0; tile < grid_.per_row; ++tile) mark(n, tile);
-    }
-  }
-  bool has(int64_t line, int64_t tile) const {
-    return !marked_.empty() && marked_[line * grid_.per_row + tile];
-  }
-  std::vector<Tile> list() const {
-    std::vector<Tile> tiles;
-    for (int64_t n = 0; n < static_cast<int64_t>(marked_.size()); ++n) {
-      if (marked_[n]) tiles.push_back({n / grid_.per_row, n % grid_.per_row});
-    }
-    return tiles;
-  }
-
- private:
-  void mark(int64_t line, int64_t tile) {
-    marked_.resize(static_cast<size_t>(grid_.lines() * grid_.per_row));
-    marked_[line * grid_.per_row + tile] = 1;
-  }
-
-  const TileGrid& grid_;
-  std::vector<uint8_t> marked_;  // empty if there are none
-};
-
-// Calls body(pixel of the tile, offset in an image or -1 outside) for a tile of `side` pixels.
-template <class Body>
-void for_each_pixel(const TileGrid& grid, const FarTiles::Tile& tile, int side, int before,
-                    const Body& body) {
-  const TileLine line(grid, tile.line);
-  for (int i = 0; i < side; ++i) {
-    for (int j = 0; j < side; ++j) {
-      const int64_t y = line.y + (i - before) * grid.dilation;
-      const int64_t x = line.x + (tile.tile * grid.out + j - before) * grid.dilation;
-      const bool inside = y >= 0 && y < grid.H && x >= 0 && x < grid.W;
-      body(side * i + j, inside ? y * grid.W + x : -1);
-    }
-  }
-}
-
-// The outputs of some tiles, summed tap by tap.
-template <int TAPS, class T>
-void forward_directly(const TileGrid& grid, const std::vector<FarTiles::Tile>& tiles,
-                      const Tensor& x, const Tensor& weight, const Tensor& bias, bool mirrored,
-                      Tensor& out) {
-  constexpr int OUT = kSide + 1 - TAPS, all = TAPS * TAPS;
-  constexpr int64_t lanes = Tile<T>::lanes;
-  const int64_t C = x.size(1), O = out.size(1), image = grid.H * grid.W, width = padded<T>(O);
-  std::vector<T> weights(static_cast<size_t>(C * all * width));  // (C, taps, O)
-  for (int64_t c = 0; c < C; ++c) {
-    for (int64_t o = 0; o < O; ++o) {
-      const T* from = read<T>(weight) + (mirrored ? c * O + o : o * C + c) * all;
-      for (int k = 0; k < all; ++k)
-        weights[(c * all + k) * width + o] = from[mirrored ? all - 1 - k : k];
-    }
-  }
-  const auto count = static_cast<int64_t>(tiles.size());
-  torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-    std::vector<T> pixels(static_cast<size_t>(C * kProducts));
-    bool inside[kProducts];  // a tap outside is left out: 0 times an infinite weight is not 0
-    for (int64_t n = begin; n < end; ++n) {
-      const int64_t sample = TileLine(grid, tiles[n].line).sample;
-      const T* from = read<T>(x) + sample * C * image;
-      for_each_pixel(grid, tiles[n], kSide, TAPS / 2, [&](int at, int64_t offset) {
-        inside[at] = offset >= 0;
-        for (int64_t c = 0; c < C; ++c)
-          pixels[c * kProducts + at] = offset < 0 ? T{0} : from[c * image + offset];
-      });
-      for (int64_t o = 0; o < O; o += lanes) {
-        T shift[lanes]{};
-        std::copy_n(read<T>(bias) + o, std::min(O - o, lanes), shift);
-        Vector<T> sums[OUT * OUT];
-        for (auto& sum : sums) sum = Tile<T>::load(shift);
-        for (int64_t c = 0; c < C; ++c) {
-          for (int k = 0; k < all; ++k) {
-            const Vector<T> w = Tile<T>::load(weights.data() + (c * all + k) * width + o);
-            const T* first = pixels.data() + c * kProducts + k / TAPS * kSide + k % TAPS;
-#pragma GCC unroll 16
-            for (int p = 0; p < OUT * OUT; ++p) {
-              const int at = p / OUT * kSide + p % OUT;
-              if (inside[k / TAPS * kSide + k % TAPS + at]) sums[p] += first[at] * w;
-            }
-          }
-        }
-        T* to = write<T>(out) + (sample * O + o) * image;
-        for_each_pixel(grid, tiles[n], OUT, 0, [&](int at, int64_t offset) {
-          for (int64_t l = 0; offset >= 0 && l < std::min(O - o, lanes); ++l)
-            to[l * image + offset] = sums[at][l];
-        });
-      }
-    }
-  });
-}
-
-// Adds the gradient of the weight from some tiles, summed pixel by pixel.
-template <int TAPS, class T>
-void backward_directly(const TileGrid& grid, const std::vector<FarTiles::Tile>& tiles,
-                       const Tensor& x, const Tensor& grad, Tensor& weights) {
-  constexpr int OUT = kSide + 1 - TAPS, all = TAPS * TAPS;
-  constexpr int64_t lanes = Tile<T>::lanes;
-  const int64_t C = x.size(1), O = grad.size(1), image = grid.H * grid.W, width = padded<T>(O);
-  const auto count = static_cast<int64_t>(tiles.size());
-  std::vector<T> grads(static_cast<size_t>(count * OUT * OUT * width));  // (tiles, pixels, O)
-  std::vector<uint8_t> exists(static_cast<size_t>(count * OUT * OUT));
-  for_each_task(count, [&](int64_t n) {
-    const T* from = read<T>(grad) + TileLine(grid, tiles[n].line).sample * O * image;
-    T* to = grads.data() + n * OUT * OUT * width;
-    for_each_pixel(grid, tiles[n], OUT, 0, [&](int at, int64_t offset) {
-      exists[n * OUT * OUT + at] = offset >= 0;
-      for (int64_t o = 0; offset >= 0 && o < O; ++o) to[at * width + o] = from[o * image + offset];
-    });
-  });
-  for_each_task(C, [&](int64_t c) {
-    std::vector<T> sums(static_cast<size_t>(all * width));  // (taps, O)
-    for (int64_t n = 0; n < count; ++n) {
-      T pixels[kProducts];
-      bool inside[kProducts];  // 0 times an infinite number is not 0
-      const T* from = read<T>(x) + (TileLine(grid, tiles[n].line).sample * C + c) * image;
-      for_each_pixel(grid, tiles[n], kSide, TAPS / 2, [&](int at, int64_t offset) {
-        inside[at] = offset >= 0;
-        pixels[at] = offset < 0 ? T{0} : from[offset];
-      });
-      for (int64_t o = 0; o < width; o += lanes) {
-        const T* g = grads.data() + n * OUT * OUT * width + o;
-        for (int k = 0; k < all; ++k) {
-          T* to = sums.data() + k * width + o;
-          Vector<T> sum = Tile<T>::load(to);
-          const T* first = pixels + k / TAPS * kSide + k % TAPS;
-#pragma GCC unroll 16
-          for (int p = 0; p < OUT * OUT; ++p) {
-            const int at = p / OUT * kSide + p % OUT;
-            if (exists[n * OUT * OUT + p] && inside[k / TAPS * kSide + k % TAPS + at])
-              sum += first[at] * Tile<T>::load(g + p * width);
-          }
-          std::memcpy(to, &sum, sizeof(sum));
-        }
-      }
-    }
-    for (int64_t o = 0; o < O; ++o) {
-      for (int k = 0; k < all; ++k) {
-        write<T>(weights)[(o * C + c) * all + k] += sums[k * width + o];
-      }
-    }
-  });
-}
 
 template <int TAPS, class T>
 void forward(const Tensor& x, const Tensor& weights, const Tensor& bias, int64_t dilation,
@@ -394,7 +37,7 @@ void forward(const Tensor& x, const Tensor& weights, const Tensor& bias, int64_t
         const TileLine line(grid, n);
         to_products<kSide>(grid, line, read<T>(x) + line.sample * C * image, C, strip,
                            (n - first) * grid.per_row, input,
-                           [](auto* d, int step) { input_transform<T>(d, step); });
+                           [](auto* d, int step) { transform_input<T>(d, step); });
       }
       for (int64_t o = 0; o < O; o += group) {
         const int64_t columns = std::min(group, padded<T>(O) - o);
@@ -460,11 +103,11 @@ void backward(const Tensor& x, const Tensor& grad, int64_t dilation, Tensor& wei
         const TileLine line(grid, first + n);
         if (task % 2) {
           to_products<OUT>(grid, line, read<T>(grad) + line.sample * O * image, O, grad_strip, tile,
-                           grads, [&](auto* g, int step) { grad_transform<OUT, T>(g, step); });
+                           grads, [&](auto* g, int step) { transform_grad<OUT, T>(g, step); });
           clear(grads, far, grid, first + n, tile);
         } else {
           to_products<kSide>(grid, line, read<T>(x) + line.sample * C * image, C, strip, tile,
-                             input, [](auto* d, int step) { input_transform<T>(d, step); });
+                             input, [](auto* d, int step) { transform_input<T>(d, step); });
           clear(input, far, grid, first + n, tile);
         }
       }
@@ -485,7 +128,7 @@ void backward(const Tensor& x, const Tensor& grad, int64_t dilation, Tensor& wei
         for (int q = 0; q < kSide; ++q) {
           const T* from = totals + ((p * kSide + q) * O + o) * width + c;
           for (int i = 0; i < TAPS; ++i) {
-            half[i][q] += static_cast<T>(kWeightTransform<TAPS>[p][i]) * Tile<T>::load(from);
+            half[i][q] += static_cast<T>(kTapCoefficients<TAPS>[p][i]) * Tile<T>::load(from);
           }
         }
       }
@@ -493,7 +136,7 @@ void backward(const Tensor& x, const Tensor& grad, int64_t dilation, Tensor& wei
         for (int j = 0; j < TAPS; ++j) {
           Vector<T> value{};
           for (int q = 0; q < kSide; ++q) {
-            value += static_cast<T>(kWeightTransform<TAPS>[q][j]) * half[i][q];
+            value += static_cast<T>(kTapCoefficients<TAPS>[q][j]) * half[i][q];
           }
           for (int64_t l = 0; l < std::min(lanes, C - c); ++l) {
             write<T>(weights)[((o * C + c + l) * TAPS + i) * TAPS + j] = value[l];
@@ -546,7 +189,7 @@ Tensor same_conv2d(const Tensor& x_any, const Tensor& weight_any, const Tensor& 
     } else {
       far.add_all();
     }
-    forward<taps, T>(x, packed<taps, T>(weight, O, C, mirrored), bias, dilation, out);
+    forward<taps, T>(x, packed_weights<taps, T>(weight, O, C, mirrored), bias, dilation, out);
     const std::vector<FarTiles::Tile> tiles = far.list();
     if (!tiles.empty()) forward_directly<taps, T>(grid, tiles, x, weight, bias, mirrored, out);
   });

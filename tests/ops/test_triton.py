@@ -98,6 +98,17 @@ def test_the_tuner_tries_few_candidates_of_every_row():
         assert 4 <= len(tried) <= 20, (case.rows, case.dtype, len(tried))
 
 
+def test_the_tuner_calls_every_op_with_arguments_that_it_takes():
+    from cmrfast.ops.triton import tune
+
+    for case in tune.cases():
+        for arguments in (case.checked, case.timed):
+            with torch.device("meta"):
+                given = arguments()
+            results = tune._results(OPS[case.op].call, given)
+            assert all(x.is_meta and x.numel() for x in results), case.rows
+
+
 def test_the_tuner_drops_candidates_that_fail_and_keeps_the_fastest(monkeypatch, capsys):
     from cmrfast.ops.triton import tune
 
@@ -115,7 +126,7 @@ def test_the_tuner_drops_candidates_that_fail_and_keeps_the_fastest(monkeypatch,
     monkeypatch.setattr(tune.triton.testing, "do_bench", lambda call: next(times))
     sizes = {"BM": (16, 32, 64, 128), "num_warps": (4,)}
     case = tune.Case("contract_axis", "contract_axis", tune.FLOAT, arguments, arguments, sizes)
-    assert tune.best(case) == ({"BM": 128, "num_warps": 4}, 1.0)
+    assert tune.best(case, "cpu") == ({"BM": 128, "num_warps": 4}, 1.0)
     printed = capsys.readouterr().out
     assert "RuntimeError: PassManager::run failed, dropped" in printed
     assert "long dump" not in printed

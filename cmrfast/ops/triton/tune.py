@@ -56,8 +56,8 @@ class Case:
 
 
 def normal(*shape: int, dtype: str = FLOAT) -> Tensor:
-    """Random numbers on the GPU."""
-    return torch.randn(*shape, device="cuda").to(getattr(torch, dtype))
+    """Random numbers on the default device, as all arguments of the calls."""
+    return torch.randn(*shape).to(getattr(torch, dtype))
 
 
 def cases() -> Iterator[Case]:
@@ -115,7 +115,7 @@ def cases() -> Iterator[Case]:
 def _nt_xent_case(rows: str, dtype: str, length: int, count: int, few: bool) -> Case:
     def args(n: int) -> tuple[Any, ...]:
         pairs = normal(2, n, length, dtype=dtype)
-        return pairs[0], pairs[1], torch.arange(n, device="cuda"), 0.07, True
+        return pairs[0], pairs[1], torch.arange(n), 0.07, None, True
 
     candidates: dict[str, tuple[Any, ...]] = {
         "BM": (64, 128),
@@ -131,31 +131,31 @@ def _nt_xent_case(rows: str, dtype: str, length: int, count: int, few: bool) -> 
 
 
 def _dice_args(op: str, batch: int) -> tuple[Any, ...]:
-    logits, labels = normal(batch, 4, 224 * 224), torch.randint(4, (batch, 224 * 224)).cuda()
+    logits, labels = normal(batch, 4, 224 * 224), torch.randint(4, (batch, 224 * 224))
     grad = (normal(batch, 4, 4),) if op.endswith("backward") else ()
     entropy = () if grad else (True,)
     return *grad, logits, labels, 0, -100, 1e-4, *entropy
 
 
 def _extract_args(patches: int) -> tuple[Any, ...]:
-    table = torch.tensor([[0, 225, 270, 225]]).cuda()
-    start = torch.stack([torch.randint(-8, n - 48, (patches,)) for n in (225, 270, 225)], 1).cuda()
-    index, ones = torch.zeros(patches, dtype=torch.int64).cuda(), torch.ones(1, 2).double().cuda()
-    flips, size = torch.rand(patches, 3).cuda() < 0.5, (56, 56, 56)
+    table = torch.tensor([[0, 225, 270, 225]])
+    start = torch.stack([torch.randint(-8, n - 48, (patches,)) for n in (225, 270, 225)], 1)
+    index, ones = torch.zeros(patches, dtype=torch.int64), torch.ones(1, 2).double()
+    flips, size = torch.rand(patches, 3) < 0.5, (56, 56, 56)
     buffer = normal(2 * 225 * 270 * 225)
     return buffer, table, (), start, index, flips, 0 * ones, ones, 2, size, 0.0, torch.float32
 
 
 def _merge_args(steps: int) -> tuple[Any, ...]:
-    start = torch.cartesian_prod(*[torch.arange(steps) * 14] * 3).cuda()
-    weight = torch.rand(28, 28, 28).cuda()
+    start = torch.cartesian_prod(*[torch.arange(steps) * 14] * 3)
+    weight = torch.rand(28, 28, 28)
     return normal(len(start), 2, 28, 28, 28), start, weight, (14 * steps + 14,) * 3, 0.0
 
 
 def _affine_args(op: str, n: int) -> tuple[Any, ...]:
     images, size = normal(1, 2, n, n, n), (n + 7, n, n - 5)
-    matrix = torch.eye(3, 4, dtype=torch.float64, device="cuda")[None]
-    matrix = matrix + 0.05 * torch.randn(1, 3, 4, dtype=torch.float64, device="cuda")
+    matrix = torch.eye(3, 4, dtype=torch.float64)[None]
+    matrix = matrix + 0.05 * torch.randn(1, 3, 4, dtype=torch.float64)
     if op.endswith("backward"):
         return normal(1, 2, *size), images, matrix, 0, 0, 0, True, True
     return images, matrix, size, 0, 0, 0, 0.0
@@ -163,15 +163,15 @@ def _affine_args(op: str, n: int) -> tuple[Any, ...]:
 
 def _argmax_args(n: int) -> tuple[Any, ...]:
     matrix = torch.diag(torch.tensor([0.7, 0.5, 0.5], dtype=torch.float64))
-    matrix = torch.cat((matrix, torch.zeros(3, 1)), 1).cuda()
+    matrix = torch.cat((matrix, torch.zeros(3, 1)), 1)
     return normal(14, n, n, n), matrix, (n + n // 3, 2 * n, 2 * n), 0, torch.uint8
 
 
 def _augment_args(n: int) -> tuple[Any, ...]:
     # Without noise: that of the reference in float64 is another one in its last digits.
     steps = torch.tensor([math.nan, 0.75, 0.75, 0.75, 1.1, 0.1, 1.2, 0.6, 0.6, 0.6, 0.85, 1.3])
-    parameters = steps.double().expand(8, 1, -1).cuda()
-    return normal(8, 1, n, n, n), 0, torch.arange(8).cuda(), parameters, 0b11111110
+    parameters = steps.double().expand(8, 1, -1)
+    return normal(8, 1, n, n, n), 0, torch.arange(8), parameters, 0b11111110
 
 
 @contextlib.contextmanager
@@ -186,10 +186,11 @@ def row_in_front(rows: str, blocks: Blocks) -> Iterator[None]:
         _launch._blocks.cache_clear()
 
 
-def best(case: Case) -> tuple[Blocks, float] | None:
+def best(case: Case, device: str = "cuda") -> tuple[Blocks, float] | None:
     """The fastest candidate that fits and is correct, and its time in ms."""
     torch.manual_seed(0)
-    checked, timed = case.checked(), case.timed()
+    with torch.device(device):
+        checked, timed = case.checked(), case.timed()
     expected = _results(OPS[case.op].reference, _to_double(checked))
     winner: tuple[Blocks, float] | None = None
     for blocks in case.options():

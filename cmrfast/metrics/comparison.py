@@ -7,6 +7,7 @@ averaged first, or pooled by a function.
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from numbers import Real
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
@@ -116,7 +117,7 @@ def compare_arms(
         second: likewise, with the same keys.
         statistic: "mean", the mean over patients of each patient's mean measurement, in which NaN
             is excluded; or a function of a list of measurements, such as a balanced accuracy, whose
-            measurements may be of any type.
+            measurements may be of any type. NaN beside other measurements is passed to it.
 
     Returns:
         Difference, 95 % interval and p. For fewer than two patients or two seeds, or where the
@@ -219,10 +220,10 @@ def _require_grid(
 
 
 def _values(key: Hashable, values: Sequence[Any] | Tensor, statistic: Statistic) -> list[Any]:
-    """The measurements of a cell; for a mean, their mean, without those that are NaN."""
+    """The measurements of a cell, none if all are NaN; for a mean, the mean of the others."""
     listed = values.flatten().tolist() if isinstance(values, Tensor) else list(values)
     if statistic != "mean":
-        return listed
+        return [] if all(isinstance(v, Real) and v != v for v in listed) else listed
     valid = [float(v) for v in listed if not math.isnan(v)]
     if any(math.isinf(v) for v in valid):
         raise ValueError(f"compare_arms: measurements must be finite or NaN; got inf for {key}")

@@ -84,9 +84,6 @@ def test_does_not_depend_on_order_or_level_and_swapping_changes_the_sign(d):
 
 @given(tables())
 def test_the_mean_as_a_function_is_the_mean(d):
-    def mean(values):
-        return sum(values) / len(values)
-
     result = metrics.compare_arms(arm(d), zeros(d), statistic=mean)
     same(numbers(result), numbers(metrics.compare_arms(arm(d), zeros(d))))
 
@@ -101,15 +98,37 @@ def test_measurements_of_a_patient_count_once():
     )  # the measurements are in float32
 
 
-@pytest.mark.parametrize("missing", [[], [math.nan, math.nan]])
+def mean(values):
+    return sum(values) / len(values)
+
+
+NOTHING = {
+    "empty": [],
+    "NaN": [math.nan, math.nan],
+    "NumPy": np.full(1, np.nan, np.float32),
+    "tensor": torch.full((2, 2), torch.nan),
+}
+
+
+@pytest.mark.parametrize("missing", NOTHING.values(), ids=list(NOTHING))
 @pytest.mark.parametrize("of_first", [True, False])
-def test_a_patient_without_a_value_is_excluded_and_counted(missing, of_first):
+@pytest.mark.parametrize("statistic", ["mean", mean], ids=["mean", "function"])
+def test_a_patient_without_a_value_is_excluded_and_counted(missing, of_first, statistic):
     d = np.random.default_rng(1).standard_normal((5, 3))
     arms = [arm(d), zeros(d)]
     arms[not of_first]["p4", 1] = missing
-    result = metrics.compare_arms(*arms)
+    result = metrics.compare_arms(*arms, statistic=statistic)
     assert (result.patients, result.left_out) == (4, 1)
-    same(numbers(result), numbers(metrics.compare_arms(arm(d[:4]), zeros(d[:4]))))
+    expected = metrics.compare_arms(arm(d[:4]), zeros(d[:4]), statistic=statistic)
+    same(numbers(result), numbers(expected))
+
+
+def test_a_function_gets_nan_that_is_not_all_of_a_cell():
+    d = np.random.default_rng(1).standard_normal((5, 3))
+    first = arm(d) | {("p4", 1): [math.nan, d[4, 1]]}
+    result = metrics.compare_arms(first, zeros(d), statistic=np.nanmean)
+    assert result.left_out == 0
+    same(numbers(result), numbers(metrics.compare_arms(arm(d), zeros(d))))
 
 
 def balanced(pairs):

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any, Literal
 
 from cmrfast import metrics
@@ -193,9 +194,12 @@ def _compare_repeats(
     pairs = [(first[name][0], second[name][0]) for name in first]
     kept = [(a, b) for a, b in pairs if a is not None and b is not None]
     test = metrics.paired_t_test([a for a, _ in kept], [b for _, b in kept])
-    difference = sum(a - b for a, b in kept) / len(kept) if kept else math.nan
-    error = difference / test.t if test.t else math.nan
-    margin = error * student_quantile(0.975, len(kept) - 1) if len(kept) > 1 else math.nan
+    differences = [a - b for a, b in kept]
+    difference = fmean(differences) if kept else math.nan
+    error, margin = math.nan, math.nan
+    if len(kept) > 1:
+        error = stdev(differences) / math.sqrt(len(kept))
+        margin = error * student_quantile(0.975, len(kept) - 1)
     return Comparison(
         difference=difference,
         low=difference - margin,

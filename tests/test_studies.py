@@ -245,6 +245,31 @@ def test_repeats_are_the_units_of_a_paired_test():
     assert "3 repeats of the whole experiment" in text
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [((60, 70, 80), (65, 65, 80)), ((65, 65, 80), (65, 65, 80)), ((66, 66, 81), (65, 65, 80))],
+    ids=["mean of 0", "no difference", "equal differences"],
+)
+def test_repeats_have_an_interval_whatever_their_differences(first, second):
+    evaluations = {"a": [evaluated(x) for x in first], "b": [evaluated(x) for x in second]}
+    found = outcome(evaluations, planned=(planned(),))
+    measured = comparisons.measure(found.study, evaluations, repeats=True)
+    (compared,) = comparisons.compare(found.study, measured, repeats=True)
+    d = [a - b for a, b in zip(first, second, strict=True)]
+    mean, margin = sum(d) / 3, stats.t.ppf(0.975, 2) * stats.sem(d)
+    expected = [pytest.approx(x) for x in (mean, mean - margin, mean + margin)]
+    assert [compared[key] for key in ("difference", "low", "high")] == expected
+
+
+def test_a_single_repeat_has_no_interval():
+    evaluations = {"a": [evaluated(0.5)], "b": [evaluated(0.4)]}
+    found = outcome(evaluations, planned=(planned(),))
+    measured = comparisons.measure(found.study, evaluations, repeats=True)
+    (compared,) = comparisons.compare(found.study, measured, repeats=True)
+    assert compared["difference"] == pytest.approx(0.1)
+    assert math.isnan(compared["low"])
+
+
 def test_each_seed_draws_its_training_patients_and_shares_the_test_patients(tmp_path):
     arms = {"a": design.Arm({}), "b": design.Arm({}, patients=0.5, others_validate=True)}
     study = outcome(arms).study

@@ -100,24 +100,28 @@ def other_scores(
     ]
 
 
-def detectable(study: Study, pilot: Measured, *, patients: int, seeds: int) -> list[dict[str, Any]]:
+def detectable(
+    study: Study, pilot: Measured, *, patients: int, seeds: int, repeats: bool = False
+) -> list[dict[str, Any]]:
     """The difference that each planned comparison finds with 80 % power, from a pilot.
 
     Args:
         study: with its comparisons.
-        pilot: measurements of a few seeds, on validation patients.
-        patients: number of test patients, at least 2.
+        pilot: measurements of a few seeds, all on the same validation patients.
+        patients: number of test patients, of all repeats together; at least 2.
         seeds: number of trainings of each arm, at least 2.
+        repeats: whether each seed has test patients of its own.
     """
     results = []
     for p in study.comparisons:
         result = _compare(study, pilot, p.first, p.second, p.score)
+        found = result.detectable(patients=patients, seeds=seeds, repeats=repeats)
         results.append(
             {
                 "first": p.first,
                 "second": p.second,
                 "score": p.score,
-                "detectable": result.detectable(patients=patients, seeds=seeds),
+                "detectable": found,
                 "patients": patients,
                 "seeds": seeds,
             }

@@ -10,14 +10,16 @@ import pytest
 import torch
 from scipy import stats
 
+from cmrfast import metrics
 from cmrfast.data import Volume, open_dataset
+from cmrfast.data.datasets import Split
 from cmrfast.methods import Row
 from cmrfast.runs.evaluate import Evaluation
 from studies import comparisons, design, page
 from studies.cohorts import Cohorts
 from studies.figures import mean_curve
 from studies.outcome import Outcome
-from studies.study import require_different
+from studies.study import _Job, _power, require_different
 from tests.support.paths import ROOT
 
 STUDIES = page.all_studies()
@@ -186,6 +188,36 @@ def test_arms_that_do_not_differ_stop_a_study():
     power = comparisons.detectable(found.study, measured, patients=20, seeds=5)
     with pytest.raises(SystemExit, match=r"new and old have the same dice of every patient"):
         require_different(power)
+
+
+@pytest.mark.parametrize("repeats", [False, True])
+def test_power_is_that_of_the_planned_test(repeats, tmp_path, monkeypatch):
+    planned = (design.Planned("does it help?", "new", "old", "dice"),)
+    scores = {
+        "new": [evaluated(0.1, 0.5, 0.7), evaluated(0.2, 0.4, 0.9)],
+        "old": [evaluated(0.2, 0.3, 0.6), evaluated(0.2, 0.2, 0.5)],
+    }
+    found = outcome(scores, planned=planned)
+    scale = design.Scale((3, 0, 4), seeds=6, repeats=repeats)
+    split = Split(("a", "b", "c"), (), ("p", "q", "r", "s"))
+    job = _Job("", "new", 0, tmp_path, tmp_path, tmp_path, split, {}, None, 1, "cpu")
+    monkeypatch.setattr("studies.study._evaluations", lambda *told: scores)
+    (power,) = _power(found.study, scale, [job])
+    cells = [
+        {
+            (row.ids["case"], seed): [row.scores["dice"]]
+            for seed, evaluation in enumerate(own)
+            for row in evaluation.rows
+        }
+        for own in scores.values()
+    ]
+    result = metrics.compare_arms(*cells)
+    patients = 24 if repeats else 4
+    assert (power["patients"], power["seeds"]) == (patients, 6)
+    expected = result.detectable(patients=patients, seeds=6, repeats=repeats)
+    assert power["detectable"] == pytest.approx(expected)
+    text = page.power({"power": [power], "controls": [], "repeats": repeats})
+    assert ("(24 patients in all, 6 repeats;" if repeats else "(4 patients, 6 seeds;") in text
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,12 @@ class Comparison(NamedTuple):
     mean_squares: MeanSquares
 
     def detectable(
-        self, *, patients: int | None = None, seeds: int | None = None, power: float = 0.8
+        self,
+        *,
+        patients: int | None = None,
+        seeds: int | None = None,
+        power: float = 0.8,
+        repeats: bool = False,
     ) -> float:
         """The true difference that a study finds, at p < .05, with the given power.
 
@@ -70,6 +75,8 @@ class Comparison(NamedTuple):
             patients: number of patients of the planned study; default as in this comparison.
             seeds: number of its seeds; default as in this comparison.
             power: probability to find the difference, in (0, 1).
+            repeats: whether each seed has an equal part of the patients to itself, so that it
+                repeats the whole experiment, and the planned test is a paired t-test over seeds.
 
         Returns:
             A difference, NaN if this comparison has no standard error.
@@ -87,8 +94,20 @@ class Comparison(NamedTuple):
                 "detectable: patients and seeds must be at least 2; "
                 f"got {planned[0]} and {planned[1]}"
             )
-        squares = _rescale(self.mean_squares, self.patients, self.seeds, *planned)
-        error, freedom = _standard_error(squares, *planned)
+        if repeats and planned[0] < planned[1]:
+            raise ValueError(
+                "detectable: with repeats, patients must be at least as many as seeds; "
+                f"got {planned[0]} and {planned[1]}"
+            )
+        freedom: float
+        if repeats:
+            # A patient meets one seed, so patients and residual are averaged over patients alone.
+            of_patients, of_seeds = _variances(self.mean_squares, self.patients, self.seeds)
+            of_means = (of_patients + self.mean_squares.residual) / planned[0]
+            error, freedom = math.sqrt(of_means + of_seeds / planned[1]), planned[1] - 1
+        else:
+            squares = _rescale(self.mean_squares, self.patients, self.seeds, *planned)
+            error, freedom = _standard_error(squares, *planned)
         return error * sum(student_quantile(q, freedom) for q in (0.975, power))
 
 
@@ -286,10 +305,17 @@ def _rescale(
     squares: MeanSquares, patients: int, seeds: int, planned_patients: int, planned_seeds: int
 ) -> MeanSquares:
     """The mean squares to expect of another number of patients and seeds."""
-    of_patients = max(0.0, squares.patients - squares.residual) / seeds
-    of_seeds = max(0.0, squares.seeds - squares.residual) / patients
+    of_patients, of_seeds = _variances(squares, patients, seeds)
     return MeanSquares(
         squares.residual + planned_seeds * of_patients,
         squares.residual + planned_patients * of_seeds,
         squares.residual,
+    )
+
+
+def _variances(squares: MeanSquares, patients: int, seeds: int) -> tuple[float, float]:
+    """Variance between patients and between seeds, without that of the residual."""
+    return (
+        max(0.0, squares.patients - squares.residual) / seeds,
+        max(0.0, squares.seeds - squares.residual) / patients,
     )

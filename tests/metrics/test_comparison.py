@@ -304,6 +304,40 @@ def test_pilot_estimates_the_detectable_difference_of_a_larger_study():
         pilot.detectable(power=1)
 
 
+@pytest.mark.parametrize("regime", REGIMES)
+def test_repeats_find_the_difference_that_pilots_say_as_often_as_promised(regime):
+    """10 repeats of 2 patients. With 2 seeds, a pilot is right only in the mean of squares."""
+    rng = np.random.default_rng(9)
+    stated = []
+    for _ in range(400):
+        d = simulate(rng, regime, 10, 2)
+        pilot = metrics.compare_arms(arm(d), zeros(d))
+        stated.append(pilot.detectable(patients=20, seeds=10, repeats=True))
+    effect, found = np.mean(np.square(stated)) ** 0.5, 0
+    for _ in range(1000):
+        repeats = [effect + simulate(rng, regime, 2, 1).mean() for _ in range(10)]
+        found += metrics.paired_t_test(repeats, [0.0] * 10).p < 0.05
+    assert 0.7 <= found / 1000 <= 0.9
+
+
+@given(tables(), st.integers(1, 5), st.integers(2, 9))
+def test_what_repeats_detect_is_two_quantiles_of_the_standard_error_over_repeats(d, each, repeats):
+    result = metrics.compare_arms(arm(d), zeros(d))
+    patients, seeds, residual = result.mean_squares
+    of_patients = max(0, patients - residual) / d.shape[1]
+    of_seeds = max(0, seeds - residual) / d.shape[0]
+    variance = of_seeds / repeats + (of_patients + residual) / (each * repeats)
+    quantiles = sum(stats.t.ppf(q, repeats - 1) for q in (0.975, 0.8))
+    found = result.detectable(patients=each * repeats, seeds=repeats, repeats=True)
+    same(found, quantiles * variance**0.5)
+
+
+def test_each_repeat_has_a_patient():
+    result = metrics.compare_arms(GRID, GRID)
+    with pytest.raises(ValueError, match=r"with repeats, patients .*; got 4 and 5"):
+        result.detectable(patients=4, seeds=5, repeats=True)
+
+
 @given(st.lists(st.floats(0, 1), max_size=8))
 def test_holm_equals_its_definition(p_values):
     m = len(p_values)

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any, Literal
 
 from cmrfast import metrics
@@ -99,24 +100,28 @@ def other_scores(
     ]
 
 
-def detectable(study: Study, pilot: Measured, *, patients: int, seeds: int) -> list[dict[str, Any]]:
+def detectable(
+    study: Study, pilot: Measured, *, patients: int, seeds: int, repeats: bool = False
+) -> list[dict[str, Any]]:
     """The difference that each planned comparison finds with 80 % power, from a pilot.
 
     Args:
         study: with its comparisons.
-        pilot: measurements of a few seeds, on validation patients.
-        patients: number of test patients, at least 2.
+        pilot: measurements of a few seeds, all on the same validation patients.
+        patients: number of test patients, of all repeats together; at least 2.
         seeds: number of trainings of each arm, at least 2.
+        repeats: whether each seed has test patients of its own.
     """
     results = []
     for p in study.comparisons:
         result = _compare(study, pilot, p.first, p.second, p.score)
+        found = result.detectable(patients=patients, seeds=seeds, repeats=repeats)
         results.append(
             {
                 "first": p.first,
                 "second": p.second,
                 "score": p.score,
-                "detectable": result.detectable(patients=patients, seeds=seeds),
+                "detectable": found,
                 "patients": patients,
                 "seeds": seeds,
             }
@@ -193,9 +198,12 @@ def _compare_repeats(
     pairs = [(first[name][0], second[name][0]) for name in first]
     kept = [(a, b) for a, b in pairs if a is not None and b is not None]
     test = metrics.paired_t_test([a for a, _ in kept], [b for _, b in kept])
-    difference = sum(a - b for a, b in kept) / len(kept) if kept else math.nan
-    error = difference / test.t if test.t else math.nan
-    margin = error * student_quantile(0.975, len(kept) - 1) if len(kept) > 1 else math.nan
+    differences = [a - b for a, b in kept]
+    difference = fmean(differences) if kept else math.nan
+    error, margin = math.nan, math.nan
+    if len(kept) > 1:
+        error = stdev(differences) / math.sqrt(len(kept))
+        margin = error * student_quantile(0.975, len(kept) - 1)
     return Comparison(
         difference=difference,
         low=difference - margin,

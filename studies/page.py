@@ -98,7 +98,8 @@ def power(content: dict[str, Any]) -> str:
     """What the study could find, and the controls of its phantoms."""
     lines = [
         f"* {_title(p['score'])}, {_arms(p)}: {_number(p['detectable'])} would be found with 80 % "
-        f"power ({p['patients']} patients, {p['seeds']} seeds; from two seeds on other patients)"
+        f"power ({p['patients']} patients{' in all' if content['repeats'] else ''}, {p['seeds']} "
+        f"{'repeats' if content['repeats'] else 'seeds'}; from two seeds on other patients)"
         for p in content["power"]
     ]
     controls = [f"* control, {_control(c)}" for c in content["controls"]]

@@ -213,4 +213,6 @@ def _power(study: Study, scale: Scale, pilot: Sequence[_Job]) -> list[dict[str, 
     tested = len(pilot[0].split.test) * (scale.seeds if scale.repeats else 1)
     if tested < 2:
         return []
-    return comparisons.detectable(study, measured, patients=tested, seeds=scale.seeds)
+    return comparisons.detectable(
+        study, measured, patients=tested, seeds=scale.seeds, repeats=scale.repeats
+    )

@@ -10,14 +10,16 @@ import pytest
 import torch
 from scipy import stats
 
+from cmrfast import metrics
 from cmrfast.data import Volume, open_dataset
+from cmrfast.data.datasets import Split
 from cmrfast.methods import Row
 from cmrfast.runs.evaluate import Evaluation
 from studies import comparisons, design, page
 from studies.cohorts import Cohorts
 from studies.figures import mean_curve
 from studies.outcome import Outcome
-from studies.study import require_different
+from studies.study import _Job, _power, require_different
 from tests.support.paths import ROOT
 
 STUDIES = page.all_studies()
@@ -188,6 +190,36 @@ def test_arms_that_do_not_differ_stop_a_study():
         require_different(power)
 
 
+@pytest.mark.parametrize("repeats", [False, True])
+def test_power_is_that_of_the_planned_test(repeats, tmp_path, monkeypatch):
+    planned = (design.Planned("does it help?", "new", "old", "dice"),)
+    scores = {
+        "new": [evaluated(0.1, 0.5, 0.7), evaluated(0.2, 0.4, 0.9)],
+        "old": [evaluated(0.2, 0.3, 0.6), evaluated(0.2, 0.2, 0.5)],
+    }
+    found = outcome(scores, planned=planned)
+    scale = design.Scale((3, 0, 4), seeds=6, repeats=repeats)
+    split = Split(("a", "b", "c"), (), ("p", "q", "r", "s"))
+    job = _Job("", "new", 0, tmp_path, tmp_path, tmp_path, split, {}, None, 1, "cpu")
+    monkeypatch.setattr("studies.study._evaluations", lambda *told: scores)
+    (power,) = _power(found.study, scale, [job])
+    cells = [
+        {
+            (row.ids["case"], seed): [row.scores["dice"]]
+            for seed, evaluation in enumerate(own)
+            for row in evaluation.rows
+        }
+        for own in scores.values()
+    ]
+    result = metrics.compare_arms(*cells)
+    patients = 24 if repeats else 4
+    assert (power["patients"], power["seeds"]) == (patients, 6)
+    expected = result.detectable(patients=patients, seeds=6, repeats=repeats)
+    assert power["detectable"] == pytest.approx(expected)
+    text = page.power({"power": [power], "controls": [], "repeats": repeats})
+    assert ("(24 patients in all, 6 repeats;" if repeats else "(4 patients, 6 seeds;") in text
+
+
 @pytest.mark.parametrize(
     ("difference", "p_holm", "expected", "word"),
     [
@@ -243,6 +275,31 @@ def test_repeats_are_the_units_of_a_paired_test():
     named = {"method": "m", "experiment": "", "scale": "small", "repeats": True}
     text = page.claims([named | {"comparisons": [compared]}])
     assert "3 repeats of the whole experiment" in text
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [((60, 70, 80), (65, 65, 80)), ((65, 65, 80), (65, 65, 80)), ((66, 66, 81), (65, 65, 80))],
+    ids=["mean of 0", "no difference", "equal differences"],
+)
+def test_repeats_have_an_interval_whatever_their_differences(first, second):
+    evaluations = {"a": [evaluated(x) for x in first], "b": [evaluated(x) for x in second]}
+    found = outcome(evaluations, planned=(planned(),))
+    measured = comparisons.measure(found.study, evaluations, repeats=True)
+    (compared,) = comparisons.compare(found.study, measured, repeats=True)
+    d = [a - b for a, b in zip(first, second, strict=True)]
+    mean, margin = sum(d) / 3, stats.t.ppf(0.975, 2) * stats.sem(d)
+    expected = [pytest.approx(x) for x in (mean, mean - margin, mean + margin)]
+    assert [compared[key] for key in ("difference", "low", "high")] == expected
+
+
+def test_a_single_repeat_has_no_interval():
+    evaluations = {"a": [evaluated(0.5)], "b": [evaluated(0.4)]}
+    found = outcome(evaluations, planned=(planned(),))
+    measured = comparisons.measure(found.study, evaluations, repeats=True)
+    (compared,) = comparisons.compare(found.study, measured, repeats=True)
+    assert compared["difference"] == pytest.approx(0.1)
+    assert math.isnan(compared["low"])
 
 
 def test_each_seed_draws_its_training_patients_and_shares_the_test_patients(tmp_path):

@@ -7,6 +7,7 @@ averaged first, or pooled by a function.
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from numbers import Real
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
@@ -56,7 +57,12 @@ class Comparison(NamedTuple):
     mean_squares: MeanSquares
 
     def detectable(
-        self, *, patients: int | None = None, seeds: int | None = None, power: float = 0.8
+        self,
+        *,
+        patients: int | None = None,
+        seeds: int | None = None,
+        power: float = 0.8,
+        repeats: bool = False,
     ) -> float:
         """The true difference that a study finds, at p < .05, with the given power.
 
@@ -69,6 +75,8 @@ class Comparison(NamedTuple):
             patients: number of patients of the planned study; default as in this comparison.
             seeds: number of its seeds; default as in this comparison.
             power: probability to find the difference, in (0, 1).
+            repeats: whether each seed has an equal part of the patients to itself, so that it
+                repeats the whole experiment, and the planned test is a paired t-test over seeds.
 
         Returns:
             A difference, NaN if this comparison has no standard error.
@@ -86,8 +94,20 @@ class Comparison(NamedTuple):
                 "detectable: patients and seeds must be at least 2; "
                 f"got {planned[0]} and {planned[1]}"
             )
-        squares = _rescale(self.mean_squares, self.patients, self.seeds, *planned)
-        error, freedom = _standard_error(squares, *planned)
+        if repeats and planned[0] < planned[1]:
+            raise ValueError(
+                "detectable: with repeats, patients must be at least as many as seeds; "
+                f"got {planned[0]} and {planned[1]}"
+            )
+        freedom: float
+        if repeats:
+            # A patient meets one seed, so patients and residual are averaged over patients alone.
+            of_patients, of_seeds = _variances(self.mean_squares, self.patients, self.seeds)
+            of_means = (of_patients + self.mean_squares.residual) / planned[0]
+            error, freedom = math.sqrt(of_means + of_seeds / planned[1]), planned[1] - 1
+        else:
+            squares = _rescale(self.mean_squares, self.patients, self.seeds, *planned)
+            error, freedom = _standard_error(squares, *planned)
         return error * sum(student_quantile(q, freedom) for q in (0.975, power))
 
 
@@ -116,7 +136,7 @@ def compare_arms(
         second: likewise, with the same keys.
         statistic: "mean", the mean over patients of each patient's mean measurement, in which NaN
             is excluded; or a function of a list of measurements, such as a balanced accuracy, whose
-            measurements may be of any type.
+            measurements may be of any type. NaN beside other measurements is passed to it.
 
     Returns:
         Difference, 95 % interval and p. For fewer than two patients or two seeds, or where the
@@ -219,10 +239,10 @@ def _require_grid(
 
 
 def _values(key: Hashable, values: Sequence[Any] | Tensor, statistic: Statistic) -> list[Any]:
-    """The measurements of a cell; for a mean, their mean, without those that are NaN."""
+    """The measurements of a cell, none if all are NaN; for a mean, the mean of the others."""
     listed = values.flatten().tolist() if isinstance(values, Tensor) else list(values)
     if statistic != "mean":
-        return listed
+        return [] if all(isinstance(v, Real) and v != v for v in listed) else listed
     valid = [float(v) for v in listed if not math.isnan(v)]
     if any(math.isinf(v) for v in valid):
         raise ValueError(f"compare_arms: measurements must be finite or NaN; got inf for {key}")
@@ -285,10 +305,17 @@ def _rescale(
     squares: MeanSquares, patients: int, seeds: int, planned_patients: int, planned_seeds: int
 ) -> MeanSquares:
     """The mean squares to expect of another number of patients and seeds."""
-    of_patients = max(0.0, squares.patients - squares.residual) / seeds
-    of_seeds = max(0.0, squares.seeds - squares.residual) / patients
+    of_patients, of_seeds = _variances(squares, patients, seeds)
     return MeanSquares(
         squares.residual + planned_seeds * of_patients,
         squares.residual + planned_patients * of_seeds,
         squares.residual,
+    )
+
+
+def _variances(squares: MeanSquares, patients: int, seeds: int) -> tuple[float, float]:
+    """Variance between patients and between seeds, without that of the residual."""
+    return (
+        max(0.0, squares.patients - squares.residual) / seeds,
+        max(0.0, squares.seeds - squares.residual) / patients,
     )

@@ -84,9 +84,6 @@ def test_does_not_depend_on_order_or_level_and_swapping_changes_the_sign(d):
 
 @given(tables())
 def test_the_mean_as_a_function_is_the_mean(d):
-    def mean(values):
-        return sum(values) / len(values)
-
     result = metrics.compare_arms(arm(d), zeros(d), statistic=mean)
     same(numbers(result), numbers(metrics.compare_arms(arm(d), zeros(d))))
 
@@ -101,15 +98,37 @@ def test_measurements_of_a_patient_count_once():
     )  # the measurements are in float32
 
 
-@pytest.mark.parametrize("missing", [[], [math.nan, math.nan]])
+def mean(values):
+    return sum(values) / len(values)
+
+
+NOTHING = {
+    "empty": [],
+    "NaN": [math.nan, math.nan],
+    "NumPy": np.full(1, np.nan, np.float32),
+    "tensor": torch.full((2, 2), torch.nan),
+}
+
+
+@pytest.mark.parametrize("missing", NOTHING.values(), ids=list(NOTHING))
 @pytest.mark.parametrize("of_first", [True, False])
-def test_a_patient_without_a_value_is_excluded_and_counted(missing, of_first):
+@pytest.mark.parametrize("statistic", ["mean", mean], ids=["mean", "function"])
+def test_a_patient_without_a_value_is_excluded_and_counted(missing, of_first, statistic):
     d = np.random.default_rng(1).standard_normal((5, 3))
     arms = [arm(d), zeros(d)]
     arms[not of_first]["p4", 1] = missing
-    result = metrics.compare_arms(*arms)
+    result = metrics.compare_arms(*arms, statistic=statistic)
     assert (result.patients, result.left_out) == (4, 1)
-    same(numbers(result), numbers(metrics.compare_arms(arm(d[:4]), zeros(d[:4]))))
+    expected = metrics.compare_arms(arm(d[:4]), zeros(d[:4]), statistic=statistic)
+    same(numbers(result), numbers(expected))
+
+
+def test_a_function_gets_nan_that_is_not_all_of_a_cell():
+    d = np.random.default_rng(1).standard_normal((5, 3))
+    first = arm(d) | {("p4", 1): [math.nan, d[4, 1]]}
+    result = metrics.compare_arms(first, zeros(d), statistic=np.nanmean)
+    assert result.left_out == 0
+    same(numbers(result), numbers(metrics.compare_arms(arm(d), zeros(d))))
 
 
 def balanced(pairs):
@@ -283,6 +302,40 @@ def test_pilot_estimates_the_detectable_difference_of_a_larger_study():
         pilot.detectable(patients=20, seeds=1)
     with pytest.raises(ValueError, match=r"power must lie in \(0, 1\); got 1"):
         pilot.detectable(power=1)
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_repeats_find_the_difference_that_pilots_say_as_often_as_promised(regime):
+    """10 repeats of 2 patients. With 2 seeds, a pilot is right only in the mean of squares."""
+    rng = np.random.default_rng(9)
+    stated = []
+    for _ in range(400):
+        d = simulate(rng, regime, 10, 2)
+        pilot = metrics.compare_arms(arm(d), zeros(d))
+        stated.append(pilot.detectable(patients=20, seeds=10, repeats=True))
+    effect, found = np.mean(np.square(stated)) ** 0.5, 0
+    for _ in range(1000):
+        repeats = [effect + simulate(rng, regime, 2, 1).mean() for _ in range(10)]
+        found += metrics.paired_t_test(repeats, [0.0] * 10).p < 0.05
+    assert 0.7 <= found / 1000 <= 0.9
+
+
+@given(tables(), st.integers(1, 5), st.integers(2, 9))
+def test_what_repeats_detect_is_two_quantiles_of_the_standard_error_over_repeats(d, each, repeats):
+    result = metrics.compare_arms(arm(d), zeros(d))
+    patients, seeds, residual = result.mean_squares
+    of_patients = max(0, patients - residual) / d.shape[1]
+    of_seeds = max(0, seeds - residual) / d.shape[0]
+    variance = of_seeds / repeats + (of_patients + residual) / (each * repeats)
+    quantiles = sum(stats.t.ppf(q, repeats - 1) for q in (0.975, 0.8))
+    found = result.detectable(patients=each * repeats, seeds=repeats, repeats=True)
+    same(found, quantiles * variance**0.5)
+
+
+def test_each_repeat_has_a_patient():
+    result = metrics.compare_arms(GRID, GRID)
+    with pytest.raises(ValueError, match=r"with repeats, patients .*; got 4 and 5"):
+        result.detectable(patients=4, seeds=5, repeats=True)
 
 
 @given(st.lists(st.floats(0, 1), max_size=8))

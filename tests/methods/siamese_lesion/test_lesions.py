@@ -70,6 +70,19 @@ def test_patch_labels_ask_for_a_quarter_of_the_slice():
         assert labels.tolist() == expected
 
 
+def test_a_patch_with_exactly_the_share_is_positive_whatever_the_share():
+    totals = torch.arange(1, 400)
+    lesions = torch.arange(400) < totals[:, None, None]  # (399, 1, 400), a run of each length
+    slices = torch.arange(len(totals)).repeat(2)
+    for percent in range(1, 100):
+        least = -(-percent * totals // 100)
+        held = torch.cat((least, least - 1))
+        start = torch.stack((torch.zeros_like(held), held - 400), 1)
+        labels = patch_labels(lesions, start, (1, 400), volume_index=slices, share=percent / 100)
+        assert labels[:399].all()
+        assert not labels[399:].any()
+
+
 SLICE = torch.zeros(4, 4)
 FEW = torch.zeros(8, 8)
 FEW[0, :3] = 1

@@ -48,6 +48,7 @@ from cmrfast.models import recipe
 from cmrfast.models._check import require_batch, require_images, require_labels, require_option
 from cmrfast.models.blocks import MaxPool, SameConv2d, init_glorot
 from cmrfast.models.kernels import same_conv2d
+from cmrfast.ops._collectives import mean
 
 Variant = Literal["u_a_t", "u_a", "u"]
 Gan = Literal["nonsaturating", "minmax"]
@@ -391,12 +392,13 @@ def step(
             ``u_a_t`` also need ``pseudo_images`` (N, 1, H, W) and ``pseudo_labels`` (N, H, W).
         optimisers: ``generator`` and, for adversarial steps, ``discriminator``.
         adversarial: False in the first phase of the algorithm, the only one of variant ``u``.
-        group: process group whose batches are treated as one in the segmentation loss.
+        group: process group whose batches are treated as one.
         average: replaces gradients, in place, by their means over the ranks of that group.
 
     Returns:
         The losses before the updates, detached: those of ``loss``, where ``loss`` is the
-        generator's total, and in adversarial steps ``adversarial`` and ``discriminator``.
+        generator's total, and in adversarial steps ``adversarial`` and ``discriminator``. With a
+        group, their means over ranks are those of the whole batch.
     """
     config, generator = model.config, model.generator
     require_batch("adversarial_transfer", batch, "images", "labels")
@@ -417,7 +419,7 @@ def step(
     # generator, so the same forward pass serves the generator's first update.
     logits = generator(images)
     discriminator = _update_discriminator(
-        model, optimisers["discriminator"], images, labels, logits, average
+        model, optimisers["discriminator"], images, labels, logits, group, average
     )
     for repeat in range(config.g_steps):
         if repeat:
@@ -429,26 +431,32 @@ def step(
         if config.variant == "u_a_t":
             outputs["pseudo_logits"] = logits[count:]
         parts = loss(outputs, batch, config, group=group)
-        parts["adversarial"] = adversarial_loss(scores, config.gan)
+        parts["adversarial"] = adversarial_loss(scores, config.gan, group=group)
         parts["loss"] = parts["loss"] + config.adversarial_weight * parts["adversarial"]
         _update(optimisers["generator"], parts["loss"], average)
     parts["discriminator"] = discriminator
     return {name: part.detach() for name, part in parts.items()}
 
 
-def discriminator_losses(true: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
+def discriminator_losses(
+    true: Tensor, generated: Tensor, *, group: Any = None
+) -> tuple[Tensor, Tensor]:
     """The discriminator's losses for its logits of true and of generated masks (equation 5).
 
-    The equation, which is maximised, is the negative of their sum.
+    The equation, which is maximised, is the negative of their sum. With a process group, they are
+    shares whose means over ranks are the losses of all masks.
     """
-    return F.softplus(-true).mean(), F.softplus(generated).mean()
+    return mean(F.softplus(-true), group), mean(F.softplus(generated), group)
 
 
-def adversarial_loss(generated: Tensor, gan: Gan = "nonsaturating") -> Tensor:
-    """The generator's adversarial loss for the discriminator's logits of generated masks."""
+def adversarial_loss(generated: Tensor, gan: Gan = "nonsaturating", *, group: Any = None) -> Tensor:
+    """The generator's adversarial loss for the discriminator's logits of generated masks.
+
+    With a process group, a share whose mean over ranks is the loss of all masks.
+    """
     if gan == "minmax":
-        return -F.softplus(generated).mean()
-    return F.softplus(-generated).mean()
+        return -mean(F.softplus(generated), group)
+    return mean(F.softplus(-generated), group)
 
 
 def _update_discriminator(
@@ -457,6 +465,7 @@ def _update_discriminator(
     images: Tensor,
     labels: Tensor,
     logits: Tensor,
+    group: Any,
     average: Callable[[Iterable[Tensor]], None] | None,
 ) -> Tensor:
     """Update the discriminator on true masks, then on predictions; return the sum of the losses."""
@@ -465,7 +474,7 @@ def _update_discriminator(
     losses = []
     for index, masks in enumerate((true, logits.detach().softmax(1))):
         scores = discriminator(masks, images)
-        part = discriminator_losses(scores, scores)[index]
+        part = discriminator_losses(scores, scores, group=group)[index]
         _update(optimiser, part + config.disc_l2 * discriminator.l2_penalty(), average)
         losses.append(part.detach())
     return losses[0] + losses[1]

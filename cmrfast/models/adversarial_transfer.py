@@ -96,7 +96,8 @@ class Recipe(recipe.Recipe):
     """P: the paper, with its section; C: the authors' code; D: our decision.
 
     Args:
-        optimizer_g: the generator's optimiser: adam, or rmsprop with gradients clipped at 1.
+        optimizer_g: the generator's optimiser: adam; or adam in the initial epochs and then, from
+            an empty state, rmsprop with gradients clipped at 1.
         lr_decay: the learning rate at optimiser step t is lr / (1 + lr_decay · t).
         pretrain_epochs: initial epochs, in which only the generator is trained.
         lge_masks: training patients whose LGE masks are used, if there are as many training
@@ -144,14 +145,15 @@ class Recipe(recipe.Recipe):
         if not 0 < self.zoom[0] <= self.zoom[1]:
             raise ValueError(f"adversarial_transfer: zoom must be 0 < low <= high; got {self.zoom}")
 
-    def optimiser(self, name: str, network: nn.Module) -> torch.optim.Optimizer:
-        """Adam, except for the generator if ``optimizer_g`` is rmsprop."""
-        if self.optimizer_g == "adam" or name != "generator":
-            return super().optimiser(name, network)
-        weights = list(network.parameters())
-        rmsprop = torch.optim.RMSprop(weights, self.lr, alpha=0.9)
-        rmsprop.register_step_pre_hook(lambda *_: nn.utils.clip_grad_value_(weights, 1.0))
-        return rmsprop
+    def optimisers(self, networks: Mapping[str, nn.Module]) -> dict[str, torch.optim.Optimizer]:
+        """Adam for each network; with rmsprop, ``combined`` updates the adversarial generator."""
+        made = super().optimisers(networks)
+        if self.optimizer_g == "rmsprop" and "discriminator" in networks:
+            weights = list(networks["generator"].parameters())
+            rmsprop = torch.optim.RMSprop(weights, self.lr, alpha=0.9)
+            rmsprop.register_step_pre_hook(lambda *_: nn.utils.clip_grad_value_(weights, 1.0))
+            made["combined"] = rmsprop
+        return made
 
     def step_options(self, epoch: int) -> dict[str, Any]:
         """Train the generator alone in the first ``pretrain_epochs``."""
@@ -390,7 +392,8 @@ def step(
         model: in training mode.
         batch: ``images`` (B, 1, H, W) and ``labels`` (B, H, W); adversarial steps of variant
             ``u_a_t`` also need ``pseudo_images`` (N, 1, H, W) and ``pseudo_labels`` (N, H, W).
-        optimisers: ``generator`` and, for adversarial steps, ``discriminator``.
+        optimisers: ``generator`` and, for adversarial steps, ``discriminator``; ``combined``, if
+            there is one, updates the generator in those.
         adversarial: False in the first phase of the algorithm, the only one of variant ``u``.
         group: process group whose batches are treated as one.
         average: replaces gradients, in place, by their means over the ranks of that group.
@@ -421,6 +424,7 @@ def step(
     discriminator = _update_discriminator(
         model, optimisers["discriminator"], images, labels, logits, group, average
     )
+    optimiser = optimisers.get("combined", optimisers["generator"])
     for repeat in range(config.g_steps):
         if repeat:
             logits = generator(images)
@@ -433,7 +437,7 @@ def step(
         parts = loss(outputs, batch, config, group=group)
         parts["adversarial"] = adversarial_loss(scores, config.gan, group=group)
         parts["loss"] = parts["loss"] + config.adversarial_weight * parts["adversarial"]
-        _update(optimisers["generator"], parts["loss"], average)
+        _update(optimiser, parts["loss"], average)
     parts["discriminator"] = discriminator
     return {name: part.detach() for name, part in parts.items()}
 

@@ -162,6 +162,7 @@ class MethodModule(lightning.LightningModule):
         self.fitted: Mapping[str, Any] = {}
         self.automatic_optimization = self.method.step is None
         self._rows: list[Row] = []
+        self._optimisers: tuple[str, ...] = ()  # names, in Lightning's order
 
     @property
     def task(self) -> AnyTask:
@@ -192,8 +193,10 @@ class MethodModule(lightning.LightningModule):
             self.fitted = data.task.fitted
 
     def configure_optimizers(self) -> Sequence[torch.optim.Optimizer]:
-        """The recipe's optimiser, or one for each network of a step of the method's own."""
-        return [self.recipe.optimiser(name, part) for name, part in self._parts().items()]
+        """The recipe's optimiser, or those of a step of the method's own."""
+        optimisers = self.recipe.optimisers(self._parts())
+        self._optimisers = tuple(optimisers)
+        return list(optimisers.values())
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Set the recipe's learning rate and the random numbers of the step."""
@@ -212,7 +215,7 @@ class MethodModule(lightning.LightningModule):
         else:
             wrapped = self.optimizers()
             wrapped = wrapped if isinstance(wrapped, list) else [wrapped]
-            optimisers = dict(zip(self._parts(), wrapped, strict=True))
+            optimisers = dict(zip(self._optimisers, wrapped, strict=True))
             options = self.recipe.step_options(self.current_epoch)
             losses = self.method.step(self.model, batch, optimisers, **options)
         if not bool(losses["loss"].isfinite()):
@@ -251,7 +254,7 @@ class MethodModule(lightning.LightningModule):
         self.fitted = checkpoint["fitted"]
 
     def _parts(self) -> dict[str, nn.Module]:
-        """The networks that have an optimiser each."""
+        """The networks that have optimisers of their own."""
         return dict(self.model.named_children()) if self.method.step else {"model": self.model}
 
     def _step(self, batch_idx: int) -> int:

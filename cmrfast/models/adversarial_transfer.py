@@ -48,6 +48,7 @@ from cmrfast.models import recipe
 from cmrfast.models._check import require_batch, require_images, require_labels, require_option
 from cmrfast.models.blocks import MaxPool, SameConv2d, init_glorot
 from cmrfast.models.kernels import same_conv2d
+from cmrfast.ops._collectives import mean
 
 Variant = Literal["u_a_t", "u_a", "u"]
 Gan = Literal["nonsaturating", "minmax"]
@@ -95,7 +96,8 @@ class Recipe(recipe.Recipe):
     """P: the paper, with its section; C: the authors' code; D: our decision.
 
     Args:
-        optimizer_g: the generator's optimiser: adam, or rmsprop with gradients clipped at 1.
+        optimizer_g: the generator's optimiser: adam; or adam in the initial epochs and then, from
+            an empty state, rmsprop with gradients clipped at 1.
         lr_decay: the learning rate at optimiser step t is lr / (1 + lr_decay · t).
         pretrain_epochs: initial epochs, in which only the generator is trained.
         lge_masks: training patients whose LGE masks are used, if there are as many training
@@ -143,14 +145,15 @@ class Recipe(recipe.Recipe):
         if not 0 < self.zoom[0] <= self.zoom[1]:
             raise ValueError(f"adversarial_transfer: zoom must be 0 < low <= high; got {self.zoom}")
 
-    def optimiser(self, name: str, network: nn.Module) -> torch.optim.Optimizer:
-        """Adam, except for the generator if ``optimizer_g`` is rmsprop."""
-        if self.optimizer_g == "adam" or name != "generator":
-            return super().optimiser(name, network)
-        weights = list(network.parameters())
-        rmsprop = torch.optim.RMSprop(weights, self.lr, alpha=0.9)
-        rmsprop.register_step_pre_hook(lambda *_: nn.utils.clip_grad_value_(weights, 1.0))
-        return rmsprop
+    def optimisers(self, networks: Mapping[str, nn.Module]) -> dict[str, torch.optim.Optimizer]:
+        """Adam for each network; with rmsprop, ``combined`` updates the adversarial generator."""
+        made = super().optimisers(networks)
+        if self.optimizer_g == "rmsprop" and "discriminator" in networks:
+            weights = list(networks["generator"].parameters())
+            rmsprop = torch.optim.RMSprop(weights, self.lr, alpha=0.9)
+            rmsprop.register_step_pre_hook(lambda *_: nn.utils.clip_grad_value_(weights, 1.0))
+            made["combined"] = rmsprop
+        return made
 
     def step_options(self, epoch: int) -> dict[str, Any]:
         """Train the generator alone in the first ``pretrain_epochs``."""
@@ -389,14 +392,16 @@ def step(
         model: in training mode.
         batch: ``images`` (B, 1, H, W) and ``labels`` (B, H, W); adversarial steps of variant
             ``u_a_t`` also need ``pseudo_images`` (N, 1, H, W) and ``pseudo_labels`` (N, H, W).
-        optimisers: ``generator`` and, for adversarial steps, ``discriminator``.
+        optimisers: ``generator`` and, for adversarial steps, ``discriminator``; ``combined``, if
+            there is one, updates the generator in those.
         adversarial: False in the first phase of the algorithm, the only one of variant ``u``.
-        group: process group whose batches are treated as one in the segmentation loss.
+        group: process group whose batches are treated as one.
         average: replaces gradients, in place, by their means over the ranks of that group.
 
     Returns:
         The losses before the updates, detached: those of ``loss``, where ``loss`` is the
-        generator's total, and in adversarial steps ``adversarial`` and ``discriminator``.
+        generator's total, and in adversarial steps ``adversarial`` and ``discriminator``. With a
+        group, their means over ranks are those of the whole batch.
     """
     config, generator = model.config, model.generator
     require_batch("adversarial_transfer", batch, "images", "labels")
@@ -417,8 +422,9 @@ def step(
     # generator, so the same forward pass serves the generator's first update.
     logits = generator(images)
     discriminator = _update_discriminator(
-        model, optimisers["discriminator"], images, labels, logits, average
+        model, optimisers["discriminator"], images, labels, logits, group, average
     )
+    optimiser = optimisers.get("combined", optimisers["generator"])
     for repeat in range(config.g_steps):
         if repeat:
             logits = generator(images)
@@ -429,26 +435,32 @@ def step(
         if config.variant == "u_a_t":
             outputs["pseudo_logits"] = logits[count:]
         parts = loss(outputs, batch, config, group=group)
-        parts["adversarial"] = adversarial_loss(scores, config.gan)
+        parts["adversarial"] = adversarial_loss(scores, config.gan, group=group)
         parts["loss"] = parts["loss"] + config.adversarial_weight * parts["adversarial"]
-        _update(optimisers["generator"], parts["loss"], average)
+        _update(optimiser, parts["loss"], average)
     parts["discriminator"] = discriminator
     return {name: part.detach() for name, part in parts.items()}
 
 
-def discriminator_losses(true: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
+def discriminator_losses(
+    true: Tensor, generated: Tensor, *, group: Any = None
+) -> tuple[Tensor, Tensor]:
     """The discriminator's losses for its logits of true and of generated masks (equation 5).
 
-    The equation, which is maximised, is the negative of their sum.
+    The equation, which is maximised, is the negative of their sum. With a process group, they are
+    shares whose means over ranks are the losses of all masks.
     """
-    return F.softplus(-true).mean(), F.softplus(generated).mean()
+    return mean(F.softplus(-true), group), mean(F.softplus(generated), group)
 
 
-def adversarial_loss(generated: Tensor, gan: Gan = "nonsaturating") -> Tensor:
-    """The generator's adversarial loss for the discriminator's logits of generated masks."""
+def adversarial_loss(generated: Tensor, gan: Gan = "nonsaturating", *, group: Any = None) -> Tensor:
+    """The generator's adversarial loss for the discriminator's logits of generated masks.
+
+    With a process group, a share whose mean over ranks is the loss of all masks.
+    """
     if gan == "minmax":
-        return -F.softplus(generated).mean()
-    return F.softplus(-generated).mean()
+        return -mean(F.softplus(generated), group)
+    return mean(F.softplus(-generated), group)
 
 
 def _update_discriminator(
@@ -457,6 +469,7 @@ def _update_discriminator(
     images: Tensor,
     labels: Tensor,
     logits: Tensor,
+    group: Any,
     average: Callable[[Iterable[Tensor]], None] | None,
 ) -> Tensor:
     """Update the discriminator on true masks, then on predictions; return the sum of the losses."""
@@ -465,7 +478,7 @@ def _update_discriminator(
     losses = []
     for index, masks in enumerate((true, logits.detach().softmax(1))):
         scores = discriminator(masks, images)
-        part = discriminator_losses(scores, scores)[index]
+        part = discriminator_losses(scores, scores, group=group)[index]
         _update(optimiser, part + config.disc_l2 * discriminator.l2_penalty(), average)
         losses.append(part.detach())
     return losses[0] + losses[1]

@@ -1,5 +1,6 @@
 """Fields that all recipes share: optimiser, learning rate, batch size, epochs and split."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -77,6 +78,10 @@ class Recipe:
 
     def initialise(self, network: nn.Module) -> None:
         """Set weights that training starts from, where they are not random."""
+
+    def optimisers(self, networks: Mapping[str, nn.Module]) -> dict[str, torch.optim.Optimizer]:
+        """All optimisers of a training, by name: one for each network, and what a method adds."""
+        return {name: self.optimiser(name, network) for name, network in networks.items()}
 
     def optimiser(self, name: str, network: nn.Module) -> torch.optim.Optimizer:
         """Adam for a network; methods that train several with their own know them by name."""

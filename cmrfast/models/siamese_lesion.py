@@ -42,7 +42,7 @@ from cmrfast.models._check import (
 )
 from cmrfast.models.blocks import SameConv2d, init_glorot
 from cmrfast.ops import nt_xent
-from cmrfast.ops._collectives import share_of_mean
+from cmrfast.ops._collectives import mean
 
 Variant = Literal["decoupled", "siamese", "partial", "pure"]
 Norm = Literal["lrn", "batch"]
@@ -269,18 +269,20 @@ def loss(
         outputs: the model's outputs; without ``lge`` there is no pairing loss.
         batch: ``labels`` (B,), 1 for a lesion.
         config: the model's config; default: as published.
-        group: process group whose LGE patches are additional candidates.
+        group: process group whose batches are treated as one; its LGE patches are additional
+            candidates.
 
     Returns:
-        ``loss``, ``classification`` and, with LGE, ``pairing``.
+        ``loss``, ``classification`` and, with LGE, ``pairing``; with a group, shares whose means
+        over ranks are those of the whole batch.
     """
     config = config or Config()
     require_batch("siamese_lesion", batch, "labels")
     logits, labels = outputs["logits"], batch["labels"]
     require_labels("siamese_lesion", "labels", labels, logits.shape[:1], config.classes)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    share = 1.0 if group is None else share_of_mean(logits, group)
-    parts = {"classification": share * F.cross_entropy(logits, labels.long())}
+    entropies = F.cross_entropy(logits, labels.long(), reduction="none")
+    parts = {"classification": mean(entropies, group)}
     if "lge" in outputs:
         parts["pairing"] = nt_xent(
             outputs["t1"], outputs["lge"], temperature=config.temperature, group=group

@@ -35,6 +35,17 @@ def share_of_mean(rows: Tensor, group: Any) -> float:
     return rows.shape[0] * len(counts) / max(sum(counts), 1)
 
 
+def mean(values: Tensor, group: Any) -> Tensor:
+    """The mean of values (N,); of a group's values, this rank's share.
+
+    The mean of the shares over ranks is the mean over all values. A rank without values has 0.
+    """
+    if group is None:
+        return values.mean()
+    counts = row_counts(values, group)
+    return values.sum() * (len(counts) / max(sum(counts), 1))
+
+
 class _Total(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, part: Tensor, group: Any) -> Tensor:

@@ -54,7 +54,8 @@ def nt_xent(
             since the rows of both views are anchors already).
         group: ``torch.distributed`` group whose candidates are gathered as further negatives;
             targets then index the candidates of all ranks. The mean over ranks is the loss of all
-            anchors, as are the gradients under DDP. Not under ``torch.compile(fullgraph=True)``.
+            anchors, as are the gradients under DDP; a rank without rows has the loss 0. Not under
+            ``torch.compile(fullgraph=True)``.
 
     Returns:
         A scalar.
@@ -64,7 +65,7 @@ def nt_xent(
         >>> round(nt_xent(features, features).item(), 4)
         3.4657
     """
-    _check(anchors, candidates, temperature, targets, symmetric, negatives)
+    _check(anchors, candidates, temperature, targets, symmetric, negatives, group)
     anchors, candidates = nt_xent_op.upcast(anchors), nt_xent_op.upcast(candidates)
     if negatives == "both":
         return _both_views(torch.cat((anchors, candidates)), temperature, group)
@@ -97,9 +98,7 @@ def _one_way(
             raise ValueError(
                 f"nt_xent: targets must be 0 to {count - 1}; got values from {low} to {high}"
             )
-    gradients = _need_gradients(anchors, candidates)
-    loss: Tensor = nt_xent_op(anchors, candidates, targets.long(), temperature, None, gradients)[0]
-    return loss if factor == 1.0 else loss * factor
+    return _share(anchors, candidates, targets.long(), temperature, None, factor)
 
 
 def _both_views(rows: Tensor, temperature: float, group: Any) -> Tensor:
@@ -107,8 +106,21 @@ def _both_views(rows: Tensor, temperature: float, group: Any) -> Tensor:
     candidates, first, factor = _of_all_ranks(rows, rows, group)
     count = rows.shape[0]
     partners = torch.arange(first, first + count, device=rows.device).roll(count // 2)
-    gradients = _need_gradients(rows, candidates)
-    loss: Tensor = nt_xent_op(rows, candidates, partners, temperature, first, gradients)[0]
+    return _share(rows, candidates, partners, temperature, first, factor)
+
+
+def _share(
+    anchors: Tensor,
+    candidates: Tensor,
+    targets: Tensor,
+    temperature: float,
+    first: int | None,
+    factor: float,
+) -> Tensor:
+    if factor == 0:  # no anchors here, whose mean is NaN; backward still meets the other ranks
+        return (anchors.sum() + candidates[:0].sum()).to(sum_dtype(anchors))
+    gradients = _need_gradients(anchors, candidates)
+    loss: Tensor = nt_xent_op(anchors, candidates, targets, temperature, first, gradients)[0]
     return loss if factor == 1.0 else loss * factor
 
 
@@ -129,6 +141,7 @@ def _check(
     targets: Tensor | None,
     symmetric: bool,
     negatives: str,
+    group: Any,
 ) -> None:
     for name, rows in (("anchors", anchors), ("candidates", candidates)):
         require_floating("nt_xent", name, rows)
@@ -168,7 +181,7 @@ def _check(
                 f"nt_xent: targets must have one entry per anchor ({anchors.shape[0]}); "
                 f"got shape {tuple(targets.shape)}"
             )
-    if candidates.shape[0] < 1:
+    if candidates.shape[0] < 1 and group is None:
         raise ValueError("nt_xent: there must be at least one candidate; got none")
     n, m = anchors.shape[0], candidates.shape[0]
     if targets is None and (m != n if symmetric or both else m < n):

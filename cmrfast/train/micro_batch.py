@@ -59,18 +59,18 @@ class Backward:
             )
         ]
         if self.mean_loss:
-            return self._accumulate(pieces, count)
+            return self._accumulate(pieces)
         return self._recompute(pieces, batch)
 
-    def _accumulate(self, pieces: list[Batch], count: int) -> Losses:
+    def _accumulate(self, pieces: list[Batch]) -> Losses:
         totals: Losses = {}
-        for piece in pieces:
-            weight = len(next(iter(piece.values()))) / count
-            outputs = self.network(piece)
-            if not weight:  # other ranks have one sample more: their norms wait for this one's
-                torch.stack([output.sum() for output in outputs.values()]).sum().backward()
-                continue
-            losses = self.loss(outputs, piece)
+        # A loss is the mean over a part of all ranks. Theirs may be a sample more or less than this
+        # rank's, which may have none, yet meets them in norms and losses.
+        sizes = self.ranks.gather([len(next(iter(piece.values()))) for piece in pieces])
+        samples = [sum(of_ranks) for of_ranks in zip(*sizes, strict=True)]
+        for piece, of_piece in zip(pieces, samples, strict=True):
+            weight = of_piece / sum(samples)
+            losses = self.loss(self.network(piece), piece)
             self.scaler.scale(losses["loss"] * weight).backward()
             for name, loss in losses.items():
                 totals[name] = totals.get(name, 0) + weight * loss.detach()

@@ -46,12 +46,10 @@ class Update:
             )
         if method.step and network.sharded:
             raise ValueError(f"train: {method.name} has a step of its own, which cannot be sharded")
-        # A method with a step of its own has an optimiser for each of its networks.
+        # A method with a step of its own has optimisers for each of its networks.
         model = network.model
         parts = dict(model.named_children()) if method.step else {"model": model}
-        self.optimisers: dict[str, torch.optim.Optimizer] = {
-            name: recipe.optimiser(name, part) for name, part in parts.items()
-        }
+        self.optimisers = recipe.optimisers(parts)
         self.scaler = torch.amp.GradScaler(
             ranks.device.type, enabled=network.precision == "float16"
         )

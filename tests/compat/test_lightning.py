@@ -22,7 +22,13 @@ SMALL = {
     },
     "adversarial_transfer": {
         **{"width": 4, "size": 32, "disc_widths": (4, 6, 8), "view_px": 32, "crop_shift_px": 2},
-        **{"pixel_mm": 5.0, "batch": 4, "copies": 0, "pretrain_epochs": 0},
+        **{
+            "pixel_mm": 5.0,
+            "batch": 4,
+            "copies": 0,
+            "pretrain_epochs": 0,
+            "optimizer_g": "rmsprop",
+        },
     },
     "siamese_lesion": {
         **{"patch": 32, "spacing_mm": 3.0, "batch": 4},

@@ -299,12 +299,34 @@ def test_the_generator_may_learn_by_rmsprop_with_clipped_gradients():
     weight = torch.nn.Parameter(torch.zeros(2))
     network = torch.nn.ParameterList([weight])
     recipe = Recipe(optimizer_g="rmsprop", lr=0.1)
-    optimiser = recipe.optimiser("generator", network)
+    made_for = {"generator": network, "discriminator": network}
+    made = recipe.optimisers(made_for)
+    optimiser = made["combined"]
     weight.grad = torch.tensor([50.0, -0.5])
     optimiser.step()
     assert torch.equal(weight.grad, torch.tensor([1.0, -0.5]))
     # A step of lr · g / sqrt(0.1 · g²), whatever the gradient's size.
     torch.testing.assert_close(weight.detach(), torch.tensor([-1.0, 1.0]) * 0.1 / 0.1**0.5)
-    assert isinstance(recipe.optimiser("discriminator", network), torch.optim.Adam)
+    for alone in (made["generator"], made["discriminator"]):
+        assert isinstance(alone, torch.optim.Adam)
+    assert set(recipe.optimisers({"generator": network})) == {"generator"}  # variant u
+    assert set(Recipe().optimisers(made_for)) == set(made_for)
     with pytest.raises(ValueError, match="optimizer_g must be one of adam, rmsprop; got 'sgd'"):
         Recipe(optimizer_g="sgd")
+
+
+def test_rmsprop_follows_adam_in_the_adversarial_phase():
+    one, other = small(g_steps=2), small(g_steps=2)
+    networks = dict(one.named_children())
+    by_code, adam = (Recipe(optimizer_g=g) for g in ("rmsprop", "adam"))
+    ours, theirs = by_code.optimisers(networks), adam.optimisers(dict(other.named_children()))
+    for _ in range(2):
+        step(one, given(), ours, adversarial=False)
+        step(other, given(), theirs, adversarial=False)
+    assert not ours["combined"].state
+    for name, value in one.state_dict().items():  # as with Adam throughout, to the bit
+        assert torch.equal(value, other.state_dict()[name])
+    before = copy.deepcopy(ours["generator"].state_dict())
+    step(one, given(), ours)
+    torch.testing.assert_close(ours["generator"].state_dict(), before, rtol=0, atol=0)
+    assert {state["step"].item() for state in ours["combined"].state.values()} == {2}

@@ -20,6 +20,7 @@ from cmrfast.methods.adversarial_transfer.images import middle_window, segment
 from cmrfast.methods.adversarial_transfer.transfer import borrowed_masks
 from cmrfast.models import build
 from cmrfast.models.adversarial_transfer import RECIPE, Config, Recipe, step
+from cmrfast.train import train
 from tests.support.batches import pure_batch
 from tests.support.cases import phantoms, without
 
@@ -408,3 +409,25 @@ def test_real_stacks(real_images):
     shares = found.probabilities.data
     torch.testing.assert_close(shares.sum(0), torch.ones(image.shape))
     assert torch.equal(shares.argmax(0).byte(), found.labels.data[0])
+
+
+def test_the_codes_recipe_resumes_to_the_bit_across_its_change_of_optimiser(tmp_path):
+    phantoms("mscmrseg", tmp_path / "data", cases=4, shrink=4, seed=3)
+    changes = {
+        **{"width": 4, "size": 32, "disc_widths": (4, 6, 8), "view_px": 32, "crop_shift_px": 2},
+        **{"pixel_mm": 5.0, "copies": 0, "g_steps": 2},
+        **{"optimizer_g": "rmsprop", "pretrain_epochs": 1, "epochs": 2},
+    }
+
+    def trained(out, **options):
+        options |= {"changes": changes, "device": "cpu"}
+        return train(METHOD.name, tmp_path / "data", out, **options)
+
+    whole = trained(tmp_path / "whole")
+    half = whole.plan.steps // 2
+    for steps in (half - 1, half, half + 1, None):  # before, at and after the change; to the end
+        parts = trained(tmp_path / "parts", steps=steps, resume=True)
+        optimisers = parts.checkpoint().state["optimisers"]
+        assert bool(optimisers["combined"]["state"]) == (steps is None or steps > half)
+    one, other = (run.checkpoint().state for run in (whole, parts))
+    torch.testing.assert_close(one, other, rtol=0, atol=0)

@@ -195,11 +195,13 @@ def ranges_of(texts: list[str]) -> "dict[str, Range] | None":
     ranges: dict[str, Range] = {}
     for text in texts:
         name, _, numbers = text.partition("=")
-        low, _, rest = numbers.partition(":")
-        high, _, log = rest.partition(":")
+        bounds = numbers.split(":")
+        kind: type[Range] = Uniform
+        if len(bounds) == 3 and bounds[2] in ("", "log"):
+            kind = LogUniform if bounds.pop() == "log" else Uniform
         try:
-            kind = LogUniform if log == "log" else Uniform
-            ranges[name.replace("-", "_")] = kind(float(low), float(high))
+            low, high = map(float, bounds)
+            ranges[name.replace("-", "_")] = kind(low, high)
         except ValueError:
             raise typer.BadParameter(
                 f"--range must be FIELD=LOW:HIGH or FIELD=LOW:HIGH:log; got {text}"

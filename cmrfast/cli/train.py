@@ -137,7 +137,11 @@ def search(
     ] = None,
     ranges: Annotated[
         list[str] | None,
-        typer.Option("--range", metavar="FIELD=LOW:HIGH[:log]", help="Instead of the method's."),
+        typer.Option(
+            "--range",
+            metavar="FIELD=LOW:HIGH[:log]",
+            help="Instead of the method's.",
+        ),
     ] = None,
     labels: Labels = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps of a trial.")] = None,
@@ -156,20 +160,27 @@ def search(
     """
     known_method(method)
     announce(f"{method}: searching in {out}")
+    from cmrfast import methods
     from cmrfast.data.datasets import Split
     from cmrfast.train.search import search as run_search
 
+    searched = ranges_of(ranges or [])
+    given = changes_of(context, method, recipe, changes or [])
+    named = methods.get(method).recipes[recipe]
+    for name in searched or {}:
+        if name in named and given[name] == named[name]:
+            del given[name]  # a range replaces the value of a named recipe
     result = run_search(
         method,
         data,
         out,
         split=Split.load(patients) if patients else None,
         trials=trials,
-        ranges=ranges_of(ranges or []),
+        ranges=searched,
         storage=storage,
         seed=seed,
         stream=sys.stderr,
-        changes=changes_of(context, method, recipe, changes or []),
+        changes=given,
         labels=values_of(labels) or {},
         steps=positive("steps", steps),
         epochs=positive("epochs", epochs),

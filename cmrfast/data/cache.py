@@ -5,7 +5,8 @@ import json
 import logging
 import math
 import os
-import tempfile
+import secrets
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -118,10 +119,14 @@ class Cache:
         return self._digests[key]
 
     def _write(self, entry: Path, tensors: Tensors) -> None:
-        handle, name = tempfile.mkstemp(dir=self.root, suffix=".making")
-        os.close(handle)
+        name = str(self.root / f"{secrets.token_hex(8)}.making")
+        os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         try:
+            # Others share the folder: permissions are those of the umask, but save_file may replace
+            # the file by one that is its owner's alone.
+            mode = stat.S_IMODE(os.stat(name).st_mode)
             save_file(tensors, name)
+            os.chmod(name, mode)
             with open(name, "rb") as file:
                 os.fsync(file.fileno())  # an entry must be on disk before it has its name
             os.replace(name, entry)

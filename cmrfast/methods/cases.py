@@ -58,10 +58,13 @@ def trainable(method: AnyMethod, dataset: Dataset) -> tuple[str, ...]:
         stored = open_dataset(dataset.name, dataset.root)
         images = dict.fromkeys(name for case in stored for name in case.images)
         labels = dict.fromkeys(_with_structures(c, name) for c in stored for name in c.labels)
+        more = [f"and {len(stored.faults) - 1} more"] if len(stored.faults) > 1 else []
+        faults = "; ".join(["", *stored.faults[:1], *more])
         raise FileError(
             f"train: no case of {dataset.root} ({dataset.name}) has all that {method.name} takes; "
             f"missing: {', '.join(sorted(lacking))}; "
             f"images there: {', '.join(images) or 'none'}; labels: {', '.join(labels) or 'none'}"
+            f"{faults}"
         )
     return names
 

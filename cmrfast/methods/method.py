@@ -44,14 +44,25 @@ class Objective:
     Args:
         name: a score of the rows.
         maximise: whether higher is better.
+        structure: in ``Row.present``, of a score of two masks that is perfect if both are empty;
+            a ``Method`` takes it from its ``overlaps``.
     """
 
     name: str
     maximise: bool
+    structure: str = ""
 
     def mean(self, rows: Sequence[Row]) -> float:
-        """The mean over the rows that have the score; NaN where none has."""
-        values = [row.scores.get(self.name, float("nan")) for row in rows]
+        """The mean over the rows that have the score; NaN where none has.
+
+        Rows whose two masks are both empty do not count, as in an evaluation: a network that draws
+        nothing is perfect on them.
+        """
+        values = [
+            row.scores.get(self.name, float("nan"))
+            for row in rows
+            if row.present.get(self.structure) != "neither"
+        ]
         values = [value for value in values if value == value]
         return sum(values) / len(values) if values else float("nan")
 
@@ -141,6 +152,10 @@ class Method(Generic[ModelT, ConfigT, RecipeT]):
     overlaps: Mapping[str, str] = field(default_factory=dict)
     published: Mapping[str, Published] = field(default_factory=dict)
     recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"paper": {}})
+
+    def __post_init__(self) -> None:
+        structure = self.overlaps.get(self.objective.name, "")
+        object.__setattr__(self, "objective", replace(self.objective, structure=structure))
 
     def configure(self, changes: Mapping[str, Any]) -> tuple[ConfigT, RecipeT]:
         """The published Config and Recipe with some fields changed, each by its name alone."""

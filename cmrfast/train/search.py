@@ -8,9 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cmrfast import methods
 from cmrfast.atomic import atomic_write
-from cmrfast.methods.method import LogUniform, Range
+from cmrfast.data.random import uniforms
+from cmrfast.methods.method import AnyMethod, LogUniform, Range
 from cmrfast.train.trainer import train
 
 
@@ -34,13 +37,16 @@ def search(
         data: root of a data set that the method reads.
         out: folder of the search.
         trials: number of finished or pruned trials, of all workers.
-        ranges: field → range; default those of the method.
+        ranges: field → range; default those of the method, without fields that ``changes`` sets.
         storage: URL of an Optuna storage; default SQLite in ``out``.
         options: of ``train``, such as ``steps`` or ``changes``; ``seed`` also seeds the sampler,
-            ``stream`` shows a line a trial.
+            together with the number of the trial, ``stream`` shows a line a trial.
 
     Returns:
         ``best`` values, their ``score``, and the number of ``trials``.
+
+    Raises:
+        ValueError: a field has both a range and a value, or none has a range.
     """
     try:
         import optuna
@@ -51,9 +57,14 @@ def search(
             "search: needs the extra search: pip install 'cmrfast[search]'"
         ) from error
 
-    ranges = dict(ranges or methods.get(method).search)
+    ranges = _ranges_without(options.get("changes") or {}, ranges, methods.get(method))
     seed, stream = options.get("seed", 0), options.pop("stream", None)
     folder = Path(out)
+
+    def sampler(number: int) -> Any:
+        # As in the paper's tool: random until two results exist.
+        return optuna.samplers.GPSampler(seed=_seed(seed, number), n_startup_trials=2)
+
     (folder / "trials").mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with warnings.catch_warnings():
@@ -66,14 +77,15 @@ def search(
                 grace_period=120,
                 heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=3),
             ),
-            # As in the paper's tool: random until two results exist.
-            sampler=optuna.samplers.GPSampler(seed=seed, n_startup_trials=2),
+            sampler=sampler(0),
             pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1),
             direction="maximize",
             load_if_exists=True,
         )
 
     def objective(trial: Any) -> float:
+        # Workers and restarts, which would all draw the same from one seed, share the numbers.
+        study.sampler = sampler(trial.number)
         changes = {
             name: trial.suggest_float(name, r.low, r.high, log=isinstance(r, LogUniform))
             for name, r in ranges.items()
@@ -89,7 +101,7 @@ def search(
                 raise optuna.TrialPruned
 
         place = folder / "trials" / f"{trial.number:04d}"
-        own = {**options, "changes": {**options.get("changes", {}), **changes}}
+        own = {**options, "changes": {**(options.get("changes") or {}), **changes}}
         try:
             train(method, data, place, **own, resume=True, watch=watch)
         except FloatingPointError as error:
@@ -114,6 +126,28 @@ def search(
         temporary.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     _plot(study, folder)
     return result
+
+
+def _ranges_without(
+    changes: Mapping[str, Any], ranges: Mapping[str, Range] | None, method: AnyMethod
+) -> dict[str, Range]:
+    """The given ranges, or those of the method for fields that are not changed."""
+    both = [name for name in ranges or {} if name in changes]
+    if both:
+        raise ValueError(
+            f"search: a field may have a range or a value, not both; got both of {', '.join(both)}"
+        )
+    found = {name: r for name, r in (ranges or method.search).items() if name not in changes}
+    if not found:
+        raise ValueError(
+            f"search: {', '.join(method.search)} are all given; ranges must name other fields"
+        )
+    return found
+
+
+def _seed(seed: int, number: int) -> int:
+    """Seed of the sampler for a trial, in 32 bits."""
+    return int(uniforms(seed, 0, torch.tensor([number]), 1, "search").item() * (1 << 32))
 
 
 def _plot(study: Any, folder: Path) -> None:

@@ -142,6 +142,24 @@ def test_sequences_of_patients_may_be_named(run, tmp_path):
     assert "cmrfast: load: patients.json must map train, validate and test to" in errors
 
 
+def test_a_range_replaces_the_value_of_a_named_recipe(run, monkeypatch):
+    asked = []
+
+    def search(method, data, out, **options):
+        asked.append((options["changes"], options["ranges"]))
+        return {"trials": 1, "score": 0.5, "best": {}}
+
+    monkeypatch.setattr("cmrfast.train.search.search", search)
+    words = ["search", "adversarial_transfer", "--data", "d", "--out", "o", "--recipe", "code"]
+    for more in ([], ["--range", "individual_weight=0:1"]):
+        assert run(*words, *more, "--lr", "0.1")[0] == 0
+    (fixed, none), (searched, ranges) = asked
+    assert none is None
+    assert fixed == {**searched, "individual_weight": 0.5}
+    assert {*ranges} == {"individual_weight"}
+    assert searched["lr"] == 0.1
+
+
 def test_a_search_may_name_its_patients_too(run, monkeypatch):
     asked = {}
 
@@ -209,9 +227,12 @@ def test_failures_are_one_line(run):
         ),
         (["train", "siamese_lesion", "--data", "d", "--out", "o", "--variant", "both"], "variant"),
         (["evaluate", "r", "--split", "half"], "--split must be"),
-        (
-            ["search", "joint_scar", "--data", "d", "--out", "o", "--range", "lr=1"],
-            "FIELD=LOW:HIGH",
+        *(
+            (
+                ["search", "joint_scar", "--data", "d", "--out", "o", "--range", f"lr={bounds}"],
+                f"FIELD=LOW:HIGH or FIELD=LOW:HIGH:log; got lr={bounds}",
+            )
+            for bounds in ("1", "1e-5:1e-2:lgo", "1e-5:1e-2:log:x", "1e-5:1e-2:log:", "1:2:3")
         ),
     ],
 )

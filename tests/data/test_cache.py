@@ -112,6 +112,23 @@ def test_a_failed_write_leaves_nothing_and_ends_nothing(
     assert str(tmp_path / "c") in record.message
 
 
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o007, 0o660)])
+def test_an_entry_has_the_mode_of_the_umask(tmp_path, source, umask, mode):
+    """Colleagues who share a cache read what the others made."""
+    before = os.umask(umask)
+    try:
+        Cache(tmp_path / "c").tensors([source], {}, Maker())
+        (entry,) = (tmp_path / "c").iterdir()
+        assert entry.stat().st_mode & 0o777 == mode
+        entry.write_bytes(b"damaged")
+        entry.chmod(0o600)
+        Cache(tmp_path / "c").tensors([source], {}, Maker())
+    finally:
+        os.umask(before)
+    assert entry.stat().st_mode & 0o777 == mode
+    assert list((tmp_path / "c").iterdir()) == [entry]
+
+
 FULL = """
 import sys, torch
 from cmrfast.data.cache import Cache

@@ -18,6 +18,7 @@ from scipy.spatial.transform import Rotation
 import cmrfast.data.nifti.source
 from cmrfast.data import Volume, read_nifti, write_nifti
 from cmrfast.data.nifti import read_header
+from tests.support.nifti_files import broken
 
 LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 STORED = ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"]
@@ -188,6 +189,37 @@ def test_pixdim_gives_the_lengths_where_the_sform_has_none(tmp_path):
     kept = nib.load(tmp_path / "b.nii").header
     assert kept["srow_x"].tolist() == [-1, 0, 0, 7]
     assert kept["pixdim"][3] == 13
+
+
+FLAT_ROWS = {"srow_x": [2, 0, 0, 7], "srow_y": [0, 3, 0, 8], "srow_z": [0, 0, 5, 9]}
+
+
+@pytest.mark.filterwarnings("ignore:.*neither sform nor qform")
+@pytest.mark.parametrize("unset", [0, np.nan, np.inf])
+@pytest.mark.parametrize(
+    ("form", "steps"),
+    [
+        ({"sform_code": 0, "qform_code": 0}, (2, 3, 1)),
+        ({"sform_code": 0, "qform_code": 1}, (2, 3, 1)),
+        ({"sform_code": 1, "qform_code": 0, **FLAT_ROWS}, (2, 3, 5)),
+        ({"sform_code": 1, "qform_code": 1, "xyzt_units": 1, **FLAT_ROWS}, (2000, 3000, 5000)),
+    ],
+)
+def test_a_flat_image_needs_no_third_length(tmp_path, form, steps, unset):
+    """pixdim has no meaning beyond dim[0]; several programs leave 0 there."""
+    raw = nibabel_file(tmp_path / "a.nii", values("i2")[..., 0]).read_bytes()
+    path = broken(tmp_path / "a.nii", raw, pixdim=[1, 2, 3, unset, 0, 0, 0, 0], **form)
+    assert int(read_header(path).fields["dim"][0]) == 2
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*lengths are not in mm")
+        volume = read_nifti(path)
+        write_nifti(tmp_path / "b.nii", volume, like=path)
+        again = read_nifti(tmp_path / "b.nii")
+    assert volume.shape[2] == 1
+    assert volume.spacing_mm == pytest.approx(steps)
+    assert again.shares_grid(volume)
+    assert torch.equal(again.data, volume.data)
+    assert (nib.load(tmp_path / "b.nii").header["pixdim"][1:4] > 0).all()
 
 
 def test_lengths_within_a_thousandth_follow_the_sform(tmp_path):

@@ -41,6 +41,11 @@ CASES = [
     ({"srow_z": [0, 0, 1, 1e10]}, "srow must have its origin within 1e9 mm"),
     ({"srow_z": [0, 0, np.nan, 0]}, "srow must be finite"),
     ({"sform_code": 0, "pixdim": [1, 0, 1, 1, 1, 1, 1, 1]}, "pixdim must be positive"),
+    ({"sform_code": 0, "pixdim": [1, 1, 1, 0, 1, 1, 1, 1]}, "pixdim must be positive"),
+    (
+        {"dim": [2, 4, 3, 1, 1, 1, 1, 1], "sform_code": 0, "pixdim": [1, 1, 0, 0, 1, 1, 1, 1]},
+        "pixdim must be positive",
+    ),
     ({"sform_code": 0, "quatern_b": np.inf}, "quatern, qoffset must be finite"),
     ({"sform_code": 0, "qoffset_y": np.nan}, "quatern, qoffset must be finite"),
 ]

@@ -11,6 +11,7 @@ from cmrfast.data import Volume, open_dataset, write_nifti
 from cmrfast.data.datasets import guess_cases, read_table, recognise, write_table
 from cmrfast.data.datasets.bids import read_bids
 from cmrfast.data.datasets.names import sequence_name, structure_name
+from cmrfast.methods import get, open_cases, trainable
 from tests.data.test_datasets import bids, put, table
 
 
@@ -130,6 +131,94 @@ def test_what_is_wrong_with_bids_is_named(tmp_path):
     assert [fault.partition(";")[0] for fault in case.faults] == ["FLAIR image occurs twice"]
     (tmp_path / "derivatives/dseg.tsv").write_text("index\tname\none\tLV\n")
     with pytest.raises(FileError, match=r"dseg.tsv must have the columns index, a whole number"):
+        read_bids(tmp_path)
+
+
+def visits(root, *sessions, times=None):
+    """A subject whose FLAIR images are of some sessions: its case."""
+    for session in sessions:
+        name = f"sub-1_ses-{session}_FLAIR.nii.gz" if session else "sub-1_FLAIR.nii.gz"
+        put(root / "sub-1" / (f"ses-{session}" if session else "") / "anat" / name)
+    if times is not None:
+        rows = "".join(f"ses-{session}\t{time}\n" for session, time in times.items())
+        (root / "sub-1/sub-1_sessions.tsv").write_text(f"session_id\tacq_time\n{rows}")
+    (case,) = read_bids(root)
+    return case
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later"),
+    [
+        ("1", "2"),
+        ("2", "10"),
+        ("m06", "m12"),
+        ("12mo", "24mo"),
+        ("20191231", "20200101"),
+        ("pre", "post"),
+        ("screening", "followup"),
+        ("Baseline", "M12"),
+        ("bl", "Followup"),
+    ],
+)
+def test_the_earlier_session_by_its_label(tmp_path, earlier, later):
+    case = visits(tmp_path, earlier, later)
+    assert f"ses-{earlier}" in case.images["earlier FLAIR"].name
+    assert f"ses-{later}" in case.images["later FLAIR"].name
+    assert case.faults == ()
+
+
+@pytest.mark.parametrize(
+    ("early", "late"),
+    [
+        ("2020-01-31T09:30:00", "2020-01-31T09:30:00.500"),
+        ("2020-01-31", "2020-02-01T00:00:00Z"),
+        ("1890-01-31T09:30:00", "1891-01-31T09:30:00"),
+    ],
+)
+@pytest.mark.parametrize(("earlier", "later"), [("before", "after"), ("2", "1"), ("post", "pre")])
+def test_the_earlier_session_by_its_time(tmp_path, earlier, later, early, late):
+    times = {later: late, "unused": late, earlier: early}
+    case = visits(tmp_path, earlier, later, times=times)
+    assert f"ses-{earlier}" in case.images["earlier FLAIR"].name
+    assert f"ses-{later}" in case.images["later FLAIR"].name
+    assert case.faults == ()
+
+
+@pytest.mark.parametrize("times", [None, {"A": "2020-01-31"}, {"A": "2020-01-31", "B": "n/a"}])
+@pytest.mark.parametrize(
+    "sessions", [("A", "B"), ("1", "01"), ("m1", "y1"), ("bl", "pre"), ("", "2"), ("", "bl")]
+)
+def test_sessions_without_an_order_are_neither_earlier_nor_later(tmp_path, sessions, times):
+    case = visits(tmp_path, *sessions, times=times)
+    assert {*case.images} == {f"ses-{s} FLAIR" if s else "FLAIR" for s in sessions}
+    (fault,) = case.faults
+    for session in sessions:
+        assert f"ses-{session} " in fault if session else "files without a session" in fault
+    assert "sub-1_sessions.tsv in the subject's folder must give the acq_time of both" in fault
+    method = get("new_lesions")
+    with pytest.raises(FileError, match=r"missing: .*earlier image.*; sub-1: which of .* is ear"):
+        trainable(method, open_cases(method, tmp_path, layout="bids"))
+
+
+def test_equal_times_leave_the_order_to_the_labels(tmp_path):
+    case = visits(tmp_path, "10", "2", times={"10": "2020-01-31", "2": "2020-01-31"})
+    assert "ses-2" in case.images["earlier FLAIR"].name
+
+
+def test_more_than_two_sessions_keep_their_labels(tmp_path):
+    case = visits(tmp_path, "A", "B", "1")
+    assert {*case.images} == {"ses-A FLAIR", "ses-B FLAIR", "ses-1 FLAIR"}
+    assert case.faults == ()
+
+
+@pytest.mark.parametrize(
+    "table",
+    ["session_id\tacq_time\nses-A\tnoon\n", "acq_time\n2020-01-31\n", "acq_time\tb\n\xff\n"],
+)
+def test_a_wrong_table_of_sessions_is_refused(tmp_path, table):
+    visits(tmp_path, "A", "B")
+    (tmp_path / "sub-1/sub-1_sessions.tsv").write_bytes(table.encode("latin1"))
+    with pytest.raises(FileError, match=r"sub-1_sessions.tsv must have the columns session_id and"):
         read_bids(tmp_path)
 
 

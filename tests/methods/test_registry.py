@@ -1,8 +1,9 @@
 """The record of every method: complete, consistent, and found by name alone."""
 
+import math
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from cmrfast import methods
 from cmrfast.data.datasets import LAYOUTS
 from cmrfast.methods import Objective, Row
+from cmrfast.methods.task import PRESENCES
 from cmrfast.models import MODELS
 from tests.support.paths import ROOT
 
@@ -63,3 +65,26 @@ def test_an_objective_averages_what_has_a_value():
     assert Objective("loss", maximise=False).merit(0.5) == -0.5
     missing = Objective("loss", maximise=False).mean(rows)
     assert missing != missing
+
+
+def test_drawing_nothing_earns_nothing():
+    """Units without the structure do not count unless it is drawn there, as in tables."""
+    dice = {"both": 0.5, "reference": 0.0, "prediction": 0.0, "neither": 1.0}
+    rows = [Row({"case": which}, {"dice": dice[which]}, {"scar": which}) for which in PRESENCES]
+    objective = Objective("dice", maximise=True, structure="scar")
+    assert objective.mean(rows) == pytest.approx(0.5 / 3)
+    nothing = [row for row in rows if row.present["scar"] in ("reference", "neither")]
+    assert objective.mean(nothing) == 0
+    assert math.isnan(objective.mean(rows[-1:]))
+
+
+@every_method
+def test_an_objective_knows_its_structure(method):
+    objective = method.objective
+    assert objective.structure == method.overlaps.get(objective.name, "")
+    structures = {*method.overlaps.values(), "lesion"}
+    rows = [Row({"case": "a"}, {objective.name: 1.0}, dict.fromkeys(structures, "neither"))]
+    assert math.isnan(objective.mean(rows)) == (objective.name in method.overlaps)
+    other = replace(method, overlaps={objective.name: "aorta"})
+    assert other.objective == replace(objective, structure="aorta")
+    assert replace(other, overlaps={}).objective.structure == ""

@@ -9,6 +9,7 @@ import pytest
 from cmrfast import methods
 from cmrfast.methods import LogUniform, Uniform
 from cmrfast.models import MODELS
+from cmrfast.train.run import Run
 from cmrfast.train.search import search
 from tests.support import training_task
 
@@ -22,8 +23,8 @@ def made_up_cohort(monkeypatch):
     training_task.install(monkeypatch.setattr)
 
 
-def run_search(out, **options):
-    changes = {**training_task.SMALL, **training_task.QUIET}
+def run_search(out, *, fixed=None, **options):
+    changes = {**training_task.SMALL, **training_task.QUIET, **(fixed or {})}
     options = {"trials": 3, "ranges": FEW, "steps": 4, **options}
     return search("siamese_lesion", "nowhere", out, changes=changes, device="cpu", **options)
 
@@ -69,6 +70,52 @@ def test_warnings_of_the_process_stay_as_they_were(tmp_path):
     before = list(warnings.filters)
     run_search(tmp_path, trials=1)
     assert warnings.filters == before
+
+
+def drawn(out):
+    """Parameters of the trials, by number."""
+    study = optuna.load_study(study_name=None, storage=f"sqlite:///{out}/search.db")
+    return [trial.params for trial in study.trials]
+
+
+def test_a_restart_goes_on_with_other_draws(tmp_path):
+    run_search(tmp_path / "whole", trials=4, steps=1)
+    for trials in (1, 2, 3, 4):
+        run_search(tmp_path / "parts", trials=trials, steps=1)
+    whole, parts = drawn(tmp_path / "whole"), drawn(tmp_path / "parts")
+    assert len({trial["lr"] for trial in parts}) == 4
+    assert parts == whole
+    run_search(tmp_path / "other", trials=1, steps=1, seed=1)
+    assert drawn(tmp_path / "other") != whole[:1]
+
+
+def test_workers_that_begin_together_draw_other_values(tmp_path):
+    """The other worker has begun the first trial, and has no result yet."""
+    for name in ("alone", "both"):
+        (tmp_path / name).mkdir()
+    other = optuna.create_study(
+        study_name="siamese_lesion",
+        storage=f"sqlite:///{tmp_path}/both/search.db",
+        direction="maximize",
+    )
+    other.ask()
+    run_search(tmp_path / "both", trials=1, steps=1)
+    run_search(tmp_path / "alone", trials=1, steps=1)
+    assert drawn(tmp_path / "both")[1]["lr"] != drawn(tmp_path / "alone")[0]["lr"]
+
+
+def test_a_field_that_is_given_is_not_searched(tmp_path):
+    found = run_search(tmp_path, ranges=None, fixed={"lr": 1e-3}, trials=1, steps=1)
+    assert {*found["best"]} == {"temperature"}  # QUIET gives the dropout
+    assert Run.open(tmp_path / "trials" / "0000").recipe.lr == 1e-3
+
+
+def test_a_range_of_a_field_that_is_given_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="a range or a value, not both; got both of lr"):
+        run_search(tmp_path / "out", fixed={"lr": 1e-3})
+    with pytest.raises(ValueError, match=r"lr, temperature, dropout_full are all given"):
+        run_search(tmp_path / "out", ranges=None, fixed={"lr": 1e-3, "temperature": 0.1})
+    assert not (tmp_path / "out").exists()
 
 
 def test_unknown_fields_are_refused(tmp_path):

@@ -5,30 +5,33 @@
     dataset_description.json
     sub-01/anat/sub-01_LGE.nii.gz
     sub-02/ses-2/anat/sub-02_ses-2_FLAIR.nii.gz
+    sub-02/sub-02_sessions.tsv                      acq_time of each session
     sub-01/anat/sub-01_label-scar_mask.nii.gz       0 and 1; likewise desc-brain_mask
     sub-01/anat/sub-01_dseg.nii.gz                  values named by sub-01_dseg.tsv or dseg.tsv
     derivatives/manual/sub-01/anat/...              the same
 
 A case is a subject. A sequence is named by the suffix, after ``acq-`` where there is one; of a
 subject with two sessions ``earlier`` or ``later`` comes first, with more sessions their labels do.
+The earlier session is the one with the earlier ``acq_time`` in ``sub-02_sessions.tsv``. Without
+that it is the one with the lower number, if the labels differ by a number alone, or the one that
+is labelled ``baseline``, ``bl``, ``pre`` or ``screening``. Otherwise the case has a fault, and its
+sequences are named by the labels.
 """
 
-import csv
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from cmrfast.data.datasets.case import Case, Dataset, Labelling
-from cmrfast.data.datasets.layout import natural_key, stem, walk_files
+from cmrfast.data.datasets.layout import natural_key, read_rows, stem, walk_files
+from cmrfast.data.datasets.sessions import order_sessions, read_times
 from cmrfast.data.datasets.table import labelling_of
 from cmrfast.errors import FileError
-from cmrfast.files import open_regular
 
 DESCRIPTION = "dataset_description.json"
 _MASKS = ("mask", "dseg")
 _IGNORED = ("probseg",)
-_LIMIT = 1 << 16  # bytes of a table of label values
 
 
 @dataclass(frozen=True)
@@ -82,13 +85,10 @@ def _find_files(root: Path) -> Iterator[_File]:
 
 
 def _make_case(root: Path, subject: str, files: list[_File]) -> Case:
-    sessions = sorted({f.entities.get("ses", "") for f in files if not f.is_mask}, key=natural_key)
-    names = ["earlier", "later"] if len(sessions) == 2 else [f"ses-{s}" for s in sessions]
-    when = dict(zip(sessions, names if len(sessions) > 1 else [""], strict=False))
+    when, faults = _name_visits(root.absolute(), subject, files)
     images: dict[str, Path] = {}
     labels: dict[str, Path] = {}
     labelling: dict[str, Labelling] = {}
-    faults = []
     for file in sorted(files, key=lambda file: file.is_mask):
         visit = when.get(file.entities.get("ses", ""), "")
         if not file.is_mask:
@@ -109,6 +109,29 @@ def _make_case(root: Path, subject: str, files: list[_File]) -> Case:
     return Case(f"sub-{subject}", images, labels, labelling, faults=tuple(faults))
 
 
+def _name_visits(root: Path, subject: str, files: list[_File]) -> tuple[dict[str, str], list[str]]:
+    """Session → the visit that its images are named after, and what is wrong with sessions."""
+    images = [file for file in files if not file.is_mask]
+    sessions = sorted({file.entities.get("ses", "") for file in images}, key=natural_key)
+    if len(sessions) < 2:
+        return dict.fromkeys(sessions, ""), []
+    names = {session: f"ses-{session}" if session else "" for session in sessions}
+    if len(sessions) > 2:
+        return names, []
+    table = f"sub-{subject}_sessions.tsv"
+    folders = dict.fromkeys(folder for file in images for folder in file.path.parents)
+    tables = [folder / table for folder in folders if folder.is_relative_to(root)]
+    found = next((path for path in tables if path.is_file()), None)
+    ordered = order_sessions(sessions, read_times(found) if found else {})
+    if ordered:
+        return dict(zip(ordered, ("earlier", "later"), strict=True)), []
+    unordered = " and ".join(name or "files without a session" for name in names.values())
+    return names, [
+        f"which of {unordered} is earlier is not known; {table} in the subject's folder must give "
+        "the acq_time of both, or their labels numbers, such as ses-1 and ses-2"
+    ]
+
+
 def _image_of(mask: _File, visit: str, images: list[str]) -> str:
     """The one image whose visit and acquisition are those of a mask; empty if there is not one."""
     same = [image for image in images if image.startswith(mask.name(visit, ""))]
@@ -124,13 +147,10 @@ def _labelling(root: Path, mask: _File, on: str) -> Labelling:
     if table is None:
         return labelling_of("", on=on)
     try:
-        with open_regular(table) as file:
-            lines = file.read(_LIMIT).decode("utf-8-sig").splitlines()
-        rows = list(csv.DictReader(lines, delimiter="\t"))
-        values = {row["name"].strip(): int(row["index"]) for row in rows}
+        values = {row["name"].strip(): int(row["index"]) for row in read_rows(table)}
     except OSError as error:
         raise FileError(f"read_bids: {table}: {error.strerror or error}") from error
-    except (AttributeError, KeyError, TypeError, ValueError, csv.Error) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise FileError(
             f"read_bids: {table} must have the columns index, a whole number, and name: {error}"
         ) from error

@@ -1,5 +1,6 @@
 """Layouts: how the file names of a published folder tree become cases."""
 
+import csv
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -145,6 +146,21 @@ def read_pairs(path: Path, separator: str, draft: Draft) -> dict[str, str]:
         return {}
     lines = (line.partition(separator) for line in text.splitlines())
     return {key.strip(): value.strip() for key, separator, value in lines if separator}
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a table whose cells are separated by tabs, by column.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no table.
+    """
+    with open_regular(path) as file:
+        lines = file.read(_TEXT_LIMIT).decode("utf-8-sig").splitlines()
+    try:
+        return list(csv.DictReader(lines, delimiter="\t"))
+    except csv.Error as error:
+        raise ValueError(str(error)) from error
 
 
 def _search_roots(root: Path, folders: frozenset[str]) -> list[Path]:

@@ -24,7 +24,7 @@ def world_from_header(fields: Any) -> tuple[tuple[str, str], Matrix | None, tupl
     Returns:
         (field, problem) if there is no matrix; the matrix or None; notes on what is unusual.
     """
-    lengths = np.abs(np.asarray(fields["pixdim"][1:4], np.float64))
+    lengths = step_lengths(fields)
     valid = bool(np.isfinite(lengths).all() and lengths.all())
     notes = []
     if int(fields["sform_code"]) > 0:
@@ -50,6 +50,21 @@ def world_from_header(fields: Any) -> tuple[tuple[str, str], Matrix | None, tupl
         matrix[:3] *= unit
     fault = fault_of_matrix(matrix)
     return (field, fault), None if fault else matrix, tuple(notes)
+
+
+def step_lengths(fields: Any) -> Matrix:
+    """Pixdim of the three axes; of axes that the image lacks, where unset, the sform's step or 1.
+
+    The standard gives no meaning to pixdim beyond dim[0], and some programs leave 0 there.
+    """
+    lengths = np.abs(np.asarray(fields["pixdim"][1:4], np.float64))
+    lacking = np.arange(3) >= int(fields["dim"][0])
+    unset = lacking & ~(np.isfinite(lengths) & (lengths > 0))
+    if unset.any():
+        has_sform = int(fields["sform_code"]) > 0
+        steps = np.linalg.norm(_from_rows(fields)[:3, :3], axis=0) if has_sform else np.ones(3)
+        lengths[unset] = steps[unset]
+    return lengths
 
 
 def set_geometry(fields: Any, world_from_vox: Matrix, code: int) -> None:

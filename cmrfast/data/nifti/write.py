@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cmrfast.atomic import atomic_write
-from cmrfast.data.nifti.geometry import set_geometry
+from cmrfast.data.nifti.geometry import set_geometry, step_lengths
 from cmrfast.data.nifti.header import DTYPES, Header, read_header
 from cmrfast.data.nifti.read import read_volume
 from cmrfast.data.volume import Volume
@@ -120,6 +120,8 @@ def _make_fields(data: Tensor, volume: Volume, model: Header | None) -> npt.NDAr
     fields["pixdim"][0, 4:] = 1
     if keep and model is not None:
         fields["pixdim"][0] = model.fields["pixdim"]
+        axes = min(int(model.fields["dim"][0]), 3)  # what is written has three
+        fields["pixdim"][0, 1 + axes : 4] = step_lengths(model.fields)[axes:]
         for name in _FORMS:
             fields[name] = model.fields[name]
     else:

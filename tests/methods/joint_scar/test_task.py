@@ -252,7 +252,7 @@ def test_drawn_masks_score_perfectly_through_the_whole_path(cohorts, layout, var
         assert row.scores == dict.fromkeys(scores, 1)
         assert row.present["scar"] == ("both" if row.ids["scar_pixels"] else "neither")
         assert {METHOD.overlaps[score] for score in scores} == row.present.keys()
-    assert METHOD.objective == Objective("scar_dice", maximise=True)
+    assert METHOD.objective == Objective("scar_dice", maximise=True, structure="scar")
     assert METHOD.objective.name in scores
 
 

@@ -179,6 +179,7 @@ def test_dicom_in_and_out(run, tmp_path):
     outcome = predict(run, [{"lge": series}], tmp_path / "out", like="dicom-seg")
     assert (outcome.done, outcome.failed) == (["series7"], {})
     assert predict(run, [{"lge": series}], tmp_path / "nifti").done == ["series7"]
+    assert predict(run, [{"lge": series}], tmp_path / "nifti").skipped == ["series7"]
     assert predict(run, [{"lge": series}], tmp_path / "out").done == ["series7"]
     mask = read_nifti(tmp_path / "nifti" / "series7" / "myocardium.nii.gz")
     file = hd.seg.segread(tmp_path / "out" / "series7" / "myocardium.dcm")

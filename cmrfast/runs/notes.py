@@ -1,6 +1,6 @@
 """What a reader has to know before the scores of a run: who was scored, and how it trained."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cmrfast.data.datasets.case import Case
@@ -14,9 +14,16 @@ from cmrfast.train.run import Run
 _FEW_PATIENTS = 10
 #: A network that has seen less than this part of its recipe's epochs is called hardly trained.
 _HARDLY = 0.1
+_MOST_NAMES = 5
 
 
-def notes_on(run: Run, part: str, cases: Sequence[Case], rows: Sequence[Row]) -> list[str]:
+def notes_on(
+    run: Run,
+    part: str,
+    cases: Sequence[Case],
+    rows: Sequence[Row],
+    failed: Mapping[str, str] | None = None,
+) -> list[str]:
     """Sentences that go with every table of these scores, the gravest first.
 
     Args:
@@ -24,9 +31,12 @@ def notes_on(run: Run, part: str, cases: Sequence[Case], rows: Sequence[Row]) ->
         part: of its split, or all.
         cases: that were to be scored.
         rows: of those that have labels.
+        failed: those that could not be scored, and why.
     """
-    found = [_synthetic(cases), _known(run, part, cases, rows), _hardly_trained(run), _few(rows)]
-    found.append(_unlabelled(cases, rows))
+    failed = failed or {}
+    found = [_synthetic(cases), _known(run, part, cases, rows), _failed(cases, failed)]
+    found += [_hardly_trained(run), _few(rows)]
+    found.append(_unlabelled([case for case in cases if case.name not in failed], rows))
     found.append(_also_trained(run) if part == "test" else None)
     found.append(_trained_before(run, rows))
     return [note for note in found if note]
@@ -52,6 +62,17 @@ def _known(run: Run, part: str, cases: Sequence[Case], rows: Sequence[Row]) -> s
     return (
         f"{len(both)} of {len(scored)} scored patients trained the network: their scores say "
         "nothing about others."
+    )
+
+
+def _failed(cases: Sequence[Case], failed: Mapping[str, str]) -> str | None:
+    if not failed:
+        return None
+    reasons = [f"{name}: {reason}" for name, reason in failed.items()]
+    more = "; …" if len(reasons) > _MOST_NAMES else ""
+    return (
+        f"{len(failed)} of {len(cases)} patients could not be scored: "
+        f"{'; '.join(reasons[:_MOST_NAMES])}{more}."
     )
 
 
@@ -113,5 +134,5 @@ def _trained_before(run: Run, rows: Sequence[Row]) -> str | None:
 
 
 def _some(names: Sequence[str]) -> str:
-    """Up to five names."""
-    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+    """The first names."""
+    return ", ".join(names[:_MOST_NAMES]) + (", …" if len(names) > _MOST_NAMES else "")

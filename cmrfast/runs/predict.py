@@ -15,6 +15,7 @@ from cmrfast.files import path_digest
 from cmrfast.methods import AnyTask, Prediction, case_of_files, match_cases
 from cmrfast.models._check import require_option
 from cmrfast.runs.outputs import LIKE, Outputs
+from cmrfast.runs.text import in_one_line
 from cmrfast.train.ranks import process_group
 from cmrfast.train.run import Run
 
@@ -116,7 +117,7 @@ def _predict_cases(
             prediction = _with_less_memory(task, model, case)
             outputs.write(case, prediction, own)
         except Exception as error:  # whatever is wrong with one case, the others continue
-            outcome.failed[case.name] = " ".join(str(error).split()) or type(error).__name__
+            outcome.failed[case.name] = in_one_line(error)
             progress(f"{case.name}: failed")
             continue
         outcome.done.append(case.name)

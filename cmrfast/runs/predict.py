@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from cmrfast.data.datasets import Case, read_channels
+from cmrfast.data.dicom import holds_dicom
 from cmrfast.errors import FileError
 from cmrfast.files import path_digest
-from cmrfast.methods import AnyTask, Prediction, case_of_files, match_cases
+from cmrfast.methods import AnyMethod, AnyTask, Prediction, case_of_files, match_cases
 from cmrfast.models._check import require_option
 from cmrfast.runs.outputs import LIKE, Outputs
 from cmrfast.runs.text import in_one_line
@@ -62,8 +63,9 @@ def predict(
 
     Args:
         run: a trained one.
-        inputs: image files, of methods that take one image; data sets in any layout that has the
-            method's sequences; or, for one case, the method's name of each sequence or mask → file.
+        inputs: image files or folders of DICOM slices, of methods that take one image; data sets in
+            any layout that has the method's sequences; or, for one case, the method's name of each
+            sequence or mask → file.
         out: made where missing.
         like: ``folders``, a folder for each case; ``nnunet``, ``out/<case>.nii.gz`` with the values
             in the input's ``dataset.json``; ``bids``, derivatives; ``dicom-seg``, DICOM
@@ -190,12 +192,20 @@ def _cases_of(run: Run, given: Input) -> Sequence[Case]:
         try:
             return run.open_cases(path)
         except FileError:
+            if path.is_dir() and holds_dicom(path):
+                return [_case_of_file(method, path)]
             if not path.is_dir() or not any(path.glob("*_0000.nii*")):
                 raise
         described = Path(run.data) if run.plan.layout == "nnunet" else None
         return match_cases(method, read_channels(path, needs.predict.images, described))
     if not path.is_file():
         raise FileError(f"predict: {path} is neither a file nor a folder")
+    return [_case_of_file(method, path)]
+
+
+def _case_of_file(method: AnyMethod, path: Path) -> Case:
+    """The case of one image, a file or a folder of DICOM slices."""
+    needs = method.needs
     if len(needs.predict.images) > 1 or needs.predict.labels:
         names = (*needs.predict.images, *needs.predict.labels)
         options = " ".join(f"--{name.lower().replace('_', '-')} FILE" for name in names)
@@ -203,7 +213,7 @@ def _cases_of(run: Run, given: Input) -> Sequence[Case]:
             f"predict: {method.name} takes several files; give {options}, or a folder instead of "
             f"{path}"
         )
-    return [case_of_files(method, {needs.predict.images[0]: path})]
+    return case_of_files(method, {needs.predict.images[0]: path})
 
 
 def _with_less_memory(task: AnyTask, model: nn.Module, case: Case) -> Prediction:

@@ -50,6 +50,23 @@ def file_digest(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
+def path_digest(path: str | os.PathLike[str]) -> str | None:
+    """Hash of a file, or of the names and bytes of the files in a folder, such as DICOM slices.
+
+    Subfolders do not count. None if anything cannot be read.
+    """
+    path = Path(path)
+    try:
+        if not path.is_dir():
+            return file_digest(path)
+        digest = blake2b(digest_size=20)
+        for file in sorted(file for file in path.iterdir() if file.is_file()):
+            digest.update(f"{file.name}\0{file_digest(file)}\0".encode("utf-8", "surrogateescape"))
+    except OSError:
+        return None
+    return digest.hexdigest()
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; ``take`` reads its entries.
 

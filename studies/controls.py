@@ -15,12 +15,11 @@ from cmrfast.methods import AnyTask
 from cmrfast.methods.siamese_lesion.images import patch_centers
 from cmrfast.methods.siamese_lesion.lesions import patch_labels
 from cmrfast.models.siamese_lesion import Recipe
-from cmrfast.runs.evaluate import evaluate
 from cmrfast.train import Run, train
 from studies import comparisons, patients
 from studies.design import Arm, Control, Planned
 from studies.logistic import cross_validate
-from studies.outcome import Outcome
+from studies.outcome import Outcome, evaluate_whole
 from studies.peer import Peer
 
 _FOLDS = 5
@@ -83,7 +82,7 @@ def shuffled_lge(outcome: Outcome) -> Control:
     for trained in outcome.runs["decoupled"]:
         folder = _study_folder(trained) / "control_shuffled_lge" / f"seed{trained.plan.seed}"
         patients.shuffle_lge(trained, folder / "patients")
-        evaluations.append(evaluate(_retrain(trained, folder / "patients", folder / "run")))
+        evaluations.append(evaluate_whole(_retrain(trained, folder / "patients", folder / "run")))
     study = replace(
         outcome.study,
         arms={**outcome.study.arms, name: Arm({})},
@@ -110,7 +109,7 @@ def lge_itself(outcome: Outcome) -> Control:
         folder = _study_folder(trained) / "control_lge" / f"seed{trained.plan.seed}"
         patients.replace_t1_by_lge(trained, folder / "patients")
         run = _retrain(trained, folder / "patients", folder / "run")
-        balanced.append(evaluate(run).summary()["balanced"].mean)
+        balanced.append(evaluate_whole(run).summary()["balanced"].mean)
     return Control(
         "balanced accuracy, in percent, of pure on LGE", statistics.fmean(balanced), REPORTED, None
     )

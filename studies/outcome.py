@@ -13,13 +13,25 @@ import torch
 
 import cmrfast
 from cmrfast import methods, metrics
-from cmrfast.runs.evaluate import Evaluation
+from cmrfast.errors import FileError
+from cmrfast.runs.evaluate import Evaluation, evaluate
 from cmrfast.train import Run
 from studies import comparisons
 from studies.design import Control, Scale, Study
 from studies.peer import Peer
 
 Unit = tuple[Any, ...]
+
+
+def evaluate_whole(
+    run: Run, data: Path | None = None, *, part: str = "test", device: str = "cpu"
+) -> Evaluation:
+    """An evaluation that lacks no patient, as arms are compared on the same ones."""
+    evaluation = evaluate(run, data, part=part, device=device)
+    if evaluation.failed:
+        reasons = "; ".join(f"{name}: {why}" for name, why in evaluation.failed.items())
+        raise FileError(f"study: {run.path}: patients could not be scored: {reasons}")
+    return evaluation
 
 
 @dataclass

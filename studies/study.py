@@ -15,12 +15,12 @@ import torch
 
 from cmrfast.data.cache import Cache
 from cmrfast.data.datasets import Split
-from cmrfast.runs.evaluate import Evaluation, evaluate
+from cmrfast.runs.evaluate import Evaluation
 from cmrfast.train import Run, train
 from studies import comparisons
 from studies.cohorts import Cohorts
 from studies.design import Scale, Study
-from studies.outcome import Outcome
+from studies.outcome import Outcome, evaluate_whole
 
 PILOT_SEEDS = 2
 _HERE = Path(__file__).parent
@@ -177,7 +177,7 @@ def _train_and_score(job: _Job, part: str) -> None:
         cache=Cache(job.folder.parents[1] / "cache"),
     )
     data = job.pilot if part == "all" else None
-    evaluate(trained, data, part=part, device=job.device).save(job.folder)
+    evaluate_whole(trained, data, part=part, device=job.device).save(job.folder)
 
 
 def require_different(power: Sequence[Mapping[str, Any]]) -> None:

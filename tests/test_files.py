@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from cmrfast.files import file_digest, open_regular, read_json, take
+from cmrfast.files import file_digest, open_regular, path_digest, read_json, take
 
 
 def test_only_regular_files_are_opened(tmp_path):
@@ -31,6 +31,22 @@ def test_the_digest_is_that_of_the_bytes(tmp_path):
     assert len(digest) == 40
     (tmp_path / "other").write_bytes(b"abd")
     assert file_digest(tmp_path / "other") != digest
+
+
+def test_the_digest_of_a_folder_is_that_of_its_files(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder / "below").mkdir(parents=True)
+        for name in ("1", "2"):
+            (tmp_path / folder / name).write_bytes(name.encode())
+    (tmp_path / "b" / "below" / "3").write_bytes(b"3")
+    digest = path_digest(tmp_path / "a")
+    assert digest == path_digest(tmp_path / "b") is not None
+    (tmp_path / "b" / "2").write_bytes(b"1")
+    assert path_digest(tmp_path / "b") not in (None, digest)
+    (tmp_path / "a" / "2").rename(tmp_path / "a" / "3")
+    assert path_digest(tmp_path / "a") not in (None, digest)
+    assert path_digest(tmp_path / "a" / "1") == file_digest(tmp_path / "a" / "1")
+    assert path_digest(tmp_path / "gone") is None
 
 
 @pytest.mark.parametrize(

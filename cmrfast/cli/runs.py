@@ -1,6 +1,7 @@
 """Commands about runs: predict, evaluate, report, view, verify, demo, weights."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -76,10 +77,7 @@ def predict(
         f"{len(outcome.done)} predicted, {len(outcome.skipped)} there already, "
         f"{len(outcome.failed)} failed"
     )
-    for name, reason in outcome.failed.items():
-        show(f"failed: {name}: {reason}", err=True)
-    if outcome.failed:
-        raise typer.Exit(1)
+    _exit_if_any(outcome.failed)
 
 
 @app.command(epilog="Example: cmrfast evaluate run1 --data emidec/ --split test")
@@ -93,7 +91,8 @@ def evaluate(
 ) -> None:
     """Evaluate a run on reference labels.
 
-    Prints the paper's metrics and table; writes every row as CSV and JSON.
+    Prints the paper's metrics and table; writes every row as CSV and JSON. A bad case does not stop
+    the others.
     """
     part = known_split(split)
     announce(f"evaluating {run}")
@@ -107,6 +106,7 @@ def evaluate(
         return
     evaluation.save(opened.path)
     show_lines(json.dumps(evaluation.as_json(), indent=1) if as_json else evaluation.table())
+    _exit_if_any(evaluation.failed)
 
 
 @app.command(epilog="Example: cmrfast report run1")
@@ -123,6 +123,7 @@ def report(
     """Write one HTML page about a run into its folder."""
     part, root = known_split(split), str(data) if data else None
     announce(f"reporting on {run}")
+    from cmrfast.runs.evaluate import Evaluation
     from cmrfast.runs.report import report as write_report
     from cmrfast.train.ranks import is_first_rank
     from cmrfast.train.run import Run
@@ -137,6 +138,7 @@ def report(
     )
     if is_first_rank():
         show(page)
+        _exit_if_any(Evaluation.load(run, part).failed)
 
 
 @app.command(epilog="Example: cmrfast view run1 Case_P002 --open")
@@ -246,3 +248,11 @@ def weights(
 
     run = demo_weights(method, out)
     show(f"{run.path}: {method}, trained on synthetic patients only; see card.md")
+
+
+def _exit_if_any(failed: Mapping[str, str]) -> None:
+    """Name the cases that failed; if there are any, exit with 1."""
+    for name, reason in failed.items():
+        show(f"failed: {name}: {reason}", err=True)
+    if failed:
+        raise typer.Exit(1)

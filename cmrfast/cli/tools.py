@@ -100,7 +100,7 @@ def compare(
     reference: Annotated[Path, typer.Argument(metavar="REF", help="Another on the same grid.")],
     as_json: AsJson = False,
 ) -> None:
-    """Compare two masks by every mask metric, label by label."""
+    """Compare two masks by overlap and distance, label by label."""
     from cmrfast.runs.compare import as_table
     from cmrfast.runs.compare import compare as compare_masks
 

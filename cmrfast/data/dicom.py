@@ -105,6 +105,11 @@ def read_dicom_folder(
         raise _file_error(folder, str(error)) from error
 
 
+def holds_dicom(folder: Path) -> bool:
+    """Whether a folder has a file whose name or first bytes promise DICOM, not in a subfolder."""
+    return any(path.is_file() and _may_be_dicom(path) for path in folder.iterdir())
+
+
 def read_slices(folder: Path, *, series: str | None = None, max_bytes: int = 2**31) -> list[Slice]:
     """The headers of one series' slices in the order of ``read_dicom_folder``, whose arguments
     these are."""

@@ -1,4 +1,4 @@
-"""Two masks compared by every mask metric."""
+"""Two masks compared by overlap and by distance."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -15,16 +15,22 @@ _MOST_LABELS = 64
 def compare(
     predicted: str | os.PathLike[str], reference: str | os.PathLike[str]
 ) -> dict[str, dict[str, float]]:
-    """All mask metrics between two NIfTI masks on one grid.
+    """Overlap and distances between two NIfTI masks on one grid.
 
     Returns:
         {label: {metric: value}}, for every label but 0 in either mask.
 
     Raises:
-        FileError: they are not on one grid, or one of them is an image rather than a mask.
+        FileError: they are not on one grid, or one of them is an image rather than a mask, or
+            several masks.
     """
     p, r = read_nifti(predicted), read_nifti(reference)
-    if not p.shares_grid(r) or p.channels != r.channels:
+    for path, mask in ((predicted, p), (reference, r)):
+        if mask.channels != 1:
+            raise FileError(
+                f"compare: {path} must be one mask; it has {mask.channels} channels or time points"
+            )
+    if not p.shares_grid(r):
         raise FileError(
             f"compare: {predicted} and {reference} must lie on one grid; they have "
             f"{p.shape} voxels of {_mm(p.spacing_mm)} and {r.shape} of {_mm(r.spacing_mm)}"

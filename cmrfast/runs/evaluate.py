@@ -7,21 +7,23 @@ import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from cmrfast import metrics
 from cmrfast.atomic import atomic_write
+from cmrfast.data.datasets import Case
 from cmrfast.data.datasets.match import Values
 from cmrfast.errors import FileError
 from cmrfast.files import read_json, take
-from cmrfast.methods import AnyMethod, Published, Row
+from cmrfast.methods import AnyMethod, AnyTask, Published, Row
 from cmrfast.methods.task import PRESENCES
 from cmrfast.runs.notes import notes_on
-from cmrfast.runs.text import align_columns, format_numbers, in_words, wrap
+from cmrfast.runs.text import align_columns, format_numbers, in_one_line, in_words, wrap
 from cmrfast.train.ranks import process_group
 from cmrfast.train.run import Run
 
@@ -37,6 +39,7 @@ class Evaluation:
         pooled: scores of all units together.
         record: of the method, for its published rows and the words of the table.
         notes: what a reader has to know before the scores.
+        failed: patient → why there are no rows of it, in one line.
     """
 
     method: str
@@ -45,6 +48,7 @@ class Evaluation:
     pooled: Mapping[str, float]
     record: AnyMethod | None = None
     notes: Sequence[str] = ()
+    failed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def scores(self) -> dict[str, list[float]]:
@@ -147,6 +151,7 @@ class Evaluation:
             "part": self.part,
             "size": self.size,
             "notes": list(self.notes),
+            "failed": dict(self.failed),
             "ids": list(dict.fromkeys(name for row in self.rows for name in row.ids)),
             "present": self._present,
             "summary": {
@@ -167,11 +172,12 @@ class Evaluation:
             stored = read_json(file)
             ids, present, notes = (_texts(stored, key) for key in ("ids", "present", "notes"))
             rows = [_row(flat, ids, present) for flat in take(stored, "rows", list)]
+            failed = _failed(take(stored, "failed", dict) if "failed" in stored else {})
         except (OSError, ValueError) as error:
             raise FileError(
                 f"load_evaluation: {file} is damaged or of an older version: {error}"
             ) from error
-        return _evaluation(Run.open(folder), part, rows, notes)
+        return _evaluation(Run.open(folder), part, rows, notes, failed)
 
     def save(self, folder: Path) -> None:
         """Write ``evaluation-<part>.json`` and ``.csv``."""
@@ -233,6 +239,9 @@ def evaluate(
 ) -> Evaluation:
     """Predict the patients of one part of a run's split and score them against their labels.
 
+    A patient that cannot be scored, such as one whose image is damaged, does not stop the others:
+    it is in ``failed``, and a note names it.
+
     Under torchrun the processes share the patients, unless their scores depend on each other; all
     of them return the scores of all.
 
@@ -244,7 +253,7 @@ def evaluate(
         device: auto, cpu or cuda.
 
     Raises:
-        FileError: a patient is not there, or none of them has reference labels.
+        FileError: a patient is not there, or none of them can be scored.
     """
     with process_group(device) as ranks:
         model, task = run.model(device=ranks.device), run.task(device=ranks.device)
@@ -255,15 +264,54 @@ def evaluate(
         elif not ranks.first:
             own_cases = []
         with torch.inference_mode():
-            own = task.evaluate_all(model, own_cases)
-        rows = [row for rank_rows in ranks.gather(own) for row in rank_rows]
+            own, errors = _score(task, model, own_cases)
+        reasons = {name: in_one_line(error) for name, error in errors.items()}
+        parts = ranks.gather((own, reasons))
+    rows = [row for rank_rows, _ in parts for row in rank_rows]
+    failed = {name: reason for _, rank_failed in parts for name, reason in rank_failed.items()}
     if cases and not rows:
         needs = run.method.needs
-        missing = dict.fromkeys(m for case in cases for m in needs.missing(case, needs.train))
+        others = (case for case in cases if case.name not in failed)
+        missing = dict.fromkeys(m for case in others for m in needs.missing(case, needs.train))
+        why = [f"missing: {', '.join(missing)}"] if missing else []
+        why += [f"{name}: {reason}" for name, reason in failed.items()][:5]
         raise FileError(
-            f"evaluate: no case of {data or run.data} can be scored; missing: {', '.join(missing)}"
-        )
-    return _evaluation(run, part, rows, notes_on(run, part, cases, rows))
+            f"evaluate: no case of {data or run.data} can be scored; {'; '.join(why)}"
+        ) from next(iter(errors.values()), None)
+    return _evaluation(run, part, rows, notes_on(run, part, cases, rows, failed), failed)
+
+
+def _score(
+    task: AnyTask, model: nn.Module, cases: Sequence[Case]
+) -> tuple[list[Row], dict[str, Exception]]:
+    """The rows of all cases that can be scored, and what is wrong with the others."""
+    if not task.mixes_cases:
+        return _score_each(task, model, cases)
+    try:
+        return task.evaluate_all(model, cases), {}
+    except Exception:
+        _, errors = _score_each(task, model, cases)
+        if not errors:  # whatever is wrong, it is not a case
+            raise
+    return task.evaluate_all(model, [case for case in cases if case.name not in errors]), errors
+
+
+def _score_each(
+    task: AnyTask, model: nn.Module, cases: Sequence[Case]
+) -> tuple[list[Row], dict[str, Exception]]:
+    rows: list[Row] = []
+    errors: dict[str, Exception] = {}
+    for case in cases:
+        try:
+            rows += task.evaluate_all(model, [case])
+        except Exception as error:  # whatever is wrong with one case, the others continue
+            errors[case.name] = error
+    return rows, errors
+
+
+def _failed(stored: dict[str, Any]) -> dict[str, str]:
+    """Reasons by patient in a JSON object."""
+    return {name: take(stored, name, str) for name in stored}
 
 
 def _texts(stored: dict[str, Any], name: str) -> list[str]:
@@ -295,9 +343,11 @@ def _present_column(structure: str) -> str:
     return f"{structure}_in"
 
 
-def _evaluation(run: Run, part: str, rows: Sequence[Row], notes: Sequence[str]) -> Evaluation:
+def _evaluation(
+    run: Run, part: str, rows: Sequence[Row], notes: Sequence[str], failed: Mapping[str, str]
+) -> Evaluation:
     pooled = run.task().pooled(rows)
-    return Evaluation(run.plan.method, part, rows, pooled, run.method, notes)
+    return Evaluation(run.plan.method, part, rows, pooled, run.method, notes, failed)
 
 
 def _mean_sd(summary: metrics.Summary | None) -> str:

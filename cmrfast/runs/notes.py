@@ -1,11 +1,12 @@
 """What a reader has to know before the scores of a run: who was scored, and how it trained."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cmrfast.data.datasets.case import Case
 from cmrfast.data.phantom.marker import is_synthetic
-from cmrfast.errors import CheckpointError
+from cmrfast.errors import CheckpointError, FileError
+from cmrfast.files import path_digest
 from cmrfast.methods import Row
 from cmrfast.train.log import read_log
 from cmrfast.train.run import Run
@@ -14,9 +15,16 @@ from cmrfast.train.run import Run
 _FEW_PATIENTS = 10
 #: A network that has seen less than this part of its recipe's epochs is called hardly trained.
 _HARDLY = 0.1
+_MOST_NAMES = 5
 
 
-def notes_on(run: Run, part: str, cases: Sequence[Case], rows: Sequence[Row]) -> list[str]:
+def notes_on(
+    run: Run,
+    part: str,
+    cases: Sequence[Case],
+    rows: Sequence[Row],
+    failed: Mapping[str, str] | None = None,
+) -> list[str]:
     """Sentences that go with every table of these scores, the gravest first.
 
     Args:
@@ -24,11 +32,15 @@ def notes_on(run: Run, part: str, cases: Sequence[Case], rows: Sequence[Row]) ->
         part: of its split, or all.
         cases: that were to be scored.
         rows: of those that have labels.
+        failed: those that could not be scored, and why.
     """
-    found = [_synthetic(cases), _known(run, part, cases, rows), _hardly_trained(run), _few(rows)]
-    found.append(_unlabelled(cases, rows))
+    failed, names = failed or {}, {row.case for row in rows}
+    scored = [case for case in cases if case.name in names]
+    found = [_synthetic(cases), _known(run, part, scored), _failed(cases, failed)]
+    found += [_hardly_trained(run), _few(rows)]
+    found.append(_unlabelled([case for case in cases if case.name not in failed], rows))
     found.append(_also_trained(run) if part == "test" else None)
-    found.append(_trained_before(run, rows))
+    found.append(_trained_before(run, scored))
     return [note for note in found if note]
 
 
@@ -38,20 +50,52 @@ def _synthetic(cases: Sequence[Case]) -> str | None:
     return "The patients are synthetic: these scores say nothing about real ones."
 
 
-def _known(run: Run, part: str, cases: Sequence[Case], rows: Sequence[Row]) -> str | None:
+def _trained(run: Run, cases: Sequence[Case]) -> list[Case]:
+    """The cases that trained a run: those with an image that is one of a training patient's.
+
+    It is known by its path or, copied or renamed, by its bytes; never by the name of the case,
+    which another data set may use too.
+    """
+    train = set(run.plan.split.train)
+    digests = {
+        digest
+        for name in train
+        for file, digest in run.inputs.get(name, {}).items()
+        if file.startswith("image ") and digest
+    }
+    try:
+        known = [case for case in run.open_cases(run.data) if case.name in train]
+    except FileError:  # no longer there
+        known = []
+    paths = {path.resolve() for case in known for path in case.images.values()}
+
+    def is_known(path: Path) -> bool:
+        return path.resolve() in paths or (bool(digests) and path_digest(path) in digests)
+
+    return [case for case in cases if any(map(is_known, case.images.values()))]
+
+
+def _known(run: Run, part: str, scored: Sequence[Case]) -> str | None:
     """Scored patients whom the network was trained on."""
-    scored, root = {row.case for row in rows}, Path(run.data)
-
-    def is_same(case: Case) -> bool:  # other data sets may use the same names
-        return part == "train" or any(root in path.parents for path in case.images.values())
-
-    trained = set(run.plan.split.train)
-    both = [c.name for c in cases if c.name in scored & trained and is_same(c)]
-    if part not in ("train", "all") or not both:
+    if part not in ("train", "all"):
+        return None
+    both = _trained(run, scored)
+    if not both:
         return None
     return (
         f"{len(both)} of {len(scored)} scored patients trained the network: their scores say "
         "nothing about others."
+    )
+
+
+def _failed(cases: Sequence[Case], failed: Mapping[str, str]) -> str | None:
+    if not failed:
+        return None
+    reasons = [f"{name}: {reason}" for name, reason in failed.items()]
+    more = "; …" if len(reasons) > _MOST_NAMES else ""
+    return (
+        f"{len(failed)} of {len(cases)} patients could not be scored: "
+        f"{'; '.join(reasons[:_MOST_NAMES])}{more}."
     )
 
 
@@ -94,7 +138,7 @@ def _also_trained(run: Run) -> str | None:
     )
 
 
-def _trained_before(run: Run, rows: Sequence[Row]) -> str | None:
+def _trained_before(run: Run, scored: Sequence[Case]) -> str | None:
     """Patients whom the run that the weights come from was trained on."""
     if run.plan.init is None:
         return None
@@ -102,8 +146,9 @@ def _trained_before(run: Run, rows: Sequence[Row]) -> str | None:
         before = Run.open(run.plan.init)
     except CheckpointError:  # a file, or no longer there
         return f"The weights come from {run.plan.init}; whom it was trained on is not known here."
-    known = set(before.plan.split.train) if before.data == run.data else set()
-    both = sorted({row.case for row in rows} & known - set(run.plan.split.train))
+    known = _trained(before, scored)
+    ours = {case.name for case in _trained(run, known)}
+    both = sorted({case.name for case in known} - ours)
     if not both:
         return None
     return (
@@ -113,5 +158,5 @@ def _trained_before(run: Run, rows: Sequence[Row]) -> str | None:
 
 
 def _some(names: Sequence[str]) -> str:
-    """Up to five names."""
-    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+    """The first names."""
+    return ", ".join(names[:_MOST_NAMES]) + (", …" if len(names) > _MOST_NAMES else "")

@@ -28,6 +28,11 @@ def _number(value: float, places: int) -> str:
     return f"{value:.0e}" if 0 < abs(value) < 0.5 * 10**-places else f"{value:.{places}f}"
 
 
+def in_one_line(error: Exception) -> str:
+    """What is wrong; the name of the error if it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def in_words(score: str) -> str:
     """The name of a score as a head of a column.
 

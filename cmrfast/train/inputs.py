@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cmrfast.data.datasets.case import Case
 from cmrfast.errors import FileError
-from cmrfast.files import file_digest
+from cmrfast.files import path_digest
 from cmrfast.methods import AnyTask
 
 #: patient → file, such as ``image LGE`` → hash; None for a file that cannot be read. Files that the
@@ -21,7 +21,8 @@ def input_digests(task: AnyTask, cases: Sequence[Case]) -> Digests:
     if named := task.recipe.files():
         files["recipe"] = named
     return {
-        case: {name: _digest(path) for name, path in paths.items()} for case, paths in files.items()
+        case: {name: path_digest(path) for name, path in paths.items()}
+        for case, paths in files.items()
     }
 
 
@@ -51,10 +52,3 @@ def digests_from_json(stored: Mapping[str, object]) -> Digests:
             raise ValueError(f"inputs: {case} must map files to hashes")
         digests[case] = files
     return digests
-
-
-def _digest(path: Path) -> str | None:
-    try:
-        return file_digest(path)
-    except OSError:
-        return None

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from cmrfast import FileError
 from cmrfast.data.datasets import Part, Split
 from cmrfast.train import Run
 from tests.support import training_task
@@ -52,6 +53,27 @@ def test_from_training_to_a_report(run, tmp_path):
     assert (code, out) == (0, "r/report.html\n")
     assert train(run, "--out", "r", "--steps", 4, "--resume", "--set", "lr=1e-3", *SMALL)[0] == 0
     assert Run.open("r").checkpoint().step == 4
+
+
+def test_a_bad_patient_does_not_stop_the_others(run, tmp_path, monkeypatch):
+    train(run, "--out", "r", "--steps", 1, *SMALL)
+    score = training_task.RandomTask.evaluate
+
+    def fail(self, model, case):
+        if case.name == "subject3":
+            raise FileError("image: x.nii.gz is cut off")
+        return score(self, model, case)
+
+    monkeypatch.setattr(training_task.RandomTask, "evaluate", fail)
+    for command in ("evaluate", "report"):
+        code, out, errors = run(command, "r", "--split", "all")
+        assert (code, errors.splitlines()[-1]) == (
+            1,
+            "failed: subject3: image: x.nii.gz is cut off",
+        )
+        assert "5 patients" in out or out == "r/report.html\n"
+    assert "subject3: image: x.nii.gz is cut off." in (tmp_path / "r/report.html").read_text()
+    assert len((tmp_path / "r/evaluation-all.csv").read_text().splitlines()) == 6
 
 
 def test_a_patient_is_shown(run, tmp_path, monkeypatch):

@@ -80,7 +80,7 @@ def test_phantoms_never_among_other_files(run, image):
     )
 
 
-def test_compare_prints_every_metric(run, tmp_path, monkeypatch):
+def test_compare_prints_overlap_and_distances(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     grid = torch.diag(torch.tensor([1.5, 1.5, 8, 1.0]))
     mask = torch.zeros(1, 10, 10, 2, dtype=torch.uint8)
@@ -99,6 +99,22 @@ def test_compare_prints_every_metric(run, tmp_path, monkeypatch):
     code, _, errors = run("compare", "a.nii.gz", "c.nii.gz")
     assert code == 1
     assert "must lie on one grid" in errors
+
+
+def test_compare_refuses_several_time_points(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for count in (1, 2, 3):
+        mask = torch.zeros(count, 8, 8, 3, dtype=torch.uint8)
+        mask[-1, 2:6, 2:6] = 1
+        write_nifti(f"{count}.nii", Volume(mask, torch.eye(4)))
+    assert run("compare", "1.nii", "1.nii")[0] == 0
+    for pair, count in (("22", 2), ("12", 2), ("31", 3)):
+        code, out, errors = run("compare", *(f"{name}.nii" for name in pair))
+        assert (code, out) == (1, "")
+        assert errors == (
+            f"cmrfast: compare: {count}.nii must be one mask; it has {count} channels or time "
+            "points\n"
+        )
 
 
 def test_compare_refuses_images(run, tmp_path, monkeypatch):

@@ -134,12 +134,82 @@ def test_an_evaluation_reads_back(tmp_path, monkeypatch):
     file.write_text(file.read_text().replace('"reference"', '"half"'))
     with pytest.raises(FileError, match="lesion_in must be some of both, reference, prediction, n"):
         Evaluation.load(run.path, "test")
+    file.write_text('{"ids": [], "present": [], "notes": [], "rows": [], "failed": {"a": 1}}')
+    with pytest.raises(FileError, match="a must be text"):
+        Evaluation.load(run.path, "test")
+    file.write_text('{"ids": [], "present": [], "notes": [], "rows": []}')
+    assert Evaluation.load(run.path, "test").failed == {}
     file.write_text('{"ids": [["case"]], "present": [], "notes": [], "rows": []}')
     with pytest.raises(FileError, match="ids must be a list of text"):
         Evaluation.load(run.path, "test")
     file.write_text('{"rows": []}')
     with pytest.raises(FileError, match=r"^load_evaluation: .*is damaged or of an older"):
         Evaluation.load(run.path, "test")
+
+
+class Fails(training_task.RandomTask):
+    """Cannot score one patient."""
+
+    bad = "subject2"
+
+    def evaluate(self, model, case):
+        if case.name == self.bad:
+            raise FileError("image: x.nii.gz\n is cut off")
+        return super().evaluate(model, case)
+
+
+class FailsTogether(Fails):
+    """Scores all patients at once."""
+
+    mixes_cases = True
+
+    def evaluate_all(self, model, cases):
+        rows = [row for case in cases for row in self.evaluate(model, case)]
+        return [replace(row, ids={**row.ids, "of": len(cases)}) for row in rows]
+
+
+@pytest.mark.parametrize("task", [Fails, FailsTogether])
+def test_a_patient_that_fails_does_not_stop_the_others(task, tmp_path, monkeypatch):
+    training_task.install(monkeypatch.setattr, replace(training_task.METHOD, task=task))
+    changes = training_task.SMALL
+    run = train("siamese_lesion", "nowhere", tmp_path / "run", steps=1, changes=changes)
+    evaluation = evaluate(run, part="all")
+    assert [row.case for row in evaluation.rows] == [f"subject{n}" for n in (1, 3, 4, 5, 6)]
+    assert all(row.ids.get("of", 5) == 5 for row in evaluation.rows)
+    assert evaluation.failed == {"subject2": "image: x.nii.gz is cut off"}
+    note = "1 of 6 patients could not be scored: subject2: image: x.nii.gz is cut off."
+    assert note in evaluation.notes
+    assert not any(note.startswith("Without the labels") for note in evaluation.notes)
+    evaluation.save(run.path)
+    assert Evaluation.load(run.path, "all") == evaluation
+
+
+def test_what_is_wrong_with_no_single_patient_is_an_error(tmp_path, monkeypatch):
+    training_task.install(monkeypatch.setattr, replace(training_task.METHOD, task=FailsTogether))
+    monkeypatch.setattr(Fails, "bad", "none")
+    changes = training_task.SMALL
+    run = train("siamese_lesion", "nowhere", tmp_path / "run", steps=1, changes=changes)
+
+    def evaluate_all(self, model, cases):
+        if len(cases) > 1:
+            raise ValueError("too many")
+        return self.evaluate(model, cases[0])
+
+    monkeypatch.setattr(FailsTogether, "evaluate_all", evaluate_all)
+    with pytest.raises(ValueError, match=r"^too many$"):
+        evaluate(run, part="all")
+
+
+def test_no_patient_can_be_scored(tmp_path, monkeypatch):
+    training_task.install(monkeypatch.setattr, replace(training_task.METHOD, task=Fails))
+    changes = training_task.SMALL
+    run = train("siamese_lesion", "nowhere", tmp_path / "run", steps=1, changes=changes)
+    (bad,) = run.plan.split.test
+    monkeypatch.setattr(Fails, "bad", bad)
+    message = rf"^evaluate: no case of \S+ can be scored; {bad}: image: x.nii.gz is cut off$"
+    with pytest.raises(FileError, match=message) as raised:
+        evaluate(run)
+    assert isinstance(raised.value.__cause__, FileError)
 
 
 def test_columns_are_ids_first_then_scores(tmp_path):

@@ -17,6 +17,7 @@ from cmrfast.data.phantom import write_phantoms
 from cmrfast.methods import Output, Prediction
 from cmrfast.runs import evaluate, predict, report
 from cmrfast.runs.outputs import BidsDerivatives, CaseFolders, NnunetLabels
+from cmrfast.runs.predict import Outcome, find_cases
 from cmrfast.train import Run, train
 
 SMALL = {
@@ -178,7 +179,8 @@ def test_dicom_in_and_out(run, tmp_path):
         put(series / f"{number}.dcm", 8 * number, pixels=plane, **STUDY)
     outcome = predict(run, [{"lge": series}], tmp_path / "out", like="dicom-seg")
     assert (outcome.done, outcome.failed) == (["series7"], {})
-    assert predict(run, [{"lge": series}], tmp_path / "nifti").done == ["series7"]
+    assert predict(run, [series], tmp_path / "nifti").done == ["series7"]
+    assert predict(run, [{"lge": series}], tmp_path / "nifti").skipped == ["series7"]
     assert predict(run, [{"lge": series}], tmp_path / "out").done == ["series7"]
     mask = read_nifti(tmp_path / "nifti" / "series7" / "myocardium.nii.gz")
     file = hd.seg.segread(tmp_path / "out" / "series7" / "myocardium.dcm")
@@ -190,6 +192,17 @@ def test_dicom_in_and_out(run, tmp_path):
         run, [tmp_path / "a.nii.gz"], tmp_path / "o", like="dicom-seg"
     ).failed.values()
     assert message == "predict: dicom-seg takes masks on folders of DICOM slices; a has none"
+
+
+def test_a_folder_of_dicom_slices_is_an_image_and_any_other_a_data_set(run, tmp_path):
+    for name, content in {"series": b"\0" * 128 + b"DICM", "notes": b"no DICOM"}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1").write_bytes(content)
+    outcome = Outcome()
+    (case,) = find_cases(run, [tmp_path / "series", tmp_path / "notes"], outcome)
+    assert (case.name, case.images) == ("series", {"LGE": tmp_path / "series"})
+    (message,) = outcome.failed.values()
+    assert "notes holds no case of emidec" in message
 
 
 def test_2d_and_4d_images(run, tmp_path):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cmrfast import CheckpointError, FileError
 from cmrfast.data import Volume, read_nifti, write_nifti
-from cmrfast.data.datasets import Files, Needs
+from cmrfast.data.datasets import Files, MaskNeed, Needs, Structure
 from cmrfast.methods import Output, Prediction
 from cmrfast.runs.outputs import case_folder
 from cmrfast.runs.predict import predict
@@ -79,6 +79,74 @@ def test_what_is_there_is_skipped_until_the_network_is_another(trained, images, 
         "siamese_lesion", "nowhere", trained.path, steps=3, changes=training_task.SMALL, resume=True
     )
     assert predict(Run.open(trained.path), images, out).done == ["a", "b"]
+
+
+def test_another_case_of_a_name_that_is_there_is_refused(trained, images, tmp_path):
+    out, other = tmp_path / "out", tmp_path / "other" / "a.nii.gz"
+    other.parent.mkdir()
+    other.write_bytes(images[1].read_bytes())
+    predict(trained, images[:1], out)
+    before = (out / "a" / "bright.nii.gz").read_bytes()
+    for _ in range(2):
+        outcome = predict(trained, [other, images[1]], out)
+        assert (outcome.done + outcome.skipped, [*outcome.failed]) == (["b"], ["a"])
+        assert outcome.failed["a"] == (
+            f"predict: a second case is named a: {out} holds what was predicted from "
+            f"{images[0].resolve()}, not from {other.resolve()}; choose another folder"
+        )
+    assert (out / "a" / "bright.nii.gz").read_bytes() == before
+    train(
+        "siamese_lesion", "nowhere", trained.path, steps=3, changes=training_task.SMALL, resume=True
+    )
+    assert [*predict(Run.open(trained.path), [other], out).failed] == ["a"]
+
+
+def test_a_copy_of_an_image_is_the_same_input(trained, images, tmp_path):
+    copy = tmp_path / "copy" / "a.nii.gz"
+    copy.parent.mkdir()
+    copy.write_bytes(images[0].read_bytes())
+    predict(trained, images[:1], tmp_path / "out")
+    assert predict(trained, [copy], tmp_path / "out").skipped == ["a"]
+
+
+def test_a_file_that_has_changed_is_predicted_again(trained, images, tmp_path):
+    out = tmp_path / "out"
+    predict(trained, images, out)
+    repaired = read_nifti(images[0])
+    write_nifti(images[0], repaired.with_data(1 - repaired.data))
+    outcome = predict(trained, images, out)
+    assert (outcome.done, outcome.skipped) == (["a"], ["b"])
+    made = read_nifti(out / "a" / "bright.nii.gz")
+    assert torch.equal(made.data.bool(), 1 - repaired.data > 0.5)
+
+
+@pytest.mark.parametrize("inputs", [None, [], {"image lge": 1}])
+def test_a_prediction_without_a_record_of_its_inputs_is_made_again(
+    inputs, trained, images, tmp_path
+):
+    predict(trained, images[:1], tmp_path / "out")
+    file = tmp_path / "out" / "a" / "prediction.json"
+    facts = json.loads(file.read_text())
+    del facts["made_by"]["files"], facts["made_by"]["inputs"]
+    if inputs is not None:
+        facts["made_by"]["inputs"] = inputs
+    file.write_text(json.dumps(facts))
+    assert predict(trained, images[:1], tmp_path / "out").done == ["a"]
+    assert predict(trained, images[:1], tmp_path / "out").skipped == ["a"]
+
+
+def test_a_mask_that_is_read_is_an_input(trained, images, tmp_path, monkeypatch):
+    masks = {"wall": MaskNeed("lge", {"wall": Structure(("wall",))})}
+    needs = Needs(("lge",), masks, Files(("lge",)), Files(("lge",), optional=("wall",)))
+    training_task.install(monkeypatch.setattr, replace(trained.method, needs=needs))
+    image, mask = images
+    case = {"lge": image, "wall": mask}
+    assert predict(trained, [{"lge": image}], tmp_path / "out").done == ["a"]
+    assert predict(trained, [case], tmp_path / "out").done == ["a"]
+    assert predict(trained, [case], tmp_path / "out").skipped == ["a"]
+    redrawn = tmp_path / "redrawn.nii.gz"
+    redrawn.write_bytes(image.read_bytes())
+    assert predict(trained, [case | {"wall": redrawn}], tmp_path / "out").done == ["a"]
 
 
 def test_a_bad_case_stops_no_other(trained, images, tmp_path):

@@ -62,10 +62,16 @@ def cases(count=6):
 
 
 class Layout:
-    """Finds the made-up cohort in any folder."""
+    """Finds the made-up cohort in any folder; ``images``: says where its images would be."""
+
+    def __init__(self, images=False):
+        self.images = images
 
     def open(self, root):
-        return Dataset("t1_lge", Path(root), cases())
+        found = cases()
+        if self.images:
+            found = [replace(c, images={"t1": Path(root) / f"{c.name}.nii"}) for c in found]
+        return Dataset("t1_lge", Path(root), tuple(found))
 
 
 SIAMESE_LESION = methods.get("siamese_lesion")

@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from cmrfast import CheckpointError, FileError
+from cmrfast.data import datasets
 from cmrfast.data.datasets import Split
 from cmrfast.runs.evaluate import evaluate
 from cmrfast.runs.verify import verify
@@ -106,7 +107,9 @@ def test_what_holds_no_weights_is_named(tmp_path):
         run_training("a", init="folder")
 
 
-def test_scores_of_patients_who_trained_the_weights_are_noted():
+def test_scores_of_patients_who_trained_the_weights_are_noted(monkeypatch):
+    layout = training_task.Layout(images=True)
+    monkeypatch.setitem(datasets.LAYOUTS, "t1_lge", layout)
     run_training("source")
     split = Run.open("source").plan.split
     own = Split(split.test, split.validate, split.train)

@@ -6,15 +6,15 @@ import logging
 import math
 import os
 import secrets
-import stat
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from cmrfast.data.tensor_files import write_tensors
 from cmrfast.errors import FileError
 from cmrfast.files import file_digest
 
@@ -119,19 +119,14 @@ class Cache:
         return self._digests[key]
 
     def _write(self, entry: Path, tensors: Tensors) -> None:
-        name = str(self.root / f"{secrets.token_hex(8)}.making")
-        os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        name = self.root / f"{secrets.token_hex(8)}.making"
         try:
-            # Others share the folder: permissions are those of the umask, but save_file may replace
-            # the file by one that is its owner's alone.
-            mode = stat.S_IMODE(os.stat(name).st_mode)
-            save_file(tensors, name)
-            os.chmod(name, mode)
+            write_tensors(tensors, name)
             with open(name, "rb") as file:
                 os.fsync(file.fileno())  # an entry must be on disk before it has its name
             os.replace(name, entry)
         except BaseException:
-            Path(name).unlink(missing_ok=True)
+            name.unlink(missing_ok=True)
             raise
 
     def _trim(self, keep: Path) -> None:

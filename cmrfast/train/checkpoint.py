@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from cmrfast.atomic import sync
+from cmrfast.data.tensor_files import write_tensors
 from cmrfast.errors import CheckpointError
 from cmrfast.files import file_digest, read_json, take
 
@@ -115,7 +116,7 @@ class CheckpointFolder:
     def _write(self, folder: Path, checkpoint: Checkpoint) -> None:
         tensors: dict[str, Tensor] = {}
         tree = _without_tensors(checkpoint.state, tensors)
-        save_file(tensors, folder / _TENSORS)
+        write_tensors(tensors, folder / _TENSORS)
         state = {
             "step": checkpoint.step,
             "score": checkpoint.score,

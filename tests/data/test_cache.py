@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from cmrfast import FileError
-from cmrfast.data import cache as module
+from cmrfast.data import tensor_files
 from cmrfast.data.cache import Cache
 from tests.support.paths import ROOT
 
@@ -100,7 +100,7 @@ def test_a_failed_write_leaves_nothing_and_ends_nothing(
         Path(name).write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr(module, "save_file", full)
+    monkeypatch.setattr(tensor_files, "save_file", full)
     cache, make = Cache(tmp_path / "c"), Maker()
     for _ in range(2):
         assert torch.equal(cache.tensors([source], {}, make)["image"], torch.ones(10))

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from cmrfast import CheckpointError
+from cmrfast.data import tensor_files
 from cmrfast.train import checkpoint as module
 from cmrfast.train.checkpoint import (
     Checkpoint,
@@ -212,7 +213,7 @@ def test_a_full_disk_leaves_the_old_one(tmp_path, monkeypatch, error):
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "save_file", full)
+        patch.setattr(tensor_files, "save_file", full)
         with pytest.raises(
             CheckpointError, match=r"could not be written: .*No space left on device"
         ):
@@ -256,3 +257,15 @@ def test_killed_at_any_moment_the_last_saved_is_there(tmp_path):
                 assert json.loads((path / "state.json").read_text())["step"] == int(path.name[5:])
     CheckpointFolder(tmp_path).save(Checkpoint(10**6, {}, {}))
     assert not list((tmp_path / "checkpoints").glob("*.making-*"))
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o007, 0o660)])
+def test_files_have_the_mode_of_the_umask(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        CheckpointFolder(tmp_path).save(checkpoint(1))
+    finally:
+        os.umask(before)
+    files = list(tmp_path.rglob("*.*"))
+    assert len(files) == 2
+    assert {file.stat().st_mode & 0o777 for file in files} == {mode}

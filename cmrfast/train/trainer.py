@@ -1,5 +1,6 @@
 """Training, one loop for all methods: options become a plan, and the trainer follows it."""
 
+import logging
 import math
 import os
 import time
@@ -31,6 +32,8 @@ from cmrfast.train.ranks import Ranks, process_group
 from cmrfast.train.run import Run
 from cmrfast.train.trackers import open_trackers
 from cmrfast.train.update import Update
+
+_log = logging.getLogger(__name__)
 
 
 def train(
@@ -111,6 +114,7 @@ class Trainer:
         )
         dataset = open_cases(method, data, layout=layout, values=labels)
         cases = list(dataset.subset(split.train))
+        self.validated = list(dataset.subset(split.validate))
 
         def task(fitted: Mapping[str, Any] | None) -> AnyTask:
             return method.task(
@@ -139,11 +143,12 @@ class Trainer:
             labels=labels,
             init=None if options.init is None else str(Path(options.init).resolve()),
         )
-        inputs = self._inputs([*cases, *dataset.subset(split.validate)], stored)
+        inputs = self._inputs([*cases, *self.validated], stored)
         conditions = Conditions.here(options, ranks)
         begun = (stored.conditions if stored else None) or conditions
         self.changed_conditions = begun.differences(conditions)
         self.cases, self.proof = cases, Proof.load(Path(out)) if stored else Proof()
+        self._unscored = False
         self.run = Run(out, plan, str(Path(data).resolve()), fitted, inputs, begun)
         own_samples = -(-plan.micro_batch // ranks.count)
         self.update = Update(method, config, self.recipe, network, ranks, micro_batch=own_samples)
@@ -154,6 +159,8 @@ class Trainer:
         step = self._restore() if self.options.resume else 0
         if self.ranks.first:  # not before: a refused checkpoint leaves the run as it was
             run.save()
+            if step < run.plan.steps:  # a longer run does not score a step within an epoch
+                run.checkpoints.forget_scores(lambda done: not order.ends_epoch(done))
         self.ranks.broadcast(None)  # the folder exists for all ranks
         batches = Prefetch(self._batch, range(step, run.plan.steps))
         with self._open_log(step) as log:
@@ -164,6 +171,9 @@ class Trainer:
             if self.changed_conditions:
                 changed = ", ".join(self.changed_conditions)
                 log.say(f"not the bits of the machine where it began: {changed}")
+            self._leave_out_unscorable()
+            if step and self._unscored and self.validated and self._is_validated(step):
+                self._validate(step, log)  # it ended between its checkpoint and its score
             pace, saved_at = Pace(), time.monotonic()
             for batch in batches:
                 epoch, lr = order.epoch(step), self.recipe.lr_at(order.epoch(step), step)
@@ -173,11 +183,11 @@ class Trainer:
                 facts = pace.lap(order.count(step - 1), batches.waited_s)
                 log.step(step, losses, lr=lr, epoch=epoch, **facts)
 
-                last, epoch_done, score = step == run.plan.steps, order.ends_epoch(step), None
-                if last or (epoch_done and (self.options.watch or self.recipe.keep == "best")):
-                    score = self._validate(step, log)
-                if last or epoch_done or late or ending:
-                    self._save(step, score)
+                last = step == run.plan.steps
+                if last or order.ends_epoch(step) or late or ending:
+                    self._save(step)  # before it is scored, which takes long and may fail
+                    if self._is_validated(step):
+                        self._validate(step, log)
                     saved_at = pace.restart()
                 if ending and not last:
                     log.say(f"stopped after step {step}; --resume continues")
@@ -251,35 +261,70 @@ class Trainer:
             "the last checkpoint is untouched"
         )
 
-    def _validate(self, step: int, log: Log) -> float:
-        """Mean of the objective over the validation patients, higher is better; NaN without any."""
+    def _is_validated(self, step: int) -> bool:
+        """Whether the model of a step is scored: the last, and those of epochs that need it."""
+        if step == self.run.plan.steps:
+            return True
+        needed = self.options.watch is not None or self.recipe.keep == "best"
+        return needed and self.order.ends_epoch(step)
+
+    def _leave_out_unscorable(self) -> None:
+        """Validate without the patients whose files cannot be used, and name them."""
+        ranks, refused = self.ranks, []
+        for number in range(ranks.rank, len(self.validated), ranks.count):
+            case = self.validated[number]
+            try:
+                self.task.require_scorable(case)
+            except FileError as error:
+                refused.append(number)
+                _not_validated(case, error)
+        left_out = {number for part in ranks.gather(refused) for number in part}
+        self.validated = [c for n, c in enumerate(self.validated) if n not in left_out]
+
+    def _validate(self, step: int, log: Log) -> None:
+        """Score the model of the newest checkpoint.
+
+        The score is the mean of the objective over the validation patients, higher is better. It
+        is NaN where none can be scored, or where the network overflows for one of them.
+        """
         network, ranks, objective = self.update.network, self.ranks, self.method.objective
         network.model.eval()
-        cases = self.run.cases("validate", self.data)
+        cases = self.validated
         # Where weights are sharded every forward takes all ranks, so all evaluate all patients.
         own = cases if network.sharded else cases[ranks.rank :: ranks.count]
-        with torch.no_grad():
-            rows: list[Row] = [
-                row for case in own for row in self.task.evaluate(network.model, case)
-            ]
+        rows: list[Row] = []
+        finite = True
+        for case in own:
+            try:
+                with torch.no_grad():
+                    rows += self.task.evaluate(network.model, case)
+            except FileError as error:
+                _not_validated(case, error)
+            except NotFiniteError as error:  # raised by a network that takes another's output
+                _log.warning("train: step %d has no score: %s: %s", step, case.name, error)
+                finite = False
         network.model.train()
-        value = objective.mean([row for part in ranks.gather(rows) for row in part])
-        score = objective.merit(value)
+        parts = ranks.gather((rows, finite))
+        value = objective.mean([row for part, _ in parts for row in part])
+        score = objective.merit(value) if all(fine for _, fine in parts) else math.nan
+        if ranks.first:
+            # The best of the epochs stays beside a last step within one: a longer run needs it.
+            known = score if math.isfinite(score) else None
+            self.run.checkpoints.rescore(step, known, trim=self.order.ends_epoch(step))
+        ranks.broadcast(None)  # no rank continues before a checkpoint that may fail
         log.validation(step, score)
         if self.options.watch:
             self.options.watch(step, score)
-        return score
 
-    def _save(self, step: int, score: float | None) -> None:
+    def _save(self, step: int) -> None:
         ranks, state = self.ranks, self.update.state()
         if not ranks.broadcast(all_finite(state["model"])):
             raise FloatingPointError(
                 f"train: a weight is not finite after step {step}; the last checkpoint is untouched"
             )
         if ranks.first:
-            finite = score if score is None or math.isfinite(score) else None
             self.proof.save(self.run.path)
-            self.run.checkpoints.save(Checkpoint(step, self.run.plan.made_for, state, finite))
+            self.run.checkpoints.save(Checkpoint(step, self.run.plan.made_for, state))
         ranks.broadcast(None)  # no rank continues before a checkpoint that may fail
 
     def _restore(self) -> int:
@@ -290,6 +335,7 @@ class Trainer:
             raise CheckpointError(f"train: ranks found different checkpoints in {self.run.path}")
         if newest is not None:
             self.update.load(newest.state)
+            self._unscored = newest.score is None
         return step
 
     def _inputs(self, cases: Sequence[Case], stored: Run | None) -> Digests:
@@ -353,6 +399,10 @@ class Trainer:
             text += f" (the recipe's {self.recipe.batch} is more than there is)"
         ranks_text = f"{ranks.count} ranks on " if ranks.count > 1 else ""
         return f"{text}; {ranks_text}{ranks.device}, {plan.precision}"
+
+
+def _not_validated(case: Case, error: FileError) -> None:
+    _log.warning("train: %s is left out of validation: %s", case.name, error)
 
 
 def _run_in(out: str | os.PathLike[str]) -> Run | None:

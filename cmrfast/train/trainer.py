@@ -13,6 +13,7 @@ import torch
 
 from cmrfast import methods
 from cmrfast.data.datasets.case import Case
+from cmrfast.data.datasets.match import Values
 from cmrfast.data.loading import Prefetch
 from cmrfast.errors import CheckpointError, FileError, NotFiniteError
 from cmrfast.methods import AnyMethod, AnyTask, Batch, Row, open_cases
@@ -25,6 +26,7 @@ from cmrfast.train.lock import hold
 from cmrfast.train.log import Log, Pace
 from cmrfast.train.memory import micro_batch_that_fits
 from cmrfast.train.network import TrainingNetwork, build_network
+from cmrfast.train.norm import norms_alone
 from cmrfast.train.order import SampleOrder, seed_step
 from cmrfast.train.plan import Plan, TrainOptions, choose_split, fields_as_json
 from cmrfast.train.proof import AFTER, BATCH, BEFORE, Proof
@@ -66,7 +68,10 @@ def train(
             raise CheckpointError(
                 f"train: {out} is a run of {stored.plan.method}; it cannot resume as {method}"
             )
-        options = {**stored.options, **options}
+        before = stored.options
+        if options.get("epochs") and not options.get("steps"):
+            del before["steps"]  # epochs set the number of steps, too
+        options = {**before, **options}
         changes = {**stored.changes, **(changes or {})}
         data = data or stored.data
     if data is None:
@@ -229,7 +234,7 @@ class Trainer:
         try:
             own = self.update(batch, lr=lr, epoch=self.order.epoch(step))
         except NotFiniteError as error:  # raised by a network that takes another's output
-            raise self._not_finite(batch, step, math.nan) from error
+            raise _not_finite(step, math.nan, self._first_not_finite(batch, step)) from error
         if proving:
             self.proof.add(AFTER, self._own_weights())
         # Sent with the losses: ranks must stop and save after the same step.
@@ -239,7 +244,10 @@ class Trainer:
         *losses, any_ending, any_late = values.tolist()
         named = dict(zip(own, losses, strict=True))
         if not math.isfinite(named["loss"]):
-            raise self._not_finite(batch, step, named["loss"])
+            finite = bool(own["loss"].isfinite())
+            found = self.ranks.gather("" if finite else self._first_not_finite(batch, step))
+            where = next((text for text in found if text), "the mean of the losses over the ranks")
+            raise _not_finite(step, named["loss"], where)
         return named, any_ending > 0, any_late > 0
 
     def _own_weights(self) -> dict[str, torch.Tensor]:
@@ -247,19 +255,14 @@ class Trainer:
         network = self.update.network
         return {} if network.sharded else dict(network.model.state_dict())
 
-    def _not_finite(self, batch: Batch, step: int, loss: float) -> FloatingPointError:
-        """The error of a step whose loss is not finite."""
+    def _first_not_finite(self, batch: Batch, step: int) -> str:
+        """What this rank's forward pass first yields that is not finite, in words."""
         seed_step(self.options.seed, step, self.ranks.rank)
         network = self.update.network
-        where = (
-            "not looked for"
-            if network.sharded
-            else first_not_finite(network.model, network.inputs_of(batch))
-        )
-        return FloatingPointError(
-            f"train: the loss of step {step + 1} is {loss}; first not finite is {where}; "
-            "the last checkpoint is untouched"
-        )
+        if network.sharded:
+            return "not looked for"
+        with norms_alone(network.model, self.ranks):  # other ranks may not look
+            return first_not_finite(network.model, network.inputs_of(batch))
 
     def _is_validated(self, step: int) -> bool:
         """Whether the model of a step is scored: the last, and those of epochs that need it."""
@@ -333,6 +336,11 @@ class Trainer:
         step = newest.step if newest else 0
         if self.ranks.broadcast(step) != step:
             raise CheckpointError(f"train: ranks found different checkpoints in {self.run.path}")
+        if step > self.run.plan.steps:
+            raise CheckpointError(
+                f"train: {self.run.path} has done {step} steps, so steps must be at least {step}; "
+                f"got {self.run.plan.steps}"
+            )
         if newest is not None:
             self.update.load(newest.state)
             self._unscored = newest.score is None
@@ -401,6 +409,14 @@ class Trainer:
         return f"{text}; {ranks_text}{ranks.device}, {plan.precision}"
 
 
+def _not_finite(step: int, loss: float, where: str) -> FloatingPointError:
+    """The error of a step whose loss is not finite."""
+    return FloatingPointError(
+        f"train: the loss of step {step + 1} is {loss}; first not finite is {where}; "
+        "the last checkpoint is untouched"
+    )
+
+
 def _not_validated(case: Case, error: FileError) -> None:
     _log.warning("train: %s is left out of validation: %s", case.name, error)
 
@@ -425,4 +441,19 @@ def _stored_run(out: str | os.PathLike[str], options: TrainOptions) -> Run | Non
         raise CheckpointError(f"train: {out} holds a run already; resume (--resume) continues it")
     if options.split not in (None, stored.plan.split):
         raise CheckpointError(f"train: {out} was begun with another split of the patients")
+    if options.labels and _sorted(options.labels) != _sorted(stored.plan.labels):
+        raise CheckpointError(
+            f"train: {out} was begun with {_labels_in_words(stored.plan.labels)}; it cannot resume "
+            f"with {_labels_in_words(options.labels)}"
+        )
     return stored
+
+
+def _sorted(labels: Values) -> dict[str, list[int]]:
+    return {name: sorted(values) for name, values in labels.items()}
+
+
+def _labels_in_words(labels: Values) -> str:
+    """Labels as the command takes them."""
+    given = [f"{name}={','.join(map(str, values))}" for name, values in labels.items()]
+    return f"labels {' '.join(given)}" if given else "the data set's own labels"

@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -240,6 +242,46 @@ def test_a_split_of_ones_own_is_kept(tmp_path):
         run_training(tmp_path / "run", steps=3, split=names, resume=True)
     with pytest.raises(FileError, match=r"train: nowhere lacks patients of the split: nobody"):
         run_training(tmp_path / "other", split=Split(("nobody",), own.validate, own.test))
+
+
+def test_other_labels_are_refused_on_resuming(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "cmrfast.train.trainer.open_cases", lambda *args, **options: made_up_cases()
+    )
+    monkeypatch.setattr("cmrfast.train.plan.open_cases", lambda *args, **options: made_up_cases())
+    labels = {"lesion": (3, 4)}
+    run_training(tmp_path / "run", steps=1, labels=labels)
+    run_training(tmp_path / "run", steps=2, labels={"lesion": (4, 3)}, resume=True)
+    assert run_training(tmp_path / "run", steps=3, resume=True).plan.labels == labels
+    named = r"run was begun with labels lesion=3,4; it cannot resume with labels lesion=3$"
+    with pytest.raises(CheckpointError, match=named):
+        run_training(tmp_path / "run", steps=4, labels={"lesion": (3,)}, resume=True)
+    run_training(tmp_path / "plain", steps=1)
+    with pytest.raises(CheckpointError, match=r"begun with the data set's own labels; it cannot"):
+        run_training(tmp_path / "plain", steps=2, labels=labels, resume=True)
+
+
+def made_up_cases():
+    return training_task.Layout().open("nowhere")
+
+
+def test_fewer_steps_than_are_done_are_refused(tmp_path):
+    run = run_training(tmp_path / "run", steps=3)
+    with pytest.raises(
+        CheckpointError, match=r"run has done 3 steps, so steps must be at least 3; got 2$"
+    ):
+        run_training(tmp_path / "run", steps=2, resume=True)
+    assert Run.open(run.path).plan.steps == 3
+    assert run_training(tmp_path / "run", steps=3, resume=True).plan.steps == 3
+
+
+def test_epochs_replace_the_steps_of_a_run_without_a_checkpoint(tmp_path):
+    run = run_training(tmp_path / "run", steps=3)
+    shutil.rmtree(run.checkpoints.folder)
+    resumed = train("siamese_lesion", None, tmp_path / "run", resume=True, epochs=1)
+    assert resumed.plan.steps == 2
+    assert resumed.recipe.epochs == 1
+    assert resumed.checkpoint().step == 2
 
 
 def test_a_run_resumes_with_its_own_options_and_fields(tmp_path):
@@ -502,6 +544,22 @@ def test_a_rank_that_fails_stops_the_others_with_its_cause(tmp_path, monkeypatch
     _, errors = process.communicate(timeout=100)
     assert process.returncode != 0
     assert "stopped because of rank 1 of 2: the disk is gone" in errors
+
+
+@pytest.mark.parametrize("norm", ["lrn", "batch"])
+def test_a_loss_that_is_not_finite_on_one_rank_stops_all_with_its_cause(
+    tmp_path, monkeypatch, norm
+):
+    monkeypatch.setenv("BROKEN_RANK", "1")
+    monkeypatch.setenv("BROKEN_HOW", "overflows")
+    changes = {**SMALL, "norm": norm, "variant": "pure"}
+    process = torchrun(tmp_path / "run", 2, steps=50, timeout_s=30, changes=changes)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode != 0
+    # Epoch 1 begins with step 3, and one of the two ranks may report the other's error.
+    named = r"train: the loss of step 3 is nan; first not finite is the input t1; the last"
+    assert len(re.findall(rf"Error: (stopped because of rank \d of 2: )?{named}", errors)) >= 2
+    assert Run.open(tmp_path / "run").checkpoint().step == 2
 
 
 @pytest.mark.slow

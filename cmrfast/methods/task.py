@@ -210,6 +210,16 @@ class Task(ABC, Generic[ModelT, ConfigT, RecipeT]):
     def predict(self, model: ModelT, case: Case) -> Prediction:
         """Apply a trained network, in evaluation mode, to a case; its labels are not read."""
 
+    def require_scorable(self, case: Case) -> None:
+        """Read what ``evaluate`` reads of a case, to name its faults before a training.
+
+        By default nothing is read: faults then show in the first validation.
+
+        Raises:
+            FileError: a file is missing or cannot be used.
+        """
+        return
+
     @abstractmethod
     def evaluate(self, model: ModelT, case: Case) -> list[Row]:
         """Score a prediction against the case's labels; no rows where it has none."""

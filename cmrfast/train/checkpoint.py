@@ -8,10 +8,11 @@ one that was saved.
 
 import json
 import logging
+import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -21,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cmrfast.atomic import sync
+from cmrfast.atomic import atomic_write, sync
 from cmrfast.data.tensor_files import write_tensors
 from cmrfast.errors import CheckpointError
 from cmrfast.files import file_digest, read_json, take
@@ -91,6 +92,40 @@ class CheckpointFolder:
         self._trim()
         return final
 
+    def rescore(self, step: int, score: float | None, *, trim: bool = True) -> None:
+        """Set the score of a checkpoint that was saved before it was measured.
+
+        Args:
+            step: of the checkpoint.
+            score: higher is better; None takes the score away.
+            trim: remove what is no longer kept, such as the one that was the best before.
+
+        Raises:
+            CheckpointError: its description is damaged, or could not be written.
+        """
+        file = self.folder / f"step-{step:06d}" / _STATE
+        try:
+            stored = _read_state(file)
+            if stored["score"] != score:
+                _write_state(file, {**stored, "score": score})
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(f"save_checkpoint: {file}: {error}") from error
+        if trim:
+            self._trim()
+
+    def forget_scores(self, chosen: Callable[[int], bool]) -> None:
+        """Take the scores from checkpoints, which then no longer compete for the best.
+
+        Args:
+            chosen: whether to take that of a step.
+        """
+        for path, score in self._scores().items():
+            if score > -math.inf and chosen(_step(path)):
+                try:
+                    self.rescore(_step(path), None, trim=False)
+                except CheckpointError as error:  # damaged, so it cannot be used anyway
+                    _log.warning("passed over: %s", error)
+
     def load_newest(self, made_for: Mapping[str, Any] | None) -> Checkpoint | None:
         """The newest whole checkpoint; None where there is none.
 
@@ -125,10 +160,9 @@ class CheckpointFolder:
             "tensors_blake2b": file_digest(folder / _TENSORS),
             "state": tree,
         }
-        state["blake2b"] = _digest_of(state)
-        (folder / _STATE).write_text(json.dumps(state, indent=1))
-        for path in (folder / _TENSORS, folder / _STATE, folder):
-            sync(path)
+        _write_state(folder / _STATE, state)
+        sync(folder / _TENSORS)
+        sync(folder)
 
     def _paths(self) -> Iterator[Path]:
         if self.folder.is_dir():
@@ -182,11 +216,7 @@ def load_checkpoint(
     """
     path = Path(path)
     try:
-        stored = read_json(path / _STATE)
-        if "blake2b" not in stored:
-            raise ValueError("it is of an older version, which this one cannot continue")
-        if stored.pop("blake2b") != _digest_of(stored):
-            raise ValueError("its description is not the one it was saved with")
+        stored = _read_state(path / _STATE)
         size, digest = take(stored, "tensors_bytes", int), take(stored, "tensors_blake2b", str)
         # The size first: to hash a file takes long where it is endless.
         if (path / _TENSORS).stat().st_size != size or file_digest(path / _TENSORS) != digest:
@@ -209,6 +239,22 @@ def load_checkpoint(
         was, is_ = _differences(loaded.made_for, wanted)
         raise CheckpointError(f"load_checkpoint: {path} was written for {was}, this model is {is_}")
     return loaded
+
+
+def _read_state(file: Path) -> dict[str, Any]:
+    """A checkpoint's description; ``ValueError`` unless it is as it was written."""
+    stored = read_json(file)
+    if "blake2b" not in stored:
+        raise ValueError("it is of an older version, which this one cannot continue")
+    if stored.pop("blake2b") != _digest_of(stored):
+        raise ValueError("its description is not the one it was saved with")
+    return stored
+
+
+def _write_state(file: Path, state: Mapping[str, Any]) -> None:
+    """Write a description with its hash, whole or not at all."""
+    with atomic_write(file) as temporary:
+        temporary.write_text(json.dumps({**state, "blake2b": _digest_of(state)}, indent=1))
 
 
 class _DamagedError(CheckpointError):

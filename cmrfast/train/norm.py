@@ -1,5 +1,8 @@
 """Batch norm by the batch of all ranks."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -25,6 +28,26 @@ def sync_batch_norms(model: nn.Module, ranks: Ranks) -> nn.Module:
     for module in model.modules():  # torch has none for CPUs
         module.__class__ = _SHARED.get(type(module), type(module))
     return model
+
+
+@contextmanager
+def norms_alone(model: nn.Module, ranks: Ranks) -> Iterator[None]:
+    """Let one rank call a network that trains on several, by the norms' running statistics.
+
+    Args:
+        model: of ``sync_batch_norms``.
+        ranks: that train together; of one alone nothing changes.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
+    if ranks.count == 1:
+        norms = []
+    for norm in norms:
+        norm.eval()
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.train()
 
 
 class _Shared(_BatchNorm):

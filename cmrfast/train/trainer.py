@@ -1,5 +1,6 @@
 """Training, one loop for all methods: options become a plan, and the trainer follows it."""
 
+import logging
 import math
 import os
 import time
@@ -12,6 +13,7 @@ import torch
 
 from cmrfast import methods
 from cmrfast.data.datasets.case import Case
+from cmrfast.data.datasets.match import Values
 from cmrfast.data.loading import Prefetch
 from cmrfast.errors import CheckpointError, FileError, NotFiniteError
 from cmrfast.methods import AnyMethod, AnyTask, Batch, Row, open_cases
@@ -24,6 +26,7 @@ from cmrfast.train.lock import hold
 from cmrfast.train.log import Log, Pace
 from cmrfast.train.memory import micro_batch_that_fits
 from cmrfast.train.network import TrainingNetwork, build_network
+from cmrfast.train.norm import norms_alone
 from cmrfast.train.order import SampleOrder, seed_step
 from cmrfast.train.plan import Plan, TrainOptions, choose_split, fields_as_json
 from cmrfast.train.proof import AFTER, BATCH, BEFORE, Proof
@@ -31,6 +34,8 @@ from cmrfast.train.ranks import Ranks, process_group
 from cmrfast.train.run import Run
 from cmrfast.train.trackers import open_trackers
 from cmrfast.train.update import Update
+
+_log = logging.getLogger(__name__)
 
 
 def train(
@@ -63,7 +68,10 @@ def train(
             raise CheckpointError(
                 f"train: {out} is a run of {stored.plan.method}; it cannot resume as {method}"
             )
-        options = {**stored.options, **options}
+        before = stored.options
+        if options.get("epochs") and not options.get("steps"):
+            del before["steps"]  # epochs set the number of steps, too
+        options = {**before, **options}
         changes = {**stored.changes, **(changes or {})}
         data = data or stored.data
     if data is None:
@@ -111,6 +119,7 @@ class Trainer:
         )
         dataset = open_cases(method, data, layout=layout, values=labels)
         cases = list(dataset.subset(split.train))
+        self.validated = list(dataset.subset(split.validate))
 
         def task(fitted: Mapping[str, Any] | None) -> AnyTask:
             return method.task(
@@ -139,11 +148,12 @@ class Trainer:
             labels=labels,
             init=None if options.init is None else str(Path(options.init).resolve()),
         )
-        inputs = self._inputs([*cases, *dataset.subset(split.validate)], stored)
+        inputs = self._inputs([*cases, *self.validated], stored)
         conditions = Conditions.here(options, ranks)
         begun = (stored.conditions if stored else None) or conditions
         self.changed_conditions = begun.differences(conditions)
         self.cases, self.proof = cases, Proof.load(Path(out)) if stored else Proof()
+        self._unscored = False
         self.run = Run(out, plan, str(Path(data).resolve()), fitted, inputs, begun)
         own_samples = -(-plan.micro_batch // ranks.count)
         self.update = Update(method, config, self.recipe, network, ranks, micro_batch=own_samples)
@@ -154,6 +164,8 @@ class Trainer:
         step = self._restore() if self.options.resume else 0
         if self.ranks.first:  # not before: a refused checkpoint leaves the run as it was
             run.save()
+            if step < run.plan.steps:  # a longer run does not score a step within an epoch
+                run.checkpoints.forget_scores(lambda done: not order.ends_epoch(done))
         self.ranks.broadcast(None)  # the folder exists for all ranks
         batches = Prefetch(self._batch, range(step, run.plan.steps))
         with self._open_log(step) as log:
@@ -164,6 +176,9 @@ class Trainer:
             if self.changed_conditions:
                 changed = ", ".join(self.changed_conditions)
                 log.say(f"not the bits of the machine where it began: {changed}")
+            self._leave_out_unscorable()
+            if step and self._unscored and self.validated and self._is_validated(step):
+                self._validate(step, log)  # it ended between its checkpoint and its score
             pace, saved_at = Pace(), time.monotonic()
             for batch in batches:
                 epoch, lr = order.epoch(step), self.recipe.lr_at(order.epoch(step), step)
@@ -173,11 +188,11 @@ class Trainer:
                 facts = pace.lap(order.count(step - 1), batches.waited_s)
                 log.step(step, losses, lr=lr, epoch=epoch, **facts)
 
-                last, epoch_done, score = step == run.plan.steps, order.ends_epoch(step), None
-                if last or (epoch_done and (self.options.watch or self.recipe.keep == "best")):
-                    score = self._validate(step, log)
-                if last or epoch_done or late or ending:
-                    self._save(step, score)
+                last = step == run.plan.steps
+                if last or order.ends_epoch(step) or late or ending:
+                    self._save(step)  # before it is scored, which takes long and may fail
+                    if self._is_validated(step):
+                        self._validate(step, log)
                     saved_at = pace.restart()
                 if ending and not last:
                     log.say(f"stopped after step {step}; --resume continues")
@@ -219,7 +234,7 @@ class Trainer:
         try:
             own = self.update(batch, lr=lr, epoch=self.order.epoch(step))
         except NotFiniteError as error:  # raised by a network that takes another's output
-            raise self._not_finite(batch, step, math.nan) from error
+            raise _not_finite(step, math.nan, self._first_not_finite(batch, step)) from error
         if proving:
             self.proof.add(AFTER, self._own_weights())
         # Sent with the losses: ranks must stop and save after the same step.
@@ -229,7 +244,10 @@ class Trainer:
         *losses, any_ending, any_late = values.tolist()
         named = dict(zip(own, losses, strict=True))
         if not math.isfinite(named["loss"]):
-            raise self._not_finite(batch, step, named["loss"])
+            finite = bool(own["loss"].isfinite())
+            found = self.ranks.gather("" if finite else self._first_not_finite(batch, step))
+            where = next((text for text in found if text), "the mean of the losses over the ranks")
+            raise _not_finite(step, named["loss"], where)
         return named, any_ending > 0, any_late > 0
 
     def _own_weights(self) -> dict[str, torch.Tensor]:
@@ -237,49 +255,79 @@ class Trainer:
         network = self.update.network
         return {} if network.sharded else dict(network.model.state_dict())
 
-    def _not_finite(self, batch: Batch, step: int, loss: float) -> FloatingPointError:
-        """The error of a step whose loss is not finite."""
+    def _first_not_finite(self, batch: Batch, step: int) -> str:
+        """What this rank's forward pass first yields that is not finite, in words."""
         seed_step(self.options.seed, step, self.ranks.rank)
         network = self.update.network
-        where = (
-            "not looked for"
-            if network.sharded
-            else first_not_finite(network.model, network.inputs_of(batch))
-        )
-        return FloatingPointError(
-            f"train: the loss of step {step + 1} is {loss}; first not finite is {where}; "
-            "the last checkpoint is untouched"
-        )
+        if network.sharded:
+            return "not looked for"
+        with norms_alone(network.model, self.ranks):  # other ranks may not look
+            return first_not_finite(network.model, network.inputs_of(batch))
 
-    def _validate(self, step: int, log: Log) -> float:
-        """Mean of the objective over the validation patients, higher is better; NaN without any."""
+    def _is_validated(self, step: int) -> bool:
+        """Whether the model of a step is scored: the last, and those of epochs that need it."""
+        if step == self.run.plan.steps:
+            return True
+        needed = self.options.watch is not None or self.recipe.keep == "best"
+        return needed and self.order.ends_epoch(step)
+
+    def _leave_out_unscorable(self) -> None:
+        """Validate without the patients whose files cannot be used, and name them."""
+        ranks, refused = self.ranks, []
+        for number in range(ranks.rank, len(self.validated), ranks.count):
+            case = self.validated[number]
+            try:
+                self.task.require_scorable(case)
+            except FileError as error:
+                refused.append(number)
+                _not_validated(case, error)
+        left_out = {number for part in ranks.gather(refused) for number in part}
+        self.validated = [c for n, c in enumerate(self.validated) if n not in left_out]
+
+    def _validate(self, step: int, log: Log) -> None:
+        """Score the model of the newest checkpoint.
+
+        The score is the mean of the objective over the validation patients, higher is better. It
+        is NaN where none can be scored, or where the network overflows for one of them.
+        """
         network, ranks, objective = self.update.network, self.ranks, self.method.objective
         network.model.eval()
-        cases = self.run.cases("validate", self.data)
+        cases = self.validated
         # Where weights are sharded every forward takes all ranks, so all evaluate all patients.
         own = cases if network.sharded else cases[ranks.rank :: ranks.count]
-        with torch.no_grad():
-            rows: list[Row] = [
-                row for case in own for row in self.task.evaluate(network.model, case)
-            ]
+        rows: list[Row] = []
+        finite = True
+        for case in own:
+            try:
+                with torch.no_grad():
+                    rows += self.task.evaluate(network.model, case)
+            except FileError as error:
+                _not_validated(case, error)
+            except NotFiniteError as error:  # raised by a network that takes another's output
+                _log.warning("train: step %d has no score: %s: %s", step, case.name, error)
+                finite = False
         network.model.train()
-        value = objective.mean([row for part in ranks.gather(rows) for row in part])
-        score = objective.merit(value)
+        parts = ranks.gather((rows, finite))
+        value = objective.mean([row for part, _ in parts for row in part])
+        score = objective.merit(value) if all(fine for _, fine in parts) else math.nan
+        if ranks.first:
+            # The best of the epochs stays beside a last step within one: a longer run needs it.
+            known = score if math.isfinite(score) else None
+            self.run.checkpoints.rescore(step, known, trim=self.order.ends_epoch(step))
+        ranks.broadcast(None)  # no rank continues before a checkpoint that may fail
         log.validation(step, score)
         if self.options.watch:
             self.options.watch(step, score)
-        return score
 
-    def _save(self, step: int, score: float | None) -> None:
+    def _save(self, step: int) -> None:
         ranks, state = self.ranks, self.update.state()
         if not ranks.broadcast(all_finite(state["model"])):
             raise FloatingPointError(
                 f"train: a weight is not finite after step {step}; the last checkpoint is untouched"
             )
         if ranks.first:
-            finite = score if score is None or math.isfinite(score) else None
             self.proof.save(self.run.path)
-            self.run.checkpoints.save(Checkpoint(step, self.run.plan.made_for, state, finite))
+            self.run.checkpoints.save(Checkpoint(step, self.run.plan.made_for, state))
         ranks.broadcast(None)  # no rank continues before a checkpoint that may fail
 
     def _restore(self) -> int:
@@ -288,8 +336,14 @@ class Trainer:
         step = newest.step if newest else 0
         if self.ranks.broadcast(step) != step:
             raise CheckpointError(f"train: ranks found different checkpoints in {self.run.path}")
+        if step > self.run.plan.steps:
+            raise CheckpointError(
+                f"train: {self.run.path} has done {step} steps, so steps must be at least {step}; "
+                f"got {self.run.plan.steps}"
+            )
         if newest is not None:
             self.update.load(newest.state)
+            self._unscored = newest.score is None
         return step
 
     def _inputs(self, cases: Sequence[Case], stored: Run | None) -> Digests:
@@ -355,6 +409,18 @@ class Trainer:
         return f"{text}; {ranks_text}{ranks.device}, {plan.precision}"
 
 
+def _not_finite(step: int, loss: float, where: str) -> FloatingPointError:
+    """The error of a step whose loss is not finite."""
+    return FloatingPointError(
+        f"train: the loss of step {step + 1} is {loss}; first not finite is {where}; "
+        "the last checkpoint is untouched"
+    )
+
+
+def _not_validated(case: Case, error: FileError) -> None:
+    _log.warning("train: %s is left out of validation: %s", case.name, error)
+
+
 def _run_in(out: str | os.PathLike[str]) -> Run | None:
     """The run that a folder holds; None if it holds none."""
     return Run.open(out) if (Path(out) / "run.json").exists() else None
@@ -375,4 +441,19 @@ def _stored_run(out: str | os.PathLike[str], options: TrainOptions) -> Run | Non
         raise CheckpointError(f"train: {out} holds a run already; resume (--resume) continues it")
     if options.split not in (None, stored.plan.split):
         raise CheckpointError(f"train: {out} was begun with another split of the patients")
+    if options.labels and _sorted(options.labels) != _sorted(stored.plan.labels):
+        raise CheckpointError(
+            f"train: {out} was begun with {_labels_in_words(stored.plan.labels)}; it cannot resume "
+            f"with {_labels_in_words(options.labels)}"
+        )
     return stored
+
+
+def _sorted(labels: Values) -> dict[str, list[int]]:
+    return {name: sorted(values) for name, values in labels.items()}
+
+
+def _labels_in_words(labels: Values) -> str:
+    """Labels as the command takes them."""
+    given = [f"{name}={','.join(map(str, values))}" for name, values in labels.items()]
+    return f"labels {' '.join(given)}" if given else "the data set's own labels"

@@ -86,11 +86,12 @@ class Update:
         optimiser = self.optimisers["model"]
         optimiser.zero_grad(set_to_none=True)
         losses = self.backward(batch)
-        if not bool(losses["loss"].isfinite()):
+        finite = losses["loss"].isfinite().float()
+        # The flag is sent with the gradients: ranks must update, or not, together.
+        own = () if self.network.sharded else self.network.model.parameters()
+        self.ranks.average([*(p.grad for p in own if p.grad is not None), finite])
+        if finite.item() < 1:
             return losses  # an update would only spread it
-        if not self.network.sharded:
-            parameters = self.network.model.parameters()
-            self.ranks.average([p.grad for p in parameters if p.grad is not None])
         self.scaler.step(optimiser)
         self.scaler.update()
         return losses

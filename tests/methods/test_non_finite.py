@@ -83,6 +83,9 @@ def test_they_are_refused_with_their_count(planted):
     for call in (task.predict, task.evaluate, task.picture):
         with pytest.raises(FileError, match=MESSAGE):
             call(model, case)
+    with pytest.raises(FileError, match=MESSAGE):  # before a training
+        task.require_scorable(case)
+    task.require_scorable(replace(case, images={}, labels={}))  # has nothing to score
 
 
 def test_as_zeros_they_make_finite_batches_and_predictions(planted):
@@ -90,6 +93,7 @@ def test_as_zeros_they_make_finite_batches_and_predictions(planted):
     task = task_of(name, non_finite="zero")
     model = model_of(name, task)
     task.fit([case])
+    task.require_scorable(case)
     batch = task.feed([case], seed=0).batch(0, torch.arange(2))
     for key, values in batch.items():
         assert values.isfinite().all(), key

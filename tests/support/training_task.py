@@ -32,8 +32,14 @@ class RandomFeed:
         if os.environ.get("RANK") == os.environ.get("BROKEN_RANK", "none") and epoch == 1:
             if os.environ.get("BROKEN_HOW") == "hangs":
                 time.sleep(1000)
+            if os.environ.get("BROKEN_HOW") == "overflows":
+                return self._batch(samples, torch.inf)
             raise OSError("the disk is gone")
-        return {"t1": self.t1[samples], "lge": self.lge[samples], "labels": self.labels[samples]}
+        return self._batch(samples)
+
+    def _batch(self, samples, added=0.0):
+        t1 = self.t1[samples] + added
+        return {"t1": t1, "lge": self.lge[samples], "labels": self.labels[samples]}
 
 
 class RandomTask(Task):

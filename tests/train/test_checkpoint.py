@@ -95,6 +95,33 @@ def test_two_newest_and_the_best_stay(tmp_path):
     assert folder.load_newest(MADE_FOR).step == 5
 
 
+def test_a_score_comes_later(tmp_path):
+    folder = CheckpointFolder(tmp_path)
+    for step, score in ((1, 0.1), (2, 0.9), (3, 0.3), (4, 0.2)):
+        folder.save(checkpoint(step, score))
+    folder.save(checkpoint(5))
+    folder.rescore(5, 1.0, trim=False)
+    assert folder.best().name == "step-000005"
+    assert sorted(int(p.name[5:]) for p in folder.folder.iterdir()) == [2, 4, 5]
+    folder.forget_scores(lambda step: step == 5)
+    assert folder.load_newest(MADE_FOR).score is None
+    assert folder.best().name == "step-000002"
+    folder.rescore(5, 1.0)
+    assert folder.load_newest(MADE_FOR).score == 1.0
+    assert sorted(int(p.name[5:]) for p in folder.folder.iterdir()) == [4, 5]
+    with pytest.raises(CheckpointError, match=r"^save_checkpoint: .*step-000006.*state\.json: "):
+        folder.rescore(6, 1.0)
+
+
+def test_a_damaged_one_keeps_its_score(tmp_path, caplog):
+    folder = CheckpointFolder(tmp_path)
+    path = folder.save(checkpoint(1, 0.5)) / "state.json"
+    path.write_text(path.read_text().replace("0.5", "0.6"))
+    folder.forget_scores(lambda step: True)
+    assert "description is not the one it was saved with" in caplog.text
+    assert "0.6" in path.read_text()
+
+
 STRAYS = {
     "an empty folder": lambda path: path.mkdir(),
     "a file": lambda path: path.touch(),

@@ -1,19 +1,25 @@
 """Training: resumes to the bit, is one whatever the parts and ranks, and ends cleanly."""
 
+import json
 import os
 import random
+import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
 
 from cmrfast import CheckpointError, FileError
 from cmrfast.data.datasets import Split
+from cmrfast.errors import NotFiniteError
+from cmrfast.methods import Row
 from cmrfast.train import Run, train
 from cmrfast.train.log import read_log
 from cmrfast.train.ranks import is_first_rank
@@ -91,6 +97,115 @@ def test_a_resumed_run_ends_in_the_same_bits(tmp_path):
     assert kept[0] == kept[1]
 
 
+def scores_of(run):
+    """Step → score of every checkpoint of a run."""
+    return {
+        int(path.name[5:]): json.loads((path / "state.json").read_text())["score"]
+        for path in run.checkpoints.folder.iterdir()
+    }
+
+
+class FaultyTask(training_task.RandomTask):
+    """Some validation patients have files that cannot be used."""
+
+    unscorable: ClassVar[set[str]] = set()  # found before the first step
+    fails: ClassVar[dict[str, Exception]] = {}  # while validating
+
+    def require_scorable(self, case):
+        if case.name in self.unscorable:
+            raise FileError(f"image: {case.name}.nii holds 1 NaN")
+
+    def evaluate(self, model, case):
+        if error := self.fails.get(case.name):
+            raise error
+        assert case.name not in self.unscorable
+        return super().evaluate(model, case)
+
+
+@pytest.fixture
+def faulty(monkeypatch):
+    """A task whose validation patients have the faults that a test gives it."""
+    monkeypatch.setattr(FaultyTask, "unscorable", set())
+    monkeypatch.setattr(FaultyTask, "fails", {})
+    training_task.install(monkeypatch.setattr, replace(training_task.METHOD, task=FaultyTask))
+    return FaultyTask
+
+
+TWO_VALIDATE = Split(("subject1", "subject2"), ("subject3", "subject4"), ("subject5",))
+
+
+def validations(run):
+    lines = read_log(run.path / "log.jsonl")
+    return {line["step"]: line["validation"] for line in lines if "validation" in line}
+
+
+@pytest.mark.parametrize("when", ["before the first step", "while validating"])
+def test_a_defective_validation_patient_is_left_out(tmp_path, caplog, faulty, when):
+    if when == "while validating":
+        faulty.fails = {"subject3": FileError("image: subject3.nii holds 1 NaN")}
+    else:
+        faulty.unscorable = {"subject3"}
+    run = run_training(tmp_path / "run", split=TWO_VALIDATE, changes={"keep": "best"})
+    line = "train: subject3 is left out of validation: image: subject3.nii holds 1 NaN"
+    assert caplog.text.count(line) == (3 if when == "while validating" else 1)
+    assert [step for step, score in validations(run).items() if score is not None] == [2, 4, 6]
+    assert run.checkpoints.load_newest(None).step == 6
+    assert all(score is not None for score in scores_of(run).values())
+
+
+def test_without_any_patient_to_validate_on_the_score_is_missing(tmp_path, faulty):
+    faulty.unscorable = {"subject3", "subject4"}
+    run = run_training(tmp_path / "run", split=TWO_VALIDATE, changes={"keep": "best"})
+    assert validations(run) == {2: None, 4: None, 6: None}
+    assert run.checkpoint().step == 6
+
+
+def test_a_network_that_overflows_for_a_patient_has_no_score(tmp_path, caplog, faulty):
+    faulty.fails = {"subject4": NotFiniteError("transunet: images must be finite")}
+    run = run_training(tmp_path / "run", split=TWO_VALIDATE)
+    assert "train: step 6 has no score: subject4: transunet: images must be finite" in caplog.text
+    assert scores_of(run)[6] is None
+
+
+def test_a_validation_that_fails_loses_no_work_and_is_made_up_for(tmp_path, faulty):
+    options = {"split": TWO_VALIDATE, "steps": 4, "changes": {"keep": "best"}}
+    faulty.fails = {"subject3": MemoryError()}
+    with pytest.raises(MemoryError):
+        run_training(tmp_path / "run", **options)
+    assert scores_of(Run.open(tmp_path / "run")) == {2: None}
+    faulty.fails = {}
+    run = run_training(tmp_path / "run", resume=True, **options)
+    whole = run_training(tmp_path / "whole", **options)
+    assert scores_of(run) == scores_of(whole)
+    assert validations(run) == validations(whole)
+    same(weights(run), weights(whole))
+
+
+class ErraticTask(training_task.RandomTask):
+    """The score goes up and down, but is a function of the weights."""
+
+    def evaluate(self, model, case):
+        total = sum(p.detach().double().abs().sum().item() for p in model.parameters())
+        return [Row({"case": case.name}, {"accuracy": 1e4 * total % 1})]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize(("first", "then"), [(1, 2), (5, 6), (7, 9)])
+def test_an_extended_run_keeps_the_best_of_an_uninterrupted_one(
+    tmp_path, monkeypatch, seed, first, then
+):
+    # An epoch is 2 steps. A last step within an epoch is scored, but only if the run ends there.
+    training_task.install(monkeypatch.setattr, replace(training_task.METHOD, task=ErraticTask))
+    options = {"changes": {"keep": "best"}, "seed": seed}
+    short = run_training(tmp_path / "parts", steps=first, **options)
+    assert scores_of(short)[first] is not None
+    parts = run_training(tmp_path / "parts", steps=then, resume=True, **options)
+    whole = run_training(tmp_path / "whole", steps=then, **options)
+    assert parts.checkpoint().step == whole.checkpoint().step
+    assert parts.checkpoint().score == whole.checkpoint().score
+    same(dict(parts.model().state_dict()), dict(whole.model().state_dict()))
+
+
 def test_resume_starts_where_there_is_nothing(tmp_path):
     same(
         weights(run_training(tmp_path / "one", resume=True)),
@@ -127,6 +242,46 @@ def test_a_split_of_ones_own_is_kept(tmp_path):
         run_training(tmp_path / "run", steps=3, split=names, resume=True)
     with pytest.raises(FileError, match=r"train: nowhere lacks patients of the split: nobody"):
         run_training(tmp_path / "other", split=Split(("nobody",), own.validate, own.test))
+
+
+def test_other_labels_are_refused_on_resuming(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "cmrfast.train.trainer.open_cases", lambda *args, **options: made_up_cases()
+    )
+    monkeypatch.setattr("cmrfast.train.plan.open_cases", lambda *args, **options: made_up_cases())
+    labels = {"lesion": (3, 4)}
+    run_training(tmp_path / "run", steps=1, labels=labels)
+    run_training(tmp_path / "run", steps=2, labels={"lesion": (4, 3)}, resume=True)
+    assert run_training(tmp_path / "run", steps=3, resume=True).plan.labels == labels
+    named = r"run was begun with labels lesion=3,4; it cannot resume with labels lesion=3$"
+    with pytest.raises(CheckpointError, match=named):
+        run_training(tmp_path / "run", steps=4, labels={"lesion": (3,)}, resume=True)
+    run_training(tmp_path / "plain", steps=1)
+    with pytest.raises(CheckpointError, match=r"begun with the data set's own labels; it cannot"):
+        run_training(tmp_path / "plain", steps=2, labels=labels, resume=True)
+
+
+def made_up_cases():
+    return training_task.Layout().open("nowhere")
+
+
+def test_fewer_steps_than_are_done_are_refused(tmp_path):
+    run = run_training(tmp_path / "run", steps=3)
+    with pytest.raises(
+        CheckpointError, match=r"run has done 3 steps, so steps must be at least 3; got 2$"
+    ):
+        run_training(tmp_path / "run", steps=2, resume=True)
+    assert Run.open(run.path).plan.steps == 3
+    assert run_training(tmp_path / "run", steps=3, resume=True).plan.steps == 3
+
+
+def test_epochs_replace_the_steps_of_a_run_without_a_checkpoint(tmp_path):
+    run = run_training(tmp_path / "run", steps=3)
+    shutil.rmtree(run.checkpoints.folder)
+    resumed = train("siamese_lesion", None, tmp_path / "run", resume=True, epochs=1)
+    assert resumed.plan.steps == 2
+    assert resumed.recipe.epochs == 1
+    assert resumed.checkpoint().step == 2
 
 
 def test_a_run_resumes_with_its_own_options_and_fields(tmp_path):
@@ -389,6 +544,22 @@ def test_a_rank_that_fails_stops_the_others_with_its_cause(tmp_path, monkeypatch
     _, errors = process.communicate(timeout=100)
     assert process.returncode != 0
     assert "stopped because of rank 1 of 2: the disk is gone" in errors
+
+
+@pytest.mark.parametrize("norm", ["lrn", "batch"])
+def test_a_loss_that_is_not_finite_on_one_rank_stops_all_with_its_cause(
+    tmp_path, monkeypatch, norm
+):
+    monkeypatch.setenv("BROKEN_RANK", "1")
+    monkeypatch.setenv("BROKEN_HOW", "overflows")
+    changes = {**SMALL, "norm": norm, "variant": "pure"}
+    process = torchrun(tmp_path / "run", 2, steps=50, timeout_s=30, changes=changes)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode != 0
+    # Epoch 1 begins with step 3, and one of the two ranks may report the other's error.
+    named = r"train: the loss of step 3 is nan; first not finite is the input t1; the last"
+    assert len(re.findall(rf"Error: (stopped because of rank \d of 2: )?{named}", errors)) >= 2
+    assert Run.open(tmp_path / "run").checkpoint().step == 2
 
 
 @pytest.mark.slow

@@ -129,6 +129,11 @@ class AdversarialTransferTask(Task[AdversarialTransfer, Config, Recipe]):
         names = {value: name for name, value in STRUCTURES.items()}
         return Prediction({"labels": Output(labels, case.images[_LGE], names)}, facts)
 
+    def require_scorable(self, case: Case) -> None:
+        """Raise ``FileError`` where LGE or its mask cannot be used."""
+        if _LGE in case.labels:
+            case.mask_on(self._image(case), _LGE)
+
     def evaluate(self, model: AdversarialTransfer, case: Case) -> list[Row]:
         """One row: 3-D Dice, Jaccard and surface distances of each structure; mean Dice.
 

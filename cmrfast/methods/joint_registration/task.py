@@ -110,6 +110,11 @@ class JointRegistrationTask(Task[JointRegistration, Config, Recipe]):
         }
         return Prediction(images, facts)
 
+    def require_scorable(self, case: Case) -> None:
+        """Raise ``FileError`` where cine, LGE or their masks cannot be used."""
+        if {_CINE, _LGE} <= case.labels.keys():
+            self.prepared(PAIRS, case)
+
     def evaluate(self, model: JointRegistration, case: Case) -> list[Row]:
         """A row a pair of slices, or a patient's mean of them (``recipe.unit``)."""
         if not {_CINE, _LGE} <= case.labels.keys():

@@ -90,6 +90,11 @@ class JointScarTask(Task[JointScar, Config, Recipe]):
         outputs = {name: Output(mask, path, {1: name}) for name, mask in masks.items()}
         return Prediction(outputs, facts)
 
+    def require_scorable(self, case: Case) -> None:
+        """Raise ``FileError`` where the stack or its masks cannot be used."""
+        if _SEQUENCE in case.labels:
+            _annotated(case, self.recipe)
+
     def evaluate(self, model: JointScar, case: Case) -> list[Row]:
         """A row a slice: Dice, precision and recall of the scar, Dice of the myocardium.
 

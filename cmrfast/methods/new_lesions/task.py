@@ -135,6 +135,13 @@ class NewLesionsTask(Task[NewLesions, Config, Recipe]):
             {"lesions": count, "volume_ml": result.mask.mask_ml()},
         )
 
+    def require_scorable(self, case: Case) -> None:
+        """Raise ``FileError`` where a visit or a mask cannot be used."""
+        if "consensus" in case.labels:
+            _read_visits(case, self.recipe)
+            _brains(case)
+            case.label("consensus")
+
     def evaluate(self, model: NewLesions, case: Case) -> list[Row]:
         """Dice over voxels and scores by lesion; of a patient without new lesions, false ones."""
         if "consensus" not in case.labels:

@@ -102,6 +102,11 @@ class SiameseLesionTask(Task[SiameseLesion, Config, Recipe]):
         }
         return Prediction(images, {"lesion_ml": lesion.mask_ml(), "patches": patches})
 
+    def require_scorable(self, case: Case) -> None:
+        """Raise ``FileError`` where T1, LGE or their masks cannot be used."""
+        if _is_paired(case):
+            self.prepared(PAIRS, case)
+
     def evaluate(self, model: SiameseLesion, case: Case) -> list[Row]:
         """A row a patch; see ``evaluate_all``."""
         return self.evaluate_all(model, [case])

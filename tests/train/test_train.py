@@ -556,10 +556,9 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_all_with_its_cause(
     process = torchrun(tmp_path / "run", 2, steps=50, timeout_s=30, changes=changes)
     _, errors = process.communicate(timeout=100)
     assert process.returncode != 0
-    # Epoch 1 begins with step 3, and one of the two ranks may report the other's error.
-    named = r"train: the loss of step 3 is nan; first not finite is the input t1; the last"
+    named = r"train: the loss of step 1 is nan; first not finite is the loss; every module's output"
+    # One of the two may report the error of the other.
     assert len(re.findall(rf"Error: (stopped because of rank \d of 2: )?{named}", errors)) >= 2
-    assert Run.open(tmp_path / "run").checkpoint().step == 2
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """Training, one loop for all methods: options become a plan, and the trainer follows it."""
 
-import logging
 import math
 import os
 import time
@@ -16,7 +15,7 @@ from cmrfast.data.datasets.case import Case
 from cmrfast.data.datasets.match import Values
 from cmrfast.data.loading import Prefetch
 from cmrfast.errors import CheckpointError, FileError, NotFiniteError
-from cmrfast.methods import AnyMethod, AnyTask, Batch, Row, open_cases
+from cmrfast.methods import AnyMethod, AnyTask, Batch, open_cases
 from cmrfast.train.checkpoint import Checkpoint
 from cmrfast.train.conditions import Conditions, threads
 from cmrfast.train.guard import Stop, all_finite, catch_signals, first_not_finite
@@ -34,8 +33,7 @@ from cmrfast.train.ranks import Ranks, process_group
 from cmrfast.train.run import Run
 from cmrfast.train.trackers import open_trackers
 from cmrfast.train.update import Update
-
-_log = logging.getLogger(__name__)
+from cmrfast.train.validation import Validation
 
 
 def train(
@@ -119,7 +117,7 @@ class Trainer:
         )
         dataset = open_cases(method, data, layout=layout, values=labels)
         cases = list(dataset.subset(split.train))
-        self.validated = list(dataset.subset(split.validate))
+        validated = list(dataset.subset(split.validate))
 
         def task(fitted: Mapping[str, Any] | None) -> AnyTask:
             return method.task(
@@ -133,6 +131,7 @@ class Trainer:
         )
         self.task = task(fitted)
         self.feed = self.task.feed(cases, seed=options.seed)
+        self.validation = Validation(self.task, method.objective, validated, ranks)
         self.order = SampleOrder(options.seed, len(self.feed), self.recipe)
         network = build_network(method, config, self.recipe, options, ranks)
         plan = Plan(
@@ -148,7 +147,7 @@ class Trainer:
             labels=labels,
             init=None if options.init is None else str(Path(options.init).resolve()),
         )
-        inputs = self._inputs([*cases, *self.validated], stored)
+        inputs = self._inputs([*cases, *validated], stored)
         conditions = Conditions.here(options, ranks)
         begun = (stored.conditions if stored else None) or conditions
         self.changed_conditions = begun.differences(conditions)
@@ -176,8 +175,8 @@ class Trainer:
             if self.changed_conditions:
                 changed = ", ".join(self.changed_conditions)
                 log.say(f"not the bits of the machine where it began: {changed}")
-            self._leave_out_unscorable()
-            if step and self._unscored and self.validated and self._is_validated(step):
+            self.validation.leave_out_unscorable()
+            if step and self._unscored and self.validation.cases and self._is_validated(step):
                 self._validate(step, log)  # it ended between its checkpoint and its score
             pace, saved_at = Pace(), time.monotonic()
             for batch in batches:
@@ -271,50 +270,14 @@ class Trainer:
         needed = self.options.watch is not None or self.recipe.keep == "best"
         return needed and self.order.ends_epoch(step)
 
-    def _leave_out_unscorable(self) -> None:
-        """Validate without the patients whose files cannot be used, and name them."""
-        ranks, refused = self.ranks, []
-        for number in range(ranks.rank, len(self.validated), ranks.count):
-            case = self.validated[number]
-            try:
-                self.task.require_scorable(case)
-            except FileError as error:
-                refused.append(number)
-                _not_validated(case, error)
-        left_out = {number for part in ranks.gather(refused) for number in part}
-        self.validated = [c for n, c in enumerate(self.validated) if n not in left_out]
-
     def _validate(self, step: int, log: Log) -> None:
-        """Score the model of the newest checkpoint.
-
-        The score is the mean of the objective over the validation patients, higher is better. It
-        is NaN where none can be scored, or where the network overflows for one of them.
-        """
-        network, ranks, objective = self.update.network, self.ranks, self.method.objective
-        network.model.eval()
-        cases = self.validated
-        # Where weights are sharded every forward takes all ranks, so all evaluate all patients.
-        own = cases if network.sharded else cases[ranks.rank :: ranks.count]
-        rows: list[Row] = []
-        finite = True
-        for case in own:
-            try:
-                with torch.no_grad():
-                    rows += self.task.evaluate(network.model, case)
-            except FileError as error:
-                _not_validated(case, error)
-            except NotFiniteError as error:  # raised by a network that takes another's output
-                _log.warning("train: step %d has no score: %s: %s", step, case.name, error)
-                finite = False
-        network.model.train()
-        parts = ranks.gather((rows, finite))
-        value = objective.mean([row for part, _ in parts for row in part])
-        score = objective.merit(value) if all(fine for _, fine in parts) else math.nan
-        if ranks.first:
+        """Score the model of the newest checkpoint."""
+        score = self.validation.score(self.update.network, step)
+        if self.ranks.first:
             # The best of the epochs stays beside a last step within one: a longer run needs it.
             known = score if math.isfinite(score) else None
             self.run.checkpoints.rescore(step, known, trim=self.order.ends_epoch(step))
-        ranks.broadcast(None)  # no rank continues before a checkpoint that may fail
+        self.ranks.broadcast(None)  # no rank continues before a checkpoint that may fail
         log.validation(step, score)
         if self.options.watch:
             self.options.watch(step, score)
@@ -415,10 +378,6 @@ def _not_finite(step: int, loss: float, where: str) -> FloatingPointError:
         f"train: the loss of step {step + 1} is {loss}; first not finite is {where}; "
         "the last checkpoint is untouched"
     )
-
-
-def _not_validated(case: Case, error: FileError) -> None:
-    _log.warning("train: %s is left out of validation: %s", case.name, error)
 
 
 def _run_in(out: str | os.PathLike[str]) -> Run | None:

@@ -24,7 +24,7 @@ def test_what_is_not_there_or_not_a_file(tmp_path):
     with pytest.raises(FileError, match="File name too long"):
         read_nifti("a" * 5000)
     os.mkfifo(tmp_path / "pipe.nii")
-    with pytest.raises(FileError, match="is not a regular file"):  # at once, nobody writes to it
+    with pytest.raises(FileError, match="is not a regular file"):  # at once: nobody writes to it
         read_nifti(tmp_path / "pipe.nii")
 
 

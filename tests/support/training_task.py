@@ -12,6 +12,7 @@ from cmrfast.data import datasets
 from cmrfast.data.datasets.case import Case, Dataset
 from cmrfast.data.volume import Volume
 from cmrfast.methods import Objective, Picture, Prediction, Row, Task
+from cmrfast.train import train
 
 QUIET = {"dropout_conv": 0.0, "dropout_full": 0.0}
 SMALL = {"patch": 32, "channels": (4, 4, 4, 4), "hidden": 8, "features": 8, "batch": 8}
@@ -100,3 +101,26 @@ def install(patch, method=METHOD):
     known = methods.get
     patch(methods, "get", lambda name: method if name == method.name else known(name))
     patch(datasets, "LAYOUTS", {**datasets.LAYOUTS, "t1_lge": Layout()})
+
+
+def run_training(out, **options):
+    """A run of the method of this file, in six steps on the CPU."""
+    changes = {**SMALL, **options.pop("changes", {})}
+    return train(
+        "siamese_lesion",
+        "nowhere",
+        out,
+        **{"steps": 6, "changes": changes, "device": "cpu", **options},
+    )
+
+
+def weights(run):
+    """The weights of a run's newest checkpoint."""
+    return run.checkpoints.load_newest(None).state["model"]
+
+
+def same(one, other):
+    """Assert that the tensors of two states are equal to the bit."""
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name

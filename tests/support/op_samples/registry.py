@@ -1,4 +1,4 @@
-"""The samples of each op by its name, and the same with halves."""
+"""The samples of each op by its name, in float32, float64 and half precision."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

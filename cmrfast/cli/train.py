@@ -137,11 +137,7 @@ def search(
     ] = None,
     ranges: Annotated[
         list[str] | None,
-        typer.Option(
-            "--range",
-            metavar="FIELD=LOW:HIGH[:log]",
-            help="Instead of the method's.",
-        ),
+        typer.Option("--range", metavar="FIELD=LOW:HIGH[:log]", help="Instead of the method's."),
     ] = None,
     labels: Labels = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps of a trial.")] = None,

@@ -62,7 +62,7 @@ def _gathers(
 #: windows, and an interpolated one has 4 taps an axis.
 GEOMETRY = [
     _gathers("sample_linear<float, 3, true>", "voxel", 2, 6, 100, 65, 1),
-    _gathers("sample_linear<float, 3, true>", "voxel, spacing only", 4, 6, 152, 25, 0),
+    _gathers("sample_linear<float, 3, true>", "voxel, spacing only", 2, 6, 71, 25, 0),
     _gathers("sample_linear<float, 2, true>", "pixel", 4, 8, 108, 24, 1),
     _gathers("gather_gradient<float, 3, 1>", "candidate", 1, 8 / 8, 23, 24, 0),
     _gathers("gather_gradient<float, 2, 4>", "candidate of 4 channels", 1, 32 / 4, 53, 96, 0),
@@ -71,14 +71,14 @@ GEOMETRY = [
     _gathers(
         "merge_patches<float, 4, true, false>", "voxel of a window", 16, 4 + 4 / 3, 154, 10, 0
     ),
-    _gathers("extract_patches<float, float>", "voxel", 4, 6, 89, 19, 0),
+    _gathers("extract_patches<float, float>", "voxel", 8, 6, 132, 19, 0),
     _gathers("contract_axis<float>", "tap", 16, 8 / 4, 89, 5.5, 0),
 ]
 #: A voxel's neighbours are mostly in the caches: a label is made of 0.2 logits of each class, and a
 #: blurred voxel of 5 taps an axis. Parameters of a channel are float64.
 INTENSITIES = [
     Budget("_argmax", "argmax_3d", "voxel of a class", 4, 0.8, 134, 30, aligned=False),
-    Budget("_pass", "noise_3d", "voxel", 8, 8, 480, 53, None, float64=2, aligned=False),
+    Budget("_pass", "noise_3d", "voxel", 8, 8, 448, 53, None, float64=2, aligned=False),
     Budget("_blur", "blur_3d", "tap along the last axis", 8, 8 / 5, 89, 8, aligned=False),
 ]
 #: With all taps of a tile inside; its positions come before the loop over channels.

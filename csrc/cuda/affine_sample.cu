@@ -28,8 +28,10 @@ __global__ void __launch_bounds__(kThreads)
       if (ONE_CHANNEL && kUnitsSuffice<T> && units.straight) {
         const Rows<In, DIMS> rows(grid, units, images);
         int k = inside.begin + lane_of_warp();
-        for (In* to = out + run.out + k; k < inside.end; k += 32, to += 32) {
-          *to = from_real<In>(rows.value(k));
+        const uint64_t step = units.step[DIMS - 1];
+        uint64_t x = units.start[DIMS - 1] + step * static_cast<unsigned>(k);
+        for (In* to = out + run.out + k; k < inside.end; k += 32, to += 32, x += 32 * step) {
+          *to = from_real<In>(rows.value(x));
         }
       } else if constexpr (kUnitsSuffice<T>) {
         int k = inside.begin + lane_of_warp();

@@ -46,13 +46,19 @@ __host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a
 
 __host__ __device__ inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// The same pointer to global memory, which the compiler then does not take apart to compute it
-// again in a loop.
+// The same number, which the compiler then does not take apart to compute it again in a loop; and
+// the same pointer, to global memory.
+__device__ inline uint64_t in_register(uint64_t number) {
+#ifdef __CUDACC__
+  asm("" : "+l"(number));
+#endif
+  return number;
+}
 template <class T>
 __device__ T* in_register(T* pointer) {
 #ifdef __CUDACC__
-  asm("" : "+l"(pointer));
-  __builtin_assume(__isGlobal(pointer));
+  const uint64_t address = in_register(__cvta_generic_to_global(pointer));
+  pointer = static_cast<T*>(__cvta_global_to_generic(address));
 #endif
   return pointer;
 }

@@ -69,10 +69,12 @@ __global__ void __launch_bounds__(kThreads)
     const bool flipped = window.flip[2];
     // The window's first voxel; where it is outside nothing is read, and the sum may wrap around.
     const auto start = [&](int a) { return static_cast<uint64_t>(window.start[a]); };
-    const uint64_t row_voxels = static_cast<uint64_t>(n[2]), plane_voxels = n[1] * row_voxels;
+    const uint64_t plane_voxels = static_cast<uint64_t>(n[1]) * n[2];
+    const auto row_voxels = static_cast<unsigned>(n[2]);
     const uint64_t first = volume.offset + c * (n[0] * plane_voxels) + start(0) * plane_voxels +
                            start(1) * row_voxels + start(2);
-    const From* buffer = static_cast<const From*>(call.buffer);
+    const uint64_t origin =
+        in_register(reinterpret_cast<uint64_t>(call.buffer) + first * sizeof(From));
     const auto number = [&](const double* numbers, double other) {
       const bool given = numbers != nullptr && volume.valid;
       return static_cast<Real>(given ? numbers[v * call.volumes.C + c] : other);
@@ -80,14 +82,18 @@ __global__ void __launch_bounds__(kThreads)
     const Real minus = number(call.shift, 0), times = number(call.scale, 1);
     const bool unchanged = copies && minus == 0 && times == 1;
     To* patch = static_cast<To*>(call.out) + chunk.item * call.windows.size.voxels();
-    for (int t = static_cast<int>(chunk.begin + threadIdx.x); t < chunk.end; t += kThreads) {
+    const int end = static_cast<int>(chunk.end), last = flipped ? N - 1 : 0;
+    for (int t = static_cast<int>(chunk.begin + threadIdx.x); t < end; t += kThreads) {
       const int row = shape.cells.divide(t), k = (t - row * shape.cells_of_row) * N;
       const int i = shape.rows.divide(row), j = row - i * shape.size[1];
       const int wi = i_axis.in_window(i), wj = j_axis.in_window(j);
       // The cell's voxels in the order of the volume, from the first on.
-      const int low = flipped ? k_axis.in_window(k + N - 1) : k_axis.in_window(k);
+      const int low = k_axis.in_window(k) - last;
       const bool row_inside = volume.valid && i_axis.inside(wi) && j_axis.inside(wj);
-      const uint64_t at = first + wi * plane_voxels + wj * row_voxels + low;
+      const uint64_t line = static_cast<unsigned>(wi) * plane_voxels +
+                            static_cast<uint64_t>(static_cast<unsigned>(wj)) * row_voxels;
+      const uint64_t address = origin + (line + low) * sizeof(From);
+      const From* from = in_register(reinterpret_cast<const From*>(address));
       To values[N];
 #pragma unroll
       for (int x = 0; x < N; ++x) {
@@ -95,11 +101,11 @@ __global__ void __launch_bounds__(kThreads)
         if (!row_inside || !k_axis.inside(low + x)) continue;
         if constexpr (copies) {
           if (unchanged) {
-            values[x] = buffer[at + x];
+            values[x] = from[x];
             continue;
           }
         }
-        values[x] = from_real<To>((to_real<Real>(buffer[at + x]) - minus) * times);
+        values[x] = from_real<To>((to_real<Real>(from[x]) - minus) * times);
       }
       if (flipped) {
 #pragma unroll
@@ -109,10 +115,10 @@ __global__ void __launch_bounds__(kThreads)
           values[N - 1 - x] = other;
         }
       }
-      To* to = patch + static_cast<int64_t>(row) * shape.size[2] + k;
       if (shape.aligned) {
-        store(values, to);
+        store(values, patch + static_cast<int64_t>(t) * N);
       } else {
+        To* to = patch + static_cast<int64_t>(row) * shape.size[2] + k;
 #pragma unroll
         for (int x = 0; x < N; ++x) {
           if (k + x < shape.size[2]) to[x] = values[x];

@@ -180,15 +180,15 @@ __device__ inline float fraction_of(uint64_t units) {
 template <class In, int DIMS>
 struct Rows {
   static constexpr int count = 1 << (DIMS - 1);
-  const Units<DIMS>& units;
-  const In* row[count];
+  const In* image;
+  int row[count];
   float weight[count];
 
   __device__ Rows(const Grid<DIMS>& grid, const Units<DIMS>& units, const In* image)
-      : units(units) {
+      : image(image) {
 #pragma unroll
     for (int r = 0; r < count; ++r) {
-      int64_t first = 0;
+      int first = 0;
       weight[r] = 1;
 #pragma unroll
       for (int a = 0; a < DIMS - 1; ++a) {
@@ -197,16 +197,16 @@ struct Rows {
         first += (cell_of(units.start[a]) + up) * grid.stride[a];
         weight[r] *= up ? fraction : 1 - fraction;
       }
-      row[r] = in_register(image + first);
+      row[r] = first;
     }
   }
 
-  __device__ float value(int k) const {
-    const uint64_t x = units.start[DIMS - 1] + units.step[DIMS - 1] * static_cast<unsigned>(k);
+  // The value where the last axis is at x.
+  __device__ float value(uint64_t x) const {
     float below = 0, above = 0;
 #pragma unroll
     for (int r = 0; r < count; ++r) {
-      const In* at = row[r] + cell_of(x);
+      const In* at = image + (row[r] + cell_of(x));
       below += weight[r] * to_real<float>(at[0]);
       above += weight[r] * to_real<float>(at[1]);
     }

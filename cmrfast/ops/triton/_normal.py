@@ -1,5 +1,7 @@
 """Normal numbers of groups of four voxels, from the same random words as on a CPU."""
 
+from math import factorial
+
 import triton
 import triton.language as tl
 from triton.language.extra import libdevice
@@ -7,6 +9,9 @@ from triton.language.extra import libdevice
 from cmrfast.ops.triton._launch import INTERPRETED
 
 _TURN = tl.constexpr(6.283185307179586 / 2**32)
+#: Taylor's coefficients of cos(x) and sin(x) / x by powers of x^2.
+_COSINE = tl.constexpr(tuple((-1) ** k / factorial(2 * k) for k in range(10)))
+_SINE = tl.constexpr(tuple((-1) ** k / factorial(2 * k + 1) for k in range(10)))
 
 
 @triton.jit
@@ -15,12 +20,11 @@ def _sine_cosine(turn, ACC: tl.constexpr):
     quarter = (turn + 0x20000000) >> 30
     angle = (turn - (quarter << 30)).to(tl.int32, bitcast=True).to(ACC) * tl.full((1,), _TURN, ACC)
     square = angle * angle
-    sine, cosine = tl.full(angle.shape, 1, ACC), tl.full(angle.shape, 1, ACC)
     TERMS: tl.constexpr = 9 if tl.float64 == ACC else 5
-    for k in tl.static_range(TERMS, 0, -1):
-        if k < TERMS:
-            sine = 1 - sine * square * (1 / (2 * k * (2 * k + 1)))
-        cosine = 1 - cosine * square * (1 / (2 * k * (2 * k - 1)))
+    sine, cosine = tl.full(angle.shape, 0, ACC), tl.full(angle.shape, _COSINE[TERMS], ACC)
+    for k in tl.static_range(TERMS - 1, -1, -1):
+        sine = sine * square + _SINE[k]
+        cosine = cosine * square + _COSINE[k]
     sine = sine * angle
     swapped = (quarter & 1) != 0
     s, c = tl.where(swapped, cosine, sine), tl.where(swapped, sine, cosine)

@@ -53,7 +53,7 @@ def measure(
 
 
 def compare(study: Study, measured: Measured, *, repeats: bool = False) -> list[dict[str, Any]]:
-    """The planned comparisons, each with its word, as the result file has them."""
+    """The planned comparisons, each with its verdict, as the result file has them."""
     results = [
         _compare(study, measured, p.first, p.second, p.score, repeats) for p in study.comparisons
     ]
@@ -67,7 +67,7 @@ def compare(study: Study, measured: Measured, *, repeats: bool = False) -> list[
             **_interval(result),
             "p": result.p,
             "p_holm": p_holm,
-            "word": choose_word(result.difference, p_holm, planned.expected),
+            "verdict": choose_verdict(result.difference, p_holm, planned.expected),
             **_units(result),
         }
         for planned, result, p_holm in zip(study.comparisons, results, corrected, strict=True)
@@ -77,7 +77,7 @@ def compare(study: Study, measured: Measured, *, repeats: bool = False) -> list[
 def other_scores(
     study: Study, measured: Measured, *, repeats: bool = False
 ) -> list[dict[str, Any]]:
-    """Intervals of all other scores of the arms that are compared; these have no word."""
+    """Intervals of all other scores of the arms that are compared; these have no verdict."""
     primary = {(p.first, p.second, p.score) for p in study.comparisons}
     others = [
         (first, second, score)
@@ -129,7 +129,7 @@ def detectable(
     return results
 
 
-def choose_word(
+def choose_verdict(
     difference: float, p_holm: float, expected: Literal["higher", "lower"] | None
 ) -> str:
     """What a comparison says about the paper's claim.

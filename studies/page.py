@@ -16,7 +16,8 @@ from cmrfast.models import MODELS
 from studies.design import Study
 
 CLAIMS = "claims"  # the mark of the first table
-NOT_RUN = "not run yet"
+NOT_RUN = "not run"
+OURS = "our question: {}"
 BEGIN, END = "<!-- {}: begin -->", "<!-- {}: end -->"
 _HERE = Path(__file__).parent
 
@@ -52,25 +53,28 @@ def mean_sd(values: list[float | None]) -> str:
 
 
 def claims(contents: Sequence[dict[str, Any]]) -> str:
-    """A row per planned comparison: the paper's claim, our test, its word, and why."""
-    lines = [["claim of the paper", "our test", "word", "why"], ["---"] * 4]
+    """A row per planned comparison: the paper's claim, the verdict, and the result."""
+    lines = [["claim of the paper", "comparison", "verdict", "result"], ["---"] * 4]
     for content in contents:
         for c in content["comparisons"]:
-            claim = f"none; ours: {c['claim']}" if c["word"] == "ours" else c["claim"]
+            claim = OURS.format(c["claim"]) if c["verdict"] == "ours" else c["claim"]
             test = f"{_name(content)}: {_test(c, repeats=content['repeats'])}"
-            lines.append([claim, test, f"**{c['word']}**", _why(c)])
+            lines.append([claim, test, f"**{c['verdict']}**", _result(c)])
     return _markdown(lines)
 
 
 def other_scores(content: dict[str, Any]) -> str:
-    """Intervals of the scores that have no word, as a markdown table."""
+    """Intervals of the scores that have no verdict, as a markdown table."""
     if not content["other_scores"]:
         return ""
-    lines = [["other scores", "difference [95 % interval]", "patients", "seeds"]]
-    lines += [["---", "---:", "---:", "---:"]]
+    units = (
+        {"repeats": "seeds"} if content["repeats"] else {"patients": "patients", "seeds": "seeds"}
+    )
+    lines = [["other scores", "difference [95 % interval]", *units]]
+    lines += [["---", "---:", *["---:"] * len(units)]]
     for c in content["other_scores"]:
         test = f"{_title(c['score'])}, {_arms(c)}"
-        lines.append([test, _difference(c), str(c["patients"]), str(c["seeds"])])
+        lines.append([test, _difference(c), *(str(c[unit]) for unit in units.values())])
     return _markdown(lines)
 
 
@@ -89,7 +93,7 @@ def paper_tests(content: dict[str, Any]) -> str:
         lines.append([pair, *(cells.get((pair, score), "-") for score in scores)])
     note = (
         f"Paired t-test, unit: {tests[0]['unit']} (n), averaged over seeds. Several of them are of "
-        "one patient and not independent, so these p are too small; no word depends on them."
+        "one patient and not independent, so these p are too small; no verdict depends on them."
     )
     return f"{_markdown(lines)}\n\n{note}"
 
@@ -133,7 +137,9 @@ def section(content: dict[str, Any]) -> str:
     """The generated part of a study's section, between its marks."""
     method, versions = content["method"], content["versions"]
     patients = content["patients"]
-    duration = f", {content['minutes']:.0f} minutes in all" if content["minutes"] else ""
+    duration = (
+        f", {content['minutes']:.0f} minutes without the controls" if content["minutes"] else ""
+    )
     stem = "-".join(part for part in (method, content["experiment"], content["scale"]) if part)
     figure = f"results/{stem}"
     each, trainings = (" of each repeat", "repeats") if content["repeats"] else ("", "seeds")
@@ -166,7 +172,7 @@ def update(page: Path, results: Path, studies: Sequence[Study]) -> None:
         studies: of which the small scale has a section, whether or not it was run.
     """
     contents = {study.stem("small"): _not_run(study) for study in studies}
-    parts = dict.fromkeys(contents, f"This experiment was {NOT_RUN}.")
+    parts = dict.fromkeys(contents, "This experiment has not been run yet.")
     for file in sorted(results.glob("*.json")):
         contents[file.stem] = json.loads(file.read_text("utf-8"))
         parts[file.stem] = section(contents[file.stem])
@@ -199,7 +205,8 @@ def _not_run(study: Study) -> dict[str, Any]:
             {
                 **asdict(planned),
                 "patients": None,
-                "word": "not decided" if planned.expected else "ours",
+                "claim": planned.claim if planned.expected else OURS.format(planned.claim),
+                "verdict": NOT_RUN,
             }
             for planned in study.comparisons
         ],
@@ -243,9 +250,9 @@ def _test(comparison: dict[str, Any], *, repeats: bool) -> str:
     )
 
 
-def _why(comparison: dict[str, Any]) -> str:
+def _result(comparison: dict[str, Any]) -> str:
     if comparison["patients"] is None:
-        return NOT_RUN
+        return "-"
     if comparison["p_holm"] is None:
         return f"{_difference(comparison)}; too few patients or seeds for a test"
     return f"{_difference(comparison)}, p {_p(comparison['p_holm'])} by Holm"

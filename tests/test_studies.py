@@ -52,9 +52,9 @@ def check_content(content, study):
     for compared, planned in zip(content["comparisons"], study.comparisons, strict=True):
         assert set(compared) == {
             *("claim", "first", "second", "score", "difference", "low", "high", "p", "p_holm"),
-            *("word", "patients", "left_out", "seeds"),
+            *("verdict", "patients", "left_out", "seeds"),
         }
-        assert compared["word"] == ("not decided" if planned.expected else "ours")
+        assert compared["verdict"] == ("not decided" if planned.expected else "ours")
         if content["repeats"]:
             assert compared["seeds"] + compared["left_out"] == content["seeds"]
         else:
@@ -149,7 +149,7 @@ def test_patients_are_measured_once_and_an_arm_without_training_counts_for_every
     )
     assert compared["difference"] == pytest.approx((0.45 - 0.1 + 0.65 - 0.2) / 2)
     assert [compared[k] for k in ("patients", "left_out", "seeds")] == [2, 1, 2]
-    assert compared["word"] == "not decided"
+    assert compared["verdict"] == "not decided"
 
 
 def test_a_clear_difference_gets_a_word_and_other_scores_an_interval():
@@ -167,14 +167,14 @@ def test_a_clear_difference_gets_a_word_and_other_scores_an_interval():
         return seeds
 
     evaluations = {"a": arm(0.8), "b": arm(0.6)}
-    for expected, word in (("higher", "reproduced"), ("lower", "contradicted"), (None, "ours")):
+    for expected, verdict in (("higher", "reproduced"), ("lower", "contradicted"), (None, "ours")):
         found = outcome(evaluations, ("dice", "f1"), (planned(expected),))
         measured = comparisons.measure(found.study, evaluations)
         (compared,) = comparisons.compare(found.study, measured)
-        assert compared["word"] == word
+        assert compared["verdict"] == verdict
         assert compared["low"] < 0.2 < compared["high"]
         (other,) = comparisons.other_scores(found.study, measured)
-        assert (other["score"], "word" in other) == ("f1", False)
+        assert (other["score"], "verdict" in other) == ("f1", False)
         (power,) = comparisons.detectable(found.study, measured, patients=20, seeds=5)
         assert 0 < power["detectable"] < 0.05
         require_different([power])
@@ -221,7 +221,7 @@ def test_power_is_that_of_the_planned_test(repeats, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("difference", "p_holm", "expected", "word"),
+    ("difference", "p_holm", "expected", "verdict"),
     [
         (1.0, 0.049, "higher", "reproduced"),
         (-1.0, 0.049, "higher", "contradicted"),
@@ -231,8 +231,8 @@ def test_power_is_that_of_the_planned_test(repeats, tmp_path, monkeypatch):
         (1.0, 0.001, None, "ours"),
     ],
 )
-def test_words(difference, p_holm, expected, word):
-    assert comparisons.choose_word(difference, p_holm, expected) == word
+def test_verdicts(difference, p_holm, expected, verdict):
+    assert comparisons.choose_verdict(difference, p_holm, expected) == verdict
 
 
 def test_pooled_scores_come_from_the_counts_of_patients():
@@ -353,9 +353,9 @@ def test_claims_say_why():
     none = dict.fromkeys((*kept, "patients", "left_out"))
     names = {"claim": "a is better", "first": "a", "second": "b", "score": "scar_dice"}
     compared = [
-        names | kept | units | {"word": "reproduced"},
-        names | kept | units | {"word": "ours", "low": None, "p_holm": None, "left_out": 0},
-        names | none | {"word": "not decided", "seeds": 3},
+        names | kept | units | {"verdict": "reproduced"},
+        names | kept | units | {"verdict": "ours", "low": None, "p_holm": None, "left_out": 0},
+        names | none | {"verdict": page.NOT_RUN, "seeds": 3},
     ]
     content = {"method": "m", "experiment": "", "scale": "small", "repeats": False}
     text = page.claims([content | {"comparisons": compared}])
@@ -363,9 +363,9 @@ def test_claims_say_why():
     assert text.splitlines()[2:] == [
         f"| a is better | m, small: {test}, {units.format(' (1 more without a value)')} | "
         "**reproduced** | +0.2 [+0.1, +0.3], p = 0.012 by Holm |",
-        f"| none; ours: a is better | m, small: {test}, {units.format('')} | **ours** | "
+        f"| our question: a is better | m, small: {test}, {units.format('')} | **ours** | "
         "+0.2; too few patients or seeds for a test |",
-        f"| a is better | m, small: {test} | **not decided** | {page.NOT_RUN} |",
+        f"| a is better | m, small: {test} | **{page.NOT_RUN}** | - |",
     ]
 
 

@@ -1,8 +1,8 @@
 """Replaces ``<!-- include FILE -->`` in a page by a Markdown file of the source, without its title.
 
-``<!-- include FILE#section -->`` inserts one section of it, without its heading. Links in the text
-are followed: to pages of the site, to pictures, which become part of it, and to other files, which
-are shown as text.
+``<!-- include FILE#section -->`` inserts one section of it, without its heading. A link on the line
+below, for readers of the page's source, is replaced as well. Links in the text are followed: to
+pages of the site, to pictures, which become part of it, and to other files, which are shown as text.
 """
 
 import os
@@ -13,7 +13,7 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-_INCLUDE = re.compile(r"<!-- include ([\w./-]+)(?:#([\w-]+))? -->")
+_INCLUDE = re.compile(r"<!-- include ([\w./-]+)(?:#([\w-]+))? -->(?:\n\[[^\]]+\]\([^)]+\))?")
 _LINK = re.compile(r"\]\(([\w./-]+)(#[\w-]*)?\)")
 _ROOT = Path(__file__).parent.parent
 _DOCS = _ROOT / "docs"

@@ -41,8 +41,15 @@ def main(words: list[str]) -> Path:
         run, folder, out = Run.open(words[0]), Path(words[1]), Path(words[2])
     else:
         folder, out = Path("demo/patients"), Path("demo/masks")
-        write_phantoms("emidec", folder, cases=6, shrink=4)
-        run = train("joint_scar", folder, "demo/run", changes=SMALL, steps=100, stream=sys.stderr)
+        if not folder.exists():
+            write_phantoms("emidec", folder, cases=6, shrink=4)
+        run = train(
+            *("joint_scar", folder, "demo/run"),
+            changes=SMALL,
+            steps=100,
+            resume=True,
+            stream=sys.stderr,
+        )
     outcome = predict(run, images_in(folder), out, progress=print)
     for name, reason in outcome.failed.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)

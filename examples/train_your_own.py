@@ -52,7 +52,9 @@ def main(words: list[str] | None = None) -> float:
     args = parser.parse_args(words)
     args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
-    root = args.data or write_phantoms("emidec", args.out / "data", cases=args.cases, shrink=3)
+    root = args.data or args.out / "data"
+    if args.data is None and not root.exists():
+        write_phantoms("emidec", root, cases=args.cases, shrink=3)
     patients = open_dataset("emidec", root)
     split = split_by_patient(patients.names, seed=args.seed)
     train = [slices_of(case, args.side) for case in patients.subset(split.train)]

@@ -8,7 +8,7 @@ import typer
 from cmrfast.cli.app import app, show, show_lines
 from cmrfast.cli.options import Labels, values_of
 
-data = typer.Typer(help="Look at data of one's own.", no_args_is_help=True)
+data = typer.Typer(help="Inspect your own data.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
 

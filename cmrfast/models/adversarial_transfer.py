@@ -26,8 +26,8 @@ Where the paper is silent or differs from its authors' code:
   heart has one size in all sequences (the code: resized to 480 pixels), and cropped around the
   annotated region.
 - Augmented copies of the crops are drawn again in every epoch.
-- No training patient is tested on. The paper also trains on LGE images, with pseudo masks, of the
-  patients on whose LGE masks it is then tested.
+- By default no training patient is tested on. The paper also trains on LGE images, with pseudo
+  masks, of the patients on whose LGE masks it is then tested; ``protocol_split`` does, too.
 - As in the code, only the centre of a slice is segmented: farther out, which no training crop of an
   LGE slice covers, the network mistakes other bright or dark structures for the heart.
 """

@@ -250,7 +250,7 @@ def evaluate(
         data: root of the data set; default where it was in training.
         part: train, validate, test, or all patients of another folder.
         labels: structure → its values in the masks; default those of the training.
-        device: auto, cpu or cuda.
+        device: auto, cpu, or a GPU: cuda, cuda:1.
 
     Raises:
         FileError: a patient is not there, or none of them can be scored.

@@ -71,7 +71,7 @@ def predict(
             in the input's ``dataset.json``; ``bids``, derivatives; ``dicom-seg``, DICOM
             segmentations, if the input is folders of DICOM slices.
         frame: the time point, from 1, of images with several.
-        device: auto, cpu or cuda.
+        device: auto, cpu, or a GPU: cuda, cuda:1.
         progress: called with a line per case of this process.
 
     Returns:

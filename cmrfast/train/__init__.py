@@ -1,4 +1,4 @@
-"""Training: one loop for every method, checkpoints that survive anything, logs."""
+"""Training: one loop for every method, checkpoints that survive a kill or a full disk, logs."""
 
 from cmrfast.train.plan import Plan, TrainOptions
 from cmrfast.train.ranks import Ranks, process_group

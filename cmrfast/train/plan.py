@@ -36,7 +36,7 @@ class TrainOptions:
         steps: optimiser steps in all; default those of the epochs.
         epochs: passes over the training set; default the recipe's.
         seed: of weights, split, sampling, augmentation and dropout.
-        device: auto, cpu or cuda.
+        device: auto, cpu, or a GPU: cuda, cuda:1.
         init: folder of a run, or a safetensors file, whose weights the network starts from, in
             place of those drawn from the seed; names and shapes must be the network's.
         resume: continue from the newest whole checkpoint, or start where there is none.

@@ -47,7 +47,7 @@ def open_dataset(name: str, root: str | os.PathLike[str]) -> Dataset:
     Args:
         name: mscmrseg, myops, emidec, acdc, msseg2, open_ms, t1_lge, table, nnunet or bids; the
             module of that name under ``cmrfast.data.datasets`` shows the layout.
-        root: the published root, or any folder below it, down to that of one patient; of one's own
+        root: the published root, or any folder below it, down to that of one patient; for your own
             data the folder that describes it.
 
     Returns:

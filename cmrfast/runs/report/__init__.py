@@ -41,7 +41,7 @@ def report(
         part: of the split, whose patients are scored and shown.
         data: root of the data set; default where it was in training.
         labels: structure → its values in the masks; default those of the training.
-        device: auto, cpu or cuda.
+        device: auto, cpu, or a GPU: cuda, cuda:1.
         viewer: put the images of the patients that are shown into the page, to be opened in a
             viewer; larger ones are cropped to their labels, and at most 12 MB each.
 

@@ -35,7 +35,7 @@ class CaseOptions:
     Args:
         data: root of a data set; default where it was in training.
         labels: structure → its values in the masks; default those of the training.
-        device: auto, cpu or cuda.
+        device: auto, cpu, or a GPU: cuda, cuda:1.
     """
 
     data: str | None = None

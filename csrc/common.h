@@ -60,6 +60,22 @@ inline Volumes volumes_of(const Tensor& table, torch::headeronly::IntHeaderOnlyA
   return {nullptr, each > 0 ? numel / each : 0, channels, dims, numel, box};
 }
 
+// Tables, starts and indices.
+inline void require_all_long(const char* op, std::initializer_list<const Tensor*> tensors) {
+  for (const Tensor* tensor : tensors) {
+    STD_TORCH_CHECK(tensor->scalar_type() == ScalarType::Long, op,
+                    ": tables, starts and indices must be int64");
+  }
+}
+
+// Numbers of the channels of volumes, and matrices.
+inline void require_all_double(const char* op, std::initializer_list<const Tensor*> tensors) {
+  for (const Tensor* tensor : tensors) {
+    STD_TORCH_CHECK(tensor->scalar_type() == ScalarType::Double, op,
+                    ": per-volume numbers and matrices must be float64");
+  }
+}
+
 // Calls body(T{}) with T = float or double; `what` names the op and its argument.
 template <class Body>
 void with_real(const char* what, ScalarType dtype, const Body& body) {

@@ -34,7 +34,13 @@ CMRFAST_HOST_DEVICE inline double multiply_add(double sum, double a, double b) {
 #ifdef __CUDA_ARCH__
   return __dadd_rn(sum, __dmul_rn(a, b));
 #else
-  const volatile double product = a * b;
+  double product = a * b;
+#if defined(__GNUC__) && defined(__x86_64__)
+  asm("" : "+x"(product));  // the compiler does not see what is added
+#else
+  const volatile double rounded = product;
+  product = rounded;
+#endif
   return sum + product;
 #endif
 }

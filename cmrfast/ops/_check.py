@@ -1,23 +1,30 @@
 """Argument checks that several ops share, with the same messages."""
 
 from collections.abc import Sequence
-from numbers import Integral
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 
 
-def values_readable(*tensors: Tensor | None) -> bool:
-    """Whether values can be checked: on the CPU, and not while compiling.
+#: Whether torch.func transforms a function just now.
+transforms_active = torch._C._are_functorch_transforms_active
 
-    On other devices reading a value would synchronise.
-    """
-    if torch.compiler.is_compiling():
-        return False
-    return all(t is None or t.device.type == "cpu" for t in tensors)
+
+def has_memory(tensor: Tensor) -> bool:
+    """Whether the tensor has values: not while compiling, nor inside of a transform."""
+    return not (
+        torch.compiler.is_compiling() or transforms_active() or isinstance(tensor, FakeTensor)
+    )
+
+
+def values_readable(*tensors: Tensor | None) -> bool:
+    """Whether values can be checked: those on the CPU; reading others would synchronise."""
+    return all(t is None or (t.device.type == "cpu" and has_memory(t)) for t in tensors)
 
 
 def upcast(tensor: Tensor) -> Tensor:
@@ -50,7 +57,10 @@ def require_real(op: str, name: str, tensor: Tensor) -> None:
 
 
 def require_one_device(op: str, **tensors: Tensor | None) -> None:
-    """Raise unless all tensors are on one device."""
+    """Raise unless all are tensors, or None, on one device."""
+    for name, tensor in tensors.items():
+        if tensor is not None and not isinstance(tensor, Tensor):
+            raise TypeError(f"{op}: {name} must be a tensor; got {kind(tensor)}")
     devices = {name: t.device for name, t in tensors.items() if t is not None}
     if len(set(devices.values())) > 1:
         where = ", ".join(f"{name} on {device}" for name, device in devices.items())
@@ -91,6 +101,26 @@ def _is_integer(value: object) -> bool:
     return isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex())
 
 
+def require_int(op: str, name: str, value: int) -> int:
+    """Return the number as an int, or as it is if symbolic; raise unless it is an integer."""
+    if isinstance(value, torch.SymInt):
+        return value
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"{op}: {name} must be an int; got {kind(value)}")
+    return int(value)
+
+
+def require_number(op: str, name: str, value: float) -> float:
+    """Return the number as a float, or as it is if symbolic; raise unless float64 holds it."""
+    if isinstance(value, torch.SymInt | torch.SymFloat):
+        return value
+    if not isinstance(value, Real):
+        raise TypeError(f"{op}: {name} must be a number; got {kind(value)}")
+    if isinstance(value, Integral) and int(float(value)) != value:
+        raise ValueError(f"{op}: {name} must be a number that float64 holds; got {value}")
+    return float(value)
+
+
 def value_range(tensor: Tensor) -> tuple[int, int]:
     """The least and the greatest value of a tensor of integers that is not empty."""
     if tensor.dtype in (torch.uint16, torch.uint32, torch.uint64):  # torch has no minimum of them
@@ -104,7 +134,7 @@ def require_fill(op: str, name: str, fill: float, dtype: torch.dtype) -> None:
     if dtype.is_floating_point or dtype == torch.bool:
         return
     limits = torch.iinfo(dtype)
-    if not limits.min <= fill <= limits.max:
+    if not (limits.min <= fill <= limits.max and fill == int(fill)):
         raise ValueError(
             f"{op}: {name} must fit {dtype} ({limits.min} to {limits.max}); got {fill}"
         )

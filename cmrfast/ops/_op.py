@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from cmrfast.ops._check import upcast
-
-_are_transforms_active = torch._C._are_functorch_transforms_active
+from cmrfast.ops._check import transforms_active, upcast
 
 _LIBRARY = torch.library.Library("cmrfast", "DEF")
 
@@ -42,7 +40,7 @@ class Op:
         return bool(self.gradients)
 
     def __call__(self, *args: Any) -> Any:
-        transformed = not torch.compiler.is_compiling() and _are_transforms_active()
+        transformed = not torch.compiler.is_compiling() and transforms_active()
         if transformed and self.derivative is not None:  # torch.func does not reach kernels in it
             return self.derivative.apply(*args)
         return self.call(*args)

@@ -126,13 +126,19 @@ def _sample_integers(
     """Nearest voxels, bit by bit: PyTorch does little in unsigned dtypes beside uint8."""
     dtype = images.dtype
     images = images.view(SIGNED.get(dtype, dtype))
-    limits = torch.iinfo(images.dtype)
-    fill = (fill - limits.min) % 2**limits.bits + limits.min  # the signed integer of these bits
+    fill = signed_of_bits(fill, images.dtype)
     offset = fill if abs(fill) > 2**53 else 0  # the op's fill is a double; sums wrap around
+    shifted = images - offset if offset else images
     sampled: Tensor = affine_sample_op(
-        images - offset, matrix, size, frame, mode, border, float(fill - offset)
+        shifted, matrix, size, frame, mode, border, float(fill - offset)
     )
-    return (sampled + offset).view(dtype)
+    return (sampled + offset if offset else sampled).view(dtype)
+
+
+def signed_of_bits(value: int, dtype: torch.dtype) -> int:
+    """The integer of a signed dtype with the same bits as one of its unsigned dtype."""
+    limits = torch.iinfo(dtype)
+    return (value - limits.min) % 2**limits.bits + limits.min
 
 
 def _frame_axes(shape: Sequence[int], size: Sequence[int], frame: int) -> list[tuple[Any, ...]]:

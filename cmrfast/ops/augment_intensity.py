@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from cmrfast.ops._check import (
-    kind,
     require_floating,
+    require_int,
     require_integer,
     require_one_device,
     require_sizes,
@@ -87,7 +87,7 @@ def augment_intensity(
     """
     given = (noise_sd, blur_sd_vox, gain, bias, contrast, low_res, gamma_inverted, gamma)
     parameters = dict(zip(STEPS, given, strict=True))
-    _check_images(images, seed, sample)
+    seed = _check_images(images, seed, sample)
     for name, values in parameters.items():
         if values is not None:
             _check_parameter(name, values, images)
@@ -98,7 +98,8 @@ def augment_intensity(
     return augmented.to(images.dtype)
 
 
-def _check_images(images: Tensor, seed: int, sample: Tensor) -> None:
+def _check_images(images: Tensor, seed: int, sample: Tensor) -> int:
+    """Raise for wrong arguments; returns the seed."""
     require_floating("augment_intensity", "images", images)
     if images.dim() not in (4, 5):
         raise ValueError(
@@ -108,8 +109,7 @@ def _check_images(images: Tensor, seed: int, sample: Tensor) -> None:
     require_sizes("augment_intensity", "space axes of images", images.shape[2:])
     if images.requires_grad:
         raise ValueError("augment_intensity: has no gradient; detach images, which require one")
-    if not isinstance(seed, int | torch.SymInt) or isinstance(seed, bool):
-        raise TypeError(f"augment_intensity: seed must be an int; got {kind(seed)}")
+    seed = require_int("augment_intensity", "seed", seed)
     if not -(2**63) <= seed < 2**63:
         raise ValueError(f"augment_intensity: seed must fit torch.int64; got {seed}")
     require_integer("augment_intensity", "sample", sample)
@@ -119,6 +119,7 @@ def _check_images(images: Tensor, seed: int, sample: Tensor) -> None:
         raise ValueError(
             f"augment_intensity: sample must be ({images.shape[0]},); got {tuple(sample.shape)}"
         )
+    return seed
 
 
 def _check_parameter(name: str, values: Tensor, images: Tensor) -> None:
@@ -213,7 +214,7 @@ def _lower_resolution(x: Tensor, zooms: Sequence[float]) -> Tensor:
         left, right = (
             x.index_select(axis, nearest[(cell + up).clamp(max=coarse - 1)]) for up in (0, 1)
         )
-        x = left + fraction * (right - left)
+        x = torch.where(fraction == 0, left, left + fraction * (right - left))
     return x
 
 

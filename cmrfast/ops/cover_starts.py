@@ -1,6 +1,7 @@
 """A regular grid of windows that covers a volume."""
 
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ def cover_starts(shape: Sequence[int], size: Sequence[int], overlap: int | Seque
     """
     shape = require_sizes("cover_starts", "shape", shape)
     size = require_sizes("cover_starts", "size", size, axes=len(shape))
-    per_axis = (overlap,) * len(shape) if isinstance(overlap, int | float) else overlap
+    per_axis = (overlap,) * len(shape) if isinstance(overlap, Real) else overlap
     overlaps = integers("cover_starts", "overlap", per_axis)
     if len(overlaps) != len(shape):
         raise ValueError(

@@ -1,15 +1,18 @@
 """Patches out of volumes: cut, flipped, normalised and cast in one pass."""
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cmrfast.ops._check import (
+    has_memory,
     integers,
     kind,
     require_integer,
+    require_number,
     require_one_device,
     require_real,
     require_sizes,
@@ -72,6 +75,8 @@ def extract_patches(
     index = window_volumes("extract_patches", volume_index, start_vox, packed)
     if flips is None:
         flips = torch.empty(0, axes, dtype=torch.bool, device=start_vox.device)
+    elif not isinstance(flips, Tensor):
+        raise TypeError(f"extract_patches: flips must be a tensor; got {kind(flips)}")
     elif flips.dtype != torch.bool or flips.shape != start_vox.shape:
         raise ValueError(
             f"extract_patches: flips must be a bool tensor {tuple(start_vox.shape)}; "
@@ -85,6 +90,7 @@ def extract_patches(
         flips=flips,
         out=out,
     )
+    fill = require_number("extract_patches", "fill", fill)
     source = (
         *(packed.buffer, packed.table, packed.shape, start_vox, index, flips),
         per_channel("extract_patches", "shift", shift, packed),
@@ -92,11 +98,13 @@ def extract_patches(
     )
     if out is not None:
         _require_out(out, (start_vox.shape[0], packed.channels, *size), dtype, packed.buffer)
-        extract_patches_into(*source, float(fill), out)
+        extract_patches_into(*source, fill, out)
+        if has_memory(out):
+            torch.autograd.graph.increment_version(out)  # whoever saved it for a gradient is told
         return out
     dtype = torch.float32 if dtype is None else dtype
     require_patch_dtype("extract_patches", dtype)
-    patches: Tensor = extract_patches_op(*source, packed.channels, size, float(fill), dtype)
+    patches: Tensor = extract_patches_op(*source, packed.channels, size, fill, dtype)
     return patches
 
 
@@ -110,9 +118,7 @@ def _require_out(
             f"extract_patches: out must be a contiguous {dtype or 'tensor'} {shape}; "
             f"got {out.dtype} {tuple(out.shape)}, strides {out.stride()}"
         )
-    if values_readable(out) and out.untyped_storage().data_ptr() == (
-        buffer.untyped_storage().data_ptr()
-    ):
+    if has_memory(out) and out.untyped_storage().data_ptr() == buffer.untyped_storage().data_ptr():
         raise ValueError("extract_patches: out must not share memory with volumes")
     if torch.is_grad_enabled() and (out.requires_grad or buffer.requires_grad):
         raise ValueError(
@@ -155,7 +161,7 @@ def per_channel(op: str, name: str, value: float | Tensor | None, packed: Packed
     if value is None:
         return torch.empty(0, dtype=torch.float64, device=device)
     if not isinstance(value, Tensor):
-        if not isinstance(value, int | float):
+        if not isinstance(value, Real):
             raise TypeError(f"{op}: {name} must be a number or tensor; got {kind(value)}")
         return torch.full(shape, float(value), dtype=torch.float64, device=device)
     require_real(op, name, value)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cmrfast.ops._check import (
     require_floating,
+    require_number,
     require_one_device,
     require_real,
     require_sizes,
@@ -17,6 +18,7 @@ from cmrfast.ops._check import (
     values_readable,
 )
 from cmrfast.ops._op import define
+from cmrfast.ops.extract_patches import extract_patches
 from cmrfast.ops.resample import resample
 from cmrfast.ops.resample_argmax import require_labels, resample_argmax
 
@@ -50,6 +52,7 @@ def merge_patches(
         True
     """
     start_vox, shape, weight = _checked("merge_patches", patches, start_vox, shape, weight)
+    fill = require_number("merge_patches", "fill", fill)
     merged: Tensor = merge_patches_op(upcast(patches), start_vox, weight, shape, fill)
     return merged.to(patches.dtype)
 
@@ -61,8 +64,8 @@ class PatchMerger:
         shape: of the volume.
         channels: of the patches.
         size: of the patches.
-        weight: (*size), >= 0; default ones.
-        device: of the sums.
+        weight: (*size), >= 0; default ones. Sums are float64 if it is, else float32.
+        device: of the sums; default the weight's, or the CPU.
 
     Example:
         >>> from cmrfast.ops import cover_starts
@@ -90,12 +93,16 @@ class PatchMerger:
             require_real("PatchMerger", "weight", weight)
         dtype = torch.float64 if weight is not None and weight.dtype == torch.float64 else None
         dtype = dtype or torch.float32
+        if device is None and weight is not None:
+            device = weight.device
         self._weight = None if weight is None else weight.to(device, dtype)
         self._sums = torch.zeros(channels, *self._shape, dtype=dtype, device=device)
         self._totals = torch.zeros(self._shape, dtype=dtype, device=device)
+        self._reused = False
 
     def add(self, patches: Tensor, start_vox: Tensor) -> None:
         """Add a batch: patches (P, C, *size), start_vox (P, d). Not differentiable."""
+        self._require_sums("add")
         start_vox, _, _ = _checked("PatchMerger.add", patches, start_vox, self._shape, self._weight)
         expected = (self._sums.shape[0], *self._size)
         if tuple(patches.shape[1:]) != expected:
@@ -103,6 +110,7 @@ class PatchMerger:
                 f"PatchMerger.add: patches must be (P, {', '.join(map(str, expected))}); "
                 f"got {tuple(patches.shape)}"
             )
+        require_one_device("PatchMerger.add", patches=patches, sums=self._sums)
         values = patches.detach().to(self._sums.dtype)
         merge_add_op(self._sums, self._totals, values, start_vox, self._weight)
 
@@ -111,8 +119,10 @@ class PatchMerger:
 
         Args:
             fill: value where the total weight is 0.
-            reuse: write the mean in place of the sums, to which nothing can be added then.
+            reuse: write the mean in place of the sums; this ends the use of the merger.
         """
+        self._require_sums("merged")
+        self._reused = reuse
         mean = torch.div(self._sums, self._totals, out=self._sums if reuse else None)
         uncovered = self._totals <= 0
         if not values_readable(uncovered) or bool(uncovered.any()):
@@ -148,7 +158,8 @@ class PatchMerger:
             >>> merger.labels(fill=255).tolist()
             [[1, 0, 255]]
         """
-        require_labels("PatchMerger.labels", self._sums.shape[0], fill, dtype)
+        self._require_sums("labels")
+        fill = require_labels("PatchMerger.labels", self._sums.shape[0], fill, dtype)
         covered = self._totals > 0
         if world_from_vox is None and to_world_from_vox is None and to_shape is None:
             labels = self._sums.argmax(0).to(dtype)
@@ -162,6 +173,13 @@ class PatchMerger:
             labels = resample_argmax(self.merged(), *grids, dtype=dtype)
             covered = resample(covered[None], *grids, mode="nearest")[0]
         return torch.where(covered, labels, torch.full_like(labels, fill))
+
+    def _require_sums(self, method: str) -> None:
+        if self._reused:
+            raise ValueError(
+                f"PatchMerger.{method}: merged(reuse=True) was called, which ends the use of the "
+                "merger; leave out reuse"
+            )
 
 
 def _checked(
@@ -223,8 +241,6 @@ def _reference(
 
 
 def _backward(inputs: Any, outputs: None, grad: Tensor, needs_input_grad: Any) -> Any:
-    from cmrfast.ops.extract_patches import extract_patches
-
     patches, start_vox, weight, shape, _ = inputs
     totals = grad.new_zeros(*shape)
     merge_add_op(grad.new_zeros(0, *shape), totals, patches[:, :0], start_vox, weight)

@@ -46,7 +46,7 @@ def nt_xent(
     Args:
         anchors: (N, D), floating; rows of any finite magnitude, zero rows have cosine 0.
         candidates: (M, D), of the anchors' dtype.
-        temperature: > 0, with a finite inverse.
+        temperature: > 0, with a finite inverse; a number, without a gradient.
         targets: (N,) integer, the candidate that is each anchor's positive; default its own index.
             Checked on the CPU; under compilation and on other devices an invalid target gives NaN.
         symmetric: average with the loss of candidates as anchors (N = M, no targets).
@@ -158,6 +158,8 @@ def _check(
             f"got {anchors.shape[1]} and {candidates.shape[1]}"
         )
     require_one_device("nt_xent", anchors=anchors, candidates=candidates, targets=targets)
+    if isinstance(temperature, Tensor) and temperature.requires_grad:
+        raise ValueError("nt_xent: temperature has no gradient; give a number: temperature.item()")
     if not temperature > 0:
         raise ValueError(f"nt_xent: temperature must be > 0; got {temperature}")
     least = torch.finfo(sum_dtype(anchors)).tiny

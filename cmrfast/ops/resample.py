@@ -32,8 +32,8 @@ def resample(
 ) -> Tensor:
     """Resample a volume as SimpleITK's linear and nearest-neighbour interpolators do.
 
-    A voxel of the new grid is inside if its centre is at most half a voxel beyond the outer centres
-    of the old one; there positions are clamped to the border, further out the result is ``fill``.
+    A voxel of the new grid is inside if its position x on the old one is -1/2 <= x < n - 1/2 on
+    each axis; there positions are clamped to the border, further out the result is ``fill``.
 
     Args:
         volume: (C, *S), floating, or any real dtype with ``nearest``. A 2-D image is the slice
@@ -44,7 +44,7 @@ def resample(
         mode: ``linear`` or ``nearest`` (ties half up).
         fill: value outside.
         antialias: smooth axes that get coarser first, with a Gaussian of sqrt(ratio² - 1) / 2
-            voxels.
+            voxels. A voxel that is not finite may then spoil all of its lines.
 
     Returns:
         (C, *to_shape), of the volume's dtype. Differentiable in the volume.

@@ -6,9 +6,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmrfast.ops._check import kind, require_fill, require_floating, require_sizes, upcast
+from cmrfast.ops._check import (
+    require_fill,
+    require_floating,
+    require_int,
+    require_sizes,
+    upcast,
+)
 from cmrfast.ops._op import define
-from cmrfast.ops.affine_sample import CLAMP_HALF, LINEAR, SIGNED, VOXELS, affine_sample_op
+from cmrfast.ops.affine_sample import (
+    CLAMP_HALF,
+    LINEAR,
+    SIGNED,
+    VOXELS,
+    affine_sample_op,
+    signed_of_bits,
+)
 from cmrfast.ops.resample import require_grids, vox_from_vox
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, *SIGNED)
@@ -57,19 +70,19 @@ def resample_argmax(
     require_sizes("resample_argmax", "shape of logits", logits.shape)
     to_shape = require_sizes("resample_argmax", "to_shape", to_shape, axes=axes)
     require_grids("resample_argmax", world_from_vox, to_world_from_vox)
-    require_labels("resample_argmax", logits.shape[0], fill, dtype)
+    fill = require_labels("resample_argmax", logits.shape[0], fill, dtype)
     matrix = vox_from_vox("resample_argmax", logits, world_from_vox, to_world_from_vox)
     return sample_argmax(logits, matrix, to_shape, fill, dtype)
 
 
-def require_labels(op: str, classes: int, fill: int, dtype: torch.dtype) -> None:
-    """Raise unless ``dtype`` is an integer dtype that holds all classes and the fill label."""
+def require_labels(op: str, classes: int, fill: int, dtype: torch.dtype) -> int:
+    """Return the fill label; raise unless ``dtype`` is an integer dtype that holds all labels."""
     if dtype not in _INTEGERS:
         raise TypeError(f"{op}: dtype must be an integer dtype; got {dtype}")
-    if not isinstance(fill, int | torch.SymInt) or isinstance(fill, bool):
-        raise TypeError(f"{op}: fill must be an int; got {kind(fill)}")
+    fill = require_int(op, "fill", fill)
     require_fill(op, "fill", fill, dtype)
     require_fill(op, "the last class", classes - 1, dtype)
+    return fill
 
 
 def sample_argmax(
@@ -77,9 +90,7 @@ def sample_argmax(
 ) -> Tensor:
     """The labels at voxels ``matrix @ (output voxel, 1)`` of the logits."""
     op, signed = resample_argmax_op, SIGNED.get(dtype, dtype)
-    limits = torch.iinfo(signed)
-    fill = (fill - limits.min) % 2**limits.bits + limits.min  # the signed integer of these bits
-    labels: Tensor = op(logits.detach(), matrix, size, fill, signed)
+    labels: Tensor = op(logits.detach(), matrix, size, signed_of_bits(fill, signed), signed)
     return labels.view(dtype)
 
 

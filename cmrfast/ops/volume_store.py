@@ -1,6 +1,7 @@
 """Volumes of different shapes packed into one buffer, for ops on windows of many volumes."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -66,8 +67,8 @@ class VolumeStore:
 
 
 def _table(counts: list[int], shapes: list[tuple[int, ...]], device: torch.device) -> Tensor:
-    offsets = [sum(counts[:v]) for v in range(len(counts))]
-    rows = [(offset, *shape) for offset, shape in zip(offsets, shapes, strict=True)]
+    offsets = accumulate(counts, initial=0)
+    rows = [(offset, *shape) for offset, shape in zip(offsets, shapes, strict=False)]
     return torch.tensor(rows, dtype=torch.int64, device=device)
 
 

@@ -3,9 +3,9 @@
 from torch import Tensor
 
 from cmrfast.ops._check import (
-    kind,
     require_fill,
     require_floating,
+    require_int,
     require_integer,
     require_one_device,
 )
@@ -55,8 +55,7 @@ def warp_pair(
             f"got {tuple(images.shape[2:])} and {tuple(space)}"
         )
     require_one_device("warp_pair", images=images, labels=labels, gamma=gamma)
-    if not isinstance(fill_label, int):
-        raise TypeError(f"warp_pair: fill_label must be an int; got {kind(fill_label)}")
+    fill_label = require_int("warp_pair", "fill_label", fill_label)
     require_fill("warp_pair", "fill_label", fill_label, labels.dtype)
     size = tuple(images.shape[2:])
     warped = sample(images, theta, size, EDGES, LINEAR, ZEROS)

@@ -293,6 +293,9 @@ std::tuple<Tensor, Tensor> affine_sample_backward(const Tensor& grad_any, const 
   const Tensor grad = torch::stable::contiguous(grad_any);
   const Tensor images = torch::stable::contiguous(images_any);
   const Tensor given = torch::stable::contiguous(matrix_any);
+  STD_TORCH_CHECK(grad.scalar_type() == images.scalar_type() && grad.dim() == images.dim() &&
+                      grad.size(0) == images.size(0) && grad.size(1) == images.size(1),
+                  "affine_sample_backward: grad and images do not fit one another");
   Tensor grad_images = for_images ? torch::stable::new_zeros(images, images.sizes())
                                   : torch::stable::new_empty(images, {0});
   Tensor grad_matrix = torch::stable::new_zeros(given, given.sizes());

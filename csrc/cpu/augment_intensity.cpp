@@ -241,16 +241,16 @@ class Channel {
         const T fj = cj.fraction[j];
 #pragma omp simd
         for (int64_t x = 0; x < K; ++x) {
-          const T above = front[top + x] + fi * (back[top + x] - front[top + x]);
-          const T below = front[low + x] + fi * (back[low + x] - front[low + x]);
-          row[x] = above + fj * (below - above);
+          const T above = between(front[top + x], back[top + x], fi);
+          const T below = between(front[low + x], back[low + x], fi);
+          row[x] = between(above, below, fj);
         }
         T* target = to + (i * J + j) * K;
         const int32_t *left = ck.left.data(), *right = ck.right.data();
         const T* fraction = ck.fraction.data();
 #pragma omp simd
         for (int64_t x = 0; x < K; ++x) {
-          target[x] = row[left[x]] + fraction[x] * (row[right[x]] - row[left[x]]);
+          target[x] = between(row[left[x]], row[right[x]], fraction[x]);
         }
       }
     });

@@ -46,6 +46,12 @@ struct Gaussian {
   }
 };
 
+// Between a and b, which is not used where the fraction is 0: it may be NaN.
+template <class T>
+T between(T a, T b, T fraction) {
+  return fraction == 0 ? a : a + fraction * (b - a);
+}
+
 // Along one axis: the voxels that a coarser grid keeps, and between which an output interpolates.
 template <class T>
 struct CoarseGrid {

@@ -125,31 +125,35 @@ void with_dtype(ScalarType dtype, const Body& body) {
 }  // namespace
 
 Conversion::Conversion(ScalarType from, ScalarType to, double filling)
-    : from_bytes(0), to_bytes(0), filling_(filling), store_(nullptr), copy_(nullptr) {
-  bool in_double = false;
+    : from_bytes(0),
+      to_bytes(0),
+      filling_(filling),
+      in_double_(false),
+      store_(nullptr),
+      copy_(nullptr) {
   with_dtype(from, [&](auto source) {
     using From = decltype(source);
     from_bytes = sizeof(From);
-    in_double = needs_double<From>;
+    in_double_ = needs_double<From>;
   });
   with_dtype(to, [&](auto target) {
     using To = decltype(target);
     to_bytes = sizeof(To);
     fill_ = &fill_run<To>;
     if (from == to) copy_ = &copy_run<BitsOf<To>>;
-    in_double = in_double || needs_double<To>;
+    in_double_ = in_double_ || needs_double<To>;
     if constexpr (!std::is_same_v<To, double>) {
-      if (in_double) store_ = &store_run<double, To>;
+      if (in_double_) store_ = &store_run<double, To>;
     }
     if constexpr (!needs_double<To> && !std::is_same_v<To, float>) {
-      if (!in_double) store_ = &store_run<float, To>;
+      if (!in_double_) store_ = &store_run<float, To>;
     }
   });
   with_dtype(from, [&](auto source) {
     using From = decltype(source);
     load_ = &load_run<From, double>;
     if constexpr (!needs_double<From>) {
-      if (!in_double) load_ = &load_run<From, float>;
+      if (!in_double_) load_ = &load_run<From, float>;
     }
   });
 }

@@ -30,6 +30,9 @@ class Conversion {
   void convert(const void* from, void* to, int64_t n, int64_t step, double shift,
                double scale) const;
 
+  // Whether a dtype needs double.
+  bool in_double() const { return in_double_; }
+
   void fill(void* to, int64_t n) const {
     if (n > 0) fill_(to, n, filling_);
   }
@@ -38,6 +41,7 @@ class Conversion {
   using Load = void(const void* from, void* reals, int64_t n, int64_t step, double shift,
                     double scale);
   double filling_;
+  bool in_double_;
   Load* load_;
   void (*store_)(const void* reals, void* to, int64_t n);  // none if the reals are the voxels
   void (*copy_)(const void* from, void* to, int64_t n, int64_t step);  // none if dtypes differ

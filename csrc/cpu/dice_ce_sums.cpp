@@ -408,6 +408,8 @@ Tensor dice_ce_sums_backward(const Tensor& grad_any, const Tensor& logits_any,
   const Tensor logits = torch::stable::contiguous(logits_any);
   const Tensor target = torch::stable::contiguous(target_any);
   const Tensor grad = torch::stable::contiguous(grad_any);
+  STD_TORCH_CHECK(grad.scalar_type() == logits.scalar_type() && grad.numel() == s.B * s.K * 4,
+                  "dice_ce_sums_backward: grad must be (B, K, 4), of the logits' dtype");
   Tensor out = fresh(logits, {s.B, s.K, s.N}, logits.scalar_type());
   dispatch(logits, target, activation, [&]<class T, Activation kind, class Target>() {
     const auto source = TargetSource<T>::of(target, ignore_index);

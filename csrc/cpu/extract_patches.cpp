@@ -19,6 +19,10 @@ struct Flip {
   bool operator[](int a) const { return axis[a]; }
 };
 
+bool empty_or(const Tensor& tensor, int64_t n) {
+  return tensor.numel() == 0 || tensor.numel() == n;
+}
+
 void extract_patches_into(const Tensor& buffer_any, const Tensor& table_any,
                           torch::headeronly::IntHeaderOnlyArrayRef shape, const Tensor& start_any,
                           const Tensor& index_any, const Tensor& flips_any, const Tensor& shift_any,
@@ -30,14 +34,13 @@ void extract_patches_into(const Tensor& buffer_any, const Tensor& table_any,
   const Tensor flips = torch::stable::contiguous(flips_any);
   const Tensor shift = torch::stable::contiguous(shift_any);
   const Tensor scale = torch::stable::contiguous(scale_any);
+  require_all_long("extract_patches", {&table, &start, &index});
+  require_all_double("extract_patches", {&shift, &scale});
   STD_TORCH_CHECK(out.dim() == start.size(1) + 2 && out.is_contiguous(),
                   "extract_patches: out must be contiguous, (P, C, *size)");
   const int64_t P = start.size(0), channels = out.size(1);
   const Volumes volumes = volumes_of(table, shape, channels, buffer.numel());
   const Box window = box_of(out.sizes().data() + 2, volumes.dims);
-  const auto empty_or = [](const Tensor& tensor, int64_t n) {
-    return tensor.numel() == 0 || tensor.numel() == n;
-  };
   STD_TORCH_CHECK(start.size(1) == volumes.dims && out.size(0) == P && empty_or(index, P) &&
                       empty_or(flips, P * volumes.dims) && empty_or(shift, volumes.V * channels) &&
                       empty_or(scale, volumes.V * channels),
@@ -90,7 +93,13 @@ Tensor extract_patches_backward(const Tensor& grad_any, const Tensor& table_any,
   const Tensor index = torch::stable::contiguous(index_any);
   const Tensor flips = torch::stable::contiguous(flips_any);
   const Tensor scale = torch::stable::contiguous(scale_any);
+  require_all_long("extract_patches_backward", {&table, &start, &index});
+  require_all_double("extract_patches_backward", {&scale});
   const Volumes volumes = volumes_of(table, volume_shape, C, numel);
+  STD_TORCH_CHECK(grad.dim() == volumes.dims + 2 && start.size(0) == P &&
+                      start.size(1) == volumes.dims && empty_or(index, P) &&
+                      empty_or(flips, P * volumes.dims) && empty_or(scale, volumes.V * C),
+                  "extract_patches_backward: arguments do not fit one another");
   const Box window = box_of(grad.sizes().data() + 2, volumes.dims);
   Tensor out = torch::stable::new_zeros(grad, {numel});
   struct Task {

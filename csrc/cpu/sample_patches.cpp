@@ -98,19 +98,6 @@ void nearest_rows(const Source<DIMS>& source, const Conversion& conversion, int6
   if (conversion.from_bytes == 8) run.template operator()<uint64_t>();
 }
 
-bool is_double(ScalarType dtype) {
-  switch (dtype) {
-    case ScalarType::Double:
-    case ScalarType::Int:
-    case ScalarType::Long:
-    case ScalarType::UInt32:
-    case ScalarType::UInt64:
-      return true;
-    default:
-      return false;
-  }
-}
-
 // Where the patches of a call are: which volume each samples, and how.
 struct Poses {
   int64_t P;
@@ -127,6 +114,7 @@ struct Poses {
         centers(doubles(center)),
         matrices(doubles(matrix)),
         index(torch::stable::contiguous(index_any)) {
+    require_all_long("sample_patches", {&this->index});
     const int64_t dims = volumes.dims;
     STD_TORCH_CHECK((dims == 2 || dims == 3) && center.numel() == P * dims &&
                         matrix.numel() == P * dims * dims &&
@@ -223,6 +211,8 @@ Tensor sample_patches(const Tensor& buffer_any, const Tensor& table_any,
   const Tensor table = torch::stable::contiguous(table_any);
   const Tensor shift = torch::stable::contiguous(shift_any);
   const Tensor scale = torch::stable::contiguous(scale_any);
+  require_all_long("sample_patches", {&table});
+  require_all_double("sample_patches", {&shift, &scale});
   const Volumes volumes = volumes_of(table, shape, channels, buffer.numel());
   const Poses poses(center, matrix, index, volumes, size.data());
   const int64_t numbers = volumes.V * channels;
@@ -236,7 +226,7 @@ Tensor sample_patches(const Tensor& buffer_any, const Tensor& table_any,
         ? sample<Real, DIMS, 4>(poses, buffer, shift, scale, false, fill, out)
         : sample<Real, DIMS, 2>(poses, buffer, shift, scale, option == Mode::kNearestUp, fill, out);
   };
-  const bool in_double = is_double(buffer.scalar_type()) || is_double(dtype);
+  const bool in_double = Conversion(buffer.scalar_type(), dtype, fill).in_double();
   if (volumes.dims == 2) {
     in_double ? run.template operator()<double, 2>() : run.template operator()<float, 2>();
   } else {
@@ -297,6 +287,8 @@ Tensor sample_patches_backward(const Tensor& grad_any, const Tensor& table_any,
   const Tensor grad = torch::stable::contiguous(grad_any);
   const Tensor table = torch::stable::contiguous(table_any);
   const Tensor scale = torch::stable::contiguous(scale_any);
+  require_all_long("sample_patches_backward", {&table});
+  require_all_double("sample_patches_backward", {&scale});
   const Volumes volumes = volumes_of(table, volume_shape, grad.size(1), numel);
   const Poses poses(center, matrix, index, volumes, grad.sizes().data() + 2);
   STD_TORCH_CHECK(

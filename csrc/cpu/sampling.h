@@ -6,6 +6,7 @@
 
 #include "common.h"
 #include "enums.h"
+#include "frames.h"
 #include "half.h"
 
 namespace cmrfast::cpu {
@@ -72,7 +73,9 @@ struct Row {
       stride[a] = grid.stride[a];
       step[a] = m[DIMS - 1];
       base[a] = m[DIMS];
-      for (int d = 0; d < DIMS - 1; ++d) base[a] += m[d] * static_cast<double>(at[d]);
+      for (int d = 0; d < DIMS - 1; ++d) {
+        base[a] = multiply_add(base[a], m[d], static_cast<double>(at[d]));
+      }
     }
     constexpr double rows_ahead = 4;
     double voxels = static_cast<double>(stride[0]);  // the far side of the cell
@@ -159,7 +162,7 @@ struct Row {
   int64_t nearest(double k, Mode mode) const {
     int64_t offset = 0;
     for (int a = 0; a < DIMS; ++a) {
-      double x = coordinate(a, k);
+      double x = multiply_add(base[a], k, step[a]);  // exact, for ties
       const double end = static_cast<double>(n[a] - 1);
       if (border == Border::kClamp) {
         x = clamped(x, end);

@@ -59,6 +59,7 @@ Tensor window_counts(const Tensor& mask_any, const Tensor& table_any,
   const Tensor table = torch::stable::contiguous(table_any);
   const Tensor start = torch::stable::contiguous(start_any);
   const Tensor index = torch::stable::contiguous(index_any);
+  require_all_long("window_counts", {&table, &start, &index});
   const int64_t dims = table.size(1) - 1, P = start.size(0);
   const Volumes volumes = volumes_of(table, volume_shape, 1, mask.numel());
   STD_TORCH_CHECK(mask.element_size() == 1 && start.size(1) == dims &&

@@ -52,8 +52,8 @@ void extract_patches_into(const Tensor& buffer_any, const Tensor& table_any, Siz
   const Tensor start = contiguous(start_any), index = contiguous(index_any);
   const Tensor flips = contiguous(flips_any);
   const Tensor shift = contiguous(shift_any), scale = contiguous(scale_any);
-  require_all_long(op, table, start, index);
-  require_all_double(op, shift, scale);
+  require_all_long(op, {&table, &start, &index});
+  require_all_double(op, {&shift, &scale});
   STD_TORCH_CHECK(out.dim() == start.size(1) + 2 && out.is_contiguous(),
                   "extract_patches: out must be contiguous, (P, C, *size)");
   const Volumes volumes = volumes_of(table, shape, out.size(1), buffer.numel());
@@ -86,8 +86,8 @@ Tensor extract_patches_backward(const Tensor& grad_any, const Tensor& table_any,
   const Tensor grad = contiguous(grad_any), table = contiguous(table_any);
   const Tensor start = contiguous(start_any), index = contiguous(index_any);
   const Tensor flips = contiguous(flips_any), scale = contiguous(scale_any);
-  require_all_long(op, table, start, index);
-  require_all_double(op, scale, scale);
+  require_all_long(op, {&table, &start, &index});
+  require_all_double(op, {&scale});
   const Volumes volumes = volumes_of(table, shape, grad.size(1), numel);
   STD_TORCH_CHECK(start.size(1) == volumes.dims && grad.dim() == 2 + volumes.dims &&
                       grad.size(0) == start.size(0) && fits(scale, volumes),
@@ -165,7 +165,7 @@ Tensor window_counts(const Tensor& mask_any, const Tensor& table_any, Sizes shap
   const OnDevice device(mask_any);
   const Tensor mask = contiguous(mask_any), table = contiguous(table_any);
   const Tensor start = contiguous(start_any), index = contiguous(index_any);
-  require_all_long(op, table, start, index);
+  require_all_long(op, {&table, &start, &index});
   const Volumes volumes = volumes_of(table, shape, 1, mask.numel());
   STD_TORCH_CHECK(mask.element_size() == 1 && start.size(1) == volumes.dims,
                   "window_counts: arguments do not fit one another");

@@ -12,7 +12,7 @@ Tensor contract_axis(const Tensor& values_any, const Tensor& weights_any) {
   const Tensor values = contiguous(values_any), weights = contiguous(weights_any);
   STD_TORCH_CHECK(values.dim() == 3 && weights.dim() == 2 && weights.size(1) == values.size(1),
                   "contract_axis: values must be (O, n, I), weights (M, n)");
-  require_all_double(op, weights, weights);
+  require_all_double(op, {&weights});
   const int64_t O = values.size(0), n = values.size(1), I = values.size(2), M = weights.size(0);
   Tensor nonzero = new_empty(values, {M, 2}, ScalarType::Long);
   Tensor rounded = new_empty(values, {M, n});

@@ -108,15 +108,4 @@ inline ScalarType sum_dtype(const Tensor& tensor) {
   return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-inline void require_all_long(const char* op, const Tensor& a, const Tensor& b, const Tensor& c) {
-  STD_TORCH_CHECK(a.scalar_type() == ScalarType::Long && b.scalar_type() == ScalarType::Long &&
-                      c.scalar_type() == ScalarType::Long,
-                  op, ": tables, starts and indices must be int64");
-}
-
-inline void require_all_double(const char* op, const Tensor& a, const Tensor& b) {
-  STD_TORCH_CHECK(a.scalar_type() == ScalarType::Double && b.scalar_type() == ScalarType::Double,
-                  op, ": per-volume numbers and matrices must be float64");
-}
-
 }  // namespace cmrfast::cuda

@@ -251,18 +251,10 @@ T exchange(T value, int from) {
   return value;
 }
 
-template <class T>
-T fetch_and(T* address, T next) {
-  const T before = *address;
-  *address = next;
-  return before;
-}
-
 }  // namespace cmrfast::on_host
 
 #define threadIdx (cmrfast::on_host::Machine::get().me().index)
 #define blockIdx (cmrfast::on_host::Machine::get().block_index)
-#define blockDim (cmrfast::on_host::Machine::get().block)
 #define gridDim (cmrfast::on_host::Machine::get().grid)
 
 inline void __syncthreads() {
@@ -293,12 +285,4 @@ inline unsigned __umulhi(unsigned a, unsigned b) {
 }
 inline uint64_t __umul64hi(uint64_t a, uint64_t b) {
   return static_cast<uint64_t>(static_cast<unsigned __int128>(a) * b >> 64);
-}
-template <class T, class V>
-T atomicAdd(T* to, V value) {
-  return cmrfast::on_host::fetch_and(to, static_cast<T>(*to + value));
-}
-template <class T, class V>
-T atomicMax(T* to, V value) {
-  return cmrfast::on_host::fetch_and(to, std::max(*to, static_cast<T>(value)));
 }

@@ -177,11 +177,16 @@ def _coarse_tables(
 
 
 @triton.jit
+def _between(a, b, fraction):
+    return tl.where(fraction == 0, a, a + fraction * (b - a))  # b may be NaN
+
+
+@triton.jit
 def _between_planes(image_ptr, front, back, fraction, offsets, mask, AXES: tl.constexpr):
     """Values between two planes of an image; an image of two axes has one plane."""
     value = tl.load(image_ptr + front + offsets, mask=mask, other=0)
     if AXES == 3:
-        value += fraction * (tl.load(image_ptr + back + offsets, mask=mask, other=0) - value)
+        value = _between(value, tl.load(image_ptr + back + offsets, mask=mask, other=0), fraction)
     return value
 
 
@@ -217,8 +222,8 @@ def _lower_resolution(
     top_right = _between_planes(image_ptr, front, back, fi, top + right, mask, AXES)
     low_left = _between_planes(image_ptr, front, back, fi, low + left, mask, AXES)
     low_right = _between_planes(image_ptr, front, back, fi, low + right, mask, AXES)
-    value = top_left + fj * (low_left - top_left)
-    value += fk * (top_right + fj * (low_right - top_right) - value)
+    left_value = _between(top_left, low_left, fj)
+    value = _between(left_value, _between(top_right, low_right, fj), fk)
     tl.store(out_ptr + row * numel + offsets, value, mask=mask)
     if parts_ptr is not None:
         count = tl.minimum(numel - tile.to(INDEX) * BLOCK, BLOCK).to(ACC)

@@ -79,7 +79,7 @@ def _softmax(x, valid):
     x = x - tl.max(x, 0)[None, :]
     e = exp2(x * _LOG2E)
     total = tl.sum(e, 0)[None, :]
-    return e * tl.where(valid, 1 / total, 0), tl.log(total) - x
+    return tl.where(valid, e * (1 / total), 0), tl.log(total) - x
 
 
 @triton.jit

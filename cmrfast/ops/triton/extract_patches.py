@@ -13,6 +13,8 @@ from cmrfast.ops.triton._fixed_point import FixedPointSums, atomic_add_fixed, un
 from cmrfast.ops.triton._launch import accumulator, as_bytes, line_tiles, register, three_axes
 from cmrfast.ops.volume_store import full_table
 
+_LARGEST = tl.constexpr(2**63 - 1)
+
 
 @triton.jit
 def _axis(
@@ -72,13 +74,20 @@ def _locate(
 
 @triton.jit
 def to_integer(x, LOW: tl.constexpr, HIGH: tl.constexpr, INTEGERS_FROM: tl.constexpr):
-    """Round half to even and saturate; NaN becomes 0. Floats from INTEGERS_FROM on are integers."""
+    """Round half to even and saturate; NaN becomes 0. Floats from INTEGERS_FROM on are integers.
+
+    Those of uint64 are returned as the int64 of the same bits.
+    """
     rounded = tl.abs(x)
     rounded = tl.where(rounded < INTEGERS_FROM, (rounded + INTEGERS_FROM) - INTEGERS_FROM, rounded)
     rounded = tl.where(x < 0, -rounded, rounded)
-    high, low = rounded >= HIGH, rounded <= LOW
-    integer = tl.where(high | low | (x != x), 0, rounded).to(tl.int64)
-    return tl.where(high, HIGH, tl.where(low, LOW, integer))
+    high, low = rounded >= HIGH * 1.0, rounded <= LOW * 1.0
+    rounded = tl.where(high | low | (x != x), 0, rounded)
+    if HIGH > _LARGEST:
+        upper = rounded >= 2.0**63
+        integer = tl.where(upper, rounded - 2.0**63, rounded).to(tl.int64)
+        return tl.where(high, -1, tl.where(upper, integer - _LARGEST - 1, integer))
+    return tl.where(high, HIGH, tl.where(low, LOW, rounded.to(tl.int64)))
 
 
 @triton.jit

@@ -1,5 +1,7 @@
 """What a reference cannot show of affine_sample."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import affine_grid, grid_sample
 
 from cmrfast import ops
+from cmrfast.ops.affine_sample import EDGES, NEAREST_EVEN, ZEROS, affine_sample_op
 
 IDENTITY = torch.eye(3, 4)[None]
 
@@ -139,3 +142,16 @@ IMAGES, THETA = torch.ones(2, 1, 4, 4), torch.eye(2, 3)[None]
 def test_messages(arguments, options, error, message):
     with pytest.raises(error, match=message):
         ops.affine_sample(*arguments, **options)
+
+
+def test_ties_of_nearest_are_those_of_the_definition():
+    image = torch.arange(10.0, dtype=torch.float64).view(1, 1, 1, 10)
+    theta = torch.tensor([[[0.6, 0, -0.5], [0, 1, 0]]], dtype=torch.float64)  # voxel 7 is at 3.5
+    assert ops.affine_sample(image, theta, mode="nearest")[0, 0, 0, 7] == 4
+    labels = torch.randint(0, 99, (1, 1, 12, 15)).double()
+    steps = torch.arange(-1.2, 1.21, 0.1, dtype=torch.float64).tolist()
+    for scale, offset in itertools.product(steps, steps[::3]):
+        theta = torch.tensor([[[scale, 0.1, offset], [-0.3, scale, 0.2]]], dtype=torch.float64)
+        arguments = (labels, theta, (12, 15), EDGES, NEAREST_EVEN, ZEROS, 0.0)
+        expected = affine_sample_op.reference(*arguments)
+        assert torch.equal(affine_sample_op(*arguments), expected), (scale, offset)

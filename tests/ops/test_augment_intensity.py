@@ -322,3 +322,15 @@ def test_messages(change, error, message):
     args = {"images": BATCH, "seed": 0, "sample": torch.arange(2)}
     with pytest.raises(error, match=f"^augment_intensity: {message}"):
         ops.augment_intensity(**(args | change))
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("low_res", [None, [[torch.nan, torch.nan], [0.5, torch.nan]]])
+def test_a_voxel_that_is_not_finite_stays_alone_where_nothing_is_coarser(bad, low_res):
+    images = torch.rand(2, 1, 7, 7)
+    images[:, 0, 3, 3] = bad
+    options = {"gain": torch.tensor([2.0, 2.0])}
+    if low_res is not None:
+        options["low_res"] = torch.tensor(low_res)[:, None]
+    augmented = ops.augment_intensity(images, 0, torch.tensor([0, 1]), **options)
+    assert (~augmented[0].isfinite()).sum() == 1

@@ -125,3 +125,18 @@ def test_a_target_that_requires_a_gradient_is_refused():
         assert torch.equal(
             ops.dice_ce_sums(logits, target), ops.dice_ce_sums(logits, target.detach())
         )
+
+
+def test_vmap_over_batches():
+    logits, target = torch.randn(3, 2, 4, 5, 6), torch.randint(0, 4, (3, 2, 5, 6))
+    expected = torch.stack([ops.dice_ce_sums(x, y) for x, y in zip(logits, target, strict=True)])
+    torch.testing.assert_close(torch.func.vmap(ops.dice_ce_sums)(logits, target), expected)
+
+
+def test_ignored_pixels_may_hold_anything():
+    logits, target = torch.randn(1, 3, 8, 8), torch.randint(0, 3, (1, 8, 8))
+    target[0, 2, 3] = -100
+    expected = ops.dice_ce_sums(logits, target)
+    for bad in (torch.nan, torch.inf):
+        logits[0, :, 2, 3] = bad
+        assert torch.equal(ops.dice_ce_sums(logits, target), expected)

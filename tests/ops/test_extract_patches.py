@@ -1,11 +1,14 @@
 """What a reference cannot show of extract_patches and VolumeStore."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses import FakeTensorMode
 
 from cmrfast import ops
+from cmrfast.ops._op import OPS
 
 VOLUME = torch.arange(2 * 5 * 6 * 7, dtype=torch.float32).view(2, 5, 6, 7)
 START = torch.tensor([[0, 0, 0], [2, 1, 3]])
@@ -134,6 +137,10 @@ def test_messages(arguments, error, message):
         ({"shift": torch.zeros(3)}, ValueError, r"shift must be a number, \(2,\) or \(1, 2\)"),
         ({"scale": "2"}, TypeError, "scale must be a number or tensor; got str"),
         ({"dtype": torch.complex64}, TypeError, "dtype must be a real torch.dtype"),
+        ({"flips": [[True] * 3] * 2}, TypeError, "flips must be a tensor; got list"),
+        ({"out": 5}, TypeError, "out must be a tensor; got int"),
+        ({"fill": "0"}, TypeError, "fill must be a number; got str"),
+        ({"fill": 2**53 + 1}, ValueError, "fill must be a number that float64 holds; got 9007"),
     ],
 )
 def test_option_messages(options, error, message):
@@ -214,3 +221,34 @@ def test_sizes_and_factors_of_a_wrong_type():
     complex_scale = torch.ones(2, dtype=torch.complex64)
     with pytest.raises(TypeError, match="scale must be a real tensor; got"):
         ops.extract_patches(VOLUME, START, (2, 2, 2), scale=complex_scale)
+
+
+def test_a_gradient_of_a_batch_that_was_overwritten_is_refused():
+    factor, out = torch.ones(2, 2, 2, 2, 2, requires_grad=True), torch.empty(2, 2, 2, 2, 2)
+    ops.extract_patches(VOLUME, START, (2, 2, 2), out=out)
+    loss = (factor * out).sum()
+    ops.extract_patches(2 * VOLUME, START, (2, 2, 2), out=out)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_numbers_of_numpy_are_numbers():
+    plain = ops.extract_patches(VOLUME, START, (2, 2, 2), shift=0.5, scale=2.0, fill=3.0)
+    given = {"shift": np.float32(0.5), "scale": np.float64(2), "fill": np.int64(3)}
+    assert torch.equal(ops.extract_patches(VOLUME, START, (2, 2, 2), **given), plain)
+
+
+def test_fake_tensors_are_not_read():
+    index = torch.tensor([0, 0])
+    with FakeTensorMode() as mode:
+        fake = [mode.from_tensor(x) for x in (VOLUME, START, index)]
+        patches = ops.extract_patches(fake[0], fake[1], (2, 3, 4), volume_index=fake[2])
+    assert patches.shape == (2, 2, 2, 3, 4)
+
+
+def test_kernel_refuses_starts_of_another_dtype():
+    none, no_index = torch.empty(0, dtype=torch.float64), torch.empty(0, dtype=torch.int64)
+    table, flips = torch.empty(0, 4, dtype=torch.int64), torch.empty(0, 3, dtype=torch.bool)
+    source = (VOLUME.flatten(), table, VOLUME.shape[1:], START.int(), no_index, flips, none, none)
+    with pytest.raises(RuntimeError, match="starts and indices must be int64"):
+        OPS["extract_patches"].call(*source, 2, (2, 2, 2), 0.0, torch.float32)

@@ -172,3 +172,21 @@ def test_small_weights_of_half_patches_count(dtype):
     )
     assert merged.dtype == dtype
     assert (merged == 1).all()
+
+
+def test_a_merger_whose_sums_were_reused_is_at_its_end():
+    merger = ops.PatchMerger((4, 4), 2, (4, 4))
+    merger.add(torch.rand(1, 2, 4, 4), torch.zeros(1, 2, dtype=torch.int64))
+    merger.merged(reuse=True)
+    for method in ("add", "merged", "labels"):
+        arguments = (torch.rand(1, 2, 4, 4), torch.zeros(1, 2).long()) if method == "add" else ()
+        with pytest.raises(ValueError, match=rf"{method}: merged\(reuse=True\) was called"):
+            getattr(merger, method)(*arguments)
+
+
+def test_a_merger_takes_patches_of_its_own_device():
+    merger = ops.PatchMerger((4, 4), 1, (2, 2))
+    with pytest.raises(ValueError, match="one device; got patches on meta, sums on cpu"):
+        merger.add(torch.empty(1, 1, 2, 2, device="meta"), torch.zeros(1, 2).long().to("meta"))
+    weight = torch.ones(2, 2, device="meta")
+    assert ops.PatchMerger((4, 4), 1, (2, 2), weight=weight).merged().device.type == "meta"

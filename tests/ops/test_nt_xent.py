@@ -242,3 +242,9 @@ def test_targets_of_any_integer_dtype(dtype):
     assert torch.equal(
         ops.nt_xent(A, A, targets=targets.to(dtype)), ops.nt_xent(A, A, targets=targets)
     )
+
+
+def test_a_temperature_that_requires_a_gradient_is_refused():
+    rows, temperature = torch.randn(4, 8), torch.tensor(0.1, requires_grad=True)
+    with pytest.raises(ValueError, match=r"temperature has no gradient; give a number"):
+        ops.nt_xent(rows, rows, temperature=temperature)

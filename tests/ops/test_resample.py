@@ -273,7 +273,7 @@ def test_messages(arguments, options, error, message):
         ops.resample(*arguments, **options)
 
 
-@pytest.mark.parametrize("fill", [300, -129, 1e30, float("nan")])
+@pytest.mark.parametrize("fill", [300, -129, 2.7, 1e30, float("nan")])
 def test_a_fill_that_an_integer_volume_cannot_hold_is_refused(fill):
     volume = torch.ones(1, 2, 2, 2, dtype=torch.int8)
     message = r"^resample: fill must fit torch.int8 \(-128 to 127\); got "

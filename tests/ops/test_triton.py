@@ -246,6 +246,18 @@ def test_sums_in_whole_units_keep_the_digits_of_a_float(scale):
     torch.testing.assert_close(sums, expected, rtol=0, atol=1e-12 * scale)
 
 
+@interpreted
+def test_patches_of_uint64_are_rounded_and_saturate():
+    values = torch.tensor([[[-1.0, 2.5, 3e18], [1.5e19, 1e20, torch.nan]]], dtype=torch.float64)
+    start, size = torch.tensor([[0, 0]]), (2, 3)
+    patches = ops.extract_patches(values, start, size, dtype=torch.uint64)
+    expected = [[0, 2, 3 * 10**18], [15 * 10**18, 2**64 - 1, 0]]
+    assert patches[0, 0].tolist() == expected
+    center, matrix = torch.tensor([[0.5, 1.0]]), torch.eye(2)[None]
+    sampled = ops.sample_patches(values, center, matrix, size, dtype=torch.uint64)
+    assert sampled[0, 0].tolist() == expected
+
+
 def test_table_row_is_the_first_that_fits():
     from cmrfast.ops.triton import _launch
 

@@ -72,6 +72,7 @@ STUDY = Study(
         steps=1200,
     ),
     paper=Scale((140, 0, 28)),
+    own_share=(140, 0, 28),  # nothing is chosen on validation patients
 )
 STUDIES = (STUDY,)
 

@@ -13,6 +13,7 @@ from scipy import stats
 from cmrfast import metrics
 from cmrfast.data import Volume, open_dataset
 from cmrfast.data.datasets import Split
+from cmrfast.data.phantom import write_phantoms
 from cmrfast.methods import Row
 from cmrfast.runs.evaluate import Evaluation
 from studies import comparisons, design, page
@@ -275,6 +276,41 @@ def test_repeats_are_the_units_of_a_paired_test():
     named = {"method": "m", "experiment": "", "scale": "small", "repeats": True}
     text = page.claims([named | {"comparisons": [compared]}])
     assert "3 repeats of the whole experiment" in text
+
+
+def test_repeats_that_share_patients_have_no_test():
+    repeats = {"a": [evaluated(0.6), evaluated(0.9)], "b": [evaluated(0.4), evaluated(0.8)]}
+    scores = ("dice", "f1")
+    for evaluation in (*repeats["a"], *repeats["b"]):
+        for row in evaluation.rows:
+            row.scores["f1"] = row.scores["dice"]
+    found = outcome(repeats, scores, (planned(),))
+    measured = comparisons.measure(found.study, repeats, repeats=True)
+    content = {"repeats": True, "resplit": True, "measurements": measured, "experiment": ""}
+    again = {"method": "new_lesions", **content}
+    for compared in (comparisons.compare, comparisons.other_scores):
+        (line,) = compared(found.study, measured, repeats=True, resplit=True)
+        assert line["difference"] == pytest.approx(0.15)
+        assert math.isnan(line["low"])
+        assert math.isnan(line["high"])
+        assert math.isnan(line.get("p_holm", math.nan))
+    (line,) = comparisons.compare(found.study, measured, repeats=True, resplit=True)
+    assert line["verdict"] == "not decided"
+    text = page.claims([again | {"scale": "paper", "comparisons": comparisons.without_nan([line])}])
+    assert "2 repeats of the whole experiment on other splits of the same patients" in text
+    assert "| +0.15; no test, as the repeats share patients |" in text
+
+
+def test_ones_own_patients_are_split_again_without_validation_patients(tmp_path):
+    subjects = tmp_path / "subjects"
+    write_phantoms("t1_lge", subjects, cases=15, shrink=4)
+    study = next(s for s in STUDIES if s.stem("small") == "siamese_lesion-small")
+    cohorts = Cohorts(study, study.small, tmp_path, subjects)
+    assert cohorts.resplit
+    assert not Cohorts(study, study.small, tmp_path).resplit
+    splits = [cohorts.split(study.arms["pure"], seed) for seed in range(2)]
+    assert [[len(s.train), len(s.validate), len(s.test)] for s in splits] == [[13, 0, 2]] * 2
+    assert splits[0] != splits[1]
 
 
 @pytest.mark.parametrize(

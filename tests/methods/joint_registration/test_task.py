@@ -114,3 +114,8 @@ def test_cached_preparation_is_the_same(cases, feed, tmp_path):
     wider = replace(SMALL, spacing_mm=2.9)
     JointRegistrationTask(NARROW, wider, cache=cache).feed(cases[:1], seed=5)
     assert len(list(tmp_path.glob("*.safetensors"))) == len(cases) + 1
+
+
+def test_a_search_does_not_vary_the_weights_within_its_objective():
+    """``registration_loss`` is weighted by alpha: the easier of its terms would win."""
+    assert set(METHOD.search) == {"lr", "registration_weight"}

@@ -5,12 +5,13 @@ import importlib
 import json
 import math
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from scipy import stats
 
-from cmrfast import metrics
+from cmrfast import methods, metrics
 from cmrfast.data import Volume, open_dataset
 from cmrfast.data.datasets import Split
 from cmrfast.data.phantom import write_phantoms
@@ -249,6 +250,26 @@ def test_pooled_scores_come_from_the_counts_of_patients():
     counts = [seeds[0] for seeds in measured["pure"]["balanced"].values()]
     assert study.pooled["balanced"].statistic(counts) == 50
     assert math.isnan(study.pooled["balanced"].statistic(counts[1:]))
+
+
+def test_test_patients_without_the_structure_leave_a_fact_without_a_value(monkeypatch):
+    from studies import joint_scar, new_lesions
+
+    scores = [Row({"case": "p", "scar_pixels": 0}, {"scar_dice": 1.0})]
+    clean = outcome({"jdl": [Evaluation("joint_scar", "test", scores, {})]})
+    assert math.isnan(joint_scar.dice_with_scar(clean, "jdl")[0])
+    assert joint_scar.percent_clean(clean, "jdl") == [100]
+    scores[0] = Row({"case": "p", "scar_pixels": 5}, {"scar_dice": 0.5})
+    assert math.isnan(joint_scar.percent_clean(clean, "jdl")[0])
+
+    task = SimpleNamespace(
+        recipe=methods.get("new_lesions").recipe(),
+        evaluate=lambda model, case: [Row({"case": case, "lesions": 0}, {"dice": 1.0})],
+    )
+    monkeypatch.setattr("studies.controls.cached_task", lambda run: task)
+    run = SimpleNamespace(model=lambda: None, cases=lambda part: ["p"])
+    clean.runs = {"final maps": [run]}
+    assert math.isnan(new_lesions.f1_above(clean, "final maps", 0.5)[0])
 
 
 def test_repeats_are_the_units_of_a_paired_test():

@@ -30,6 +30,9 @@ def test_the_task_is_found_and_its_recipe_is_the_papers():
         Recipe(spacing_mm=0)
     with pytest.raises(ValueError, match="side must be at least 1; got 0"):
         Recipe(side=0)
+    for clip in ((99, 1), (-1, 99), (1, 101), (5, 5)):
+        with pytest.raises(ValueError, match=r"clip_percent must be 0 <= low < high <= 100; got"):
+            Recipe(clip_percent=clip)
 
 
 def test_predictions_lie_on_the_inputs_grids(cases, tmp_path):

@@ -224,6 +224,7 @@ class Trainer:
 
     def _batch(self, step: int) -> Batch:
         epoch, samples = self.order.samples(step)
+        samples = self.task.arrange(self.feed, epoch, samples)
         return self.feed.batch(epoch, self.ranks.own_part(samples))
 
     def _step(

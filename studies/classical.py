@@ -17,7 +17,7 @@ def register(fixed: Tensor, moving: Tensor, *, affine: bool) -> Any:
     """
     import SimpleITK
 
-    # Slices are z-scores; moments need a background of 0 and no negative values.
+    # Slices are scaled to [0, 1]; moments need a background of 0, too.
     slices = [x.float().cpu() for x in (fixed, moving)]
     images = [
         SimpleITK.GetImageFromArray((x - x.quantile(0.05)).clamp(min=0).numpy()) for x in slices

@@ -44,6 +44,11 @@ class Cohorts:
         return self._choose()[0] if self.own else self._phantom_layout
 
     @property
+    def resplit(self) -> bool:
+        """Whether each repeat of the experiment splits the same patients again."""
+        return self.own is not None and self.scale.repeats
+
+    @property
     def text(self) -> str:
         """A description of the images."""
         return f"{self.layout}, {self.own.name if self.own else 'phantoms'}"
@@ -75,7 +80,7 @@ class Cohorts:
     def split(self, arm: Arm, seed: int) -> Split:
         """Who trains, validates and is tested."""
         if self.own:
-            split = self._choose(seed if self.scale.repeats else 0)[1]
+            split = self._choose(seed if self.resplit else 0)[1]
             names = [tuple(part) for part in (split.train, split.validate, split.test)]
             split = arm.split(*names) if arm.split else split
         else:
@@ -97,7 +102,8 @@ class Cohorts:
         """Layout and split of a data set of one's own."""
         assert self.own is not None
         method = methods.get(self.study.method)
-        recipe = method.configure(self.scale.changes)[1]
+        share = {"split": self.study.own_share} if self.study.own_share else {}
+        recipe = method.configure({**self.scale.changes, **share})[1]
         layout, split = choose_split(method, self.own, recipe, seed)
         if self.study.own_split:
             split = self.study.own_split(open_dataset(layout, self.own).names)

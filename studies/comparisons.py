@@ -52,10 +52,21 @@ def measure(
     return measured
 
 
-def compare(study: Study, measured: Measured, *, repeats: bool = False) -> list[dict[str, Any]]:
-    """The planned comparisons, each with its verdict, as the result file has them."""
+def compare(
+    study: Study, measured: Measured, *, repeats: bool = False, resplit: bool = False
+) -> list[dict[str, Any]]:
+    """The planned comparisons, each with its verdict, as the result file has them.
+
+    Args:
+        study: with its comparisons.
+        measured: of all arms.
+        repeats: whether the whole experiment was repeated.
+        resplit: whether the repeats split the same patients again. Then they are not independent,
+            and there is neither a p nor an interval.
+    """
     results = [
-        _compare(study, measured, p.first, p.second, p.score, repeats) for p in study.comparisons
+        _compare(study, measured, p.first, p.second, p.score, repeats=repeats, resplit=resplit)
+        for p in study.comparisons
     ]
     corrected = metrics.holm([result.p for result in results])
     return [
@@ -75,9 +86,12 @@ def compare(study: Study, measured: Measured, *, repeats: bool = False) -> list[
 
 
 def other_scores(
-    study: Study, measured: Measured, *, repeats: bool = False
+    study: Study, measured: Measured, *, repeats: bool = False, resplit: bool = False
 ) -> list[dict[str, Any]]:
-    """Intervals of all other scores of the arms that are compared; these have no verdict."""
+    """Intervals of all other scores of the arms that are compared; these have no verdict.
+
+    Arguments as in ``compare``.
+    """
     primary = {(p.first, p.second, p.score) for p in study.comparisons}
     others = [
         (first, second, score)
@@ -86,7 +100,9 @@ def other_scores(
         if score in measured[first] and score in measured[second]
     ]
     results = {
-        key: _compare(study, measured, *key, repeats) for key in others if key not in primary
+        key: _compare(study, measured, *key, repeats=repeats, resplit=resplit)
+        for key in others
+        if key not in primary
     }
     return [
         {
@@ -160,9 +176,10 @@ def recompute(content: dict[str, Any]) -> None:
     """Replace the comparisons of a result file, if it contains measurements."""
     if content.get("measurements"):
         study = study_of(content)
-        measured, repeats = content["measurements"], content["repeats"]
-        content["comparisons"] = compare(study, measured, repeats=repeats)
-        content["other_scores"] = other_scores(study, measured, repeats=repeats)
+        measured = content["measurements"]
+        how = {"repeats": content["repeats"], "resplit": content.get("resplit", False)}
+        content["comparisons"] = compare(study, measured, **how)
+        content["other_scores"] = other_scores(study, measured, **how)
 
 
 def without_nan(value: Any) -> Any:
@@ -175,12 +192,20 @@ def without_nan(value: Any) -> Any:
 
 
 def _compare(
-    study: Study, measured: Measured, first: str, second: str, score: str, repeats: bool = False
+    study: Study,
+    measured: Measured,
+    first: str,
+    second: str,
+    score: str,
+    *,
+    repeats: bool = False,
+    resplit: bool = False,
 ) -> Comparison:
     if repeats:
-        return _compare_repeats(*(measured[arm][score] for arm in (first, second)))
+        arms = (measured[arm][score] for arm in (first, second))
+        return _compare_repeats(*arms, resplit=resplit)
     pooled = study.pooled.get(score)
-    arms = [
+    cells = [
         {
             (patient, seed): [] if value is None else [value]
             for patient, values in measured[arm][score].items()
@@ -188,27 +213,27 @@ def _compare(
         }
         for arm in (first, second)
     ]
-    return metrics.compare_arms(*arms, statistic=pooled.statistic if pooled else "mean")
+    return metrics.compare_arms(*cells, statistic=pooled.statistic if pooled else "mean")
 
 
 def _compare_repeats(
-    first: Mapping[str, Sequence[Any]], second: Mapping[str, Sequence[Any]]
+    first: Mapping[str, Sequence[Any]], second: Mapping[str, Sequence[Any]], *, resplit: bool
 ) -> Comparison:
-    """Paired t-test over repeats, each with patients and a seed of its own."""
+    """Paired t-test over repeats, each with patients and a seed of its own; else no test."""
     pairs = [(first[name][0], second[name][0]) for name in first]
     kept = [(a, b) for a, b in pairs if a is not None and b is not None]
-    test = metrics.paired_t_test([a for a, _ in kept], [b for _, b in kept])
     differences = [a - b for a, b in kept]
     difference = fmean(differences) if kept else math.nan
-    error, margin = math.nan, math.nan
-    if len(kept) > 1:
+    p, error, margin = math.nan, math.nan, math.nan
+    if len(kept) > 1 and not resplit:
+        p = metrics.paired_t_test([a for a, _ in kept], [b for _, b in kept]).p
         error = stdev(differences) / math.sqrt(len(kept))
         margin = error * student_quantile(0.975, len(kept) - 1)
     return Comparison(
         difference=difference,
         low=difference - margin,
         high=difference + margin,
-        p=test.p,
+        p=p,
         standard_error=error,
         freedom=len(kept) - 1,
         patients=len(kept),

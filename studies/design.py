@@ -140,7 +140,8 @@ class Study:
         baselines: arms without training, from an evaluation of the first arm.
         split: makes the split of phantoms; default whole patients.
         own_split: makes the split of a data set of one's own from the names of its patients, in
-            their order; None splits in the recipe's proportions.
+            their order; None splits at random, or as the data set says.
+        own_share: proportions of a random split; None takes the recipe's.
     """
 
     method: str
@@ -157,6 +158,7 @@ class Study:
     baselines: Mapping[str, Callable[[Evaluation], Evaluation]] = field(default_factory=dict)
     split: MakeSplit = Split
     own_split: Callable[[Sequence[str]], Split] | None = None
+    own_share: tuple[float, float, float] | None = None
 
     def __post_init__(self) -> None:
         """Refuse more comparisons than planned ones may be, and unknown names."""

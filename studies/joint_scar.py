@@ -6,6 +6,7 @@ The paper's networks start from ImageNet-21k weights, ``R50+ViT-B_16.npz``; with
 they start from scratch, and the page says so.
 """
 
+import math
 import statistics
 from typing import cast
 
@@ -72,6 +73,7 @@ STUDY = Study(
         steps=1200,
     ),
     paper=Scale((140, 0, 28)),
+    own_share=(140, 0, 28),  # nothing is chosen on validation patients
 )
 STUDIES = (STUDY,)
 
@@ -80,7 +82,8 @@ def dice_with_scar(outcome: Outcome, arm: str) -> list[float]:
     """Mean scar Dice of each training over the slices with scar."""
     return [
         statistics.fmean(
-            row.scores["scar_dice"] for row in evaluation.rows if row.ids["scar_pixels"]
+            [row.scores["scar_dice"] for row in evaluation.rows if row.ids["scar_pixels"]]
+            or [math.nan]
         )
         for evaluation in outcome.evaluations[arm]
     ]
@@ -91,7 +94,8 @@ def percent_clean(outcome: Outcome, arm: str) -> list[float]:
     return [
         100
         * statistics.fmean(
-            row.scores["scar_dice"] for row in evaluation.rows if not row.ids["scar_pixels"]
+            [row.scores["scar_dice"] for row in evaluation.rows if not row.ids["scar_pixels"]]
+            or [math.nan]
         )
         for evaluation in outcome.evaluations[arm]
     ]

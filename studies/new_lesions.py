@@ -6,6 +6,7 @@ Where CMRFAST_TEST_DATA names a folder with the open_ms_longitudinal set, the tr
 also applied to its patients, and overlays are written to the folder of the training.
 """
 
+import math
 import os
 import statistics
 from dataclasses import replace
@@ -76,7 +77,7 @@ def false_lesions(outcome: Outcome, arm: str) -> list[float]:
     return [
         statistics.fmean(
             [float(row.ids["false"]) for row in evaluation.rows if not row.ids["lesions"]]
-            or [float("nan")]
+            or [math.nan]
         )
         for evaluation in outcome.evaluations[arm]
     ]
@@ -134,7 +135,8 @@ def f1_above(outcome: Outcome, arm: str, threshold: float) -> list[float]:
         model = trained.model()
         with torch.inference_mode():
             rows = [row for case in trained.cases("test") for row in task.evaluate(model, case)]
-        means.append(statistics.fmean(r.scores["f1"] for r in rows if "f1" in r.scores))
+        known = [row.scores["f1"] for row in rows if "f1" in row.scores]
+        means.append(statistics.fmean(known or [math.nan]))
     return means
 
 

@@ -46,6 +46,7 @@ class Outcome:
         results: folder for the result files.
         runs: the runs of each arm, one per seed.
         evaluations: the evaluations of each arm, one per seed; more arms may be added.
+        resplit: whether repeats split the same patients again, instead of having their own.
         power: what each planned comparison can find, from a pilot; empty without one.
         seconds: duration of the study, None if parts of it had been done before.
         facts: findings that are not scores of an arm.
@@ -60,6 +61,7 @@ class Outcome:
     results: Path
     runs: Mapping[str, Sequence[Run]]
     evaluations: dict[str, list[Evaluation]]
+    resplit: bool = False
     power: Sequence[Mapping[str, Any]] = ()
     seconds: float | None = None
     facts: dict[str, Any] = field(default_factory=dict)
@@ -121,8 +123,8 @@ class Outcome:
         """The content of the result file."""
         published = methods.get(self.study.method).published
         plans = [runs[0].plan for runs in self.runs.values()]
-        repeats = self.scale.repeats
-        measured = comparisons.measure(self.study, self.evaluations, repeats=repeats)
+        how = {"repeats": self.scale.repeats, "resplit": self.resplit}
+        measured = comparisons.measure(self.study, self.evaluations, repeats=self.scale.repeats)
         arms = {}
         for name in self.evaluations:
             arm = self.study.arms.get(name)
@@ -138,7 +140,7 @@ class Outcome:
             "scale": self.scale_name,
             "data": self.data,
             "seeds": self.scale.seeds,
-            "repeats": repeats,
+            **how,
             "steps": max(plan.steps for plan in plans),  # arms may differ
             "changes": dict(self.scale.changes),
             "patients": {
@@ -147,8 +149,8 @@ class Outcome:
             },
             "scores": list(self.study.scores),
             "arms": arms,
-            "comparisons": comparisons.compare(self.study, measured, repeats=repeats),
-            "other_scores": comparisons.other_scores(self.study, measured, repeats=repeats),
+            "comparisons": comparisons.compare(self.study, measured, **how),
+            "other_scores": comparisons.other_scores(self.study, measured, **how),
             "as_the_paper_tested": self.as_the_paper_tested(),
             "power": list(self.power),
             "controls": [asdict(control) for control in self.controls],

@@ -58,8 +58,8 @@ def claims(contents: Sequence[dict[str, Any]]) -> str:
     for content in contents:
         for c in content["comparisons"]:
             claim = OURS.format(c["claim"]) if c["verdict"] == "ours" else c["claim"]
-            test = f"{_name(content)}: {_test(c, repeats=content['repeats'])}"
-            lines.append([claim, test, f"**{c['verdict']}**", _result(c)])
+            test = f"{_name(content)}: {_test(c, content)}"
+            lines.append([claim, test, f"**{c['verdict']}**", _result(c, content)])
     return _markdown(lines)
 
 
@@ -235,13 +235,14 @@ def _name(content: dict[str, Any]) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _test(comparison: dict[str, Any], *, repeats: bool) -> str:
+def _test(comparison: dict[str, Any], content: dict[str, Any]) -> str:
     """What was compared, over which units."""
     test = f"{_title(comparison['score'])}, {_arms(comparison)}"
     if comparison["patients"] is None:
         return test
-    if repeats:
-        return f"{test}, {comparison['seeds']} repeats of the whole experiment"
+    if content["repeats"]:
+        on = " on other splits of the same patients" if content.get("resplit") else ""
+        return f"{test}, {comparison['seeds']} repeats of the whole experiment{on}"
     left_out = comparison["left_out"]
     without = f" ({left_out} more without a value)" if left_out else ""
     return (
@@ -250,11 +251,14 @@ def _test(comparison: dict[str, Any], *, repeats: bool) -> str:
     )
 
 
-def _result(comparison: dict[str, Any]) -> str:
+def _result(comparison: dict[str, Any], content: dict[str, Any]) -> str:
     if comparison["patients"] is None:
         return "-"
     if comparison["p_holm"] is None:
-        return f"{_difference(comparison)}; too few patients or seeds for a test"
+        why = "too few patients or seeds for a test"
+        if content.get("resplit"):
+            why = "no test, as the repeats share patients"
+        return f"{_difference(comparison)}; {why}"
     return f"{_difference(comparison)}, p {_p(comparison['p_holm'])} by Holm"
 
 

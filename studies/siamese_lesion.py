@@ -70,6 +70,7 @@ _COMMON: dict[str, Any] = {
         score.__name__: Pooled(count_patches, score)
         for score in (balanced, sensitivity, specificity)
     },
+    "own_share": (13, 0, 2),  # nothing is chosen on validation patients
 }
 
 #: Table 1, repeated: each repeat has 15 subjects of its own.

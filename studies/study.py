@@ -106,6 +106,7 @@ def run(*studies: Study) -> Outcome:
         results=options.results,
         runs=runs,
         evaluations=_evaluations(study, jobs, "test"),
+        resplit=cohorts.resplit,
         power=power,
         seconds=time.monotonic() - start if new else None,
     )

@@ -5,14 +5,16 @@ import importlib
 import json
 import math
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from scipy import stats
 
-from cmrfast import metrics
+from cmrfast import methods, metrics
 from cmrfast.data import Volume, open_dataset
 from cmrfast.data.datasets import Split
+from cmrfast.data.phantom import write_phantoms
 from cmrfast.methods import Row
 from cmrfast.runs.evaluate import Evaluation
 from studies import comparisons, design, page
@@ -250,6 +252,26 @@ def test_pooled_scores_come_from_the_counts_of_patients():
     assert math.isnan(study.pooled["balanced"].statistic(counts[1:]))
 
 
+def test_test_patients_without_the_structure_leave_a_fact_without_a_value(monkeypatch):
+    from studies import joint_scar, new_lesions
+
+    scores = [Row({"case": "p", "scar_pixels": 0}, {"scar_dice": 1.0})]
+    clean = outcome({"jdl": [Evaluation("joint_scar", "test", scores, {})]})
+    assert math.isnan(joint_scar.dice_with_scar(clean, "jdl")[0])
+    assert joint_scar.percent_clean(clean, "jdl") == [100]
+    scores[0] = Row({"case": "p", "scar_pixels": 5}, {"scar_dice": 0.5})
+    assert math.isnan(joint_scar.percent_clean(clean, "jdl")[0])
+
+    task = SimpleNamespace(
+        recipe=methods.get("new_lesions").recipe(),
+        evaluate=lambda model, case: [Row({"case": case, "lesions": 0}, {"dice": 1.0})],
+    )
+    monkeypatch.setattr("studies.controls.cached_task", lambda run: task)
+    run = SimpleNamespace(model=lambda: None, cases=lambda part: ["p"])
+    clean.runs = {"final maps": [run]}
+    assert math.isnan(new_lesions.f1_above(clean, "final maps", 0.5)[0])
+
+
 def test_repeats_are_the_units_of_a_paired_test():
     def repeat(*dice):
         return [evaluated(*values) for values in dice]
@@ -275,6 +297,41 @@ def test_repeats_are_the_units_of_a_paired_test():
     named = {"method": "m", "experiment": "", "scale": "small", "repeats": True}
     text = page.claims([named | {"comparisons": [compared]}])
     assert "3 repeats of the whole experiment" in text
+
+
+def test_repeats_that_share_patients_have_no_test():
+    repeats = {"a": [evaluated(0.6), evaluated(0.9)], "b": [evaluated(0.4), evaluated(0.8)]}
+    scores = ("dice", "f1")
+    for evaluation in (*repeats["a"], *repeats["b"]):
+        for row in evaluation.rows:
+            row.scores["f1"] = row.scores["dice"]
+    found = outcome(repeats, scores, (planned(),))
+    measured = comparisons.measure(found.study, repeats, repeats=True)
+    content = {"repeats": True, "resplit": True, "measurements": measured, "experiment": ""}
+    again = {"method": "new_lesions", **content}
+    for compared in (comparisons.compare, comparisons.other_scores):
+        (line,) = compared(found.study, measured, repeats=True, resplit=True)
+        assert line["difference"] == pytest.approx(0.15)
+        assert math.isnan(line["low"])
+        assert math.isnan(line["high"])
+        assert math.isnan(line.get("p_holm", math.nan))
+    (line,) = comparisons.compare(found.study, measured, repeats=True, resplit=True)
+    assert line["verdict"] == "not decided"
+    text = page.claims([again | {"scale": "paper", "comparisons": comparisons.without_nan([line])}])
+    assert "2 repeats of the whole experiment on other splits of the same patients" in text
+    assert "| +0.15; no test, as the repeats share patients |" in text
+
+
+def test_ones_own_patients_are_split_again_without_validation_patients(tmp_path):
+    subjects = tmp_path / "subjects"
+    write_phantoms("t1_lge", subjects, cases=15, shrink=4)
+    study = next(s for s in STUDIES if s.stem("small") == "siamese_lesion-small")
+    cohorts = Cohorts(study, study.small, tmp_path, subjects)
+    assert cohorts.resplit
+    assert not Cohorts(study, study.small, tmp_path).resplit
+    splits = [cohorts.split(study.arms["pure"], seed) for seed in range(2)]
+    assert [[len(s.train), len(s.validate), len(s.test)] for s in splits] == [[13, 0, 2]] * 2
+    assert splits[0] != splits[1]
 
 
 @pytest.mark.parametrize(

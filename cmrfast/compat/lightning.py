@@ -79,7 +79,7 @@ class MethodDataModule(lightning.LightningDataModule):
         assert self.task is not None  # set up before
         if self._steps is None:
             cases = list(self._dataset.subset(self.split.train))
-            self._steps = _Steps(self, self.task.feed(cases, seed=self.seed))
+            self._steps = _Steps(self, self.task, self.task.feed(cases, seed=self.seed))
         return self._steps
 
     def val_dataloader(self) -> "_Cases":
@@ -115,8 +115,8 @@ class _Cases:
 class _Steps:
     """The batches of one epoch after the other, made by a thread while earlier ones are used."""
 
-    def __init__(self, data: MethodDataModule, feed: methods.Feed) -> None:
-        self.data, self.feed = data, feed
+    def __init__(self, data: MethodDataModule, task: AnyTask, feed: methods.Feed) -> None:
+        self.data, self.task, self.feed = data, task, feed
         self.order = SampleOrder(data.seed, len(feed), data.recipe)
 
     def __len__(self) -> int:
@@ -128,7 +128,8 @@ class _Steps:
         return iter(Prefetch(self._batch, range(first, first + len(self))))
 
     def _batch(self, step: int) -> Batch:
-        return self.feed.batch(*self.order.samples(step))
+        epoch, samples = self.order.samples(step)
+        return self.feed.batch(epoch, self.task.arrange(self.feed, epoch, samples))
 
 
 class MethodModule(lightning.LightningModule):

@@ -206,6 +206,15 @@ class Task(ABC, Generic[ModelT, ConfigT, RecipeT]):
             seed: of every random choice.
         """
 
+    def arrange(self, feed: Feed, epoch: int, samples: Tensor) -> Tensor:
+        """The samples of a whole batch, before ranks share them; by default those that are given.
+
+        Args:
+            feed: what ``feed`` returned.
+            epoch, samples: as in ``Feed.batch``.
+        """
+        return samples
+
     @abstractmethod
     def predict(self, model: ModelT, case: Case) -> Prediction:
         """Apply a trained network, in evaluation mode, to a case; its labels are not read."""

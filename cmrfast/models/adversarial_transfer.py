@@ -25,7 +25,8 @@ Where the paper is silent or differs from its authors' code:
 - Slices are normalised one by one (the code: per volume), brought to pixels of 1.25 mm, so that a
   heart has one size in all sequences (the code: resized to 480 pixels), and cropped around the
   annotated region.
-- Augmented copies of the crops are drawn again in every epoch.
+- Augmented copies of the crops are drawn again in every epoch. Where they reach beyond the slice
+  they are 0, its mean, not the value at its edge.
 - By default no training patient is tested on. The paper also trains on LGE images, with pseudo
   masks, of the patients on whose LGE masks it is then tested; ``protocol_split`` does, too.
 - As in the code, only the centre of a slice is segmented: farther out, which no training crop of an
@@ -45,7 +46,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from cmrfast.losses import adversarial_segmentation_loss
 from cmrfast.models import recipe
-from cmrfast.models._check import require_batch, require_images, require_labels, require_option
+from cmrfast.models._check import (
+    require_batch,
+    require_images,
+    require_labels,
+    require_option,
+    require_shares,
+)
 from cmrfast.models.blocks import MaxPool, SameConv2d, init_glorot
 from cmrfast.models.kernels import same_conv2d
 from cmrfast.ops._collectives import mean
@@ -80,6 +87,7 @@ class Config:
         require_option("adversarial_transfer", "disc", self.disc, get_args(Disc))
         if any(d < 2 or d % 2 for d in self.dilations):
             raise ValueError(f"adversarial_transfer: dilations must be even; got {self.dilations}")
+        require_shares("adversarial_transfer", individual_weight=self.individual_weight)
         if self.g_steps < 1:
             raise ValueError(
                 f"adversarial_transfer: g_steps must be at least 1; got {self.g_steps}"
@@ -100,9 +108,9 @@ class Recipe(recipe.Recipe):
             an empty state, rmsprop with gradients clipped at 1.
         lr_decay: the learning rate at optimiser step t is lr / (1 + lr_decay · t).
         pretrain_epochs: initial epochs, in which only the generator is trained.
-        lge_masks: training patients whose LGE masks are used, if there are as many training
-            patients as in ``split``; in proportion with fewer patients, at least one. A split per
-            sequence lists the masks to use itself, and this field is not used.
+        lge_masks: training patients whose LGE masks are used; with fewer training patients than in
+            ``split`` in proportion, at least one. A split per sequence lists the masks to use
+            itself, and this field is not used.
         slice_map: how the LGE slice of a transferred mask is chosen, see ``transfer_slices``.
         crop_shift_px: largest shift of four of the five crops of a slice from the fifth.
         copies: augmented samples in addition to each unchanged crop.

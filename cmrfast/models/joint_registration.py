@@ -16,6 +16,7 @@ Where the paper is silent or contradicts itself:
   of contrasts that its running statistics describe in evaluation.
 - The three losses have equal weights, and so have the two terms of each.
 - Samples from outside the LGE image are background.
+- The hidden layer of the theta head has a leaky ReLU, because plain ones die.
 - LGE slices keep their positions, 5 mm apart in the published data; only the cine stack is
   interpolated between slices. Images are cropped or padded to 224 pixels, which keeps the spacing.
 """
@@ -31,7 +32,13 @@ from torch.nn import functional as F
 
 from cmrfast.losses import dual_loss
 from cmrfast.models import recipe
-from cmrfast.models._check import require_batch, require_images, require_labels, require_option
+from cmrfast.models._check import (
+    require_batch,
+    require_images,
+    require_labels,
+    require_option,
+    require_shares,
+)
 from cmrfast.models.blocks import ConvNormReLU, MaxPool
 from cmrfast.ops import affine_sample
 
@@ -60,6 +67,7 @@ class Config:
     def __post_init__(self) -> None:
         require_option("joint_registration", "variant", self.variant, get_args(Variant))
         require_option("joint_registration", "fusion", self.fusion, get_args(Fusion))
+        require_shares("joint_registration", alpha=self.alpha)
         if len(self.widths) < 2:
             raise ValueError(
                 f"joint_registration: widths must have two levels or more; got {self.widths}"
@@ -107,6 +115,11 @@ class Recipe(recipe.Recipe):
         if not 0 < self.spacing_mm < float("inf"):
             raise ValueError(
                 f"joint_registration: spacing_mm must be positive; got {self.spacing_mm}"
+            )
+        if not 0 <= self.clip_percent[0] < self.clip_percent[1] <= 100:
+            raise ValueError(
+                "joint_registration: clip_percent must be 0 <= low < high <= 100; "
+                f"got {self.clip_percent}"
             )
         if self.side < 1:
             raise ValueError(f"joint_registration: side must be at least 1; got {self.side}")

@@ -28,7 +28,13 @@ from torch import Tensor, nn
 
 from cmrfast.losses import dice_ce_loss
 from cmrfast.models import recipe, transunet
-from cmrfast.models._check import require_batch, require_images, require_labels, require_option
+from cmrfast.models._check import (
+    require_batch,
+    require_images,
+    require_labels,
+    require_option,
+    require_shares,
+)
 from cmrfast.models.transunet import Decoder, Encoder, TransUNet
 from cmrfast.models.transunet_weights import load_imagenet, load_official_encoder
 
@@ -81,6 +87,7 @@ class Recipe(recipe.Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_shares("joint_scar", threshold=self.threshold)
         if self.weight_decay_scar is not None and self.weight_decay_scar < 0:
             raise ValueError(
                 f"joint_scar: weight_decay_scar must be >= 0; got {self.weight_decay_scar}"

@@ -54,6 +54,11 @@ class Recipe:
         for name in ("lr", "lr_factor"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"Recipe: {name} must be positive; got {getattr(self, name)}")
+        if self.split[0] <= 0 or min(self.split) < 0:
+            raise ValueError(
+                "Recipe: split must start with a positive number and hold no negative one; "
+                f"got {self.split}"
+            )
         if self.weight_decay < 0:
             raise ValueError(f"Recipe: weight_decay must be >= 0; got {self.weight_decay}")
 

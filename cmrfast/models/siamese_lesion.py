@@ -73,6 +73,10 @@ class Config:
         require_shares(
             "siamese_lesion", dropout_conv=self.dropout_conv, dropout_full=self.dropout_full
         )
+        if not 0 < self.temperature < float("inf"):
+            raise ValueError(
+                f"siamese_lesion: temperature must be positive; got {self.temperature}"
+            )
         if self.patch < 32:
             raise ValueError(f"siamese_lesion: patch must be at least 32; got {self.patch}")
         if not set(self.shared_layers) <= set(range(1, 7)):

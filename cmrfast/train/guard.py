@@ -1,6 +1,7 @@
 """What ends a run early: non-finite values and signals."""
 
 import signal
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -29,8 +30,14 @@ class Stop:
 
 @contextmanager
 def catch_signals() -> Iterator[Stop]:
-    """Note SIGTERM and the first Ctrl-C, for the loop to stop between two steps."""
+    """Note SIGTERM and the first Ctrl-C, for the loop to stop between two steps.
+
+    Python lets only the main thread set handlers; in another one nothing is noted.
+    """
     stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
 
     def ask(number: int, _: FrameType | None) -> None:
         if stop and number == signal.SIGINT:

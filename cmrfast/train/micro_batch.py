@@ -83,7 +83,10 @@ class Backward:
         with torch.no_grad():
             for piece in pieces:
                 states.append(_random_state(device))
-                computed.append(self.network(piece))
+                outputs = self.network(piece)
+                if self.network.compiled == "graphs":  # the next call overwrites them
+                    outputs = {name: output.clone() for name, output in outputs.items()}
+                computed.append(outputs)
             for name, buffer in model.named_buffers():  # running statistics count once
                 buffer.copy_(buffers[name])
         outputs = {

@@ -11,7 +11,7 @@ from cmrfast.methods import AnyMethod, Batch
 from cmrfast.models.recipe import Recipe
 from cmrfast.train.init import load_weights, read_weights
 from cmrfast.train.norm import sync_batch_norms
-from cmrfast.train.plan import TrainOptions
+from cmrfast.train.plan import Compiled, TrainOptions
 from cmrfast.train.ranks import Ranks
 from cmrfast.train.shard import shard
 
@@ -32,6 +32,7 @@ class TrainingNetwork:
         device: of the model.
         precision: float32, bfloat16 or float16.
         sharded: whether each rank holds a part of the weights.
+        compiled: no, default or graphs; outputs of a graph last until the next call.
     """
 
     model: nn.Module
@@ -40,6 +41,7 @@ class TrainingNetwork:
     device: torch.device
     precision: str = "float32"
     sharded: bool = False
+    compiled: Compiled = "no"
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """Outputs for a batch."""
@@ -81,5 +83,11 @@ def build_network(
         mode = "reduce-overhead" if options.compiled == "graphs" else None
         forward = torch.compile(model, mode=mode)
     return TrainingNetwork(
-        model, forward, method.inputs, ranks.device, options.precision, options.sharded
+        model,
+        forward,
+        method.inputs,
+        ranks.device,
+        options.precision,
+        options.sharded,
+        options.compiled,
     )

@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO, get_args
 
 from cmrfast.data.cache import Cache
 from cmrfast.data.datasets import LAYOUTS, Dataset, Split, split_by_patient
@@ -79,7 +79,12 @@ class TrainOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"train: {name} must be at least 1; got {value}")
+        if not self.save_every_s >= 0:
+            raise ValueError(f"train: save_every_s must be at least 0; got {self.save_every_s}")
+        if not 0 < self.timeout_s < float("inf"):
+            raise ValueError(f"train: timeout_s must be positive; got {self.timeout_s}")
         require_option("train", "precision", self.precision, PRECISIONS)
+        require_option("train", "compiled", self.compiled, get_args(Compiled))
         for name in self.track:
             require_option("train", "track", name, list(TRACKERS))
 

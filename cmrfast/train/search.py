@@ -57,12 +57,15 @@ def search(
             "search: needs the extra search: pip install 'cmrfast[search]'"
         ) from error
 
-    ranges = _ranges_without(options.get("changes") or {}, ranges, methods.get(method))
+    record, given = methods.get(method), options.get("changes") or {}
+    ranges = _ranges_without(given, ranges, record)
+    keeps_best = record.configure(given)[1].keep == "best"
     seed, stream = options.get("seed", 0), options.pop("stream", None)
     folder = Path(out)
 
     def sampler(number: int) -> Any:
-        # As in the paper's tool: random until two results exist.
+        # As the tool of joint_scar's paper: random until two results exist. Kernel and acquisition
+        # are Optuna's, Matérn 5/2 and log EI; the tool's are Matérn 3/2 and EI of 1000 candidates.
         return optuna.samplers.GPSampler(seed=_seed(seed, number), n_startup_trials=2)
 
     (folder / "trials").mkdir(parents=True, exist_ok=True)
@@ -90,10 +93,10 @@ def search(
             name: trial.suggest_float(name, r.low, r.high, log=isinstance(r, LogUniform))
             for name, r in ranges.items()
         }
-        last = [math.nan]
+        scores: list[float] = []
 
         def watch(step: int, score: float) -> None:
-            last[0] = score
+            scores.append(score)
             if math.isnan(score):
                 return
             trial.report(score, step)
@@ -101,18 +104,21 @@ def search(
                 raise optuna.TrialPruned
 
         place = folder / "trials" / f"{trial.number:04d}"
-        own = {**options, "changes": {**(options.get("changes") or {}), **changes}}
+        own = {**options, "changes": {**given, **changes}}
         try:
             train(method, data, place, **own, resume=True, watch=watch)
         except FloatingPointError as error:
             # Taken by the sampler for the worst so far, so that it avoids these values.
             trial.set_user_attr("diverged", str(error))
-            last[0] = -math.inf
-        if math.isnan(last[0]):
+            scores = [-math.inf]
+        # The score of the weights that the run keeps.
+        kept = [s for s in scores if not math.isnan(s)] if keeps_best else scores[-1:]
+        score = max(kept, default=math.nan)
+        if math.isnan(score):
             raise ValueError("search: the validation patients have nothing to score")
         if stream is not None:
-            stream.write(f"trial {trial.number}: score {last[0]:.4g}  {_words(changes)}\n")
-        return last[0]
+            stream.write(f"trial {trial.number}: score {score:.4g}  {_words(changes)}\n")
+        return score
 
     over = (TrialState.COMPLETE, TrialState.PRUNED)
     while (ended := len(study.get_trials(deepcopy=False, states=over))) < trials:
@@ -151,13 +157,13 @@ def _seed(seed: int, number: int) -> int:
 
 
 def _plot(study: Any, folder: Path) -> None:
-    """Score over trials, and over each field."""
+    """Score over trials, and over each field that all of them varied."""
     from matplotlib.figure import Figure
 
     done = [t for t in study.trials if t.value is not None and math.isfinite(t.value)]
-    names = list(done[0].params)
+    names = [name for name in done[0].params if all(name in t.params for t in done)]
     figure = Figure((3 * (len(names) + 1), 3), layout="constrained")
-    first, *others = figure.subplots(1, len(names) + 1, sharey=True)
+    first, *others = figure.subplots(1, len(names) + 1, sharey=True, squeeze=False)[0]
     scores = [t.value for t in done]
     best = [max(scores[: i + 1]) for i in range(len(scores))]
     first.plot([t.number for t in done], scores, "o", markersize=4)

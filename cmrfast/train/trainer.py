@@ -106,6 +106,11 @@ class Trainer:
         ranks: Ranks,
     ) -> None:
         self.method, self.data, self.options, self.ranks = method, data, options, ranks
+        if options.sharded and ranks.group is None:
+            raise ValueError(
+                "train: sharded (--sharded) divides the weights over processes, which torchrun "
+                "starts; there is one"
+            )
         epochs = {"epochs": options.epochs} if options.epochs else {}
         config, self.recipe = method.configure({**changes, **epochs})
         stored = _stored_run(out, options)
@@ -219,6 +224,7 @@ class Trainer:
 
     def _batch(self, step: int) -> Batch:
         epoch, samples = self.order.samples(step)
+        samples = self.task.arrange(self.feed, epoch, samples)
         return self.feed.batch(epoch, self.ranks.own_part(samples))
 
     def _step(
@@ -400,6 +406,12 @@ def _stored_run(out: str | os.PathLike[str], options: TrainOptions) -> Run | Non
         raise CheckpointError(f"train: {out} holds a run already; resume (--resume) continues it")
     if options.split not in (None, stored.plan.split):
         raise CheckpointError(f"train: {out} was begun with another split of the patients")
+    epochs = stored.recipe.epochs
+    if options.epochs not in (None, epochs) and stored.checkpoints.best():
+        raise CheckpointError(
+            f"train: {out} was begun with {epochs} epochs; "
+            "steps (--steps) sets how far it continues"
+        )
     if options.labels and _sorted(options.labels) != _sorted(stored.plan.labels):
         raise CheckpointError(
             f"train: {out} was begun with {_labels_in_words(stored.plan.labels)}; it cannot resume "

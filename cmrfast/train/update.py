@@ -46,6 +46,8 @@ class Update:
             )
         if method.step and network.sharded:
             raise ValueError(f"train: {method.name} has a step of its own, which cannot be sharded")
+        if method.step and network.compiled != "no":
+            raise ValueError(f"train: {method.name} has a step of its own, which is not compiled")
         # A method with a step of its own has optimisers for each of its networks.
         model = network.model
         parts = dict(model.named_children()) if method.step else {"model": model}

@@ -35,6 +35,14 @@ def test_a_papers_counts_are_kept_and_seeds_differ():
     assert split.test == ("patient13", "patient21", "patient30", "patient38", "patient44")
 
 
+@pytest.mark.parametrize(
+    ("parts", "counts"), [((13, 0, 2), [8, 0, 1]), ((1, 1, 0), [5, 4, 0]), ((1, 0, 0), [9, 0, 0])]
+)
+def test_a_part_of_zero_is_empty(parts, counts):
+    split = split_by_patient([f"p{n}" for n in range(9)], parts)
+    assert [len(split.train), len(split.validate), len(split.test)] == counts
+
+
 def test_a_split_is_kept_in_a_file(tmp_path):
     split = split_by_patient(["a", "b", "c", "d"])
     split.save(tmp_path / "split.json")
@@ -122,9 +130,10 @@ def test_a_long_split_takes_no_long(tmp_path):
     assert time.perf_counter() - begin < 5
 
 
-@pytest.mark.parametrize("parts", [(1, 1), (1, 1, 0), (1, 1, -1)])
+@pytest.mark.parametrize("parts", [(1, 1), (0, 1, 1), (1, 1, -1)])
 def test_wrong_parts(parts):
-    with pytest.raises(ValueError, match="split_by_patient: parts must be three positive numbers"):
+    message = "split_by_patient: parts must be three numbers, the first positive and none negative"
+    with pytest.raises(ValueError, match=message):
         split_by_patient(["a", "b", "c"], parts)
     with pytest.raises(ValueError, match="split_by_patient: three patients are needed; got 2"):
         split_by_patient(["a", "b", "b"])

@@ -279,6 +279,7 @@ def test_messages():
         ({"gan": "wasserstein"}, r"gan must be one of nonsaturating, minmax; got 'wasserstein'"),
         ({"disc": "deep"}, r"disc must be one of plain, residual; got 'deep'"),
         ({"dilations": (2, 3, 4)}, r"dilations must be even; got \(2, 3, 4\)"),
+        ({"individual_weight": 5.0}, r"individual_weight must lie in \[0, 1\]; got 5.0"),
         ({"g_steps": 0}, r"g_steps must be at least 1; got 0"),
         ({"size": 100}, r"size must be a multiple of 16; got 100"),
     ):

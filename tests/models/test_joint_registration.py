@@ -161,6 +161,7 @@ def test_messages():
     for changes, match in (
         ({"variant": "both"}, r"variant must be one of joint, stn; got 'both'"),
         ({"fusion": "late"}, r"fusion must be one of feature, image; got 'late'"),
+        ({"alpha": 5.0}, r"alpha must lie in \[0, 1\]; got 5.0"),
         ({"widths": (4,)}, r"widths must have two levels or more; got \(4,\)"),
     ):
         with pytest.raises(ValueError, match=f"joint_registration: {match}"):

@@ -155,6 +155,7 @@ def test_messages():
     for changes, match in (
         ({"variant": "twin"}, r"variant must be one of decoupled, .*; got 'twin'"),
         ({"norm": "layer"}, r"norm must be one of lrn, batch; got 'layer'"),
+        ({"temperature": 0.0}, r"temperature must be positive; got 0.0"),
         ({"patch": 31}, r"patch must be at least 32; got 31"),
         ({"shared_layers": (0, 4)}, r"shared_layers must be some of 1 to 6; got \(0, 4\)"),
     ):

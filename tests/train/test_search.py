@@ -42,6 +42,42 @@ def test_a_search_ends_resumes_and_is_drawn(tmp_path):
     assert more["score"] >= first["score"]
 
 
+@pytest.mark.parametrize(
+    ("keep", "scores", "expected"),
+    [
+        ("last", [0.9, 0.2], 0.2),
+        ("best", [0.9, 0.2], 0.9),
+        ("best", [math.nan, 0.9, math.nan], 0.9),
+    ],
+)
+def test_a_trial_has_the_score_of_the_weights_that_it_keeps(
+    keep, scores, expected, tmp_path, monkeypatch
+):
+    def train(*told, watch, **options):
+        for step, score in enumerate(scores):
+            watch(step, score)
+
+    monkeypatch.setattr("cmrfast.train.search.train", train)
+    assert run_search(tmp_path, trials=1, fixed={"keep": keep})["score"] == expected
+
+
+def test_without_a_score_of_the_weights_that_it_keeps_a_search_ends(tmp_path, monkeypatch):
+    def train(*told, watch, **options):
+        watch(0, 0.9)
+        watch(1, math.nan)
+
+    monkeypatch.setattr("cmrfast.train.search.train", train)
+    with pytest.raises(ValueError, match="the validation patients have nothing to score"):
+        run_search(tmp_path, trials=1)
+
+
+def test_a_search_may_continue_with_other_fields(tmp_path):
+    run_search(tmp_path, trials=1, steps=1)
+    others = {"temperature": Uniform(0.05, 0.2)}
+    assert run_search(tmp_path, ranges=others, trials=2, steps=1)["trials"] == 2
+    assert (tmp_path / "search.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_another_storage_is_shared(tmp_path):
     url = f"sqlite:///{tmp_path}/shared.db"
     run_search(tmp_path / "one", trials=2, storage=url)

@@ -1,6 +1,8 @@
 """Training: resumes to the bit, is one whatever the parts, and refuses what it cannot do."""
 
+import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -137,6 +139,11 @@ def test_epochs_replace_the_steps_of_a_run_without_a_checkpoint(tmp_path):
     assert resumed.plan.steps == 2
     assert resumed.recipe.epochs == 1
     assert resumed.checkpoint().step == 2
+    again = train("siamese_lesion", None, tmp_path / "run", resume=True, epochs=1)
+    assert again.plan == resumed.plan
+    message = r"run was begun with 1 epochs; steps \(--steps\) sets how far it continues$"
+    with pytest.raises(CheckpointError, match=message):
+        train("siamese_lesion", None, tmp_path / "run", resume=True, epochs=2)
 
 
 def test_a_run_resumes_with_its_own_options_and_fields(tmp_path):
@@ -164,6 +171,32 @@ def test_an_unknown_device_is_refused(tmp_path, device):
 def test_a_count_below_one_is_refused(tmp_path, name):
     with pytest.raises(ValueError, match=rf"^train: {name} must be at least 1; got 0$"):
         run_training(tmp_path / "run", **{name: 0})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("save_every_s", -1.0, "at least 0; got -1.0"),
+        ("save_every_s", float("nan"), "at least 0; got nan"),
+        ("timeout_s", 0.0, "positive; got 0.0"),
+        ("compiled", "graph", "one of no, default, graphs; got 'graph'; did you mean graphs?"),
+    ],
+)
+def test_a_value_that_an_option_cannot_have_is_refused(tmp_path, name, value, message):
+    with pytest.raises(ValueError, match=rf"^train: {name} must be {re.escape(message)}$"):
+        run_training(tmp_path / "run", **{name: value})
+
+
+def test_one_process_cannot_shard(tmp_path):
+    with pytest.raises(ValueError, match=r"^train: sharded .* which torchrun starts; there is one"):
+        run_training(tmp_path / "run", sharded=True)
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_thread_can_train(tmp_path):
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(run_training, tmp_path / "run", steps=1).result()
+    assert run.checkpoint().step == 1
 
 
 def test_an_unknown_option_is_refused(tmp_path):
@@ -195,6 +228,36 @@ def test_parts_of_a_batch_add_up(tmp_path, monkeypatch, separable):
     parts = run_training(tmp_path / "parts", changes=quiet, micro_batch=3)
     for name, tensor in weights(whole).items():
         torch.testing.assert_close(weights(parts)[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_outputs_of_a_graph_are_kept_from_the_next_replay():
+    from cmrfast.train.micro_batch import Backward
+    from cmrfast.train.network import TrainingNetwork
+    from cmrfast.train.ranks import Ranks
+
+    model, memory = torch.nn.Linear(1, 1), torch.zeros(2, 1)
+
+    def replay(x):
+        if torch.is_grad_enabled():
+            return {"y": model(x)}
+        return {"y": memory.copy_(model(x))}
+
+    def squared_mean(outputs, batch):
+        return {"loss": outputs["y"].mean() ** 2}
+
+    batch = {"x": torch.arange(4.0)[:, None]}
+    found = []
+    for size in (None, 2):
+        network = TrainingNetwork(
+            model, replay if size else lambda x: {"y": model(x)}, ("x",), memory.device,
+            compiled="graphs",
+        )  # fmt: skip
+        scaler = torch.amp.GradScaler("cpu", enabled=False)
+        backward = Backward(network, squared_mean, Ranks(), scaler, mean_loss=False, size=size)
+        model.zero_grad()
+        backward(batch)
+        found.append(model.weight.grad.clone())
+    torch.testing.assert_close(*found)
 
 
 def test_dropout_is_the_same_in_both_passes(tmp_path):

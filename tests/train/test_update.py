@@ -77,6 +77,22 @@ def on_rank(rank, group):
     return parts | {case: updated(*case, ranks) for case in CASES}
 
 
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"precision": "float16"}, "takes precision float32 or bfloat16; got float16"),
+        ({"sharded": True}, "has a step of its own, which cannot be sharded"),
+        ({"compiled": "default"}, "has a step of its own, which is not compiled"),
+    ],
+)
+def test_what_a_step_of_its_own_cannot_do(how, message):
+    method = methods.get("adversarial_transfer")
+    model = small(method.name)
+    network = TrainingNetwork(model, model, method.inputs, torch.device("cpu"), **how)
+    with pytest.raises(ValueError, match=f"^train: adversarial_transfer {message}$"):
+        Update(method, model.config, method.recipe(), network, Ranks())
+
+
 @pytest.fixture(scope="module")
 def of_two_ranks(tmp_path_factory):
     return on_two_ranks(on_rank, tmp_path_factory.mktemp("ranks"))

@@ -134,7 +134,7 @@ def split_by_patient(
 
     The split depends on the seed and the names alone, not on the order in which they are listed.
     If ``parts`` add up to the number of patients, they are used as exact counts; otherwise they
-    are proportions, with at least one patient in each part.
+    are proportions, with at least one patient in each part that is not 0.
 
     Args:
         names: names of all patients; equal names are one patient.
@@ -146,8 +146,11 @@ def split_by_patient(
         (5, 3, 1)
     """
     patients = set(names)
-    if len(parts) != 3 or min(parts) <= 0:
-        raise ValueError(f"split_by_patient: parts must be three positive numbers; got {parts}")
+    if len(parts) != 3 or parts[0] <= 0 or min(parts) < 0:
+        raise ValueError(
+            "split_by_patient: parts must be three numbers, the first positive and none negative; "
+            f"got {parts}"
+        )
     if len(patients) < 3:
         raise ValueError(f"split_by_patient: three patients are needed; got {len(patients)}")
 
@@ -161,9 +164,9 @@ def split_by_patient(
 
 
 def apportion(total: int, parts: Sequence[float]) -> list[int]:
-    """Counts of at least 1 that add up to the total, by the largest-remainder method."""
+    """Counts that add up to the total, by the largest-remainder method; 0 only of a part of 0."""
     quotas = [total * part / sum(parts) for part in parts]
-    counts = [max(1, int(quota)) for quota in quotas]
+    counts = [max(1, int(quota)) if quota else 0 for quota in quotas]
     each = range(len(parts))
     while sum(counts) < total:
         smallest = max(each, key=lambda i: quotas[i] - counts[i])

@@ -179,8 +179,8 @@ class AdversarialTransferTask(Task[AdversarialTransfer, Config, Recipe]):
         if any(case.sequences is not None for case in cases):  # the split lists them
             return set(having)
         fraction = self.recipe.lge_masks / self.recipe.split[0]
-        count = max(1, round(fraction * len(cases))) if fraction else 0
-        return set(having[:count])
+        count = max(1, round(fraction * len(cases)))
+        return set(having[: min(count, self.recipe.lge_masks)])
 
     def _stacks(self, case: Case, lends_lge: bool) -> tuple[list[Tensors], list[Tensors]]:
         """Slices of a patient with their own masks, and with borrowed ones."""
@@ -210,7 +210,8 @@ class _SliceFeed:
     def batch(self, epoch: int, samples: Tensor) -> Batch:
         """``images`` (B, 1, size, size), ``labels`` (B, size, size) uint8, and both ``pseudo_…``.
 
-        Every epoch draws new pairs of samples of both sets, and uses those of each equally often.
+        Every epoch draws new pairs of samples of both sets, and uses those of each equally often,
+        on average over epochs.
         """
         images, labels = self.true.batch(epoch, samples)
         batch = {"images": images, "labels": labels}

@@ -5,7 +5,7 @@ from cmrfast.data.datasets.needs import HEART
 from cmrfast.methods.joint_registration.images import Registration, register, warp_image
 from cmrfast.methods.joint_registration.published import PUBLISHED
 from cmrfast.methods.joint_registration.task import STRUCTURES, JointRegistrationTask
-from cmrfast.methods.method import LogUniform, Method, Objective, Uniform
+from cmrfast.methods.method import LogUniform, Method, Objective
 from cmrfast.models.joint_registration import Config, JointRegistration, Recipe, loss
 
 __all__ = ["METHOD", "Registration", "register", "warp_image"]
@@ -30,7 +30,6 @@ METHOD = Method(
     objective=Objective("registration_loss", maximise=False),
     search={
         "lr": LogUniform(1e-5, 1e-2),
-        "alpha": Uniform(0.0, 1.0),
         "registration_weight": LogUniform(0.1, 10),
     },
     structures={value: name for name, value in STRUCTURES.items()},

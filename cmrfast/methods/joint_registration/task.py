@@ -199,7 +199,7 @@ class JointRegistrationTask(Task[JointRegistration, Config, Recipe]):
         return rows
 
     def _distances(self, labels: Tensor, reference: Tensor) -> dict[str, float]:
-        """The columns of table 1 for one slice; NaN where only one of both has the structure."""
+        """The columns of table 1 for one slice; NaN unless both have the structure."""
         spacing = (self.recipe.spacing_mm,) * 2
         distances = {}
         for column in DISTANCES:

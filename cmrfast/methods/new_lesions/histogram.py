@@ -29,12 +29,7 @@ def histogram_landmarks(
     for voxels in images:
         if not voxels.numel():
             raise ValueError(f"histogram_landmarks: image {count} has no voxel that counts")
-        own = percentiles(voxels, at).cpu()
-        if own[-1] <= own[0]:
-            raise ValueError(
-                f"histogram_landmarks: image {count} has one intensity from percentile {at[0]} "
-                f"to {at[-1]}; got {own[0].item()}"
-            )
+        own = _percentiles(f"histogram_landmarks: image {count}", voxels, at).cpu()
         total += (own - own[0]) * (high / (own[-1] - own[0]))
         count += 1
     if not count:
@@ -75,7 +70,7 @@ def standardise_histogram(
     voxels = volume if mask is None else volume[mask != 0]
     if not voxels.numel():
         raise ValueError("standardise_histogram: the mask is empty")
-    own = percentiles(voxels, at)
+    own = _percentiles("standardise_histogram: the volume", voxels, at)
     landmarks = landmarks.to(own)
     step = own.diff()
     # Percentiles that coincide make a piece without width, on which nothing lies but its start.
@@ -84,3 +79,13 @@ def standardise_histogram(
     piece = torch.bucketize(values, own[1:-1].contiguous(), right=True)
     mapped = landmarks[piece] + (values - own[piece]) * slope[piece]
     return mapped.to(torch.float64 if volume.dtype == torch.float64 else torch.float32)
+
+
+def _percentiles(who: str, voxels: Tensor, at: tuple[float, ...]) -> Tensor:
+    """Percentiles of an image, which must have more than one intensity."""
+    own = percentiles(voxels, at)
+    if own[-1] <= own[0]:
+        raise ValueError(
+            f"{who} has one intensity from percentile {at[0]} to {at[-1]}; got {own[0].item()}"
+        )
+    return own

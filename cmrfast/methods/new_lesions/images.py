@@ -1,7 +1,7 @@
 """New lesions between two FLAIR volumes: the network's input, and its output as volumes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -59,12 +59,7 @@ def align(
             raise ValueError(f"new_lesions: {name} must have one channel; got {volume.channels}")
         if wrong := count_non_finite(volume.data):
             raise ValueError(f"new_lesions: {name} must be finite; got {wrong} NaN or infinite")
-    masks = [m.with_data(m.data != 0) for m in brains]
-    masks = masks or [v.with_data(foreground(v.data[0])[None]) for v in (earlier, later)]
-    shape, world_from_vox = spacing_grid(later.shape, later.world_from_vox, [recipe.spacing_mm] * 3)
-    brain = brain_union(*(_onto(m, shape, world_from_vox)[0] for m in masks))
-    if not brain.any():
-        raise ValueError("new_lesions: there must be brain in the later image's box; got none")
+    masks, brain, world_from_vox = find_brain(earlier, later, brains, recipe=recipe)
     low, size = _box(brain)
     center = [first + n // 2 for first, n in zip(low, size, strict=True)]
     boxed, world_from_vox = crop_or_pad(brain[None], world_from_vox, size, center_vox=center)
@@ -73,6 +68,27 @@ def align(
         for v in (earlier, later)
     ]
     return AlignedVisits(torch.cat(images), boxed[0], world_from_vox)
+
+
+def find_brain(
+    earlier: Volume, later: Volume, brains: Sequence[Volume] = (), *, recipe: Recipe = RECIPE
+) -> tuple[list[Volume], Tensor, Tensor]:
+    """Masks of the brain, and their union on a grid of the recipe's spacing over the later image.
+
+    Args:
+        earlier, later, brains, recipe: as in ``align``.
+
+    Returns:
+        The masks, bool, each on its own grid; (I, J, K) bool, their union; (4, 4) world_from_vox of
+        the union.
+    """
+    masks = [m.with_data(m.data != 0) for m in brains]
+    masks = masks or [v.with_data(foreground(v.data[0])[None]) for v in (earlier, later)]
+    shape, world_from_vox = spacing_grid(later.shape, later.world_from_vox, [recipe.spacing_mm] * 3)
+    brain = brain_union(*(_onto(m, shape, world_from_vox)[0] for m in masks))
+    if not brain.any():
+        raise ValueError("new_lesions: there must be brain in the later image's box; got none")
+    return masks, brain, world_from_vox
 
 
 def normalise(images: Tensor, brain: Tensor, landmarks: Tensor | None = None) -> Tensor:
@@ -122,7 +138,22 @@ def segment(
         dtype: of the convolutions; bfloat16 is faster where the device computes in it.
     """
     visits = align(earlier, later, brains, recipe=recipe)
-    images = normalise(visits.images, visits.brain, landmarks)[None]
+    images = normalise(visits.images, visits.brain, landmarks)
+    visits = replace(visits, images=images)
+    return segment_visits(model, visits, later, recipe=recipe, batch=batch, dtype=dtype)
+
+
+def segment_visits(
+    model: NewLesions,
+    visits: AlignedVisits,
+    later: Volume,
+    *,
+    recipe: Recipe = RECIPE,
+    batch: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> NewLesionMap:
+    """``segment`` of visits that ``align`` and ``normalise`` prepared; arguments as there."""
+    images = visits.images[None]
     device = next((p.device for p in model.parameters()), images.device)
     network = fold(model)
 

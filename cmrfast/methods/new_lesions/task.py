@@ -1,7 +1,9 @@
 """new_lesions on images: pairs of visits prepared, cut into patches, predicted and scored."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,8 +12,15 @@ from torch import Tensor
 from cmrfast.data.cache import Tensors
 from cmrfast.data.datasets.case import Case
 from cmrfast.data.volume import Volume
+from cmrfast.errors import FileError
 from cmrfast.methods.new_lesions.histogram import histogram_landmarks
-from cmrfast.methods.new_lesions.images import NewLesionMap, align, normalise, segment
+from cmrfast.methods.new_lesions.images import (
+    NewLesionMap,
+    align,
+    find_brain,
+    normalise,
+    segment_visits,
+)
 from cmrfast.methods.new_lesions.sampling import PatchFeed
 from cmrfast.methods.preparation import Preparation, Source, prepare_cases
 from cmrfast.methods.task import Facts, Output, Picture, Prediction, Row, Task, presence
@@ -33,7 +42,8 @@ def _align(source: Source[Config, Recipe]) -> Tensors:
     """
     case = source.case
     earlier, later = _read_visits(case, source.recipe)
-    visits = align(earlier, later, _brains(case), recipe=source.recipe)
+    with _naming(case):
+        visits = align(earlier, later, _brains(case), recipe=source.recipe)
     masks = {
         name: _resample_mask(mask, visits.world_from_vox, visits.brain.shape)
         for name, mask in ((n, case.label(n)) for n in (*_MASKS, *_ALL) if n in case.labels)
@@ -52,7 +62,8 @@ def _normalise(source: Source[Config, Recipe]) -> Tensors:
     """The same, with intensities as the network takes them."""
     aligned = ALIGNED(source)
     landmarks = _landmarks(source.recipe, source.fitted)
-    images = normalise(aligned["images"], aligned["brain"], landmarks)
+    with _naming(source.case):
+        images = normalise(aligned["images"], aligned["brain"], landmarks)
     return aligned | {"images": images.to(getattr(torch, source.recipe.stored))}
 
 
@@ -100,7 +111,8 @@ class NewLesionsTask(Task[NewLesions, Config, Recipe]):
         def of_patient(case: Case) -> Tensor:
             aligned = self.prepared(ALIGNED, case)
             inside = aligned["brain"] != 0
-            return histogram_landmarks(image[inside] for image in aligned["images"])
+            with _naming(case):
+                return histogram_landmarks(image[inside] for image in aligned["images"])
 
         return {
             "landmarks": torch.stack(prepare_cases("new_lesions", cases, of_patient))
@@ -136,10 +148,11 @@ class NewLesionsTask(Task[NewLesions, Config, Recipe]):
         )
 
     def require_scorable(self, case: Case) -> None:
-        """Raise ``FileError`` where a visit or a mask cannot be used."""
+        """Raise ``FileError`` where a visit or a mask cannot be used, or there is no brain."""
         if "consensus" in case.labels:
-            _read_visits(case, self.recipe)
-            _brains(case)
+            visits = _read_visits(case, self.recipe)
+            with _naming(case):
+                find_brain(*visits, _brains(case), recipe=self.recipe)
             case.label("consensus")
 
     def evaluate(self, model: NewLesions, case: Case) -> list[Row]:
@@ -173,14 +186,22 @@ class NewLesionsTask(Task[NewLesions, Config, Recipe]):
         return Picture(_read_visits(case, self.recipe)[1], result.mask, reference, maps)
 
     def _segment(self, model: NewLesions, case: Case) -> NewLesionMap:
-        return segment(
-            model,
-            *_read_visits(case, self.recipe),
-            _brains(case),
-            landmarks=_landmarks(self.recipe, self.fitted),
-            recipe=self.recipe,
-            batch=self.predict_batch,
-        )
+        earlier, later = _read_visits(case, self.recipe)
+        landmarks = _landmarks(self.recipe, self.fitted)
+        with _naming(case):
+            visits = align(earlier, later, _brains(case), recipe=self.recipe)
+            images = normalise(visits.images, visits.brain, landmarks)
+        visits = replace(visits, images=images)
+        return segment_visits(model, visits, later, recipe=self.recipe, batch=self.predict_batch)
+
+
+@contextmanager
+def _naming(case: Case) -> Iterator[None]:
+    """Raise what is wrong with a case's images as a ``FileError`` that names the case."""
+    try:
+        yield
+    except ValueError as error:
+        raise FileError(f"{case.name}: {error}") from None
 
 
 def _consensus_on(case: Case, image: Volume) -> Volume:

@@ -113,14 +113,10 @@ class PairPatches:
 
 
 class PairFeed:
-    """Every patch once an epoch; with ``distinct`` some are replaced by those of other slices.
+    """Every patch once an epoch."""
 
-    Then, if there are enough slices, no two patches of a batch come from the same slice:
-    overlapping patches are nearly equal, which makes them poor negatives of each other.
-    """
-
-    def __init__(self, patches: PairPatches, *, seed: int, distinct: bool) -> None:
-        self.patches, self.seed, self.distinct = patches, seed, distinct
+    def __init__(self, patches: PairPatches, *, seed: int) -> None:
+        self.patches, self.seed = patches, seed
         self.slices, self.counts = patches.volume.unique_consecutive(return_counts=True)
         self.first = self.counts.cumsum(0) - self.counts
 
@@ -129,9 +125,14 @@ class PairFeed:
 
     def batch(self, epoch: int, samples: Tensor) -> Batch:
         """``t1`` and ``lge`` (B, 1, patch, patch) and ``labels`` (B,)."""
-        return self.patches.cut(self._spread(epoch, samples) if self.distinct else samples)
+        return self.patches.cut(samples)
 
-    def _spread(self, epoch: int, samples: Tensor) -> Tensor:
+    def spread(self, epoch: int, samples: Tensor) -> Tensor:
+        """A batch in which patches of a slice that has one already are replaced by others.
+
+        If there are enough slices, no two patches of the result come from the same one: overlapping
+        patches are nearly equal, which makes them poor negatives of each other.
+        """
         slices = self.patches.volume[samples]
         again = (slices[:, None] == slices).tril(-1).any(1).nonzero().flatten()
         free = (~torch.isin(self.slices, slices)).nonzero().flatten()

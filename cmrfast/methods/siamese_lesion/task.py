@@ -82,9 +82,14 @@ class SiameseLesionTask(Task[SiameseLesion, Config, Recipe]):
         )
         if not len(patches):
             raise FileError("siamese_lesion: no myocardium is large enough for a patch's centre")
-        recipe = self.recipe
-        patches = patches.with_mirrored(recipe.flip, seed)
-        return PairFeed(patches, seed=seed, distinct=recipe.distinct_slices)
+        return PairFeed(patches.with_mirrored(self.recipe.flip, seed), seed=seed)
+
+    def arrange(self, feed: Feed, epoch: int, samples: Tensor) -> Tensor:
+        """The same samples; with ``distinct_slices``, spread over the slices."""
+        if not self.recipe.distinct_slices:
+            return samples
+        assert isinstance(feed, PairFeed)
+        return feed.spread(epoch, samples)
 
     def predict(self, model: SiameseLesion, case: Case) -> Prediction:
         """The map of lesion probability, where it is above one half, the volume of that in ml, and

@@ -133,7 +133,7 @@ def test_few_patients_lend_their_lge_masks(cases):
         return TASK(NARROW, replace(RECIPE, **changes))._lge_lenders(several)
 
     assert lenders(33) == {f"patient{n}" for n in range(1, 6)}
-    assert lenders(35) == lenders(33)
+    assert lenders(35) == lenders(70) == lenders(33)
     assert lenders(12) == {"patient1", "patient2"}
     assert lenders(2) == {"patient1"}
     assert lenders(33, lge_masks=0) == set()

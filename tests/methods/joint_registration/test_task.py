@@ -30,6 +30,9 @@ def test_the_task_is_found_and_its_recipe_is_the_papers():
         Recipe(spacing_mm=0)
     with pytest.raises(ValueError, match="side must be at least 1; got 0"):
         Recipe(side=0)
+    for clip in ((99, 1), (-1, 99), (1, 101), (5, 5)):
+        with pytest.raises(ValueError, match=r"clip_percent must be 0 <= low < high <= 100; got"):
+            Recipe(clip_percent=clip)
 
 
 def test_predictions_lie_on_the_inputs_grids(cases, tmp_path):
@@ -114,3 +117,8 @@ def test_cached_preparation_is_the_same(cases, feed, tmp_path):
     wider = replace(SMALL, spacing_mm=2.9)
     JointRegistrationTask(NARROW, wider, cache=cache).feed(cases[:1], seed=5)
     assert len(list(tmp_path.glob("*.safetensors"))) == len(cases) + 1
+
+
+def test_a_search_does_not_vary_the_weights_within_its_objective():
+    """``registration_loss`` is weighted by alpha: the easier of its terms would win."""
+    assert set(METHOD.search) == {"lr", "registration_weight"}

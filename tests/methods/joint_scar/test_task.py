@@ -110,6 +110,17 @@ def test_a_negative_beta_is_refused():
         joint_scar.Recipe(weight_decay_scar=-1.0)
 
 
+def test_a_threshold_is_a_probability():
+    with pytest.raises(ValueError, match=r"^joint_scar: threshold must lie in \[0, 1\]; got 2.0$"):
+        joint_scar.Recipe(threshold=2.0)
+
+
+@pytest.mark.parametrize("split", [(-1, 0, 0), (0, 1, 1), (1, -1, 1)])
+def test_a_split_trains_on_someone_and_has_no_negative_part(split):
+    with pytest.raises(ValueError, match=r"^Recipe: split must start with a positive number and"):
+        joint_scar.Recipe(split=split)
+
+
 def test_dice_may_be_taken_over_the_batch():
     torch.manual_seed(0)
     logits = torch.randn(3, 2, 8, 8)

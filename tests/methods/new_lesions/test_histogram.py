@@ -75,6 +75,11 @@ SLICE, VOLUME = torch.zeros(4, 4), torch.zeros(1, 4, 4, 4)
         (lambda: histogram_landmarks([]), ValueError, "at least one image; got none"),
         (lambda: histogram_landmarks([SLICE[:0]]), ValueError, "image 0 has no voxel"),
         (lambda: histogram_landmarks([SLICE]), ValueError, "image 0 has one intensity"),
+        (
+            lambda: standardise_histogram(SLICE, torch.zeros(13)),
+            ValueError,
+            "the volume has one intensity from percentile 1.0 to 99.0; got 0.0",
+        ),
         (lambda: standardise_histogram(SLICE, SLICE[0]), ValueError, r"must be \(13,\)"),
         (
             lambda: standardise_histogram(SLICE, torch.zeros(13), mask=VOLUME),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cmrfast import FileError
-from cmrfast.data import Volume, open_dataset
+from cmrfast.data import Volume, open_dataset, write_nifti
 from cmrfast.methods.new_lesions.images import align
 from cmrfast.methods.new_lesions.task import NORMALISED
 from cmrfast.models.new_lesions import RECIPE, Config, Recipe
@@ -80,6 +80,30 @@ def test_patients_that_lack_something(task, cases, tmp_path):
     for channel, of in ((1, 0), (3, 0), (4, 0)):
         assert torch.equal(masks[channel], masks[of])
     assert not torch.equal(masks[2], masks[0])
+
+
+def test_patients_whose_images_show_nothing_are_named_and_left_out(task, cases, tmp_path):
+    blank, constant = tmp_path / "blank.nii.gz", tmp_path / "constant.nii.gz"
+    later = cases[0].image("later")
+    write_nifti(blank, later.with_data(torch.zeros_like(later.data)))
+    write_nifti(constant, later.with_data(torch.full_like(later.data, 5)))
+    no_brain = replace(cases[0], images={"earlier": blank, "later": blank})
+    one_blank = replace(cases[0], images={**cases[0].images, "earlier": constant})
+    feed = task.feed([no_brain, one_blank, cases[1]], seed=0)
+    assert len(feed) == SMALL.per_patient
+    landmarks = task.fit([no_brain, one_blank, cases[1]])["landmarks"]
+    assert landmarks == task.fit(cases[1:2])["landmarks"]
+    name = cases[0].name
+    no_brain_message = rf"^{name}: new_lesions: there must be brain in the later image's box"
+    one_intensity = rf"^{name}: standardise_histogram: the volume has one intensity"
+    for case, message in ((no_brain, no_brain_message), (one_blank, one_intensity)):
+        with pytest.raises(FileError, match=message):
+            task.evaluate(Oracle(), case)
+    with pytest.raises(FileError, match=no_brain_message):
+        task.require_scorable(no_brain)
+    task.require_scorable(cases[0])
+    with pytest.raises(FileError, match=rf"{name}: histogram_landmarks: image 0 has one intensity"):
+        task.fit([one_blank])
 
 
 def test_messages(cases):

@@ -1,6 +1,7 @@
 """T1 and LGE on one grid, their lesion, and the pairs of patches cut out of them."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from cmrfast.methods.siamese_lesion.lesions import lesion_mask
 from cmrfast.methods.siamese_lesion.pairs import lge_lesion
 from cmrfast.methods.siamese_lesion.task import PAIRS
 from cmrfast.models.siamese_lesion import RECIPE
+from cmrfast.train.ranks import Ranks
+from cmrfast.train.trainer import Trainer
 from tests.support.cases import phantoms, without
 
 
@@ -126,15 +129,28 @@ def test_distinct_slices_are_distinct(task, cohort):
     slices = feed.patches.volume
     for epoch in range(3):
         for samples in torch.arange(len(feed)).split(6):
-            rows = feed._spread(epoch, samples)
+            rows = feed.spread(epoch, samples)
             assert slices[rows].unique().numel() == len(samples)
             kept = slices[samples].unique()
             assert torch.isin(kept, slices[rows]).all()
-    batch, rows = feed.batch(1, samples), feed._spread(1, samples)
-    assert torch.equal(batch["t1"], feed.patches.cut(rows)["t1"])
-    assert torch.equal(batch["labels"], feed.patches.labels[rows])
-    assert not torch.equal(rows, feed._spread(2, samples))
-    more = feed._spread(0, torch.arange(20))  # six slices only
+    rows = feed.spread(1, samples)
+    assert torch.equal(task.arrange(feed, 1, samples), rows)
+    assert not torch.equal(rows, feed.spread(2, samples))
+    more = feed.spread(0, torch.arange(20))  # six slices only
     assert slices[more].unique().numel() == 6
     few = torch.stack([feed.first[0], feed.first[3]])
-    assert torch.equal(feed._spread(0, few), few)
+    assert torch.equal(feed.spread(0, few), few)
+
+
+def test_ranks_share_the_batch_of_one_process(task, cohort):
+    task.recipe = replace(RECIPE, distinct_slices=True)
+    feed, order = task.feed(cohort, seed=0), SimpleNamespace(samples=lambda step: (1, samples))
+    samples = torch.arange(6)
+
+    def batch(ranks):
+        trainer = SimpleNamespace(task=task, feed=feed, order=order, ranks=ranks)
+        return Trainer._batch(trainer, 0)
+
+    parts = [batch(Ranks(rank, 2)) for rank in range(2)]
+    for name, whole in batch(Ranks()).items():
+        assert torch.equal(torch.cat([part[name] for part in parts]), whole)

@@ -2,7 +2,8 @@
 
 ``<!-- include FILE#section -->`` inserts one section of it, without its heading. A link on the line
 below, for readers of the page's source, is replaced as well. Links in the text are followed: to
-pages of the site, to pictures, which become part of it, and to other files, which are shown as text.
+pages of the site, to pictures, which become part of it, and to other files, which are shown as
+text.
 """
 
 import os

@@ -29,8 +29,14 @@ def describe(
     """
     from cmrfast.data.datasets import write_table
     from cmrfast.methods.describe import describe as describe_folder
+    from cmrfast.methods.describe import require_structures
 
-    description = describe_folder(root, values_of(labels))
+    values = values_of(labels)
+    try:
+        require_structures(values or {})
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    description = describe_folder(root, values)
     show_lines(str(description))
     if write:
         if write.exists():

@@ -4,7 +4,7 @@ import re
 from dataclasses import fields
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 
@@ -68,12 +68,40 @@ class Compiled(StrEnum):
     graphs = "graphs"
 
 
+class Track(StrEnum):
+    """Where losses go besides the log."""
+
+    tensorboard = "tensorboard"
+    mlflow = "mlflow"
+    wandb = "wandb"
+
+
+class Like(StrEnum):
+    """How predictions are written."""
+
+    folders = "folders"
+    nnunet = "nnunet"
+    bids = "bids"
+    dicom_seg = "dicom-seg"
+
+
 def known_method(name: str) -> str:
     """A method's name."""
     if name not in MODELS:
         raise typer.BadParameter(
             f"METHOD must be one of {', '.join(MODELS)}; got {name!r}{did_you_mean(name, MODELS)}"
         )
+    return name
+
+
+def known_device(name: str) -> str:
+    """The name of a device, whether or not this machine has it."""
+    from cmrfast.train.ranks import require_device
+
+    try:
+        require_device(name)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
     return name
 
 
@@ -112,17 +140,15 @@ def changes_of(
             f"--recipe must be one of {', '.join(recipes)}; got {recipe!r}"
             f"{did_you_mean(recipe, recipes)}"
         )
-    words = [word for pair in pairs for word in ("--" + pair.replace("=", " ", 1)).split(" ", 1)]
-    words += [part for word in extra for part in word.split("=", 1)]
-    if len(words) % 2 or not all(name.startswith("--") for name in words[::2]):
-        raise typer.BadParameter(f"options come as --field value; got {' '.join(words)}")
-    changes = {
-        **recipes[recipe],
-        **{
-            name[2:].replace("-", "_"): _value(text)
-            for name, text in zip(words[::2], words[1::2], strict=True)
-        },
-    }
+    for pair in pairs:
+        if "=" not in pair:
+            raise typer.BadParameter(f"--set must be FIELD=VALUE; got {pair}")
+    others, given = _options_in([*(f"--{pair}" for pair in pairs), *extra], "a value")
+    if others:
+        raise typer.BadParameter(f"options come as --field value; got {' '.join(others)}")
+    hints = get_type_hints(record.config) | get_type_hints(record.recipe)
+    changes = dict(recipes[recipe])
+    changes |= {name: _value(text, hints.get(name)) for name, text in given}
     known = [f.name for values in (record.config(), record.recipe()) for f in fields(values)]
     for name in changes:
         if name not in known:
@@ -141,10 +167,12 @@ def changes_of(
     return changes
 
 
-def _value(text: str) -> Any:
-    """A number, a boolean, a tuple such as 1,2,3, or the text itself."""
+def _value(text: str, hint: Any) -> Any:
+    """A number, a boolean, a tuple such as 1,2,3, or the text itself, as for a field of text."""
+    if str in (hint, *get_args(hint)) and text.lower() != "none":
+        return text
     if "," in text:
-        return tuple(_value(part) for part in text.strip("()").split(",") if part)
+        return tuple(_value(part, None) for part in text.strip("()").split(",") if part)
     for read in (int, float):
         try:
             return read(text)
@@ -166,19 +194,26 @@ def values_of(texts: list[str] | None) -> dict[str, tuple[int, ...]] | None:
 
 def files_of(words: list[str]) -> tuple[list[str], dict[str, str]]:
     """Words, and the files among them that come as ``--name FILE`` or ``--name=FILE``."""
+    others, files = _options_in(words, "a file")
+    return others, dict(files)
+
+
+def _options_in(words: list[str], what: str) -> tuple[list[str], list[tuple[str, str]]]:
+    """Words, and names and values of those that come as ``--name VALUE`` or ``--name=VALUE``."""
     others: list[str] = []
-    files: dict[str, str] = {}
+    options: list[tuple[str, str]] = []
     rest = iter(words)
     for word in rest:
         if not word.startswith("--"):
             others.append(word)
             continue
         name, has_value, value = word[2:].partition("=")
-        file = value if has_value else next(rest, "")
-        if not file or file.startswith("--"):
-            raise typer.BadParameter(f"{word} must be followed by a file")
-        files[name.replace("-", "_")] = file
-    return others, files
+        if not has_value:
+            value = next(rest, "")
+        if not value or value.startswith("--"):
+            raise typer.BadParameter(f"{word} must be followed by {what}")
+        options.append((name.replace("-", "_"), value))
+    return others, options
 
 
 def known_split(name: str) -> str:

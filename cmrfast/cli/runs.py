@@ -13,8 +13,11 @@ from cmrfast.cli.options import (
     Device,
     Folder,
     Labels,
+    Like,
     Split,
     files_of,
+    known_device,
+    known_method,
     known_split,
     positive,
     values_of,
@@ -27,14 +30,17 @@ from cmrfast.cli.options import (
 )
 def predict(
     run: Folder,
-    out: Annotated[Path, typer.Option(help="Folder; each case gets one in it.")],
+    out: Annotated[Path, typer.Option(help="Folder of the predictions; made where missing.")],
     inputs: Annotated[
         list[str] | None,
         typer.Argument(metavar="INPUT", help="Images, or data sets in any layout."),
     ] = None,
     like: Annotated[
-        str, typer.Option(help="folders, or as a data set: nnunet, bids, dicom-seg.")
-    ] = "folders",
+        Like,
+        typer.Option(
+            help="Names of files: a folder for each case, or those of a kind of data set."
+        ),
+    ] = Like.folders,
     frame: Annotated[
         int | None, typer.Option(help="Time point, from 1, of images with several.")
     ] = None,
@@ -66,9 +72,9 @@ def predict(
         opened,
         [*([files] if files else []), *paths],
         out,
-        like=like,
+        like=like.value,
         frame=positive("frame", frame),
-        device=device,
+        device=known_device(device),
         progress=show,
     )
     if not is_first_rank():
@@ -101,7 +107,9 @@ def evaluate(
     from cmrfast.train.run import Run
 
     opened = Run.open(run)
-    evaluation = run_evaluation(opened, data, part=part, labels=values_of(labels), device=device)
+    evaluation = run_evaluation(
+        opened, data, part=part, labels=values_of(labels), device=known_device(device)
+    )
     if not is_first_rank():
         return
     evaluation.save(opened.path)
@@ -133,7 +141,7 @@ def report(
         part=part,
         data=root,
         labels=values_of(labels),
-        device=device,
+        device=known_device(device),
         viewer=viewer,
     )
     if is_first_rank():
@@ -187,7 +195,7 @@ def view(
         from cmrfast.runs.view import CaseOptions, view_case
         from cmrfast.train.run import Run
 
-        options = CaseOptions(str(data) if data else None, values_of(labels), device)
+        options = CaseOptions(str(data) if data else None, values_of(labels), known_device(device))
         page = view_case(Run.open(source), names[0], out, options, most_mb=max_mb)
     show(page)
     if not open_page:
@@ -214,7 +222,8 @@ def verify(
     from cmrfast.train.ranks import is_first_rank
     from cmrfast.train.run import Run
 
-    verification = run_verification(Run.open(run), data, device=device)
+    known = known_device(device) if device else None
+    verification = run_verification(Run.open(run), data, device=known)
     if is_first_rank():
         show_lines(str(verification))
     if not verification.same:
@@ -236,7 +245,9 @@ def demo(
 
 @app.command(epilog="Example: cmrfast weights joint_scar demo-scar")
 def weights(
-    method: Annotated[str, typer.Argument(metavar="METHOD", help="One of all but siamese_lesion.")],
+    method: Annotated[
+        str, typer.Argument(metavar="METHOD", help="Any method except siamese_lesion.")
+    ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
 ) -> None:
     """Copy a small network that was trained on synthetic patients, to try predictions.
@@ -244,9 +255,13 @@ def weights(
     The folder is a run, and its card.md says what the network was trained on. It is of no use on
     patients.
     """
+    known_method(method)
     from cmrfast.runs.weights import demo_weights
 
-    run = demo_weights(method, out)
+    try:
+        run = demo_weights(method, out)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
     show(f"{run.path}: {method}, trained on synthetic patients only; see card.md")
 
 

@@ -101,11 +101,12 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Compare two masks by overlap and distance, label by label."""
+    from cmrfast.runs.compare import as_json as scores_as_json
     from cmrfast.runs.compare import as_table
     from cmrfast.runs.compare import compare as compare_masks
 
     scores = compare_masks(predicted, reference)
-    show_lines(json.dumps(scores, indent=1) if as_json else as_table(scores))
+    show_lines(scores_as_json(scores) if as_json else as_table(scores))
 
 
 @contextmanager

@@ -19,7 +19,9 @@ from cmrfast.cli.options import (
     NamedRecipe,
     Patients,
     Precision,
+    Track,
     changes_of,
+    known_device,
     known_method,
     positive,
     ranges_of,
@@ -69,8 +71,7 @@ def train(
         bool, typer.Option("--sharded", help="Shard the weights over the ranks (FSDP).")
     ] = False,
     track: Annotated[
-        list[str] | None,
-        typer.Option(help="Losses also go to tensorboard, mlflow or wandb; repeatable."),
+        list[Track] | None, typer.Option(help="Losses also go to this tracker; repeatable.")
     ] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder that keeps prepared images.")] = None,
     save_every: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 600.0,
@@ -96,7 +97,7 @@ def train(
         "steps": positive("steps", steps),
         "epochs": positive("epochs", epochs),
         "seed": seed,
-        "device": device,
+        "device": known_device(device),
         "init": init,
         "resume": resume,
         "micro_batch": positive("micro-batch", whole(micro_batch)),
@@ -106,7 +107,7 @@ def train(
         "sharded": sharded,
         "save_every_s": save_every,
         "timeout_s": timeout,
-        "track": tuple(track or ()),
+        "track": tuple(tracker.value for tracker in track or ()),
         "cache": Cache(cache) if cache else None,
         "stream": sys.stderr,
     }
@@ -180,7 +181,7 @@ def search(
         labels=values_of(labels) or {},
         steps=positive("steps", steps),
         epochs=positive("epochs", epochs),
-        device=device,
+        device=known_device(device),
         init=init,
     )
     typer.echo(f"best of {result['trials']}: score {result['score']:.4g}")

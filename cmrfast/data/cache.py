@@ -26,6 +26,19 @@ _CLOCKS_APART_S = 600.0  # by which the clocks of the machines that share a fold
 _log = logging.getLogger(__name__)
 
 
+def _separate(tensors: Tensors) -> Tensors:
+    """Contiguous tensors on the CPU that share no memory, which safetensors refuses."""
+    separate: Tensors = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        if own.untyped_storage().data_ptr() in seen:
+            own = own.clone()
+        seen.add(own.untyped_storage().data_ptr())
+        separate[name] = own
+    return separate
+
+
 class Cache:
     """A cache of tensors, keyed by the files and the options they were computed from.
 
@@ -87,7 +100,7 @@ class Cache:
             with contextlib.suppress(OSError):
                 os.utime(entry)  # marks it as recently used
             return cached
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in make().items()}
+        tensors = _separate(make())
         try:
             self._write(entry, tensors)
             self._trim(keep=entry)

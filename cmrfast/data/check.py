@@ -26,7 +26,7 @@ class Report:
 
     Attributes:
         path: the path passed to ``check``.
-        facts: geometry and contents; empty if the file cannot be read.
+        facts: geometry and contents; of a file that cannot be read, what its header tells.
         faults: what is wrong or unusual.
         readable: whether a volume could be read.
     """
@@ -44,6 +44,7 @@ def check(path: str | os.PathLike[str]) -> Report:
         path: a file or a folder.
     """
     path = Path(path)
+    facts: list[str] = []
     faults: list[str] = []
     try:
         if path.is_dir():
@@ -53,12 +54,19 @@ def check(path: str | os.PathLike[str]) -> Report:
             faults += [str(warning.message) for warning in caught]
         else:
             header = read_header(path)
-            volume = read_volume(header)
             faults += [*header.notes, *_compare_forms(header)]
+            facts = _describe_geometry(_without_values(header))
+            volume = read_volume(header)
     except FileError as error:
-        return Report(path, (), (str(error),), readable=False)
+        return Report(path, tuple(facts), (*faults, str(error)), readable=False)
     values, notes = _describe_values(volume)
     return Report(path, (*_describe_geometry(volume), values), (*faults, *notes), readable=True)
+
+
+def _without_values(header: Header) -> Volume:
+    """A volume on the grid of a header that takes no memory."""
+    data = torch.empty(header.shape, device="meta")
+    return Volume(data, torch.from_numpy(header.world_from_vox))
 
 
 def _describe_geometry(volume: Volume) -> list[str]:

@@ -93,8 +93,8 @@ def read_dicom_folder(
         raise _file_error(
             folder, f"holds {promised} bytes of pixels, more than max_bytes={max_bytes}"
         )
-    world_from_vox = _world_from_vox(folder, slices)
-    planes = np.stack([_read_pixels(s, max_bytes) for s in slices])
+    world_from_vox = world_from_slices(folder, slices)
+    planes = np.stack(_read_planes(slices, max_bytes))
     data = torch.from_numpy(planes).permute(2, 1, 0)[None]
     volume = Volume(data, torch.from_numpy(world_from_vox))
     if not slices[0].is_t1_map:
@@ -107,7 +107,7 @@ def read_dicom_folder(
 
 def holds_dicom(folder: Path) -> bool:
     """Whether a folder has a file whose name or first bytes promise DICOM, not in a subfolder."""
-    return any(path.is_file() and _may_be_dicom(path) for path in folder.iterdir())
+    return any(map(_may_be_dicom, _list_files(folder)))
 
 
 def read_slices(folder: Path, *, series: str | None = None, max_bytes: int = 2**31) -> list[Slice]:
@@ -143,21 +143,30 @@ def _refuse_burst(path: Path, file: BinaryIO, max_bytes: int) -> None:
             raise _file_error(path, f"inflates to more than 16 MiB beyond max_bytes={max_bytes}")
 
 
-def _read_headers(folder: Path, max_bytes: int) -> list[Slice]:
-    """Read the header of every DICOM image in the folder."""
+def _list_files(folder: Path) -> list[Path]:
+    """The files of a folder in a fixed order."""
     try:
-        paths = sorted(path for path in folder.iterdir() if path.is_file())
+        return sorted(path for path in folder.iterdir() if path.is_file())
     except OSError as error:
         raise _file_error(folder, error.strerror or str(error)) from error
+
+
+def _read_headers(folder: Path, max_bytes: int) -> list[Slice]:
+    """Read the header of every DICOM image in the folder."""
+    paths = _list_files(folder)
     if not any(map(_may_be_dicom, paths)):  # said even where pydicom is not installed
         raise _file_error(folder, "holds no DICOM image")
     pydicom = _import_pydicom()
-    slices = []
+    slices: list[Slice] = []
+    others: set[str] = set()
     for path in paths:
         try:
             with _open(path, max_bytes) as file:
                 header = pydicom.dcmread(file, stop_before_pixels=True)
-            slices += list(_parse_headers(path, header)) if _is_image(header) else []
+            if _is_image(header):
+                slices += _parse_headers(path, header)
+            elif "Modality" in header:
+                others.add(str(header.Modality))
         except pydicom.errors.InvalidDicomError as error:
             if path.suffix.lower() in (".dcm", ".ima"):
                 raise _file_error(path, "is not a DICOM file, despite its name") from error
@@ -166,7 +175,8 @@ def _read_headers(folder: Path, max_bytes: int) -> list[Slice]:
         except Exception as error:  # a damaged file can raise almost anything
             raise _file_error(path, f"its header is damaged ({error})") from error
     if not slices:
-        raise _file_error(folder, "holds no DICOM image")
+        kinds = f"MR image (Modality: {', '.join(sorted(others))})" if others else "DICOM image"
+        raise _file_error(folder, f"holds no {kinds}")
     return slices
 
 
@@ -221,6 +231,10 @@ def _parse_header(path: Path, header: Any) -> Slice:
             raise _file_error(path, f"{name} must be positive; it is {number}")
         return number
 
+    def number(name: str, default: float) -> float:
+        value = header.get(name)
+        return default if value in (None, "") else float(value)
+
     spacing_mm = vector("PixelSpacing", 2)
     if spacing_mm.min() < 0:
         raise _file_error(path, f"PixelSpacing must be positive; it is {spacing_mm.tolist()}")
@@ -252,8 +266,8 @@ def _parse_header(path: Path, header: Any) -> Slice:
         frames=int(header.get("NumberOfFrames") or 1),
         is_t1_map=any("T1 MAP" in str(word).upper().replace("_", " ") for word in words),
         rescale=(
-            float(header.get("RescaleSlope", 1)),
-            float(header.get("RescaleIntercept", 0)),
+            number("RescaleSlope", 1.0),
+            number("RescaleIntercept", 0.0),
         ),
     )
 
@@ -272,7 +286,7 @@ def _select_series(folder: Path, slices: list[Slice], wanted: str | None) -> lis
     return [s for s in slices if s.series == chosen[0]]
 
 
-def _world_from_vox(folder: Path, slices: list[Slice]) -> Vector:
+def world_from_slices(folder: Path, slices: list[Slice]) -> Vector:
     """The voxel-to-world matrix of slices in order; they must share one grid."""
     first = slices[0]
     for other in slices:
@@ -313,16 +327,27 @@ def _slice_step_mm(folder: Path, slices: list[Slice]) -> Vector:
     return step
 
 
-def _read_pixels(header: Slice, max_bytes: int) -> npt.NDArray[Any]:
-    """The pixels of a slice, (rows, columns)."""
-    try:
-        with _open(header.path, max_bytes) as stream:
-            file = _import_pydicom().dcmread(stream)
-            plane: npt.NDArray[Any] = _import_pydicom().pixels.pixel_array(file, index=header.frame)
-    except FileError:
-        raise
-    except Exception as error:  # a damaged file can raise almost anything
-        raise _file_error(header.path, f"its pixels cannot be read ({error})") from error
+def _read_planes(slices: list[Slice], max_bytes: int) -> list[npt.NDArray[Any]]:
+    """The pixels of each slice, (rows, columns); each file is read once."""
+    planes: dict[int, npt.NDArray[Any]] = {}
+    by_file: dict[Path, list[int]] = {}
+    for number, header in enumerate(slices):
+        by_file.setdefault(header.path, []).append(number)
+    for path, numbers in by_file.items():
+        try:
+            with _open(path, max_bytes) as stream:
+                file = _import_pydicom().dcmread(stream)
+            for number in numbers:
+                planes[number] = _read_plane(file, slices[number])
+        except FileError:
+            raise
+        except Exception as error:  # a damaged file can raise almost anything
+            raise _file_error(path, f"its pixels cannot be read ({error})") from error
+    return [planes[number] for number in range(len(slices))]
+
+
+def _read_plane(file: Any, header: Slice) -> npt.NDArray[Any]:
+    plane: npt.NDArray[Any] = _import_pydicom().pixels.pixel_array(file, index=header.frame)
     slope, intercept = header.rescale
     if plane.shape != (header.rows, header.columns):
         raise _file_error(header.path, f"must hold one grey plane; it holds {plane.shape}")

@@ -10,8 +10,8 @@ import torch
 
 import cmrfast
 from cmrfast.atomic import atomic_write
-from cmrfast.data.dicom import read_slices
-from cmrfast.data.volume import Volume
+from cmrfast.data.dicom import read_slices, world_from_slices
+from cmrfast.data.volume import Volume, equals, same_grid
 from cmrfast.errors import FileError
 
 _ANATOMY, _ABNORMAL = "AnatomicalStructure", "MorphologicallyAbnormalStructure"
@@ -48,17 +48,20 @@ def write_dicom_seg(
     hd, pydicom = _import_highdicom()
     slices = read_slices(Path(source), series=series)
     shape = (slices[0].columns, slices[0].rows, len(slices))
-    if labels.channels != 1 or labels.shape != shape:
+    grid = torch.from_numpy(world_from_slices(Path(source), slices))
+    same_shape = labels.shape == shape
+    elsewhere = same_shape and not same_grid(shape, labels.world_from_vox, grid)
+    if labels.channels != 1 or not same_shape or elsewhere:
         raise FileError(
             f"write_dicom_seg: labels must be one channel on the grid of {source}, {shape}; got "
-            f"{tuple(labels.data.shape)}"
+            f"{tuple(labels.data.shape)}{' at other positions' if elsewhere else ''}"
         )
     planes = torch.zeros(labels.shape, dtype=torch.uint8)
     for segment, value in enumerate(structures, start=1):
-        planes[labels.data[0].cpu() == value] = segment
+        planes[equals(labels.data[0].cpu(), value)] = segment
     frames = planes.permute(2, 1, 0).numpy()  # rows of a slice are the second axis of a volume
     try:
-        files = {s.path: pydicom.dcmread(s.path) for s in slices}
+        files = {path: pydicom.dcmread(path) for path in dict.fromkeys(s.path for s in slices)}
         if slices[0].frame is None:
             sources = [files[s.path] for s in slices]
         else:  # frames of one file, in the order of the file

@@ -132,6 +132,21 @@ def is_finite(data: Tensor) -> Tensor:
     return data.abs() <= _LARGEST  # also false of NaN
 
 
+def equals(data: Tensor, value: float) -> Tensor:
+    """Where data holds a number; nowhere if its dtype cannot, where ``==`` would wrap the number.
+
+    Example:
+        >>> data = torch.tensor([0, 244], dtype=torch.uint8)
+        >>> equals(data, 500), data == 500
+        (tensor([False, False]), tensor([False,  True]))
+    """
+    if data.dtype != torch.bool and not data.is_floating_point():
+        limits = torch.iinfo(data.dtype)
+        if not limits.min <= value <= limits.max:
+            return torch.zeros_like(data, dtype=torch.bool)
+    return data == value
+
+
 def count_non_finite(data: Tensor) -> int:
     """How many values are NaN or infinite, or would be in float32."""
     if not data.is_floating_point() or not data.numel():

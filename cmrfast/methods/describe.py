@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cmrfast.data.datasets import Case, Dataset, guess_cases, recognise
+from cmrfast.data.datasets import OWN_LAYOUTS, Case, Dataset, guess_cases, recognise
 from cmrfast.data.datasets.match import Values
 from cmrfast.errors import FileError
 from cmrfast.methods.cases import match_cases
@@ -74,20 +74,14 @@ def describe(root: str | os.PathLike[str], values: Values | None = None) -> Desc
         root: a data set, or any folder of NIfTI files.
         values: of structures in the masks, instead of those that the layout names.
     """
+    require_structures(values or {})
     try:
         dataset = recognise(root)
     except FileError:
-        if not Path(root).is_dir():
+        if not os.path.isdir(root) or any(own.claims(Path(root)) for own in OWN_LAYOUTS.values()):
             raise
         dataset = guess_cases(root)
     known = {name: get(name) for name in MODELS}
-    if values:
-        structures = dict.fromkeys(s for method in known.values() for s in method.needs.structures)
-        unknown = [name for name in values if name not in structures]
-        if unknown:
-            raise ValueError(
-                f"labels: structures are {', '.join(structures)}; got {', '.join(unknown)}"
-            )
     uses = {}
     for name, method in known.items():
         own = {s: v for s, v in (values or {}).items() if s in method.needs.structures}
@@ -107,6 +101,16 @@ def describe(root: str | os.PathLike[str], values: Values | None = None) -> Desc
         uses,
         tuple(f"{case.name}: {fault}" for case in dataset.cases for fault in case.check()),
     )
+
+
+def require_structures(values: Values) -> None:
+    """Raise unless every name is a structure that some method takes."""
+    structures = dict.fromkeys(s for name in MODELS for s in get(name).needs.structures)
+    unknown = [name for name in values if name not in structures]
+    if unknown:
+        raise ValueError(
+            f"labels: structures are {', '.join(structures)}; got {', '.join(unknown)}"
+        )
 
 
 def _meanings(cases: tuple[Case, ...]) -> dict[str, str]:

@@ -1,13 +1,14 @@
 """Two masks compared by overlap and by distance."""
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 
 from cmrfast import metrics
 from cmrfast.data.nifti import read_nifti
-from cmrfast.data.volume import Volume
+from cmrfast.data.volume import Volume, equals
 from cmrfast.errors import FileError
-from cmrfast.runs.text import align_columns
+from cmrfast.runs.text import align_columns, finite_or_none
 
 _MOST_LABELS = 64
 
@@ -38,7 +39,7 @@ def compare(
     labels = sorted({*_labels(predicted, p), *_labels(reference, r)} - {0})
     scores: dict[str, dict[str, float]] = {}
     for label in labels:
-        a, b = p.data[0] == label, r.data[0] == label
+        a, b = equals(p.data[0], label), equals(r.data[0], label)
         distances = metrics.surface_distances(a, b, r.spacing_mm)
         scores[f"{label:g}"] = {
             "dice": float(metrics.dice(a, b)),
@@ -49,6 +50,12 @@ def compare(
             "center_distance_mm": float(metrics.center_distance(a, b, r.spacing_mm)),
         }
     return scores
+
+
+def as_json(scores: Mapping[str, Mapping[str, float]]) -> str:
+    """The scores as JSON, NaN as null."""
+    content = {label: finite_or_none(cells) for label, cells in scores.items()}
+    return json.dumps(content, indent=1, allow_nan=False)
 
 
 def as_table(scores: Mapping[str, Mapping[str, float]]) -> str:

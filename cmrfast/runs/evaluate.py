@@ -23,7 +23,14 @@ from cmrfast.files import read_json, take
 from cmrfast.methods import AnyMethod, AnyTask, Published, Row
 from cmrfast.methods.task import PRESENCES
 from cmrfast.runs.notes import notes_on
-from cmrfast.runs.text import align_columns, format_numbers, in_one_line, in_words, wrap
+from cmrfast.runs.text import (
+    align_columns,
+    finite_or_none,
+    format_numbers,
+    in_one_line,
+    in_words,
+    wrap,
+)
 from cmrfast.train.ranks import process_group
 from cmrfast.train.run import Run
 
@@ -156,12 +163,12 @@ class Evaluation:
             "present": self._present,
             "summary": {
                 name: {
-                    **{key: _json(value) for key, value in summary._asdict().items()},
+                    **finite_or_none(summary._asdict()),
                     "both_empty": self.both_empty(name),
                 }
                 for name, summary in self.summary().items()
             },
-            "rows": [{key: _json(value) for key, value in flat.items()} for flat in self._flat()],
+            "rows": [finite_or_none(flat) for flat in self._flat()],
         }
 
     @classmethod
@@ -355,7 +362,3 @@ def _mean_sd(summary: metrics.Summary | None) -> str:
         return "-"
     mean, sd = format_numbers([summary.mean, summary.sd])
     return mean + ("" if math.isnan(summary.sd) else f" ({sd})")
-
-
-def _json(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

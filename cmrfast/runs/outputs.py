@@ -19,7 +19,7 @@ from cmrfast.data.datasets.layout import natural_key
 from cmrfast.data.dicom_seg import write_dicom_seg
 from cmrfast.data.nifti import read_nifti, write_nifti
 from cmrfast.data.prepare import resample_labels
-from cmrfast.data.volume import Volume
+from cmrfast.data.volume import Volume, equals
 from cmrfast.errors import FileError
 from cmrfast.files import read_json, take
 from cmrfast.methods import Output, Prediction
@@ -157,7 +157,7 @@ class NnunetLabels(Outputs):
             stored = next(own, 0)
             for out in drawn:
                 for value in (v for v, structure in out.structures.items() if structure == name):
-                    values[out.volume.data[0].cpu() == value] = stored
+                    values[equals(out.volume.data[0].cpu(), value)] = stored
         if not first.shares_grid(grid):
             matrices = first.world_from_vox, grid.world_from_vox
             values = resample_labels(values, *matrices, grid.shape)

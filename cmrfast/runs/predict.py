@@ -188,17 +188,18 @@ def _cases_of(run: Run, given: Input) -> Sequence[Case]:
     if isinstance(given, Mapping):
         return [case_of_files(method, given)]
     path = Path(given)
-    if path.is_dir() or path.suffix == ".csv":
+    is_folder = os.path.isdir(path)  # Path.is_dir raises in a folder that is locked
+    if is_folder or path.suffix == ".csv":
         try:
             return run.open_cases(path)
         except FileError:
-            if path.is_dir() and holds_dicom(path):
+            if is_folder and holds_dicom(path):
                 return [_case_of_file(method, path)]
-            if not path.is_dir() or not any(path.glob("*_0000.nii*")):
+            if not is_folder or not any(path.glob("*_0000.nii*")):
                 raise
         described = Path(run.data) if run.plan.layout == "nnunet" else None
         return match_cases(method, read_channels(path, needs.predict.images, described))
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise FileError(f"predict: {path} is neither a file nor a folder")
     return [_case_of_file(method, path)]
 

@@ -2,7 +2,8 @@
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 _UNITS = {"percent": "%", "mm": "mm", "mm3": "mm³", "ml": "ml", "p": "p"}
 _WORDS = {
@@ -26,6 +27,17 @@ def format_numbers(values: Sequence[float]) -> list[str]:
 def _number(value: float, places: int) -> str:
     """A number that is not zero does not become it."""
     return f"{value:.0e}" if 0 < abs(value) < 0.5 * 10**-places else f"{value:.{places}f}"
+
+
+def finite_or_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values for JSON, which has no NaN and no infinity.
+
+    Example:
+        >>> finite_or_none({"case": "p1", "dice": float("nan")})
+        {'case': 'p1', 'dice': None}
+    """
+    infinite = [n for n, x in values.items() if isinstance(x, float) and not math.isfinite(x)]
+    return {**values, **dict.fromkeys(infinite)}
 
 
 def in_one_line(error: Exception) -> str:

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from cmrfast.errors import FileError
+from cmrfast.models import MODELS
 from cmrfast.models._check import require_option
 from cmrfast.train import Run
 
@@ -29,7 +30,12 @@ def demo_weights(method: str, out: str | os.PathLike[str]) -> Run:
     Raises:
         FileError: ``out`` exists, or cannot be written.
     """
-    require_option("demo_weights", "method", method, WITH_WEIGHTS)
+    require_option("demo_weights", "method", method, list(MODELS))
+    if method not in WITH_WEIGHTS:
+        raise ValueError(
+            f"demo_weights: there are no demonstration weights for {method}; there are for "
+            f"{', '.join(WITH_WEIGHTS)}"
+        )
     target = Path(out)
     unfinished = target.with_name(f"{target.name}.unfinished")
     try:

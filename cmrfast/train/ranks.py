@@ -201,15 +201,20 @@ def _in_words(error: BaseException) -> str:
     return " ".join(str(error).split())[:500] or type(error).__name__
 
 
-def _device(name: str, local_rank: int) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+def require_device(name: str) -> None:
+    """Raise unless a text is the name of a device, or auto."""
     if not _DEVICE.fullmatch(name):
         known = {"gpu": "cuda"}.get(name, name)
         raise ValueError(
             f"device: must be auto, cpu, cuda or cuda:N; got {name!r}"
             f"{did_you_mean(known, ('auto', 'cpu', 'cuda'))}"
         )
+
+
+def _device(name: str, local_rank: int) -> torch.device:
+    require_device(name)
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
     if device.type == "cuda":
         if not torch.cuda.is_available():

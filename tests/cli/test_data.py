@@ -24,8 +24,18 @@ def test_a_folder_is_described_and_a_table_written(run, patients):
     assert "joint_scar            can train: yes, 3 cases" in out
     code, _, errors = run("data", "describe", "p", "--write", "cases.csv")
     assert (code, "cases.csv exists" in errors) == (2, True)
+    code, _, errors = run("data", "describe", "p", "--labels", "scra=3")
+    assert code == 2
+    assert "labels: structures are myocardium, lesion, " in " ".join(errors.split())
     code, _, errors = run("data", "describe", "gone")
     assert (code, errors.count("\n")) == (1, 1)
+
+
+def test_what_is_wrong_with_a_layout_of_one_s_own_is_said(run, patients, tmp_path):
+    (tmp_path / "p" / "cases.csv").write_text("case,LGE\np,a.nii\np,b.nii\n")
+    code, _, errors = run("data", "describe", "p")
+    assert code == 1
+    assert errors.endswith("must name a case that no other row names; got 'p'\n")
 
 
 @pytest.mark.parametrize("text", ["scar", "scar=", "scar=a", "=1", "scar=1,,2", "scar=-1"])
@@ -63,7 +73,8 @@ def test_files_of_a_case(run, tmp_path, monkeypatch):
         (["--t1", "a.nii"], 2, "missing: t1_myocardium label (myocardium)"),
         (["--t3", "a.nii"], 2, "siamese_lesion: files are t1, t1_myocardium; got t3"),
         (["a.nii", "--frame", "0"], 2, "--frame must be at least 1; got 0"),
-        (["a.nii", "--like", "dicom"], 1, "like must be one of folders, nnunet, bids"),
+        (["a.nii", "--like", "dicom"], 2, "'dicom' is not one of 'folders', 'nnunet', 'bids'"),
+        (["a.nii", "--device", "gpu"], 2, "device: must be auto, cpu, cuda or cuda:N; got 'gpu'"),
     ):
         found, _, errors = run("predict", "r", *given, "--out", "q")
         assert found == code, errors

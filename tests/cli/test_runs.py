@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 
+import cmrfast.train
 from cmrfast import FileError
+from cmrfast.cli.options import Like, Track
 from cmrfast.data.datasets import Part, Split
+from cmrfast.runs.outputs import LIKE
 from cmrfast.train import Run
+from cmrfast.train.trackers import TRACKERS
 from tests.support import training_task
 
 SMALL = [
@@ -241,7 +245,31 @@ def test_failures_are_one_line(run):
             ["train", "siamese_lesion", "--data", "d", "--out", "o", "--recipe", "papr"],
             "got 'papr'; did you mean paper?",
         ),
-        (["train", "siamese_lesion", "--data", "d", "--out", "o", "--variant"], "--field value"),
+        (
+            ["train", "siamese_lesion", "--data", "d", "--out", "o", "--variant"],
+            "--variant must be followed by a value",
+        ),
+        (
+            ["train", "siamese_lesion", "--data", "d", "--out", "o", "lr", "1"],
+            "options come as --field value; got lr 1",
+        ),
+        (
+            ["train", "siamese_lesion", "--data", "d", "--out", "o", "--set", "lr"],
+            "--set must be FIELD=VALUE; got lr",
+        ),
+        (
+            ["train", "siamese_lesion", "--data", "d", "--out", "o", "--track", "foo"],
+            "'foo' is not one of 'tensorboard', 'mlflow', 'wandb'",
+        ),
+        (
+            ["train", "siamese_lesion", "--data", "d", "--out", "o", "--device", "gpu"],
+            "must be auto, cpu, cuda or cuda:N; got 'gpu'; did you mean cuda?",
+        ),
+        (["weights", "foo", "x"], "METHOD must be one of siamese_lesion"),
+        (
+            ["weights", "siamese_lesion", "x"],
+            "there are no demonstration weights for siamese_lesion; there are for adversarial_t",
+        ),
         (["train", "siamese_lesion", "--data", "d", "--out", "o", "--steps", "0"], "at least 1"),
         (
             ["train", "siamese_lesion", "--data", "d", "--out", "o", "--micro-batch", "few"],
@@ -262,3 +290,24 @@ def test_wrong_use_exits_with_2(run, words, message):
     code, _, errors = run(*words)
     assert code == 2
     assert message in " ".join(errors.replace("│", " ").split())
+
+
+def test_choices_are_those_of_the_package():
+    assert [*Like] == [*LIKE]
+    assert [*Track] == [*TRACKERS]
+
+
+@pytest.mark.parametrize("path", ["runs/lr=0.1/x.npz", "a,b.npz", "1"])
+def test_a_path_as_the_value_of_a_field(run, monkeypatch, path):
+    given = {}
+    monkeypatch.setattr(cmrfast.train, "train", lambda *a, **options: given.update(options))
+    for words in (
+        ["--pretrained", path],
+        [f"--pretrained={path}"],
+        ["--set", f"pretrained={path}"],
+    ):
+        code, _, errors = run("train", "joint_scar", "--data", "d", "--out", "o", *words)
+        assert code == 0, errors
+        assert given["changes"] == {"pretrained": path}
+    assert run("train", "joint_scar", "--data", "d", "--out", "o", "--pretrained", "none")[0] == 0
+    assert given["changes"] == {"pretrained": None}

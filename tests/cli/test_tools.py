@@ -101,6 +101,19 @@ def test_compare_prints_overlap_and_distances(run, tmp_path, monkeypatch):
     assert "must lie on one grid" in errors
 
 
+def test_compare_reads_values_that_one_dtype_lacks(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mask = torch.zeros(1, 10, 10, 2, dtype=torch.uint8)
+    mask[:, 2:6, 2:6] = 244
+    write_nifti("a.nii", Volume(mask, torch.eye(4)))
+    write_nifti("b.nii", Volume(mask.short() // 244 * 500, torch.eye(4)))
+    code, out, _ = run("compare", "a.nii", "b.nii", "--json")
+    assert code == 0
+    scores = json.loads(out, parse_constant=pytest.fail)  # NaN is no JSON
+    assert scores["244"]["dice"] == scores["500"]["dice"] == 0
+    assert scores["500"]["hausdorff_mm"] is None
+
+
 def test_compare_refuses_several_time_points(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for count in (1, 2, 3):

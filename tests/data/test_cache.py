@@ -49,6 +49,16 @@ def test_made_once_and_by_content(tmp_path, source):
     assert make.calls == 2
 
 
+def test_tensors_that_share_memory_are_kept(tmp_path, source):
+    whole = torch.arange(6.0)
+    made = {"whole": whole, "same": whole, "part": whole[:2], "rows": whole.view(2, 3).t()}
+    cache = Cache(tmp_path / "c")
+    for _ in range(2):
+        found = cache.tensors([source], {}, lambda: made)
+        assert all(torch.equal(found[name], tensor) for name, tensor in made.items())
+    assert len(list((tmp_path / "c").iterdir())) == 1
+
+
 def test_changed_sources_are_another_entry(tmp_path, source):
     cache = Cache(tmp_path / "c")
     cache.tensors([source], {}, Maker(1.0))

@@ -38,6 +38,18 @@ def test_check_names_what_is_odd(tmp_path, data, forms, fault):
     assert any(fault in text for text in report.faults), report
 
 
+def test_check_describes_what_is_too_large_to_read(tmp_path):
+    path = saved(tmp_path / "a.nii", RAMP, sform=np.eye(4))
+    with path.open("r+b") as file:
+        file.seek(42)
+        file.write(np.array([1024, 1024, 513], "<i2").tobytes())
+        file.truncate(352 + 4 * 1024 * 1024 * 513)  # takes no room on the disk
+    report = check(path)
+    assert not report.readable
+    assert report.facts[0] == "1024 x 1024 x 513 voxels of 1 x 1 x 1 mm"
+    assert report.faults[-1].endswith("bytes of voxels, more than max_bytes=2147483648")
+
+
 def test_check_finds_nothing_where_nothing_is(tmp_path):
     forms = {"sform": np.diag([1, 2, 3, 1]), "qform": np.diag([1, 2, 3, 1])}
     assert check(saved(tmp_path / "a.nii", RAMP, **forms)).faults == ()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch
 from cmrfast import FileError
 from cmrfast.data import Volume, open_dataset, write_nifti
 from cmrfast.data.datasets import LAYOUTS
-from cmrfast.data.datasets.layout import Draft, read_pairs
+from cmrfast.data.datasets.layout import Draft, natural_key, read_pairs
 
 
 def put(path, values=(0,), *, step=1.0, dtype=torch.int16):
@@ -295,10 +296,30 @@ def test_odd_things_are_named(tree):
 def test_a_value_that_no_label_has(tree):
     root = tree("mscmrseg")
     path = root / "C0LET2_nii45_for_challenge19/c0gt/patient2_C0_manual.nii.gz"
-    put(path, (0, 200, 244))
-    case = open_dataset("mscmrseg", root)[1]
-    with pytest.raises(FileError, match=r"patient2_C0_manual.nii.gz holds the value 244; C0 masks"):
-        case.label("C0")
+    for dtype in (torch.int16, torch.uint8):  # in uint8, 500 is 244
+        put(path, (0, 200, 244), dtype=dtype)
+        case = open_dataset("mscmrseg", root)[1]
+        with pytest.raises(FileError, match=r"patient2_C0_manual.nii.gz holds the value 244; C0 m"):
+            case.label("C0")
+
+
+@pytest.mark.parametrize("name", ["emidec", "acdc", "msseg2", "open_ms", "t1_lge"])
+def test_two_folders_of_one_name_are_not_one_case(tree, name):
+    root = tree(name)
+    first = next(path for path in sorted(root.rglob("*")) if path.name == TREES[name][1][0])
+    second = root / "site2" / first.name
+    shutil.copytree(first, second)
+    with pytest.raises(FileError, match=r"^open_dataset: .* have the name of one case; rename one"):
+        open_dataset(name, root)
+    shutil.rmtree(first)
+    assert len(open_dataset(name, root)) == len(TREES[name][1])
+
+
+def test_the_order_of_numbers_with_zeros_is_fixed():
+    names = ["case_1", "case_01", "case_001", "case_2", "case_10", "case"]
+    ordered = ["case", "case_001", "case_01", "case_1", "case_2", "case_10"]
+    for given in (names, list(reversed(names))):
+        assert sorted(given, key=natural_key) == ordered
 
 
 def test_myops_successors(tmp_path):

@@ -11,7 +11,8 @@ import SimpleITK as sitk  # noqa: N813
 import torch
 
 from cmrfast import FileError
-from cmrfast.data import read_dicom_folder, read_nifti
+from cmrfast.data import Volume, read_dicom_folder, read_nifti, write_nifti
+from cmrfast.data.datasets.case import Case, binary
 
 pydicom = pytest.importorskip("pydicom")
 from pydicom.dataset import FileDataset, FileMetaDataset  # noqa: E402
@@ -97,6 +98,26 @@ def test_rescaled_values_are_float(stack):
     assert volume.data[0, 0, 0].tolist() == [-3, 397, 797]
 
 
+def test_an_empty_rescale_changes_nothing(stack):
+    for name, at in (("a", 16), ("b", 8), ("c", 0)):
+        put(stack / f"{name}.dcm", at, RescaleSlope="", RescaleIntercept="")
+    volume = read_dicom_folder(stack)
+    assert (volume.data.dtype, volume.data.long().max()) == (torch.uint16, 1611)
+
+
+def test_a_case_of_slices_is_checked(stack):
+    volume = read_dicom_folder(stack)
+    labelling = {"scar": binary("scar", on="LGE")}
+    case = Case("p", {"LGE": stack}, {"scar": stack / "mask.nii"}, labelling)
+    write_nifti(stack / "mask.nii", volume)
+    assert case.check() == []
+    write_nifti(stack / "mask.nii", Volume(volume.data, torch.eye(4)))
+    assert case.check() == ["scar label does not lie on the grid of LGE"]
+    (stack / "a.dcm").unlink()
+    put(stack / "a.dcm", 24)
+    assert "its slices are not evenly spaced" in case.check()[0]
+
+
 def test_one_slice_takes_its_thickness(tmp_path):
     put(tmp_path / "a.dcm", 0, SliceThickness=5, SpacingBetweenSlices=10)
     assert read_dicom_folder(tmp_path).spacing_mm == pytest.approx((1.25, 1.5, 10))
@@ -169,6 +190,10 @@ def test_what_is_no_folder_of_dicom(stack, tmp_path_factory):
         read_dicom_folder(stack / "nowhere")
     with pytest.raises(FileError, match="holds no DICOM image"):
         read_dicom_folder(tmp_path_factory.mktemp("empty"))
+    scan = tmp_path_factory.mktemp("ct")
+    put(scan / "a.dcm", 0, Modality="CT")
+    with pytest.raises(FileError, match=r"holds no MR image \(Modality: CT\)"):
+        read_dicom_folder(scan)
     (stack / "d.dcm").write_bytes(b"DICM")
     with pytest.raises(FileError, match=r"d\.dcm: is not a DICOM file, despite its name"):
         read_dicom_folder(stack)

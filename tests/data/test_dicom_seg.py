@@ -1,6 +1,7 @@
 """Multi-frame DICOM against SimpleITK's reader; DICOM segmentations against highdicom's."""
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from pydicom.dataset import Dataset  # noqa: E402
 from pydicom.sequence import Sequence  # noqa: E402
 from pydicom.uid import EnhancedMRImageStorage, generate_uid  # noqa: E402
 
+FLIP = torch.tensor([-1.0, 1, 1, 1], dtype=torch.float64)
 #: What DICOM wants of a patient and a study, besides the image.
 STUDY = {
     **{"PatientID": "1", "PatientName": "A^B", "PatientBirthDate": "", "PatientSex": "O"},
@@ -87,6 +89,14 @@ def test_frames_are_sorted_and_rescaled(tmp_path):
     np.testing.assert_array_equal(found, 2 * pixels[[1, 2, 0]].transpose(2, 1, 0) - 1.0)
 
 
+def test_a_file_of_frames_is_read_twice_at_most(tmp_path, monkeypatch):
+    put_frames(tmp_path, range(0, 80, 8))
+    read, times = pydicom.dcmread, []
+    monkeypatch.setattr(pydicom, "dcmread", lambda *a, **k: times.append(a) or read(*a, **k))
+    assert read_dicom_folder(tmp_path).shape[2] == 10
+    assert len(times) == 2  # for the headers, and for the pixels
+
+
 def test_frames_that_are_not_described(tmp_path):
     put_frames(tmp_path, [0, 8, 16], NumberOfFrames=4)
     with pytest.raises(FileError, match="describes 3 frames, not as many as it holds"):
@@ -134,6 +144,10 @@ def test_what_cannot_be_segmented_is_named(source, tmp_path):
             tmp_path / "s.dcm", image.with_data(image.data.repeat(2, 1, 1, 1)), {}, source
         )
     labels = image.with_data(torch.ones_like(image.data))
+    flipped = replace(labels, world_from_vox=labels.world_from_vox @ torch.diag(FLIP))
+    message = r"on the grid of .*in, \(4, 3, 3\); got \(1, 4, 3, 3\) at other positions"
+    with pytest.raises(FileError, match=message):
+        write_dicom_seg(tmp_path / "s.dcm", flipped, {1: "scar"}, source)
     for path in source.iterdir():
         file = pydicom.dcmread(path)
         del file.StudyInstanceUID

@@ -267,6 +267,19 @@ def test_like_never_loses_values(tmp_path):
         assert torch.equal(back, data)
 
 
+def test_like_never_wraps_integers(tmp_path):
+    """A cast that wraps gives the values back when it is undone."""
+    nibabel_file(tmp_path / "image.nii", values("u2"))
+    like = read_nifti(tmp_path / "image.nii")
+    for low, dtype in ((-5, torch.int16), (-5, torch.int64), (0, torch.int64)):
+        data = torch.zeros(1, 5, 4, 3, dtype=dtype)
+        data[0, 0, 0, 0] = low
+        write_nifti(tmp_path / "b.nii", like.with_data(data), like=tmp_path / "image.nii")
+        back = read_nifti(tmp_path / "b.nii").data
+        assert back.dtype == (torch.uint16 if low == 0 else dtype)
+        assert back.long().min() == low
+
+
 def test_labels_stay_integers_beside_an_image_of_floats(tmp_path):
     nibabel_file(tmp_path / "image.nii", values("f8"))
     like = read_nifti(tmp_path / "image.nii")

@@ -65,6 +65,14 @@ def test_what_does_not_read_back_is_not_kept(tmp_path, monkeypatch, at, message)
     assert not list(tmp_path.iterdir())
 
 
+def test_what_a_cast_has_changed_is_not_kept(tmp_path, monkeypatch):
+    volume = Volume(torch.full((1, 1, 1, 1), -5, dtype=torch.int16), torch.eye(4))
+    write_nifti(tmp_path / "like.nii", volume)
+    monkeypatch.setattr(write, "_cast_like", lambda data, model: data.to(torch.uint16))
+    with pytest.raises(FileError, match=r"b\.nii: the voxels read back differ"):
+        write_nifti(tmp_path / "b.nii", volume, like=tmp_path / "like.nii")
+
+
 def test_wrong_arguments_to_write(tmp_path):
     volume = Volume(torch.zeros(1, 2, 2, 2), torch.eye(4))
     with pytest.raises(ValueError, match=r"write_nifti: the name must end in .nii or .nii.gz; got"):

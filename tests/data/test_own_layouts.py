@@ -8,7 +8,7 @@ import torch
 
 from cmrfast import FileError
 from cmrfast.data import Volume, open_dataset, write_nifti
-from cmrfast.data.datasets import guess_cases, read_table, recognise, write_table
+from cmrfast.data.datasets import Case, guess_cases, layout, read_table, recognise, write_table
 from cmrfast.data.datasets.bids import read_bids
 from cmrfast.data.datasets.names import sequence_name, structure_name
 from cmrfast.methods import get, open_cases, trainable
@@ -55,7 +55,9 @@ def test_a_table_is_read_back_as_it_was_written(tmp_path):
         ("name,LGE\np,a.nii\n", "one of them case; got name, LGE"),
         ("case,LGE,LGE\np,a.nii,b.nii\n", "must name each column once"),
         ("case,LGE\n", "it lists no case"),
-        ("case,LGE\np,a.nii,x\n", "row 2 must have 2 cells; got 3"),
+        ("case,LGE\np,a.nii,x\n", "line 2 must have 2 cells; got 3"),
+        ("case,LGE\n\n\np,a.nii,x\n", "line 4 must have 2 cells; got 3"),
+        ('case,LGE\n"p\n1",a.nii\n\nq\n', "line 5 must have 2 cells; got 1"),
         ("case,LGE\n,a.nii\n", "each row must name a case that no other row names; got ''"),
         ("case,LGE\np,a.nii\np,b.nii\n", "that no other row names; got 'p'"),
         (
@@ -85,6 +87,28 @@ def test_a_table_that_is_no_text(tmp_path):
     (tmp_path / "cases.csv").write_bytes(b"case,LGE\np,\xff.nii\n")
     with pytest.raises(FileError, match=r"read_table: .*cases.csv: .*can't decode"):
         read_table(tmp_path)
+
+
+def test_a_table_is_in_utf8_everywhere(tmp_path, monkeypatch):
+    monkeypatch.setattr("locale.getencoding", lambda: "ascii")
+    case = Case("Müller", {"LGE": tmp_path / "ä.nii"}, {}, {})
+    write_table([case], tmp_path / "cases.csv")
+    assert "Müller,ä.nii," in (tmp_path / "cases.csv").read_bytes().decode()
+    latin = Case("p", {"LGE": tmp_path / os.fsdecode(b"\xe4.nii")}, {}, {})
+    with pytest.raises(FileError, match=r"write_table: the files of 'p' must have names in UTF-8;"):
+        write_table([case, latin], tmp_path / "b.csv")
+    assert not (tmp_path / "b.csv").exists()
+
+
+def test_a_table_that_is_too_large(tmp_path, monkeypatch):
+    bids(tmp_path)
+    table(tmp_path)
+    (tmp_path / "derivatives/dseg.tsv").write_text("index\tname\n" + "0\tx\n" * 20_000 + "1\tLV\n")
+    assert read_bids(tmp_path)[0].labelling["label"].classes == {"LV": (1,)}
+    monkeypatch.setattr(layout, "_TABLE_LIMIT", 50)
+    for read in (read_bids, read_table):
+        with pytest.raises(FileError, match=r"sv.*: it is larger than 0 MiB"):
+            read(tmp_path)
 
 
 def test_damaged_descriptions_raise_only_file_errors(tmp_path):
@@ -117,6 +141,21 @@ def test_subjects_of_bids(tmp_path):
     assert {k: x.on for k, x in twice.labelling.items()} == {
         "earlier brain": "earlier FLAIR",
         "later brain": "later FLAIR",
+    }
+
+
+def test_a_mask_of_bids_lies_on_the_image_of_its_session_and_acquisition(tmp_path):
+    for start in ("ses-1_", "ses-10_", "ses-2_acq-a_", "ses-2_acq-ab_"):
+        put(tmp_path / f"sub-1/anat/sub-1_{start}LGE.nii.gz")
+        put(tmp_path / f"sub-1/anat/sub-1_{start}label-scar_mask.nii.gz")
+    put(tmp_path / "sub-1/anat/sub-1_ses-2_label-lv_mask.nii.gz")
+    (case,) = read_bids(tmp_path)
+    assert {key: labelling.on for key, labelling in case.labelling.items()} == {
+        "ses-1 scar": "ses-1 LGE",
+        "ses-10 scar": "ses-10 LGE",
+        "ses-2 a scar": "ses-2 a LGE",
+        "ses-2 ab scar": "ses-2 ab LGE",
+        "ses-2 lv": "",  # of two acquisitions
     }
 
 
@@ -237,6 +276,10 @@ def test_any_folder_is_a_start(tmp_path):
     (tmp_path / "none").mkdir()
     with pytest.raises(FileError, match="holds no NIfTI file"):
         guess_cases(tmp_path / "none")
+    for name in ("a/b_c", "a_b/c"):
+        put(tmp_path / "two" / name / "LGE.nii.gz")
+    with pytest.raises(FileError, match=r"two/a/b_c and in .*two/a_b/c would be one case, a_b_c;"):
+        guess_cases(tmp_path / "two")
     with pytest.raises(FileError, match=r"has no known layout; cmrfast data describe .* --write"):
         recognise(tmp_path / "none")
 
@@ -249,7 +292,15 @@ def test_a_layout_of_one_s_own_is_known_by_its_file(tmp_path):
     assert recognise(tmp_path / "cases.csv").name == "table"
     with pytest.raises(FileError) as error:
         recognise(tmp_path / "gone", ["emidec", "myops"])
-    assert str(error.value) == f"open_dataset: {tmp_path}/gone is not a folder"
+    assert str(error.value) == f"recognise: {tmp_path}/gone: No such file or directory"
+    (tmp_path / "a.nii").touch()
+    with pytest.raises(FileError) as error:
+        recognise(tmp_path / "a.nii")
+    assert (
+        str(error.value) == f"recognise: {tmp_path}/a.nii is a file, not the folder of a data set"
+    )
+    with pytest.raises(FileError, match=r"recognise: .*: embedded null byte"):
+        recognise("a\0")
 
 
 @pytest.mark.parametrize("name", ["LGE", "lge", "DE", "late gadolinium", "PSIR"])

@@ -22,6 +22,9 @@ from pathlib import Path
 from cmrfast import FileError
 from cmrfast.data import Split, Volume, read_nifti, write_nifti
 from cmrfast.data.cache import Cache
+from cmrfast.data.datasets import read_table, recognise
+from cmrfast.data.dicom import holds_dicom
+import encodings.utf_8_sig
 import nibabel
 from safetensors.torch import load, save
 load(save({{"a": torch.ones(1)}}))  # whatever else is imported, while it can be read
@@ -87,6 +90,20 @@ def test_an_image_of_somebody_else_is_not_replaced(folder):
     assert out == f"write_nifti: {folder}/all/a.nii.gz: Operation not permitted\n"
     assert [path.name for path in (folder / "all").iterdir()] == ["a.nii.gz"]
     assert (folder / "all/a.nii.gz").read_bytes() == before
+
+
+def test_a_data_set_in_a_locked_folder(folder):
+    (folder / "locked").mkdir()
+    (folder / "locked").chmod(0o700)
+    out, _ = as_nobody(folder, 'recognise(folder / "locked")')
+    assert out.startswith(f"recognise: {folder}/locked has no known layout; ")
+    out, _ = as_nobody(folder, 'recognise(folder / "locked" / "in")')
+    assert out == f"recognise: {folder}/locked/in: Permission denied\n"
+    out, _ = as_nobody(folder, 'holds_dicom(folder / "locked")')
+    assert out == f"read_dicom_folder: {folder}/locked: Permission denied\n"
+    (folder / "cases.csv").write_text("case,LGE\np,locked/a.nii\n")
+    out, _ = as_nobody(folder, "print(read_table(folder).faults)")
+    assert out == "['p: LGE image is missing: there is no file locked/a.nii']\n"
 
 
 def test_a_cache_that_cannot_be_written_to(folder):

@@ -52,3 +52,5 @@ def test_an_existing_folder_is_kept(tmp_path):
 def test_an_unknown_method_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"demo_weights: method must be one of .*did you mean"):
         demo_weights("joint_scars", tmp_path / "run")
+    with pytest.raises(ValueError, match="there are no demonstration weights for siamese_lesion;"):
+        demo_weights("siamese_lesion", tmp_path / "run")

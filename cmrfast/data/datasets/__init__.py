@@ -1,6 +1,7 @@
 """Data sets: the public ones by their published layouts, and those of one's own."""
 
 import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -84,12 +85,23 @@ def recognise(root: str | os.PathLike[str], preferred: Sequence[str] = ()) -> Da
         except FileError as error:
             if name in preferred:
                 refused.append(str(error))
+    _require_folder(path)
     if not refused:
         raise FileError(
             f"recognise: {root} has no known layout; cmrfast data describe {root} --write "
             f"{table.FILE} writes a table to start from"
         )
     raise FileError("; ".join(dict.fromkeys(refused)))
+
+
+def _require_folder(path: Path) -> None:
+    try:
+        is_folder = stat.S_ISDIR(path.stat().st_mode)
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        reason = getattr(error, "strerror", None) or error
+        raise FileError(f"recognise: {path}: {reason}") from error
+    if not is_folder:
+        raise FileError(f"recognise: {path} is a file, not the folder of a data set")
 
 
 __all__ = [

@@ -23,7 +23,7 @@ _PHASES = ("ED", "ES")
 def _place(path: Path) -> Place | None:
     case = path.parent.name
     match = re.fullmatch(rf"{re.escape(case)}_(4d|frame\d+)(_gt)?", stem(path) or "")
-    return match and Place(case, "label" if match[2] else "image", match[1])
+    return match and Place(case, "label" if match[2] else "image", match[1], path.parent)
 
 
 def _finish(draft: Draft) -> None:

@@ -18,8 +18,9 @@ is labelled ``baseline``, ``bl``, ``pre`` or ``screening``. Otherwise the case h
 sequences are named by the labels.
 """
 
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,6 +88,7 @@ def _find_files(root: Path) -> Iterator[_File]:
 def _make_case(root: Path, subject: str, files: list[_File]) -> Case:
     when, faults = _name_visits(root.absolute(), subject, files)
     images: dict[str, Path] = {}
+    shown: dict[str, _File] = {}
     labels: dict[str, Path] = {}
     labelling: dict[str, Labelling] = {}
     for file in sorted(files, key=lambda file: file.is_mask):
@@ -100,8 +102,10 @@ def _make_case(root: Path, subject: str, files: list[_File]) -> Case:
             faults.append(f"{key} {kind} occurs twice; {file.path} is not used")
             continue
         where[key] = file.path
-        if file.is_mask:
-            on = _image_of(file, visit, list(images))
+        if not file.is_mask:
+            shown[key] = file
+        else:
+            on = _image_of(file, shown)
             if file.suffix == "dseg":
                 labelling[key] = _labelling(root.absolute(), file, on)
             else:
@@ -132,9 +136,10 @@ def _name_visits(root: Path, subject: str, files: list[_File]) -> tuple[dict[str
     ]
 
 
-def _image_of(mask: _File, visit: str, images: list[str]) -> str:
-    """The one image whose visit and acquisition are those of a mask; empty if there is not one."""
-    same = [image for image in images if image.startswith(mask.name(visit, ""))]
+def _image_of(mask: _File, images: Mapping[str, _File]) -> str:
+    """The one image of the session and acquisition that a mask names; empty if there is not one."""
+    named = {name: mask.entities[name] for name in ("ses", "acq") if name in mask.entities}
+    same = [key for key, image in images.items() if named.items() <= image.entities.items()]
     return same[0] if len(same) == 1 else ""
 
 
@@ -169,7 +174,7 @@ class _BidsLayout:
 
     def claims(self, root: Path) -> bool:
         """Whether a folder holds ``dataset_description.json``."""
-        return (root / DESCRIPTION).is_file()
+        return os.path.isfile(root / DESCRIPTION)
 
     def open(self, root: Path) -> Dataset:
         """Find the subjects of a data set."""

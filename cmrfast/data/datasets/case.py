@@ -4,16 +4,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
-from typing import overload
+from typing import NamedTuple, overload
 
 import torch
 
 from cmrfast.data.datasets.part import Part
-from cmrfast.data.dicom import read_dicom_folder
-from cmrfast.data.nifti.header import Header, read_header
+from cmrfast.data.dicom import read_dicom_folder, read_slices, world_from_slices
+from cmrfast.data.nifti.header import read_header
 from cmrfast.data.nifti.read import read_volume
 from cmrfast.data.notebook import pictures, table
-from cmrfast.data.volume import Volume, count_non_finite, is_finite, same_grid
+from cmrfast.data.volume import Volume, count_non_finite, equals, is_finite, same_grid
 from cmrfast.errors import FileError
 from cmrfast.models.recipe import NonFinite
 
@@ -201,7 +201,7 @@ class Case:
         data = torch.zeros_like(stored.data, dtype=torch.uint8)
         unknown = torch.ones_like(stored.data, dtype=torch.bool)
         for theirs, ours in mapping.items():
-            mask = stored.data == theirs
+            mask = equals(stored.data, theirs)
             data.masked_fill_(mask, ours)
             unknown.logical_and_(mask.logical_not_())
         if unknown.any() and not self.labelling[name].others:
@@ -215,17 +215,17 @@ class Case:
     def check(self) -> list[str]:
         """Report what is wrong or unusual, from file names and headers; reads no voxels."""
         faults = list(self.faults)
-        headers: dict[tuple[str, str], Header] = {}
+        grids: dict[tuple[str, str], _Grid] = {}
         for kind, files in (("image", self.images), ("label", self.labels)):
             for key, path in files.items():
                 try:
-                    headers[kind, key] = read_header(path)
-                except FileError as error:
+                    grids[kind, key] = _read_grid(path)
+                except (FileError, ImportError) as error:
                     faults.append(str(error))
-        for (kind, key), header in headers.items():
-            faults.extend(f"{key} {kind}: {note}" for note in header.notes)
-            image = headers.get(("image", self.labelling[key].on)) if kind == "label" else None
-            if image and not _same_grid(image, header):
+        for (kind, key), grid in grids.items():
+            faults.extend(f"{key} {kind}: {note}" for note in grid.notes)
+            image = grids.get(("image", self.labelling[key].on)) if kind == "label" else None
+            if image and not _same_grid(image, grid):
                 faults.append(f"{key} label does not lie on the grid of {self.labelling[key].on}")
         return faults
 
@@ -318,8 +318,25 @@ def _time_point(image: Volume, frame: int, path: Path) -> Volume:
     return replace(image, data=image.data[frame - 1 : frame].clone())
 
 
-def _same_grid(image: Header, label: Header) -> bool:
-    shape = label.shape[1:]
-    return image.shape[1:] == shape and same_grid(
-        shape, torch.from_numpy(image.world_from_vox), torch.from_numpy(label.world_from_vox)
+class _Grid(NamedTuple):
+    """What headers alone tell of an image."""
+
+    shape: tuple[int, ...]
+    world_from_vox: torch.Tensor
+    notes: tuple[str, ...]
+
+
+def _read_grid(path: Path) -> _Grid:
+    """The grid of a file, or of a folder of DICOM slices."""
+    if path.is_dir():
+        slices = read_slices(path)
+        shape = (slices[0].columns, slices[0].rows, len(slices))
+        return _Grid(shape, torch.from_numpy(world_from_slices(path, slices)), ())
+    header = read_header(path)
+    return _Grid(header.shape[1:], torch.from_numpy(header.world_from_vox), header.notes)
+
+
+def _same_grid(image: _Grid, label: _Grid) -> bool:
+    return image.shape == label.shape and same_grid(
+        label.shape, image.world_from_vox, label.world_from_vox
     )

@@ -18,10 +18,10 @@ from cmrfast.data.datasets.layout import Draft, Layout, Place, read_pairs, stem
 
 
 def _place(path: Path) -> Place | None:
-    case, folder = path.parent.parent.name, path.parent.name
-    if stem(path) != case or folder not in ("Images", "Contours"):
+    home, folder = path.parent.parent, path.parent.name
+    if stem(path) != home.name or folder not in ("Images", "Contours"):
         return None
-    return Place(case, "image" if folder == "Images" else "label", "LGE")
+    return Place(home.name, "image" if folder == "Images" else "label", "LGE", home)
 
 
 def _finish(draft: Draft) -> None:

@@ -24,7 +24,13 @@ def guess_cases(root: str | os.PathLike[str]) -> Dataset:
     if not files:
         raise FileError(f"guess_cases: {top} holds no NIfTI file")
     cases: dict[str, dict[str, Path]] = {}
+    folders: dict[str, Path] = {}
     for path, case, name in _name_files(files, top.absolute()):
+        if folders.setdefault(case, path.parent) != path.parent:
+            raise FileError(
+                f"guess_cases: the files in {folders[case]} and in {path.parent} would be one "
+                f"case, {case}; rename one of the folders"
+            )
         cases.setdefault(case, {}).setdefault(name, path)
     ordered = sorted(cases, key=natural_key)
     return Dataset("folder", top, tuple(_make_case(name, cases[name]) for name in ordered))

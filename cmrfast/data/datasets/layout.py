@@ -1,6 +1,7 @@
 """Layouts: how the file names of a published folder tree become cases."""
 
 import csv
+import io
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -14,15 +15,21 @@ from cmrfast.files import open_regular
 
 #: At most this many bytes of a data set's text file are read.
 _TEXT_LIMIT = 1 << 16
+#: A larger table is refused.
+_TABLE_LIMIT = 1 << 24
 _MAX_DEPTH = 8
 
 
 class Place(NamedTuple):
-    """What a file holds: whose image or label, and which one."""
+    """What a file holds: whose image or label, and which one.
+
+    ``named_after`` is the folder that gives the case its name; None where file names do.
+    """
 
     case: str
     kind: Literal["image", "label"]
     key: str
+    named_after: Path | None = None
 
 
 @dataclass
@@ -30,13 +37,23 @@ class Draft:
     """A case whose files are still being collected."""
 
     name: str
+    named_after: Path | None = None
     images: dict[str, Path] = field(default_factory=dict)
     labels: dict[str, Path] = field(default_factory=dict)
     info: dict[str, str] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
 
     def add(self, place: Place, path: Path) -> None:
-        """Add a file; of two for the same place, the first is kept."""
+        """Add a file; of two for the same place, the first is kept.
+
+        Raises:
+            FileError: it is of another folder that has the name of the case.
+        """
+        if place.named_after != self.named_after:
+            raise FileError(
+                f"open_dataset: {self.named_after} and {place.named_after} have the name of one "
+                "case; rename one of them, or open each by itself"
+            )
         files = self.images if place.kind == "image" else self.labels
         if place.key in files:
             self.faults.append(f"{place.key} {place.kind} occurs twice; {path} is not used")
@@ -100,7 +117,8 @@ class Layout:
         for path in walk_files(_search_roots(root.absolute(), self.folders)):
             place = self.place(path)
             if place:
-                drafts.setdefault(place.case, Draft(place.case)).add(place, path)
+                draft = Draft(place.case, place.named_after)
+                drafts.setdefault(place.case, draft).add(place, path)
         if not drafts:
             raise FileError(
                 f"open_dataset: {root} holds no case of {self.name}; "
@@ -124,10 +142,10 @@ class Layout:
 
 
 def natural_key(text: str) -> list[tuple[int, str]]:
-    """A sort key that puts patient2 before patient10."""
-    return [
-        (int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)
-    ]
+    """A sort key that puts patient2 before patient10; equal for equal texts alone."""
+    parts = re.split(r"(\d+)", text)
+    keys = [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
+    return [*keys, (-1, text)]  # of case_1 and case_01, the text decides
 
 
 def stem(path: Path) -> str | None:
@@ -148,6 +166,20 @@ def read_pairs(path: Path, separator: str, draft: Draft) -> dict[str, str]:
     return {key.strip(): value.strip() for key, separator, value in lines if separator}
 
 
+def read_table_text(path: Path) -> str:
+    """The text of a table, in UTF-8; the line breaks are those of the file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is too large, or no text.
+    """
+    with open_regular(path) as file:
+        text = file.read(_TABLE_LIMIT + 1)
+    if len(text) > _TABLE_LIMIT:
+        raise ValueError(f"it is larger than {_TABLE_LIMIT >> 20} MiB")
+    return text.decode("utf-8-sig")
+
+
 def read_rows(path: Path) -> list[dict[str, str]]:
     """The rows of a table whose cells are separated by tabs, by column.
 
@@ -155,17 +187,16 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         OSError: it cannot be read.
         ValueError: it is no table.
     """
-    with open_regular(path) as file:
-        lines = file.read(_TEXT_LIMIT).decode("utf-8-sig").splitlines()
+    text = read_table_text(path)
     try:
-        return list(csv.DictReader(lines, delimiter="\t"))
+        return list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t"))
     except csv.Error as error:
         raise ValueError(str(error)) from error
 
 
 def _search_roots(root: Path, folders: frozenset[str]) -> list[Path]:
     """The root, and the published siblings of it and of its parents."""
-    if not root.is_dir():
+    if not os.path.isdir(root):  # Path.is_dir raises in a folder that is locked
         raise FileError(f"open_dataset: {root} is not a folder")
     roots = [root]
     while root.name in folders:

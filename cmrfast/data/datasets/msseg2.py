@@ -29,11 +29,13 @@ _ALL = {"all_lesions_time01": "earlier_lesions", "all_lesions_time02": "later_le
 def _place(path: Path) -> Place | None:
     case, name = path.parent.name, stem(path) or ""
     if name in _IMAGES:
-        return Place(case, "image", _IMAGES[name])
+        return Place(case, "image", _IMAGES[name], path.parent)
     if name in _ALL:
-        return Place(case, "label", _ALL[name])
+        return Place(case, "label", _ALL[name], path.parent)
     match = re.fullmatch(r"ground_truth(?:_expert([1-4]))?", name)
-    return match and Place(case, "label", f"rater{match[1]}" if match[1] else "consensus")
+    if not match:
+        return None
+    return Place(case, "label", f"rater{match[1]}" if match[1] else "consensus", path.parent)
 
 
 LAYOUT = Layout(

@@ -417,7 +417,7 @@ class _NnunetLayout:
     def claims(self, root: Path) -> bool:
         """Whether a folder holds ``dataset.json``, or is a folder of images or labels beside it."""
         folder = root.parent if re.fullmatch(_FOLDERS, root.name) else root
-        return (folder / _DESCRIPTION).is_file()
+        return os.path.isfile(folder / _DESCRIPTION)
 
     def open(self, root: Path) -> Dataset:
         """Find the cases of a data set."""

@@ -28,12 +28,12 @@ def _place(path: Path) -> Place | None:
     if not (coregistered and re.fullmatch(r"patient\d+", case)):
         return None
     if name in _LABELS:
-        return Place(case, "label", _LABELS[name])
+        return Place(case, "label", _LABELS[name], path.parent)
     match = re.fullmatch(r"study([12])_(FLAIR|T1W|T2W)", name)
     if not match:
         return None
     contrast = "" if match[2] == "FLAIR" else f"_{match[2]}"
-    return Place(case, "image", _VISITS[match[1]] + contrast)
+    return Place(case, "image", _VISITS[match[1]] + contrast, path.parent)
 
 
 def _finish(draft: Draft) -> None:

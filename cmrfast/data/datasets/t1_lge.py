@@ -31,8 +31,8 @@ _LABELLING = {
 def _place(path: Path) -> Place | None:
     case, name = path.parent.name, stem(path) or ""
     if name in _IMAGES:
-        return Place(case, "image", name)
-    return Place(case, "label", name) if name in _LABELLING else None
+        return Place(case, "image", name, path.parent)
+    return Place(case, "label", name, path.parent) if name in _LABELLING else None
 
 
 LAYOUT = Layout(

@@ -15,6 +15,7 @@ without any NIfTI file are read as ``info``. Comma, semicolon or tab separates t
 """
 
 import csv
+import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,10 +23,9 @@ from pathlib import Path
 
 from cmrfast.atomic import atomic_write
 from cmrfast.data.datasets.case import Case, Dataset, Labelling, binary
-from cmrfast.data.datasets.layout import natural_key
+from cmrfast.data.datasets.layout import natural_key, read_table_text
 from cmrfast.data.datasets.names import plain, sequence_name, split_label
 from cmrfast.errors import FileError
-from cmrfast.files import open_regular
 
 FILE = "cases.csv"
 _CASE, _SPLIT = "case", "split"
@@ -35,7 +35,6 @@ _PARTS = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 _SEPARATORS = ",;\t"
-_LIMIT = 1 << 24  # bytes
 
 
 @dataclass(frozen=True)
@@ -57,11 +56,7 @@ def read_table(root: str | os.PathLike[str]) -> Dataset:
     """
     path = _table_at(Path(root))
     try:
-        with open_regular(path) as file:
-            text = file.read(_LIMIT + 1)
-        if len(text) > _LIMIT:
-            raise ValueError(f"it is larger than {_LIMIT >> 20} MiB")
-        cases = _read_cases(text.decode("utf-8-sig"), path.absolute().parent)
+        cases = _read_cases(read_table_text(path), path.absolute().parent)
     except OSError as error:
         raise FileError(f"read_table: {path}: {error.strerror or error}") from error
     except (ValueError, csv.Error) as error:
@@ -86,10 +81,23 @@ def write_table(cases: Sequence[Case], path: str | os.PathLike[str]) -> None:
         files += [case.labels.get(name) for name in labels]
         lines.append([case.name, *(_cell(file, folder) for file in files), split])
     try:
-        with atomic_write(target) as temporary, temporary.open("w", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(lines)
+        with atomic_write(target) as temporary:
+            temporary.write_bytes(b"".join(map(_encode_row, lines)))
     except OSError as error:
         raise FileError(f"write_table: {target}: {error.strerror or error}") from error
+
+
+def _encode_row(cells: Sequence[str]) -> bytes:
+    """A row in UTF-8; its first cell names the case."""
+    row = io.StringIO()
+    csv.writer(row, lineterminator="\n").writerow(cells)
+    try:
+        return row.getvalue().encode()
+    except UnicodeEncodeError as error:
+        raise FileError(
+            f"write_table: the files of {cells[0]!r} must have names in UTF-8; "
+            f"got {error.object.rstrip()!r}"
+        ) from error
 
 
 def _cell(file: Path | None, folder: Path) -> str:
@@ -105,7 +113,7 @@ def _table_at(root: Path) -> Path:
         return root
     if not root.is_dir():
         raise FileError(f"read_table: {root} is not a folder")
-    if not (root / FILE).exists():
+    if not os.path.exists(root / FILE):  # Path.exists raises in a folder that cannot be searched
         raise FileError(
             f"read_table: {root} holds no case of table; it should hold files such as {FILE}"
         )
@@ -131,8 +139,11 @@ def _read_rows(text: str) -> list[list[str]]:
     """Heads and rows of one length, without empty rows."""
     first = text.partition("\n")[0]
     separator = max(_SEPARATORS, key=first.count)
-    lines = csv.reader(text.splitlines(), delimiter=separator)
-    rows = [cells for line in lines if any(cells := [cell.strip() for cell in line])]
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    numbered = [
+        (reader.line_num, cells) for line in reader if any(cells := [cell.strip() for cell in line])
+    ]
+    rows = [cells for _, cells in numbered]
     heads = rows[0] if rows else []
     heads = [plain(head) if plain(head) in (_CASE, _SPLIT) else head for head in heads]
     if _CASE not in heads or len(set(heads)) < len(heads) or "" in heads:
@@ -140,9 +151,9 @@ def _read_rows(text: str) -> list[list[str]]:
             f"the first row must name each column once, one of them {_CASE}; "
             f"got {', '.join(heads) or 'nothing'}"
         )
-    for number, row in enumerate(rows[1:], start=2):
+    for number, row in numbered[1:]:
         if len(row) != len(heads):
-            raise ValueError(f"row {number} must have {len(heads)} cells; got {len(row)}")
+            raise ValueError(f"line {number} must have {len(heads)} cells; got {len(row)}")
     if len(rows) == 1:
         raise ValueError("it lists no case")
     return [heads, *rows[1:]]
@@ -181,7 +192,7 @@ def _make_case(
             path = folder / cells[head]
             if not cells[head]:
                 faults.append(f"{head} {kind} is missing")
-            elif not path.is_file():
+            elif not os.path.isfile(path):  # Path.is_file raises in a folder that is locked
                 faults.append(f"{head} {kind} is missing: there is no file {cells[head]}")
             else:
                 found[kind][head] = path
@@ -201,7 +212,7 @@ class _TableLayout:
 
     def claims(self, root: Path) -> bool:
         """Whether a folder holds ``cases.csv``, or the root is a CSV file."""
-        return (root.is_file() and root.suffix == ".csv") or (root / FILE).is_file()
+        return (os.path.isfile(root) and root.suffix == ".csv") or os.path.isfile(root / FILE)
 
     def open(self, root: Path) -> Dataset:
         """Find the cases of a table."""

@@ -66,30 +66,35 @@ def write_nifti(
     if not volume.data.numel():
         raise ValueError(f"write_nifti: volume is empty; its shape is {tuple(volume.data.shape)}")
     model = None if like is None else read_header(like)
-    data = _to_storable(volume.data, model if keep_dtype else None)
+    values = _to_storable(volume.data)
+    data = _cast_like(values, model) if model is not None and keep_dtype else values
     fields = _make_fields(data, volume, model)
     try:
         with atomic_write(target) as temporary:
             _write_file(temporary, fields, data, compressed=target.name.endswith(".gz"))
-            _verify(temporary, target, data, volume)
+            _verify(temporary, target, values, volume)
     except OSError as error:
         raise FileError(f"write_nifti: {target}: {error.strerror or error}") from error
 
 
-def _to_storable(data: Tensor, model: Header | None) -> Tensor:
-    """The data in a dtype that NIfTI has: the model's if it represents every value."""
+def _to_storable(data: Tensor) -> Tensor:
+    """The data in a dtype that NIfTI has."""
     data = data.detach().cpu()
     if data.dtype == torch.bool:
-        data = data.byte()
-    elif data.dtype in (torch.float16, torch.bfloat16):
-        data = data.float()
-    if model is None or (model.dtype.kind == "f" and not data.is_floating_point()):
-        return data
+        return data.byte()
+    return data.float() if data.dtype in (torch.float16, torch.bfloat16) else data
+
+
+def _cast_like(data: Tensor, model: Header) -> Tensor:
+    """The data in the model's dtype if that represents every value; integers stay integers."""
+    values, dtype = data.numpy(), model.dtype.newbyteorder("=")
+    if values.dtype.kind != "f":  # integers come back from a cast that wrapped them
+        limits = None if dtype.kind == "f" else np.iinfo(dtype)
+        exact = limits is not None and limits.min <= values.min() and values.max() <= limits.max
+        return torch.from_numpy(values.astype(dtype)) if exact else data
     with np.errstate(invalid="ignore", over="ignore"):
-        values = data.numpy()
-        cast_values = values.astype(model.dtype.newbyteorder("="))
-        restored = cast_values.astype(values.dtype)
-        exact = np.array_equal(restored, values, equal_nan=values.dtype.kind == "f")
+        cast_values = values.astype(dtype)
+        exact = np.array_equal(cast_values.astype(values.dtype), values, equal_nan=True)
     return torch.from_numpy(cast_values) if exact else data
 
 
@@ -149,12 +154,14 @@ def _gzip_writer(file: BinaryIO) -> BinaryIO:
     return cast(BinaryIO, igzip.IGzipFile("", "wb", compresslevel=2, fileobj=file, mtime=0))
 
 
-def _verify(written: Path, target: Path, data: Tensor, volume: Volume) -> None:
+def _verify(written: Path, target: Path, values: Tensor, volume: Volume) -> None:
     header = replace(read_header(written), path=target)
     stored = read_volume(header, max_bytes=header.voxel_bytes)
     requested = volume.world_from_vox
     error = (stored.world_from_vox - requested).abs()
     if (error > 1e-5 + _ROUNDING * requested.abs()).any():
         raise FileError(f"write_nifti: {target}: the geometry read back differs")
-    if not np.array_equal(stored.data.numpy(), data.numpy(), equal_nan=data.is_floating_point()):
+    if not np.array_equal(
+        stored.data.numpy(), values.numpy(), equal_nan=values.is_floating_point()
+    ):
         raise FileError(f"write_nifti: {target}: the voxels read back differ")

@@ -1,6 +1,7 @@
 """Does a scar network improve when it is trained jointly with one that segments the myocardium?
 
-python -m studies.joint_scar [--scale tiny|small|paper] [--data ROOT] [--pretrained FILE]
+python -m studies.joint_scar [batch_dice] [--scale tiny|small|paper] [--data ROOT]
+    [--pretrained FILE]
 
 The paper's networks start from ImageNet-21k weights, ``R50+ViT-B_16.npz``; without ``--pretrained``
 they start from scratch, and the page says so.
@@ -8,7 +9,7 @@ they start from scratch, and the page says so.
 
 import math
 import statistics
-from typing import cast
+from typing import Any, cast
 
 import torch
 
@@ -26,34 +27,10 @@ from studies.study import run
 VARIANTS = ("direct", "two_step", "mtl", "jdl")
 #: The same networks with one Dice of all images of a batch, instead of one of each image.
 OVER_BATCH = {f"{name}, batch Dice": name for name in ("mtl", "jdl")}
-STUDY = Study(
-    method="joint_scar",
-    arms={
-        **{name: Arm({"variant": name}, published=name) for name in VARIANTS},
-        **{
-            name: Arm({"variant": variant, "dice_over": "batch"})
-            for name, variant in OVER_BATCH.items()
-        },
-    },
-    scores=("scar_dice", "scar_precision", "scar_recall", "myocardium_dice"),
-    comparisons=(
-        *(
-            Planned(
-                f"the joint networks segment scar better than {name} (figure 2)",
-                *("jdl", other, "scar_dice", "higher"),
-            )
-            for other, name in (
-                ("direct", "a direct network"),
-                ("two_step", "two separate steps"),
-                ("mtl", "multitask learning"),
-            )
-        ),
-        *(
-            Planned(f"does one Dice of a whole batch help {variant}?", name, variant, "scar_dice")
-            for name, variant in OVER_BATCH.items()
-        ),
-    ),
-    tiny=Scale(
+_COMMON: dict[str, Any] = {
+    "method": "joint_scar",
+    "scores": ("scar_dice", "scar_precision", "scar_recall", "myocardium_dice"),
+    "tiny": Scale(
         (2, 0, 2),
         seeds=2,  # enough for a pilot and for intervals
         shrink=3,
@@ -63,7 +40,7 @@ STUDY = Study(
         },
         steps=2,
     ),
-    small=Scale(
+    "small": Scale(
         (28, 0, 20),
         changes={
             **{"image": 96, "root": 32, "units": (1, 1, 1), "width": 64, "depth": 2, "heads": 4},
@@ -72,10 +49,38 @@ STUDY = Study(
         },
         steps=1200,
     ),
-    paper=Scale((140, 0, 28)),
-    own_share=(140, 0, 28),  # nothing is chosen on validation patients
+    "paper": Scale((140, 0, 28)),
+    "own_share": (140, 0, 28),  # nothing is chosen on validation patients
+}
+STUDY = Study(
+    **_COMMON,
+    arms={name: Arm({"variant": name}, published=name) for name in VARIANTS},
+    comparisons=tuple(
+        Planned(
+            f"the joint networks segment scar better than {name} (figure 2)",
+            *("jdl", other, "scar_dice", "higher"),
+        )
+        for other, name in (
+            ("direct", "a direct network"),
+            ("two_step", "two separate steps"),
+            ("mtl", "multitask learning"),
+        )
+    ),
 )
-STUDIES = (STUDY,)
+BATCH_DICE = Study(
+    **_COMMON,
+    experiment="batch_dice",
+    arms={
+        arm: Arm({"variant": variant, **changes})
+        for name, variant in OVER_BATCH.items()
+        for arm, changes in ((variant, {}), (name, {"dice_over": "batch"}))
+    },
+    comparisons=tuple(
+        Planned(f"does one Dice of a whole batch help {variant}?", name, variant, "scar_dice")
+        for name, variant in OVER_BATCH.items()
+    ),
+)
+STUDIES = (STUDY, BATCH_DICE)
 
 
 def dice_with_scar(outcome: Outcome, arm: str) -> list[float]:
@@ -115,7 +120,7 @@ def drawn_walls(outcome: Outcome, arm: str) -> dict[str, Volume]:
 def main() -> None:
     """Run the study and keep its results."""
     outcome = run(*STUDIES)
-    for arm in STUDY.arms:
+    for arm in outcome.study.arms:
         outcome.facts[f"scar Dice of slices with scar, {arm}"] = dice_with_scar(outcome, arm)
         outcome.facts[f"percent of slices without scar left clean, {arm}"] = percent_clean(
             outcome, arm

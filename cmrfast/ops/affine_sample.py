@@ -138,7 +138,8 @@ def _sample_integers(
 def signed_of_bits(value: int, dtype: torch.dtype) -> int:
     """The integer of a signed dtype with the same bits as one of its unsigned dtype."""
     limits = torch.iinfo(dtype)
-    return (value - limits.min) % 2**limits.bits + limits.min
+    signed: int = (value - limits.min) % 2**limits.bits + limits.min
+    return signed
 
 
 def _frame_axes(shape: Sequence[int], size: Sequence[int], frame: int) -> list[tuple[Any, ...]]:

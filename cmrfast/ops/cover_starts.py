@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ def cover_starts(shape: Sequence[int], size: Sequence[int], overlap: int | Seque
     """
     shape = require_sizes("cover_starts", "shape", shape)
     size = require_sizes("cover_starts", "size", size, axes=len(shape))
-    per_axis = (overlap,) * len(shape) if isinstance(overlap, Real) else overlap
+    per_axis: Any = (overlap,) * len(shape) if isinstance(overlap, Real) else overlap
     overlaps = integers("cover_starts", "overlap", per_axis)
     if len(overlaps) != len(shape):
         raise ValueError(

@@ -18,20 +18,20 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t n = blockIdx.x; n < chunks.total; n += gridDim.x) {
     const Chunk chunk(chunks, n);
     const Run<DIMS>* runs = runs_of(s, grid, chunk);
-    const In* images =
-        in_register(static_cast<const In*>(call.images) + chunk.item * s.C * grid.numel);
+    const In* images = static_cast<const In*>(call.images) + chunk.item * s.C * grid.numel;
+    if constexpr (kUnitsSuffice<T>) images = in_register(images);
     In* out = static_cast<In*>(call.out) + chunk.item * s.C * grid.out_numel;
     for (int r = threadIdx.x / 32; r < chunk.end - chunk.begin; r += kWarps) {
       const Run<DIMS>& run = runs[r];
       const Units<DIMS> units = run.units;
       const Range inside = kUnitsSuffice<T> ? units.inside : Range{0, 0};
       if (ONE_CHANNEL && kUnitsSuffice<T> && units.straight) {
-        const Rows<In, DIMS> rows(grid, units, images);
+        const Rows<In, DIMS> rows(grid, units);
         int k = inside.begin + lane_of_warp();
         const uint64_t step = units.step[DIMS - 1];
         uint64_t x = units.start[DIMS - 1] + step * static_cast<unsigned>(k);
         for (In* to = out + run.out + k; k < inside.end; k += 32, to += 32, x += 32 * step) {
-          *to = from_real<In>(rows.value(x));
+          *to = from_real<In>(rows.value(images, x));
         }
       } else if constexpr (kUnitsSuffice<T>) {
         int k = inside.begin + lane_of_warp();

@@ -46,21 +46,35 @@ __host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a
 
 __host__ __device__ inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// The same number, which the compiler then does not take apart to compute it again in a loop; and
-// the same pointer, to global memory.
+// The same number, which the compiler then does not take apart to compute it again in a loop.
 __device__ inline uint64_t in_register(uint64_t number) {
 #ifdef __CUDACC__
   asm("" : "+l"(number));
 #endif
   return number;
 }
+
+// Addresses in global memory as numbers, for those that may be out of range where nothing is read.
+__device__ inline uint64_t address_of(const void* pointer) {
+#ifdef __CUDACC__
+  return __cvta_generic_to_global(pointer);
+#else
+  return reinterpret_cast<uint64_t>(pointer);
+#endif
+}
+template <class T>
+__device__ T* at_address(uint64_t address) {
+#ifdef __CUDACC__
+  return static_cast<T*>(__cvta_global_to_generic(address));
+#else
+  return reinterpret_cast<T*>(address);
+#endif
+}
+
+// The same for a pointer.
 template <class T>
 __device__ T* in_register(T* pointer) {
-#ifdef __CUDACC__
-  const uint64_t address = in_register(__cvta_generic_to_global(pointer));
-  pointer = static_cast<T*>(__cvta_global_to_generic(address));
-#endif
-  return pointer;
+  return at_address<T>(in_register(address_of(pointer)));
 }
 
 // To two units in the last place.

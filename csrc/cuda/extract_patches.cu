@@ -73,8 +73,7 @@ __global__ void __launch_bounds__(kThreads)
     const auto row_voxels = static_cast<unsigned>(n[2]);
     const uint64_t first = volume.offset + c * (n[0] * plane_voxels) + start(0) * plane_voxels +
                            start(1) * row_voxels + start(2);
-    const uint64_t origin =
-        in_register(reinterpret_cast<uint64_t>(call.buffer) + first * sizeof(From));
+    const uint64_t origin = in_register(address_of(call.buffer) + first * sizeof(From));
     const auto number = [&](const double* numbers, double other) {
       const bool given = numbers != nullptr && volume.valid;
       return static_cast<Real>(given ? numbers[v * call.volumes.C + c] : other);
@@ -93,7 +92,7 @@ __global__ void __launch_bounds__(kThreads)
       const uint64_t line = static_cast<unsigned>(wi) * plane_voxels +
                             static_cast<uint64_t>(static_cast<unsigned>(wj)) * row_voxels;
       const uint64_t address = origin + (line + low) * sizeof(From);
-      const From* from = in_register(reinterpret_cast<const From*>(address));
+      const From* from = at_address<const From>(in_register(address));
       To values[N];
 #pragma unroll
       for (int x = 0; x < N; ++x) {

@@ -180,12 +180,10 @@ __device__ inline float fraction_of(uint64_t units) {
 template <class In, int DIMS>
 struct Rows {
   static constexpr int count = 1 << (DIMS - 1);
-  const In* image;
   int row[count];
   float weight[count];
 
-  __device__ Rows(const Grid<DIMS>& grid, const Units<DIMS>& units, const In* image)
-      : image(image) {
+  __device__ Rows(const Grid<DIMS>& grid, const Units<DIMS>& units) {
 #pragma unroll
     for (int r = 0; r < count; ++r) {
       int first = 0;
@@ -202,7 +200,7 @@ struct Rows {
   }
 
   // The value where the last axis is at x.
-  __device__ float value(uint64_t x) const {
+  __device__ float value(const In* image, uint64_t x) const {
     float below = 0, above = 0;
 #pragma unroll
     for (int r = 0; r < count; ++r) {

@@ -71,7 +71,7 @@ __device__ T* at_address(uint64_t address) {
 #endif
 }
 
-// The same for a pointer.
+// in_register of a pointer to global memory.
 template <class T>
 __device__ T* in_register(T* pointer) {
   return at_address<T>(in_register(address_of(pointer)));

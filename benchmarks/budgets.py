@@ -37,7 +37,7 @@ _PAIR_FLOPS = 2 * 2 * 128
 _PARTS_FLOPS = 6 * _PAIR_FLOPS  # in float32: six products of bfloat16 parts each
 
 DICE = [
-    Budget("_sums", "dice_2d", "pixel of 4 classes", 4, 24, 472, 136),
+    Budget("_sums", "dice_2d", "pixel of 4 classes", 4, 24, 477, 136),
     Budget("_gradient", "dice_2d", "pixel of 4 classes", 4, 40, 416, 136),
     Budget("_sums", "dice_3d", "logit", 16, 5, 260, 20),
     Budget("_gradient", "dice_3d", "logit", 16, 9, 375, 30),
@@ -78,7 +78,7 @@ GEOMETRY = [
 #: blurred voxel of 5 taps an axis. Parameters of a channel are float64.
 INTENSITIES = [
     Budget("_argmax", "argmax_3d", "voxel of a class", 4, 0.8, 134, 30, aligned=False),
-    Budget("_pass", "noise_3d", "voxel", 8, 8, 448, 53, None, float64=2, aligned=False),
+    Budget("_pass", "noise_3d", "voxel", 8, 8, 456, 53, None, float64=2, aligned=False),
     Budget("_blur", "blur_3d", "tap along the last axis", 8, 8 / 5, 89, 8, aligned=False),
 ]
 #: With all taps of a tile inside; its positions come before the loop over channels.

@@ -31,9 +31,8 @@ def network(width: int = 16) -> nn.Sequential:
 
 def slices_of(case: Case, side: int) -> tuple[Tensor, Tensor]:
     """Images (N, 1, side, side) in [0, 1] and masks (N, side, side) of one patient."""
-    mask = case.labelling["LGE"].mask(case.label("LGE"), "myocardium").data.byte()
-    image = pack_slices(case.image("LGE").data)
-    return network_view(image, side), center_slices(pack_slices(mask), (side, side))
+    y = pack_slices(case.labelling["LGE"].mask(case.label("LGE"), "myocardium").data.byte())
+    return network_view(pack_slices(case.image("LGE").data), side), center_slices(y, (side, side))
 
 
 @torch.inference_mode()
@@ -64,10 +63,9 @@ def main(words: list[str] | None = None) -> float:
     model, best = network(), 0.0
     optimiser = torch.optim.Adam(model.parameters(), 4e-3)
     for epoch in range(args.epochs):
-        model.train()
         for s in batches(args.seed, epoch, len(images), args.batch, drop_last=True):
             x, y = augment(images[s], masks[s], changes, seed=args.seed, epoch=epoch, samples=s)
-            loss = dice_ce_loss(model(x), y)
+            loss = dice_ce_loss(model.train()(x), y)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

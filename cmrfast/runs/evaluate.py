@@ -31,6 +31,7 @@ from cmrfast.runs.text import (
     in_words,
     wrap,
 )
+from cmrfast.train.allocator import keep_freed_memory
 from cmrfast.train.ranks import process_group
 from cmrfast.train.run import Run
 
@@ -262,7 +263,7 @@ def evaluate(
     Raises:
         FileError: a patient is not there, or none of them can be scored.
     """
-    with process_group(device) as ranks:
+    with process_group(device) as ranks, keep_freed_memory():
         model, task = run.model(device=ranks.device), run.task(device=ranks.device)
         cases = run.cases(part, data, labels)
         own_cases = cases

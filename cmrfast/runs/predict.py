@@ -17,6 +17,7 @@ from cmrfast.methods import AnyMethod, AnyTask, Prediction, case_of_files, match
 from cmrfast.models._check import require_option
 from cmrfast.runs.outputs import LIKE, Outputs
 from cmrfast.runs.text import in_one_line
+from cmrfast.train.allocator import keep_freed_memory
 from cmrfast.train.ranks import process_group
 from cmrfast.train.run import Run
 
@@ -78,7 +79,7 @@ def predict(
         The outcome of all cases, on every process.
     """
     require_option("predict", "like", like, list(LIKE))
-    with process_group(device) as ranks:
+    with process_group(device) as ranks, keep_freed_memory():
         own = Outcome()
         cases = [replace(case, frame=frame) for case in find_cases(run, inputs, own)]
         outputs = LIKE[like](Path(out))

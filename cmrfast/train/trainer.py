@@ -16,6 +16,7 @@ from cmrfast.data.datasets.match import Values
 from cmrfast.data.loading import Prefetch
 from cmrfast.errors import CheckpointError, FileError, NotFiniteError
 from cmrfast.methods import AnyMethod, AnyTask, Batch, open_cases
+from cmrfast.train.allocator import keep_freed_memory
 from cmrfast.train.checkpoint import Checkpoint
 from cmrfast.train.conditions import Conditions, threads
 from cmrfast.train.guard import Stop, all_finite, catch_signals, first_not_finite
@@ -79,6 +80,7 @@ def train(
         process_group(chosen.device, timeout_s=chosen.timeout_s) as ranks,
         hold(Path(out)) if ranks.first else nullcontext(),
         threads(_threads_of(out)),
+        keep_freed_memory(),
         catch_signals() as stop,
     ):
         return Trainer(record, data, out, changes or {}, chosen, ranks).fit(stop)

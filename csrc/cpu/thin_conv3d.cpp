@@ -38,10 +38,20 @@ V in_register(V value) {
   return value;
 }
 
-// N output channels along a line: N x width sums, width inputs and a weight in 16 registers.
+// Output channels that a pass over the lines sums, and gradients that one correlates. AVX-512 has
+// 32 registers, twice as many as AVX2.
+constexpr int kOutputs = kVectorBytes == 64 ? 7 : 5, kGradients = kVectorBytes == 64 ? 7 : 4;
+
+// Vectors of a line that are summed at once: N x width sums, width inputs and a weight are held in
+// registers.
+constexpr int width_for(int N) {
+  if (kVectorBytes == 64) return N == 1 ? 8 : N <= 3 ? 6 : N <= 6 ? 4 : 3;
+  return N == 1 ? 8 : N == 2 ? 4 : N == 3 ? 3 : 2;
+}
+
 template <int N, class T>
 void convolve(const T* lines, int64_t stride, int64_t C, const T* weights, int64_t n, T* out) {
-  constexpr int lanes = Tile<T>::lanes, width = N == 1 ? 8 : N == 2 ? 4 : N == 3 ? 3 : 2;
+  constexpr int lanes = Tile<T>::lanes, width = width_for(N);
   for (int64_t q = 0; q < n; q += width * lanes) {
     Vector<T> sum[N][width]{};
     const T* w = weights;
@@ -55,7 +65,7 @@ void convolve(const T* lines, int64_t stride, int64_t C, const T* weights, int64
           x[v] = Tile<T>::load(from + tap + v * lanes);
           if (N > 1) x[v] = in_register(x[v]);
         }
-#pragma GCC unroll 5
+#pragma GCC unroll 7
         for (int o = 0; o < N; ++o) {
           const T value = w[o];
 #pragma GCC unroll 8
@@ -63,7 +73,7 @@ void convolve(const T* lines, int64_t stride, int64_t C, const T* weights, int64
         }
       }
     }
-#pragma GCC unroll 5
+#pragma GCC unroll 7
     for (int o = 0; o < N; ++o) {
 #pragma GCC unroll 8
       for (int v = 0; v < width; ++v) {
@@ -78,7 +88,7 @@ template <class T>
 std::vector<T> packed(const T* weights, int64_t O, int64_t C) {
   std::vector<T> to(static_cast<size_t>(O * C * 3 * kLines));
   T* at = to.data();
-  for_each_group<5>(O, [&](int64_t first, auto group) {
+  for_each_group<kOutputs>(O, [&](int64_t first, auto group) {
     for (int f = 0; f < kLines; ++f) {
       for (int64_t tap = 0; tap < C * 3; ++tap) {
         for (int64_t o = first; o < first + group; ++o) {
@@ -223,15 +233,15 @@ void forward(const Tensor& x, const Tensor& weight, const Tensor& bias, T slope,
   const int64_t C = b.C, O = weight.size(0), line = b.line();
   const std::vector<T> weights = packed(read<T>(weight), O, C);
   torch::stable::parallel_for(0, b.count, 1, [&](int64_t begin, int64_t end) {
-    std::vector<T> lines(static_cast<size_t>(kLines * C * line)), zeros(static_cast<size_t>(b.W));
-    std::vector<T> sums(static_cast<size_t>(kLines * 5 * line));
+    Lines<T> lines(b, kLines * C), sums(b, kLines * kOutputs);
+    const std::vector<T> zeros(static_cast<size_t>(b.W));
     for (int64_t task = begin; task < end; ++task) {
       const Band band(b, task);
       for (int64_t c = 0; c < C; ++c) {
         to_lines<4>(b, band, read<T>(x) + (band.sample * C + c) * b.size(), 1, zeros.data(),
                     lines.data() + c * line + 1, C * line, input_transform);
       }
-      for_each_group<5>(O, [&](int64_t first, auto group) {
+      for_each_group<kOutputs>(O, [&](int64_t first, auto group) {
         const T* w = weights.data() + first * C * 3 * kLines;
         for (int f = 0; f < kLines; ++f, w += C * 3 * group) {
           convolve<group>(lines.data() + f * C * line, line, C, w, band.pairs * b.pitch() - 1,
@@ -266,7 +276,7 @@ void correlate(const T* x, const T* grad, int64_t stride, int64_t n, T* sums) {
       const T* from = x + q + s * lanes;
       const Vector<T> shifted[3] = {Tile<T>::load(from), Tile<T>::load(from + 1),
                                     Tile<T>::load(from + 2)};
-#pragma GCC unroll 4
+#pragma GCC unroll 7
       for (int o = 0; o < N; ++o) {
         const Vector<T> g = Tile<T>::load(grad + o * stride + q + s * lanes);
 #pragma GCC unroll 3
@@ -274,7 +284,7 @@ void correlate(const T* x, const T* grad, int64_t stride, int64_t n, T* sums) {
       }
     }
   }
-#pragma GCC unroll 12
+#pragma GCC unroll 21
   for (int i = 0; i < N * 3; ++i) {
     Vector<T> total = Tile<T>::load(sums + i * lanes);
 #pragma GCC unroll 4
@@ -293,8 +303,8 @@ std::vector<double> gradients(const Tensor& x, const Tensor& grad, const Bands& 
   const int64_t tasks = (b.count + per_task - 1) / per_task;
   std::vector<double> totals(static_cast<size_t>((tasks + 1) * size));
   torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
-    std::vector<T> lines(static_cast<size_t>(kLines * C * line)), zeros(static_cast<size_t>(b.W));
-    std::vector<T> grads(static_cast<size_t>(kLines * O * line));
+    Lines<T> lines(b, kLines * C), grads(b, kLines * O);
+    const std::vector<T> zeros(static_cast<size_t>(b.W));
     std::vector<T> sums(static_cast<size_t>(size * lanes));
     const auto add = [&](const Band& band) {
       const int64_t n = band.pairs * b.pitch();
@@ -310,7 +320,7 @@ std::vector<double> gradients(const Tensor& x, const Tensor& grad, const Bands& 
       }
       for (int64_t pair = 0; pair < band.pairs; ++pair) {
         if (!far.has(band, pair)) continue;
-        const auto clear = [&](std::vector<T>& of, int64_t channels, int64_t first) {
+        const auto clear = [&](Lines<T>& of, int64_t channels, int64_t first) {
           for (int64_t l = 0; l < kLines * channels; ++l)
             std::fill_n(of.data() + l * line + first + pair * b.pitch(), b.W, T{0});
         };
@@ -319,7 +329,7 @@ std::vector<double> gradients(const Tensor& x, const Tensor& grad, const Bands& 
       }
       T* to = sums.data();
       for (int f = 0; f < kLines; ++f) {
-        for_each_group<4>(O, [&](int64_t first, auto group) {
+        for_each_group<kGradients>(O, [&](int64_t first, auto group) {
           for (int64_t c = 0; c < C; ++c, to += group * 3 * lanes) {
             correlate<group>(lines.data() + (f * C + c) * line,
                              grads.data() + (f * O + first) * line, line, n, to);
@@ -360,7 +370,7 @@ void backward(const Tensor& x, const Tensor& grad, Tensor& weights, Tensor& bias
   std::vector<double> sums(static_cast<size_t>(O * C * 27));
   double* from = totals.data();
   for (int f = 0; f < kLines; ++f) {
-    for_each_group<4>(O, [&](int64_t first, auto group) {
+    for_each_group<kGradients>(O, [&](int64_t first, auto group) {
       for (int64_t c = 0; c < C; ++c) {
         for (int64_t i = 0; i < group * 3; ++i, ++from) {
           double* to = sums.data() + ((first + i / 3) * C + c) * 27 + i % 3;

@@ -32,10 +32,33 @@ struct Bands {
     count = x.numel() ? B * ((D + 1) / 2) * per_plane : 0;
   }
   int64_t pitch() const { return W + 1; }
-  // A zero, the rows, and what the widest step of a kernel reads and writes past their end.
-  int64_t line() const { return 1 + pairs * pitch() + 192; }
+  // A zero, the rows, and what the widest step of a kernel reads and writes past their end, in an
+  // odd number of blocks of 16: lines begin at a vector and do not share a cache set.
+  int64_t line() const { return ((1 + pairs * pitch() + 192 + 15) / 16 | 1) * 16; }
   int64_t size() const { return D * H * W; }
 };
+
+// Lines of zeros that begin at a vector.
+template <class T>
+class Lines {
+ public:
+  Lines(const Bands& b, int64_t count)
+      : memory_(static_cast<size_t>(count * b.line() / Tile<T>::lanes)) {}
+  T* data() { return reinterpret_cast<T*>(memory_.data()); }
+
+ private:
+  struct Block {
+    Vector<T> vector{};
+  };
+  std::vector<Block> memory_;
+};
+
+// Calls body(first) for runs of `count` from 0 to n, at least `count`. The last run ends at n and
+// may overlap the one before.
+template <class Body>
+void for_each_run(int64_t n, int64_t count, const Body& body) {
+  for (int64_t first = 0; first < n; first += count) body(std::min(first, n - count));
+}
 
 struct Band {
   int64_t sample, z, y, pairs;
@@ -104,9 +127,12 @@ void to_lines(const Bands& b, const Band& band, const T* channel, int before, co
 #pragma GCC unroll 16
       for (int f = 0; f < kLines; ++f) std::memcpy(to + f * stride + x, &d[f], sizeof(d[f]));
     };
-    int64_t x = 0;
-    for (; x + lanes <= b.W; x += lanes) step(x, [](const T* at) { return Tile<T>::load(at); });
-    if (x < b.W) step(x, [&](const T* at) { return load_some(at, b.W - x); });
+    if (b.W < lanes) {
+      step(0, [&](const T* at) { return load_some(at, b.W); });
+    } else {
+      for_each_run(b.W, lanes,
+                   [&](int64_t x) { step(x, [](const T* at) { return Tile<T>::load(at); }); });
+    }
   }
 }
 
@@ -116,7 +142,7 @@ void from_lines(const Bands& b, const Band& band, const T* from, int64_t stride,
                 const Finish& finish) {
   constexpr int64_t lanes = Tile<T>::lanes;
   for (int64_t pair = 0; pair < band.pairs; ++pair, from += b.pitch()) {
-    for (int64_t x = 0; x < b.W; x += lanes) {
+    const auto step = [&](int64_t x, const auto& store) {
       Vector<T> d[kLines];
 #pragma GCC unroll 16
       for (int f = 0; f < kLines; ++f) d[f] = Tile<T>::load(from + f * stride + x);
@@ -128,16 +154,18 @@ void from_lines(const Bands& b, const Band& band, const T* from, int64_t stride,
 #pragma GCC unroll 2
         for (int j = 0; j < 2; ++j) {
           const int64_t z = band.z + i, y = band.y + 2 * pair + j;
-          if (z >= b.D || y >= b.H) continue;
-          const Vector<T> value = finish(d[4 * i + j]);
-          T* to = channel + (z * b.H + y) * b.W + x;
-          if (x + lanes <= b.W) {
-            std::memcpy(to, &value, sizeof(value));
-          } else {
-            std::memcpy(to, &value, static_cast<size_t>(b.W - x) * sizeof(T));
-          }
+          if (z < b.D && y < b.H) store(channel + (z * b.H + y) * b.W + x, finish(d[4 * i + j]));
         }
       }
+    };
+    if (b.W < lanes) {
+      step(0, [&](T* to, Vector<T> value) {
+        std::memcpy(to, &value, static_cast<size_t>(b.W) * sizeof(T));
+      });
+    } else {
+      for_each_run(b.W, lanes, [&](int64_t x) {
+        step(x, [](T* to, Vector<T> value) { std::memcpy(to, &value, sizeof(value)); });
+      });
     }
   }
 }

@@ -41,7 +41,13 @@ def keep_freed_memory() -> Iterator[None]:
             if libc and _inside == 0:
                 libc.mallopt(_MMAP_MAX, _MMAPS)
                 libc.mallopt(_TRIM_THRESHOLD, _TRIM_BYTES)
-                libc.malloc_trim(0)
+                give_back_freed_memory()
+
+
+def give_back_freed_memory() -> None:
+    """Give the system what this process has freed and kept; without glibc, do nothing."""
+    if libc := _glibc():
+        libc.malloc_trim(0)
 
 
 @cache

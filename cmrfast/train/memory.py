@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cmrfast.methods import Batch
+from cmrfast.train.allocator import give_back_freed_memory
 from cmrfast.train.network import TrainingNetwork
 from cmrfast.train.shard import reshard
 
@@ -63,6 +64,7 @@ def _saved_bytes(network: TrainingNetwork, sample: Batch) -> int:
 def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
+    give_back_freed_memory()  # what preparation has left counts as free
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     control = Path("/sys/fs/cgroup")  # a container has a limit of its own
     with suppress(OSError, ValueError):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from cmrfast.train import keep_freed_memory
+from cmrfast.train.allocator import give_back_freed_memory
 
 SIZE = 16 << 20  # 64 MB of float32
 pytestmark = pytest.mark.skipif(
@@ -42,6 +43,14 @@ def test_memory_goes_back_at_the_end_of_the_outermost():
             torch.ones(SIZE)
         kept = resident_mb()
     assert resident_mb() < kept - 48
+
+
+def test_memory_can_go_back_before_the_end():
+    with keep_freed_memory():
+        torch.ones(SIZE)
+        kept = resident_mb()
+        give_back_freed_memory()
+        assert resident_mb() < kept - 48
 
 
 def test_memory_goes_back_after_an_error():

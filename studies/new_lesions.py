@@ -9,17 +9,14 @@ also applied to its patients, and overlays are written to the folder of the trai
 import math
 import os
 import statistics
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from cmrfast import metrics, viz
+from cmrfast import viz
 from cmrfast.data import Volume
 from cmrfast.data.datasets import open_dataset
-from cmrfast.data.nifti import read_nifti
-from cmrfast.data.phantom.lesions import HISTORIES
-from studies import controls
+from studies import called_new, controls
 from studies.design import Arm, Planned, Scale, Study
 from studies.figures import draw
 from studies.outcome import Outcome
@@ -69,7 +66,6 @@ STUDY = Study(
     paper=Scale((70, 15, 40)),
 )
 STUDIES = (STUDY,)
-THRESHOLDS = (0.5, 0.6)  # P 1.5: it used 0.6, and calls 0.5 better
 
 
 def false_lesions(outcome: Outcome, arm: str) -> list[float]:
@@ -81,29 +77,6 @@ def false_lesions(outcome: Outcome, arm: str) -> list[float]:
         )
         for evaluation in outcome.evaluations[arm]
     ]
-
-
-def percent_called_new(outcome: Outcome, arm: str) -> dict[str, list[float]]:
-    """Percent of the phantoms' lesions that each training predicts as new, by their history."""
-    percent: dict[str, list[float]] = {history: [] for history in HISTORIES}
-    for trained in outcome.runs[arm]:
-        task, model = trained.task(), trained.model()
-        hits: dict[str, list[bool]] = {history: [] for history in HISTORIES}
-        for case in trained.cases("test"):
-            path = case.images["later"].with_name("lesions.nii.gz")
-            if not path.exists():  # only phantoms have this file
-                continue
-            histories = read_nifti(path).data[0]
-            with torch.inference_mode():
-                predicted = task.picture(model, case).predicted.data[0] != 0
-            for history, value in HISTORIES.items():
-                lesions, count = metrics.connected_components(histories == value)
-                touched = lesions[predicted].unique().tolist()
-                hits[history] += [number in touched for number in range(1, count + 1)]
-        for history, called_new in hits.items():
-            if called_new:
-                percent[history].append(100 * sum(called_new) / len(called_new))
-    return percent
 
 
 def evaluate_real_pairs(outcome: Outcome, root: Path) -> None:
@@ -126,34 +99,14 @@ def _largest_slices(mask: Volume, count: int = 3) -> list[int]:
     return sorted(voxels.argsort(descending=True)[:count].tolist())
 
 
-def f1_above(outcome: Outcome, arm: str, threshold: float) -> list[float]:
-    """Mean F1 of each training if voxels above another probability are new lesion."""
-    means = []
-    for trained in outcome.runs[arm]:
-        task = controls.cached_task(trained)
-        task.recipe = replace(task.recipe, threshold=threshold)
-        model = trained.model()
-        with torch.inference_mode():
-            rows = [row for case in trained.cases("test") for row in task.evaluate(model, case)]
-        known = [row.scores["f1"] for row in rows if "f1" in row.scores]
-        means.append(statistics.fmean(known or [math.nan]))
-    return means
-
-
 def main() -> None:
     """Run the study and keep its results."""
     outcome = run(*STUDIES)
-    for threshold in THRESHOLDS:
-        outcome.facts[f"F1 with threshold {threshold:g}, final maps"] = f1_above(
-            outcome, "final maps", threshold
-        )
     for arm in STUDY.arms:
         outcome.facts[f"false lesions in a patient with nothing new, {arm}"] = false_lesions(
             outcome, arm
         )
-        for history, percent in percent_called_new(outcome, arm).items():
-            if percent:
-                outcome.facts[f"percent called new of lesions that {history}, {arm}"] = percent
+    outcome.facts.update(called_new.facts(called_new.findings(outcome.runs)))
     real = os.environ.get("CMRFAST_TEST_DATA")
     if real:
         evaluate_real_pairs(outcome, Path(real) / "open_ms_longitudinal" / "coregistered")

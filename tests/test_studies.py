@@ -5,17 +5,16 @@ import importlib
 import json
 import math
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
 from scipy import stats
 
-from cmrfast import methods, metrics
-from cmrfast.data import open_dataset
+from cmrfast import metrics
+from cmrfast.data import Volume, open_dataset
 from cmrfast.data.datasets import Split
 from cmrfast.data.phantom import write_phantoms
-from cmrfast.methods import Row
+from cmrfast.methods import Picture, Row
 from cmrfast.runs.evaluate import Evaluation
 from studies import comparisons, design, page
 from studies.cohorts import Cohorts
@@ -252,7 +251,7 @@ def test_pooled_scores_come_from_the_counts_of_patients():
 
 
 def test_test_patients_without_the_structure_leave_a_fact_without_a_value(monkeypatch):
-    from studies import joint_scar, new_lesions
+    from studies import called_new, joint_scar
 
     scores = [Row({"case": "p", "scar_pixels": 0}, {"scar_dice": 1.0})]
     clean = outcome({"jdl": [Evaluation("joint_scar", "test", scores, {})]})
@@ -261,14 +260,15 @@ def test_test_patients_without_the_structure_leave_a_fact_without_a_value(monkey
     scores[0] = Row({"case": "p", "scar_pixels": 5}, {"scar_dice": 0.5})
     assert math.isnan(joint_scar.percent_clean(clean, "jdl")[0])
 
-    task = SimpleNamespace(
-        recipe=methods.get("new_lesions").recipe(),
-        evaluate=lambda model, case: [Row({"case": case, "lesions": 0}, {"dice": 1.0})],
+    empty, full = (
+        Volume(torch.full((1, 4, 4, 4), v, dtype=torch.uint8), torch.eye(4)) for v in (0, 1)
     )
-    monkeypatch.setattr("studies.controls.cached_task", lambda run: task)
-    run = SimpleNamespace(model=lambda: None, cases=lambda part: ["p"])
-    clean.runs = {"final maps": [run]}
-    assert math.isnan(new_lesions.f1_above(clean, "final maps", 0.5)[0])
+    maps = {"new_lesion": Volume(torch.full((1, 4, 4, 4), 0.55), torch.eye(4))}
+    nothing_new = Picture(empty, empty, empty, maps)
+    assert called_new.f1_above(nothing_new, 0.5, found=0.1) == []
+    new = Picture(empty, empty, full, maps)
+    assert called_new.f1_above(new, 0.5, found=0.1) == [1]
+    assert called_new.f1_above(new, 0.6, found=0.1) == [0]
 
 
 def test_repeats_are_the_units_of_a_paired_test():

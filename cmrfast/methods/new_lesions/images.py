@@ -167,13 +167,19 @@ def segment_visits(
         images.to(device),
         (recipe.patch,) * 3,
         recipe.overlap,
-        batch=batch or max(1, (2 if device.type == "cpu" else 16) * 56**3 // recipe.patch**3),
+        batch=batch or window_batch(recipe, device),
     )
     merged = merged[0].to(visits.brain.device) * visits.brain
     probability = later.with_data(
         resample(merged, visits.world_from_vox, later.world_from_vox, later.shape)
     )
     return NewLesionMap(later.with_data(probability.data > recipe.threshold), probability)
+
+
+def window_batch(recipe: Recipe, device: torch.device) -> int:
+    """Windows in one forward pass, unless another number is given."""
+    published = 2 if device.type == "cpu" else 16
+    return max(1, published * RECIPE.patch**3 // recipe.patch**3)
 
 
 def _floating(volume: Volume) -> Volume:

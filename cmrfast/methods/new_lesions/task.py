@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmrfast.data.cache import Tensors
+from cmrfast.data.cache import Cache, Tensors
 from cmrfast.data.datasets.case import Case
 from cmrfast.data.volume import Volume
 from cmrfast.errors import FileError
@@ -20,6 +20,7 @@ from cmrfast.methods.new_lesions.images import (
     find_brain,
     normalise,
     segment_visits,
+    window_batch,
 )
 from cmrfast.methods.new_lesions.sampling import PatchFeed
 from cmrfast.methods.preparation import Preparation, Source, prepare_cases
@@ -96,7 +97,18 @@ class NewLesionsTask(Task[NewLesions, Config, Recipe]):
     """
 
     preparations = (ALIGNED, NORMALISED)
-    predict_batch = 2
+
+    def __init__(
+        self,
+        config: Config,
+        recipe: Recipe,
+        fitted: Facts | None = None,
+        *,
+        device: torch.device | str = "cpu",
+        cache: Cache | None = None,
+    ) -> None:
+        super().__init__(config, recipe, fitted, device=device, cache=cache)
+        self.predict_batch = window_batch(recipe, self.device)
 
     def fit(self, cases: Sequence[Case]) -> dict[str, Any]:
         """Landmarks of the histogram, from both visits of the training patients."""

@@ -120,3 +120,11 @@ def test_messages(cases):
     nowhere = later.with_data(torch.zeros_like(later.data))
     with pytest.raises(ValueError, match=r"^new_lesions: there must be brain in the later image's"):
         align(earlier, later, [nowhere])
+
+
+@pytest.mark.parametrize(
+    ("device", "patch", "windows"), [("cpu", 56, 2), ("cuda", 56, 16), ("cpu", 112, 1)]
+)
+def test_a_gpu_gets_more_windows_at_a_time(device, patch, windows):
+    own = TASK(Config(), Recipe(patch=patch), device=device)
+    assert own.predict_batch == windows

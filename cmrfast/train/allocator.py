@@ -23,6 +23,7 @@ def keep_freed_memory() -> Iterator[None]:
     it goes back to the system. Training, evaluation and prediction do this by themselves.
 
     Example:
+        >>> import torch
         >>> with keep_freed_memory():
         ...     batch = torch.zeros(8, 1, 56, 56, 56)
     """

@@ -69,7 +69,7 @@ def f1_above(picture: Picture, threshold: float, found: float) -> list[float]:
 
 
 def hits_by_history(picture: Picture, case: Case) -> dict[str, list[bool]]:
-    """Of each of a phantom's lesions, by its history, whether a voxel of it is predicted as new."""
+    """Whether any voxel of a lesion is predicted as new, for all lesions of each history."""
     path = case.images["later"].with_name("lesions.nii.gz")
     if not path.exists():  # only phantoms have this file
         return {}

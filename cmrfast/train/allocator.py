@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # names of mallopt's options, from malloc.h
-_MMAPS, _TRIM_BYTES = 65536, 64 << 20  # what glibc begins with, and what it may raise itself to
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # options of mallopt, from malloc.h
+_MMAPS = 65536  # what glibc begins with
+# glibc raises the sizes that it maps and gives back by itself, up to these, until one is set.
+_MMAP_BYTES, _TRIM_BYTES = 32 << 20, 64 << 20
 _lock = threading.Lock()
 _inside = 0
 
@@ -41,6 +43,7 @@ def keep_freed_memory() -> Iterator[None]:
             _inside -= 1
             if libc and _inside == 0:
                 libc.mallopt(_MMAP_MAX, _MMAPS)
+                libc.mallopt(_MMAP_THRESHOLD, _MMAP_BYTES)
                 libc.mallopt(_TRIM_THRESHOLD, _TRIM_BYTES)
                 give_back_freed_memory()
 

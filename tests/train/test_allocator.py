@@ -16,11 +16,11 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def faults(tensors: int) -> int:
+def faults(tensors: int, size: int = SIZE) -> int:
     """Pages that writing new tensors maps, one tensor after the other."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(tensors):
-        torch.ones(SIZE)
+        torch.ones(size)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
@@ -43,6 +43,14 @@ def test_memory_goes_back_at_the_end_of_the_outermost():
             torch.ones(SIZE)
         kept = resident_mb()
     assert resident_mb() < kept - 48
+
+
+def test_smaller_tensors_reuse_memory_after_it_too():
+    with keep_freed_memory():
+        torch.ones(SIZE)
+    faults(2, SIZE // 4)
+    mapped_each_time = 8 * SIZE // 4 * 4 // resource.getpagesize()
+    assert faults(8, SIZE // 4) < mapped_each_time / 2
 
 
 def test_memory_can_go_back_before_the_end():
